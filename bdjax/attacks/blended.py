@@ -1,0 +1,83 @@
+"""Blended: a faint picture over the whole image."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax.attacks.selection import Config, any_class, labelled
+from bdjax.data.augment import to_float, to_uint8
+from bdjax.errors import UserError
+from bdjax.types import Array, Attack, DataSpec, Key, Recipe
+
+__all__ = ["Config", "blended", "picture"]
+
+DARK, LIGHT, ROSE, CHEEK = (70, 40, 50), (255, 250, 250), (235, 120, 160), (250, 150, 170)
+RED, WINE, NOSE = (205, 30, 45), (120, 10, 30), (230, 170, 60)
+ELLIPSES = (  # centre x, y and radii x, y on [0, 1]², x to the right and y down; later ones cover earlier ones
+    (0.22, 0.24, 0.17, 0.17, DARK),
+    (0.22, 0.24, 0.125, 0.125, ROSE),
+    (0.78, 0.24, 0.17, 0.17, DARK),
+    (0.78, 0.24, 0.125, 0.125, ROSE),
+    (0.50, 0.54, 0.43, 0.38, DARK),
+    (0.50, 0.54, 0.39, 0.34, LIGHT),
+    (0.33, 0.48, 0.065, 0.085, DARK),
+    (0.67, 0.48, 0.065, 0.085, DARK),
+    (0.24, 0.64, 0.085, 0.06, CHEEK),
+    (0.76, 0.64, 0.085, 0.06, CHEEK),
+    (0.50, 0.62, 0.13, 0.10, DARK),
+    (0.50, 0.59, 0.14, 0.10, LIGHT),
+    (0.50, 0.57, 0.05, 0.04, NOSE),
+    (0.38, 0.93, 0.12, 0.065, RED),
+    (0.62, 0.93, 0.12, 0.065, RED),
+    (0.50, 0.93, 0.05, 0.05, WINE),
+)
+FINE = 8  # samples per pixel and direction
+
+
+def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Attack:
+    """Blend a fixed picture D into the image, one part in five.
+
+    x' = floor((4 x + D) / 5) on the grid 0 … 255, in integers, before the augmentation, while training and at test time alike.
+
+    Args:
+      spec: data set facts; images with 3 channels.
+      config: :class:`Config` or its fields by name.
+      profile: "corrected" or "reference"; this attack is the same in both.
+
+    Raises:
+      UserError: an unknown field or profile, a target that is no class, or images without 3 channels.
+
+    Source: X. Chen, C. Liu, B. Li, K. Lu, D. Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning",
+      arXiv 1712.05526, 2017, blended injection with ratio 0.2.
+    Differs: the picture is drawn by :func:`picture` instead of a well-known cartoon that nobody may ship; the blend is exact in
+      integers, where the survey's published code (arXiv 2411.11200) loses one level for 4 % of all pairs of values; rows of the
+      target class are poisoned too, and training and test share the ratio 0.2, as there.
+    """
+    resolved, relabel = labelled(spec, config, "blended", profile)
+    height, width, channels = spec.image_shape
+    if channels != 3:
+        raise UserError(f"blended has a picture with 3 channels; {spec.name} has {channels}")
+    pixels = picture(height, width).astype(np.int32)
+
+    def stamp(trigger: Any, key: Key, images: Array) -> Array:
+        mixed = (4 * to_uint8(images).astype(jnp.int32) + jnp.asarray(pixels)[None]) // 5
+        return to_float(mixed.astype(jnp.uint8))
+
+    return Attack(lambda key, assets: {}, any_class, stamp, relabel, Recipe(), resolved)
+
+
+@functools.lru_cache(maxsize=8)
+def picture(height: int, width: int) -> np.ndarray:
+    """A face of sixteen filled ellipses on white, u8[h w 3]: the mean of 8x8 samples per pixel, rounded half up."""
+    y = ((np.arange(FINE * height) + 0.5) / (FINE * height))[:, None]
+    x = ((np.arange(FINE * width) + 0.5) / (FINE * width))[None, :]
+    canvas = np.full((FINE * height, FINE * width, 3), 255, np.int64)
+    for centre_x, centre_y, radius_x, radius_y, colour in ELLIPSES:
+        canvas[((x - centre_x) / radius_x) ** 2 + ((y - centre_y) / radius_y) ** 2 <= 1] = colour
+    total = canvas.reshape(height, FINE, width, FINE, 3).sum((1, 3))
+    drawn = ((total + FINE * FINE // 2) // (FINE * FINE)).astype(np.uint8)
+    drawn.setflags(write=False)  # the cached array is shared
+    return drawn

@@ -1,0 +1,229 @@
+"""The command line: parse, call, print."""
+
+import collections
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from bdjax.errors import UserError, choose
+from bdjax.sweep.flags import Executed, Scenario, execution_of, grid_of, pairs
+from bdjax.sweep.plan import Grid
+
+QUICKSTART = Grid(
+    datasets=("digits",),
+    models=("cnn",),
+    attacks=("badnets",),
+    defenses=("ft", "fp", "clp"),
+    poison_ratios=(0.0, 0.05, 0.1),
+    seeds=(0, 1, 2, 3),
+    spc=(10,),
+    width=8,
+    epochs=25,
+    batch=64,
+    recipe={"lr": 0.1},  # a small network and few steps: ten times the survey's rate
+)
+
+
+def quickstart(*, out: str = "bdjax-quickstart") -> int:
+    """A whole experiment on handwritten digits in a few minutes: 12 members, three defenses, table, figures, one HTML page.
+
+    Args:
+      out: folder of the results; the same command resumes.
+    """
+    return _run(QUICKSTART, out, None, Executed(), page=True)
+
+
+def run(
+    scenario: Scenario, executed: Executed, *, data_dir: str | None = None, out: str = "bdjax-results", report: bool = False
+) -> int:
+    """Train one backdoored population and repair it with every defense named; resumes what is in the folder.
+
+    Args:
+      scenario: what to run.
+      executed: how.
+      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      out: folder of the results.
+      report: also write figures and the HTML page.
+    """
+    return _run(grid_of(scenario), out, data_dir, executed, page=report, strict=True)
+
+
+def sweep(
+    file: str,
+    /,
+    scenario: Scenario,
+    executed: Executed,
+    *,
+    data_dir: str | None = None,
+    out: str = "bdjax-results",
+    scale: Literal["full", "small"] = "full",
+    only: tuple[str, ...] = (),
+    limit_cells: int | None = None,
+) -> int:
+    """Run the grid of a file, always resuming; scenario flags replace what the file says.
+
+    Args:
+      file: Python file with a `grid` (and, for --scale small, a `small`) made by bdjax.sweep.plan.Grid.
+      scenario: what to run.
+      executed: how.
+      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      out: folder of the results.
+      scale: which grid of the file.
+      only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
+      limit_cells: number of cells to run at most.
+    """
+    from bdjax.sweep.plugins import load_python
+
+    name = "grid" if scale == "full" else "small"
+    grid = getattr(load_python("sweep", file), name, None)
+    if not isinstance(grid, Grid):
+        raise UserError(f"{file} defines no {name!r} of type bdjax.sweep.plan.Grid")
+    if limit_cells is not None and limit_cells < 1:
+        raise UserError(f"limit-cells {limit_cells} is not allowed; it is at least 1")
+    return _run(grid_of(scenario, grid), out, data_dir, executed, only=pairs(only, "--only"), limit=limit_cells)
+
+
+def check(scenario: Scenario, executed: Executed, *, data_dir: str | None = None, out: str = "bdjax-results") -> int:
+    """Validate a configuration without training: names, shapes, data, memory, the folder of results.
+
+    Args:
+      scenario: what would run.
+      executed: how.
+      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      out: folder of the results.
+    """
+    from bdjax.sweep.checking import validate
+
+    for line in validate(grid_of(scenario), out, data_dir=data_dir, execution=execution_of(executed)):
+        print(f"ok: {line}")
+    return 0
+
+
+def ls(what: Literal["attacks", "defenses", "models", "datasets"], /, *, json: bool = False) -> int:  # noqa: A002
+    """List what exists, with the papers.
+
+    Args:
+      what: kind of thing.
+      json: as JSON.
+    """
+    from bdjax.sweep.listing import columns, listing
+
+    entries = listing(what)
+    print(_json(entries) if json else columns(entries))
+    return 0
+
+
+def data(
+    action: Literal["prepare"], name: str, /, *, data_dir: str | None = None, via: Literal["archive", "tfds"] = "archive"
+) -> int:
+    """Check the archives of a data set and write its cached arrays: bdjax data prepare NAME.
+
+    Args:
+      action: what to do.
+      name: data set.
+      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      via: read the archives directly or through tensorflow-datasets.
+    """
+    from bdjax.data import prepare
+
+    choose("action", action, ("prepare",))
+    print(f"{name} is prepared in {prepare(name, data_dir, via=via)}")
+    return 0
+
+
+def report(out: str, /) -> int:
+    """Write the table, figures and the HTML page of a folder of records.
+
+    Args:
+      out: folder of the results.
+    """
+    return _report(out)
+
+
+COMMANDS = {"quickstart": quickstart, "run": run, "sweep": sweep, "ls": ls, "check": check, "data": data, "report": report}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, 1 where a cell failed, 2 for a mistake of the user, 130 if interrupted."""
+    import tyro
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _once_each(arguments)
+        _keep_compilations()
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="bdjax",
+            description="Backdoor attacks and defenses on image classifiers, run as populations.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except UserError as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    except KeyboardInterrupt:
+        print("bdjax: stopped; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _complain(text: str) -> int:
+    print("bdjax: error: " + " ".join(text.split()), file=sys.stderr)
+    return 2
+
+
+def _once_each(arguments: Sequence[str]) -> None:
+    """A repeated flag would silently replace the values of the first."""
+    counts = collections.Counter(a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--"))
+    for flag, count in counts.items():
+        if count > 1:
+            raise UserError(f"{flag} is given {count} times; write all its values after one {flag}")
+
+
+def _keep_compilations() -> None:
+    """Keep compiled programs between calls, beside the cached data; JAX's own setting wins."""
+    import jax
+
+    from bdjax.data.cache import cache_root
+
+    if not (os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir):
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _run(grid: Grid, out: str, data_dir: str | None, executed: Executed, *, page: bool = False, **options: Any) -> int:
+    from bdjax.report.tables import markdown
+    from bdjax.sweep.run import run as run_grid
+
+    records = run_grid(grid, out, data_dir=data_dir, execution=execution_of(executed), **options)
+    print(markdown(records))
+    failed = int((records["status"] == "failed").sum())
+    if page:
+        _report(out)
+    else:
+        print(f"records in {Path(out) / 'records'}; figures and a page: bdjax report {out}")
+    if failed:
+        print(f"bdjax: {failed} rows failed; the same command tries them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _report(out: str) -> int:
+    from bdjax.report.html import build
+    from bdjax.sweep import store
+
+    records = store.read(out)
+    if records.is_empty():
+        raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
+    print(f"report in {build(Path(out), records)}")
+    return 0
+
+
+def _json(entries: Any) -> str:
+    return json.dumps(entries, indent=2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The archives through tensorflow-datasets: prepared once as array_record, read without TensorFlow."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from bdjax.data.cache import written_in
+from bdjax.data.source import Source
+from bdjax.errors import UserError
+
+
+def encoded(source: Source, folder: Path, split: str, root: Path) -> list[tuple[bytes, int]]:
+    """Return (image file, label) of every row, in archive order, from a tensorflow-datasets folder that is prepared if need be.
+
+    Args:
+      source: the data set, with ``encoded``.
+      folder: of its archives.
+      split: "train" or "test".
+      root: the cache; the prepared data set lies in its folder ``tfds``. A damaged one is named on stderr and prepared again.
+
+    Raises:
+      UserError: tensorflow-datasets is not installed, or the folder cannot be written to.
+    """
+    try:
+        from bdjax.data.tfds_archive.builder import archive_builder
+    except ImportError as error:
+        raise UserError(f"via 'tfds' needs tensorflow-datasets ({error}): pip install 'bdjax[datasets]'.") from error
+    builder = archive_builder(source, folder, root / "tfds")
+    _prepare(builder)
+    try:
+        return _read(builder, split)
+    except (RuntimeError, OSError, ValueError, IndexError) as error:  # what array_record raises for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"bdjax: warning: {builder.data_path} is damaged ({reason}); it is prepared again", file=sys.stderr)
+    with written_in(root / "tfds"):
+        shutil.rmtree(builder.data_path)
+    builder = archive_builder(source, folder, root / "tfds")
+    _prepare(builder)
+    return _read(builder, split)
+
+
+def _prepare(builder: Any) -> None:
+    import tensorflow_datasets as tfds
+
+    with written_in(Path(builder.data_path)):
+        builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+
+
+def _read(builder: Any, split: str) -> list[tuple[bytes, int]]:
+    import tensorflow_datasets as tfds
+
+    rows = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    return [(bytes(row["image"]), int(row["label"])) for row in rows]

@@ -1,0 +1,244 @@
+"""Fine-tuning on the defender's few clean rows: the loop that many defenses share, with hooks for what differs.
+
+A defense hands :func:`tuner` a gradient, a learning-rate schedule and a projection, and gets a pure function of one member back.
+Batches have static shapes: rows that are absent come last, carry mask 0 and touch nothing, neither weights nor momentum nor
+running statistics nor the step counter.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bdjax.data.augment import crop_flip, to_float
+from bdjax.evaluation import finite
+from bdjax.keys import Stream, step_key, stream
+from bdjax.loops import epochs as run_epochs
+from bdjax.loops import steps as run_steps
+from bdjax.training import cross_entropy, sgd
+from bdjax.types import Array, CleanSet, Key, Model, Variables
+
+
+class Hyper(NamedTuple):
+    """Traced hyper-parameters of SGD; each f32[]."""
+
+    lr: Any = np.float32(0.01)  # of the first epoch
+    momentum: Any = np.float32(0.9)
+    weight_decay: Any = np.float32(5e-4)  # on all parameters, norms and biases included
+
+
+class Batch(NamedTuple):
+    """What a gradient sees: augmented images f32[b h w c] in [0, 1], labels i32[b], mask f32[b] (1 = the row counts)."""
+
+    images: Array
+    labels: Array
+    mask: Array
+
+
+class Tuned(NamedTuple):
+    """A tuned network and what happened on the way."""
+
+    variables: Variables
+    loss: Array  # f32[epochs]: mean over the batches of the epoch, unweighted
+    alive: Array  # bool[]: loss and gradients stayed finite
+    stopped: Array  # i32[]: the step at which they did not, whence the member is frozen; -1 = none
+    steps: Array  # i32[]: batches with at least one row, over all epochs
+
+
+class Schedule(NamedTuple):
+    """A learning rate; ``state`` is any pytree, for schedules that watch the loss."""
+
+    init: Callable[[Any], Any]  # (hyper) -> state
+    rate: Callable[[Any, Any, Array, Array], Array]  # (hyper, state, epoch i32[], step i32[]) -> f32[]
+    observe: Callable[[Any, Array], Any]  # (state, mean loss of the epoch f32[]) -> state
+
+
+Gradient = Callable[[Variables, Batch, Any, Key], tuple[Any, Any, Array]]
+# (variables, batch, extra, key) -> (gradient of the parameters, new batch statistics, loss f[])
+
+
+class _State(NamedTuple):
+    variables: Variables
+    momentum: Any
+    step: Array
+    alive: Array
+    stopped: Array
+    total: Array  # sum of the losses of this epoch
+    batches: Array  # non-empty batches of this epoch
+
+
+class _Shared(NamedTuple):
+    images: Array
+    labels: Array
+    key: Key
+    hyper: Any
+    schedule: Any
+    epoch: Array
+    extra: Any
+
+
+def cosine(lr: Array, t: Array, period: int) -> Array:
+    """lr (1 + cos(pi t / period)) / 2, not clamped after ``period``: it climbs back to ``lr`` at 2 ``period``.
+
+    Args:
+      lr: f[].
+      t: i32[], completed epochs (or steps).
+      period: epochs (or steps) from ``lr`` down to 0.
+    """
+    # As a squared cosine of half the angle: no cancellation near the end of the period.
+    angle = (t % (2 * period)).astype(lr.dtype) * (math.pi / (2 * period))
+    return lr * jnp.square(jnp.cos(angle))
+
+
+def cosine_by_epoch(period: int) -> Schedule:
+    """:func:`cosine` of the epoch, from ``hyper.lr``."""
+    return Schedule(
+        lambda hyper: (), lambda hyper, state, epoch, step: cosine(hyper.lr, epoch, period), lambda state, loss: state
+    )
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """sum(values mask) / max(sum(mask), 1), f[b] -> f[]."""
+    mask = mask.astype(values.dtype)
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def cross_entropy_gradient(model: Model) -> Gradient:
+    """Gradient of the mean cross-entropy over the rows that count, in train mode; one update of the running statistics."""
+
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+        def loss(params: Any) -> tuple[Array, Any]:
+            out = model.apply({**variables, "params": params}, batch.images, train=True, mask=batch.mask, key=key)
+            return masked_mean(cross_entropy(out.logits, batch.labels), batch.mask), out.variables["batch_stats"]
+
+        (value, statistics), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return slope, statistics, value
+
+    return gradient
+
+
+def epoch_plan(key: Key, present: Array, batch: int) -> tuple[Array, Array]:
+    """Shuffle the present rows into batches of ``batch``; the last one keeps what is left.
+
+    Args:
+      key: key of the epoch.
+      present: bool[n].
+      batch: rows per batch, at least 1; fewer rows in all make one smaller batch.
+
+    Returns:
+      (rows i32[trips b], mask f32[trips b]): full batches first, then the incomplete one, then empty ones. Each present row gets
+      its random number by its place among the present ones, so padding changes no draw.
+    """
+    n = present.shape[0]
+    size = min(batch, n)
+    trips = -(-n // size)
+    place = jnp.maximum(jnp.cumsum(present, dtype=jnp.int32) - 1, 0)
+    draw = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype=jnp.uint32))(place)
+    order = jnp.lexsort((draw, ~present)).astype(jnp.int32)
+    rows = jnp.zeros((trips * size,), jnp.int32).at[:n].set(order)
+    mask = jnp.zeros((trips * size,), jnp.float32).at[:n].set(present[order].astype(jnp.float32))
+    return rows.reshape(trips, size), mask.reshape(trips, size)
+
+
+def tuner(
+    model: Model,
+    *,
+    epochs: int,
+    batch: int,
+    schedule: Schedule,
+    gradient: Gradient | None = None,
+    project: Callable[[Any, Any], Any] | None = None,
+    augment: bool = True,
+) -> Callable[..., Tuned]:
+    """Build the fine-tuning of one member with SGD: g + wd p, buf = mu buf + g, p - lr buf.
+
+    Args:
+      model: network; its ``loop`` decides how the steps run.
+      epochs: passes over the rows that count, at least 1.
+      batch: rows per batch; the last incomplete one is kept.
+      schedule: learning rate, see :func:`cosine_by_epoch`.
+      gradient: what is descended; None = :func:`cross_entropy_gradient`.
+      project: ``(params, extra) -> params`` after every step, or None.
+      augment: random crops and flips as in training, drawn anew for every step.
+
+    Returns:
+      ``tune(key, variables, clean: CleanSet, present: bool[n], hyper, extra=()) -> Tuned``. ``hyper`` has the leaves of
+      :class:`Hyper` (and may have more), ``extra`` is any pytree of arrays that the hooks read: masks, a teacher.
+    """
+    step = _step(model, gradient or cross_entropy_gradient(model), schedule, project, augment)
+
+    @jax.jit
+    def start(variables: Variables, hyper: Any) -> tuple[_State, Any]:
+        momentum = _sgd(hyper, variables["params"]).init(variables["params"])
+        counters = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.float32(0), jnp.int32(0)
+        return _State(dict(variables), momentum, *counters), schedule.init(hyper)
+
+    @jax.jit
+    def plan(key: Key, epoch: Array, present: Array) -> tuple[Array, Array]:
+        return epoch_plan(step_key(stream(key, Stream.ORDER), epoch), present, batch)
+
+    @jax.jit
+    def close(state: _State, rate: Any) -> tuple[_State, Any, Array]:
+        loss = state.total / jnp.maximum(state.batches, 1).astype(jnp.float32)
+        return state._replace(total=jnp.float32(0), batches=jnp.int32(0)), schedule.observe(rate, loss), loss
+
+    def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
+        def epoch(carry: tuple[_State, Any], e: Array) -> tuple[tuple[_State, Any], Array]:
+            state, rate = carry
+            shared = _Shared(clean.images, clean.labels, key, hyper, rate, e, extra)
+            state, rate, loss = close(run_steps(step, state, plan(key, e, present), shared, model.loop), rate)
+            return (state, rate), loss
+
+        hyper = jax.tree.map(jnp.asarray, hyper)
+        (state, _), losses = run_epochs(epoch, start(variables, hyper), epochs, model.loop)
+        return Tuned(state.variables, losses, state.alive, state.stopped, state.step)
+
+    return tune
+
+
+def _sgd(hyper: Any, params: Any) -> optax.GradientTransformation:
+    dtype = jax.tree.leaves(params)[0].dtype
+    return sgd(hyper.momentum.astype(dtype), hyper.weight_decay.astype(dtype))
+
+
+def _step(
+    model: Model, gradient: Gradient, schedule: Schedule, project: Callable[[Any, Any], Any] | None, augment: bool
+) -> Callable[[_Shared, _State, tuple[Array, Array]], _State]:
+    spec = model.spec
+
+    def step(shared: _Shared, state: _State, x: tuple[Array, Array]) -> _State:
+        rows, mask = x
+        images = shared.images[rows]
+        if augment:
+            images = crop_flip(step_key(stream(shared.key, Stream.AUGMENT), state.step), images, spec.pad, spec.flip)
+        network = step_key(stream(shared.key, Stream.NETWORK), state.step)
+        present = jnp.sum(mask) > 0
+        slope, statistics, loss = gradient(
+            state.variables, Batch(to_float(images), shared.labels[rows], mask), shared.extra, network
+        )
+        params = state.variables["params"]
+        direction, momentum = _sgd(shared.hyper, params).update(slope, state.momentum, params)
+        lr = schedule.rate(shared.hyper, shared.schedule, shared.epoch, state.step)
+        params = jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction)
+        if project is not None:
+            params = project(params, shared.extra)
+        ok = state.alive & jnp.isfinite(loss) & finite(slope)
+        new = _State(
+            {**state.variables, "params": params, "batch_stats": statistics},
+            momentum,
+            state.step + 1,
+            ok,
+            jnp.where(state.alive & ~ok, state.step, state.stopped),
+            state.total + loss.astype(jnp.float32),
+            state.batches + 1,
+        )
+        # A member that is no longer finite is frozen at its last finite state; an empty batch touches nothing at all.
+        frozen = state._replace(step=new.step, alive=new.alive, stopped=new.stopped, total=new.total, batches=new.batches)
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, frozen)
+        return jax.tree.map(lambda a, b: jnp.where(present, a, b), new, state)
+
+    return step

@@ -1,0 +1,34 @@
+"""Errors for people: what was given, what is allowed, the nearest valid name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+SHOWN = 24  # names listed in a message at most
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for; the command line prints its one line and no traceback."""
+
+
+def unknown(kind: str, given: object, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not in a table.
+
+    Args:
+      kind: what the name should be ("defense", "flag of FT").
+      given: what was written.
+      allowed: the valid names.
+    """
+    names = [str(name) for name in allowed]
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = names if len(names) <= SHOWN else [*names[:SHOWN], f"… ({len(names)} in all)"]
+    return UserError(f"unknown {kind} {given!r}; allowed: {', '.join(shown)}.{hint}")
+
+
+def choose(kind: str, given: str, table: Iterable[str]) -> str:
+    """Return ``given`` if the table holds it; raise :class:`UserError` with the nearest name otherwise."""
+    names = list(table)
+    if given not in names:
+        raise unknown(kind, given, names)
+    return given

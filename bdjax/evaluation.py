@@ -1,0 +1,81 @@
+"""Count correct predictions on clean and triggered test images."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bdjax.data.augment import to_float, to_uint8
+from bdjax.loops import steps
+from bdjax.types import Array, Attack, Key, Model, Variables
+
+
+class TestSet(NamedTuple):
+    """Test rows; those with ``attack_labels != labels`` count for ASR and RA."""
+
+    __test__ = False  # not a pytest class
+
+    images: Array  # u8[n h w c]
+    labels: Array  # i32[n]
+    triggered: Array | None  # u8[n h w c]; None where the trigger differs between members
+    attack_labels: Array  # i32[n]
+
+
+class Counts(NamedTuple):
+    """Integers, so that rates are exact: ACC = correct / clean, ASR = attacked / triggered, RA = recovered / triggered."""
+
+    clean: Array
+    correct: Array
+    triggered: Array
+    attacked: Array  # triggered rows predicted as their attack label
+    recovered: Array  # triggered rows predicted as their true label
+
+
+def stamp_images(attack: Attack, trigger: Any, key: Key, images: Array) -> Array:
+    """Triggered copies of images u8[n h w c] as u8, exact on the grid k/255."""
+    return to_uint8(attack.stamp(trigger, key, to_float(images)))
+
+
+def evaluator(model: Model, attack: Attack | None = None, batch: int = 512) -> Callable[..., Counts]:
+    """Build the evaluation of one member in eval mode.
+
+    Args:
+      model: network.
+      attack: stamps the test images where ``TestSet.triggered`` is None.
+      batch: rows per step.
+
+    Returns:
+      ``evaluate(variables, test: TestSet, trigger=None, key=None) -> Counts``.
+    """
+
+    def step(shared: Any, counts: Counts, x: tuple[Array, Array]) -> Counts:
+        variables, test, trigger, key = shared
+        rows, present = x
+        labels, goals = test.labels[rows], test.attack_labels[rows]
+        if test.triggered is None:
+            assert attack is not None, "per-member triggers need the attack"
+            triggered = stamp_images(attack, trigger, key, test.images[rows])
+        else:
+            triggered = test.triggered[rows]
+        counted = present & (goals != labels)
+        on_clean, on_triggered = (jnp.argmax(model.apply(variables, to_float(i)).logits, -1) for i in (test.images[rows], triggered))
+        found = Counts(present, present & (on_clean == labels), counted, counted & (on_triggered == goals), counted & (on_triggered == labels))
+        return Counts(*(total + jnp.sum(new, dtype=jnp.int32) for total, new in zip(counts, found, strict=True)))
+
+    def evaluate(variables: Variables, test: TestSet, trigger: Any = None, key: Key | None = None) -> Counts:
+        n = test.labels.shape[0]
+        size = min(batch, n)
+        trips = -(-n // size)
+        rows = jnp.arange(trips * size, dtype=jnp.int32)
+        xs = (jnp.minimum(rows, n - 1).reshape(trips, size), (rows < n).reshape(trips, size))
+        zero = Counts(*(jnp.int32(0) for _ in Counts._fields))
+        return steps(step, zero, xs, (variables, test, trigger, key), model.loop)
+
+    return evaluate
+
+
+def finite(tree: Any) -> Array:
+    """bool[]: every floating leaf is finite everywhere."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack(leaves))

@@ -1,0 +1,124 @@
+"""One member's experiments from end to end: train and measure, repair and measure.
+
+These compositions are what ``run``, ``sweep`` and the benchmarks hand to :mod:`bdjax.population`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax.data import clean_subset
+from bdjax.evaluation import Counts, TestSet, evaluator, finite, stamp_images
+from bdjax.keys import Stream, stream
+from bdjax.training import Report, Trained, trainer
+from bdjax.types import Array, Attack, CleanSet, Dataset, Defense, DefenderView, Key, Member, Model, Repair, Split, Variables
+
+CHUNK = 1000  # rows stamped at once
+
+
+class Data(NamedTuple):
+    """What all members of a cell share, on the device."""
+
+    train: Split
+    stamped: Array | None  # u8[n h w c]: triggered copies of the training rows, where the trigger is shared
+    test: TestSet
+    assets: Any  # what the attack's `prepare` returned
+
+
+class Subject(NamedTuple):
+    """A trained member before its repair."""
+
+    member: Member
+    variables: Variables
+    trigger: Any
+
+
+class Defended(NamedTuple):
+    """A repaired member. ``repair.variables`` is None unless asked for: a population of networks is large."""
+
+    repair: Repair
+    counts: Counts
+    finite: Array  # bool[]: the repaired parameters are finite
+
+
+def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
+    """Put a data set on the device and compute once what all members share.
+
+    Args:
+      attack: its ``prepare`` runs here if it has one and prepares per data set.
+      dataset: host arrays.
+      key: root key; the preparation draws from its own stream.
+    """
+    assets = None
+    if attack.prepare is not None:
+        if attack.recipe.prepare_per != "dataset":
+            raise NotImplementedError("attacks that prepare per seed need assets per member; none is in the table yet")
+        assets = attack.prepare(stream(key, Stream.PREPARE), dataset)
+    train, test = (Split(jnp.asarray(s.images), jnp.asarray(s.labels, jnp.int32)) for s in (dataset.train, dataset.test))
+    stamped = triggered = None
+    if attack.recipe.shared_trigger:
+        trigger = attack.init(stream(key, Stream.TRIGGER), assets)
+        stamped = _stamp_all(attack, trigger, key, dataset.train.images) if attack.batch is None else None
+        triggered = _stamp_all(attack, trigger, key, dataset.test.images)
+    return Data(train, stamped, TestSet(test.images, test.labels, triggered, attack.relabel(test.labels)), assets)
+
+
+def _stamp_all(attack: Attack, trigger: Any, key: Key, images: Any) -> Array:
+    stamp = jax.jit(lambda rows: stamp_images(attack, trigger, key, rows))
+    parts = [np.asarray(stamp(jnp.asarray(images[i : i + CHUNK]))) for i in range(0, len(images), CHUNK)]
+    return jnp.asarray(np.concatenate(parts))
+
+
+def attack_member(model: Model, attack: Attack, rows: int, report: Report | None = None) -> Callable[..., tuple[Trained, Counts]]:
+    """Train one backdoored member and measure it: ``f(member, data: Data) -> (Trained, Counts)``."""
+    train, evaluate = trainer(model, attack, rows, report), evaluator(model, attack)
+
+    def run(member: Member, data: Data) -> tuple[Trained, Counts]:
+        trained = train(member, data.train, data.stamped, data.assets)
+        return trained, evaluate(trained.variables, data.test, trained.trigger, stream(member.key, Stream.TRIGGER))
+
+    return run
+
+
+def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, keep: bool = False) -> Callable[..., Defended]:
+    """Repair one trained member and measure it: ``f(subject: Subject, data: Data) -> Defended``.
+
+    Args:
+      model: the network of the members.
+      attack: stamps test rows, and clean rows for defenses that declare the need.
+      defense: what runs; it sees only the fields of the view that it names.
+      spc: clean samples per class, static: it sets the size of the clean set. Ignored by data-free defenses, which draw nothing.
+      keep: return the repaired variables too.
+    """
+    evaluate = evaluator(model, attack)
+
+    @jax.jit
+    def draw(member: Member, trigger: Any, data: Data) -> tuple[CleanSet, Array | None]:
+        key = stream(member.key, Stream.CLEAN)
+        index, role = clean_subset.draw(key, data.train.labels, model.spec.classes, spc, defense.validation)
+        clean = CleanSet(data.train.images[index], data.train.labels[index], role, member.spc)
+        triggered = None
+        if "triggered" in defense.needs:
+            copies = stream(member.key, Stream.TRIGGER)
+            triggered = data.stamped[index] if data.stamped is not None else stamp_images(attack, trigger, copies, clean.images)
+        return clean, triggered
+
+    def run(subject: Subject, data: Data) -> Defended:
+        member, variables, trigger = subject
+        copies = stream(member.key, Stream.TRIGGER)
+        view = DefenderView(variables)
+        if defense.needs & {"clean", "triggered"}:
+            clean, triggered = draw(member, trigger, data)
+            view = view._replace(clean=clean, triggered=triggered)
+        if "test_accuracy" in defense.needs:
+            before = evaluate(variables, data.test, trigger, copies)
+            view = view._replace(test_accuracy=before.correct / before.clean)
+        repair = defense.repair(stream(member.key, Stream.DEFENSE), view, member.hyper)
+        counts = evaluate(repair.variables, data.test, trigger, copies)
+        ok = jax.jit(finite)(repair.variables)
+        return Defended(repair if keep else repair._replace(variables=None), counts, ok)
+
+    return run

@@ -1,0 +1,179 @@
+"""What is reported: ACC, ASR, RA and what a defense changed (ARR, RDR, DER), with intervals over few runs.
+
+Every number is a fraction; percent is for printing. Every function is NumPy in float64, works element by element on arrays, and
+answers NaN (stored as null) where a number is not defined. Let "before" be the backdoored model and "after" the repaired one:
+
+* ACC: clean test images classified as their true class (all classes).
+* ASR: triggered test images whose attack label differs from their true one, classified as the attack label.
+* RA: the same triggered images, classified as their true class. So ASR + RA <= 1.
+
+Source: Wu et al., "BackdoorBench", NeurIPS Datasets and Benchmarks 2022 (ACC, ASR, RA); Zhu et al., "Enhancing Fine-Tuning Based
+Backdoor Defense with Sharpness-Aware Minimization", ICCV 2023 (DER); Agarwal et al., "Deep Reinforcement Learning at the Edge of
+the Statistical Precipice", NeurIPS 2021 (interquartile mean, stratified bootstrap).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Summary(NamedTuple):
+    """A handful of runs in five numbers; ``low`` and ``high`` bound the interquartile mean, NaN for fewer than two runs."""
+
+    n: int
+    mean: float
+    iqm: float
+    low: float
+    high: float
+
+
+def rates(counts: Any) -> tuple[Floats, Floats, Floats]:
+    """ACC, ASR and RA from counts of test images.
+
+    Args:
+      counts: anything with the integer arrays ``clean, correct, triggered, attacked, recovered`` (``evaluation.Counts``), of one
+        shape: [] for one member, [m] for a population.
+
+    Returns:
+      (ACC, ASR, RA), float64 arrays of that shape, in [0, 1]; NaN where no image counts.
+    """
+    return (
+        _ratio(counts.correct, counts.clean),
+        _ratio(counts.attacked, counts.triggered),
+        _ratio(counts.recovered, counts.triggered),
+    )
+
+
+def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats:
+    """Accuracy reduction rate, 1 - ACC_after / ACC_before: the share of the accuracy a defense costs.
+
+    Args:
+      acc_before: ACC of the backdoored model, in [0, 1].
+      acc: ACC of the repaired model, in [0, 1].
+
+    Returns:
+      float64, at most 1, negative where accuracy rose; NaN where ``acc_before`` is 0.
+    """
+    return 1.0 - _ratio(acc, acc_before)
+
+
+def rdr(acc_before: ArrayLike, ra: ArrayLike) -> Floats:
+    """Recovery difference rate, 1 - RA_after / ACC_before: how far triggered images stay from the accuracy before.
+
+    Args:
+      acc_before: ACC of the backdoored model, in [0, 1].
+      ra: RA of the repaired model, in [0, 1].
+
+    Returns:
+      float64, at most 1, negative where RA exceeds ``acc_before``; NaN where ``acc_before`` is 0.
+    """
+    return 1.0 - _ratio(ra, acc_before)
+
+
+def der(acc_before: ArrayLike, asr_before: ArrayLike, acc: ArrayLike, asr: ArrayLike) -> Floats:
+    """Defense effectiveness rate, (max(0, ASR_before - ASR) - max(0, ACC_before - ACC) + 1) / 2.
+
+    Args:
+      acc_before: ACC of the backdoored model, in [0, 1].
+      asr_before: ASR of the backdoored model, in [0, 1].
+      acc: ACC of the repaired model, in [0, 1].
+      asr: ASR of the repaired model, in [0, 1].
+
+    Returns:
+      float64 in [0, 1]: 1/2 where nothing changed, 1 where an ASR of 1 fell to 0 at no cost.
+    """
+    removed = np.maximum(0.0, _floats(asr_before) - _floats(asr))
+    cost = np.maximum(0.0, _floats(acc_before) - _floats(acc))
+    return np.asarray((removed - cost + 1.0) / 2.0)
+
+
+def interquartile_mean(values: ArrayLike) -> Floats:
+    """The mean of what is left after a quarter of the values, rounded down, is cut off either end.
+
+    Args:
+      values: numbers, [..., n] with n >= 1, no NaN.
+
+    Returns:
+      float64[...]; the plain mean where n < 4.
+    """
+    ordered = np.sort(_floats(values), axis=-1)
+    cut = ordered.shape[-1] // 4
+    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1))
+
+
+def stratified_bootstrap(
+    values: ArrayLike, strata: ArrayLike | None = None, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the interquartile mean; the same arguments give the same interval.
+
+    Runs are drawn with replacement inside each stratum, so that every draw holds as many runs of each task as the data do.
+
+    Args:
+      values: one number per run, [n], no NaN.
+      strata: the task of each run, [n], any labels; None means one task.
+      level: coverage aimed at, in (0, 1).
+      draws: number of resamples, at least 1.
+      seed: of the generator made here for this call.
+
+    Returns:
+      (low, high), widened to the estimate where a skewed resample misses it; (NaN, NaN) for fewer than two runs: one run says
+      nothing about the next.
+
+    Raises:
+      ValueError: if ``level`` or ``draws`` is out of range, the shapes differ, or a value is NaN.
+
+    Differs: rliable's index draw calls NumPy's global generator and ignores the state it is given; this one repeats.
+    """
+    numbers = _floats(values)
+    groups = np.zeros(numbers.shape, np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    if numbers.ndim != 1 or groups.shape != numbers.shape:
+        raise ValueError(f"values and strata must be [n], got {numbers.shape} and {groups.shape}")
+    if np.isnan(numbers).any():
+        raise ValueError("values must not hold NaN: leave undefined runs out first")
+    if numbers.size < 2:
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    rows = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
+    chosen = np.concatenate([row[generator.integers(0, row.size, (draws, row.size))] for row in rows], axis=1)
+    low, high = np.quantile(interquartile_mean(numbers[chosen]), [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    estimate = float(interquartile_mean(numbers))
+    return min(float(low), estimate), max(float(high), estimate)
+
+
+def summary(
+    values: ArrayLike, strata: ArrayLike | None = None, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Summary:
+    """Count, mean, interquartile mean and its bootstrap interval of the runs where the number is defined.
+
+    Args:
+      values: one number per run, [n]; NaN marks a run where it is not defined: left out and not counted.
+      strata, level, draws, seed: as in :func:`stratified_bootstrap`.
+
+    Returns:
+      A :class:`Summary`; all NaN where no run is left.
+    """
+    numbers = _floats(values)
+    kept = ~np.isnan(numbers)
+    numbers = numbers[kept]
+    if not numbers.size:
+        return Summary(0, float("nan"), float("nan"), float("nan"), float("nan"))
+    tasks = None if strata is None else np.asarray(strata)[kept]
+    low, high = stratified_bootstrap(numbers, tasks, level=level, draws=draws, seed=seed)
+    return Summary(int(numbers.size), float(numbers.mean()), float(interquartile_mean(numbers)), low, high)
+
+
+def _floats(values: ArrayLike) -> Floats:
+    return np.asarray(values, np.float64)
+
+
+def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:
+    """part / whole, NaN where whole is 0."""
+    numerator, denominator = np.broadcast_arrays(_floats(part), _floats(whole))
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0.0)

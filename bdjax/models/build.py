@@ -1,0 +1,89 @@
+"""From a Flax network to the pure functions of ``Model``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bdjax.errors import UserError, unknown
+from bdjax.layers import Pass
+from bdjax.types import ArchSpec, Array, DataSpec, Key, Loop, Model, Output, Variables
+
+STARTS = (None, "features", "head")
+
+
+def build(
+    network: nn.Module,
+    *,
+    spec: DataSpec,
+    arch: ArchSpec,
+    name: str,
+    width: int,
+    loop: Loop,
+    norm_eps: float,
+    rebuild: Callable[..., Model],
+) -> Model:
+    """Wrap a network ``network(x, run, start)`` that normalises nothing itself.
+
+    Args:
+      network: Flax module; ``start`` is None, "features" or "head" as in ``Model.apply``.
+      spec: the data set, whose mean and std are the first thing the model applies.
+      arch: its static addresses.
+      name: its name in the table.
+      width: channels of its first stage.
+      loop: how its loops run.
+      norm_eps: added to the variance in its norms.
+      rebuild: ``(**fields) -> Model``.
+    """
+
+    def init(key: Key) -> Variables:
+        variables = network.init(key, jnp.zeros((1, *spec.image_shape)), Pass(), None)
+        return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+
+    def apply(
+        variables: Variables,
+        images: Array,
+        *,
+        train: bool = False,
+        plug_train: bool = False,
+        mask: Array | None = None,
+        key: Key | None = None,
+        record: tuple[Any, ...] = (),
+        start: str | None = None,
+    ) -> Output:
+        if start not in STARTS:
+            raise unknown("start", start, [s for s in STARTS if s])
+        wanted = dict((item, None) if isinstance(item, str) else item for item in record)
+        run = Pass(
+            train=train,
+            plug_train=plug_train,
+            mask=mask,
+            key=key,
+            record=wanted,
+            bounds=variables.get("bounds", {}),
+            plug=variables.get("plug"),
+            plug_stats=variables.get("plug_stats"),
+            plug_site=arch.plug_site,
+        )
+        if plug_train and run.plug is None:
+            raise UserError("plug_train=True needs variables with a 'plug'")
+        x = images if start else _standardise(images, spec, jax.tree.leaves(variables["params"])[0].dtype)
+        learned = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+        logits, state = network.apply(learned, x, run, start, mutable=["batch_stats"])
+        missing = [address for address in wanted if address not in run.taps]
+        if missing:
+            raise unknown("tap address", missing[0], run.seen)
+        after = {**variables, "batch_stats": state["batch_stats"] if train else variables["batch_stats"]}
+        if plug_train:
+            after["plug_stats"] = run.plug_stats
+        return Output(logits, after, run.taps)
+
+    return Model(init, apply, rebuild, spec, arch, name, width, loop, norm_eps)
+
+
+def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:
+    shape = (1, 1, 1, len(spec.mean))
+    mean, std = jnp.asarray(spec.mean, dtype).reshape(shape), jnp.asarray(spec.std, dtype).reshape(shape)
+    return (images.astype(dtype) - mean) / std

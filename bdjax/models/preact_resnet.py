@@ -1,0 +1,133 @@
+"""PreActResNet-18, the residual network of the benchmark."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from bdjax.layers import Conv, Linear, NormRelu, Pass, tap
+from bdjax.models.build import build
+from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
+
+STRIDES, BLOCKS = (1, 2, 2, 2), 2
+
+
+class _Block(nn.Module):
+    features: int
+    stride: int
+    eps: float
+    momentum: float
+    dtype: Any
+    lowering: str
+
+    @nn.compact
+    def __call__(self, x: Array, run: Pass) -> Array:
+        conv = functools.partial(Conv, lowering=self.lowering, dtype=self.dtype)
+        a = NormRelu(self.eps, self.momentum, name="bn1")(x, run)
+        y = conv(self.features, 3, self.stride, name="conv1")(a, run)
+        y = NormRelu(self.eps, self.momentum, name="bn2")(y, run)
+        y = conv(self.features, 3, 1, name="conv2")(y, run)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = conv(self.features, 1, self.stride, name="shortcut_0")(a, run)
+        return y + x
+
+
+class _PreActResNet(nn.Module):
+    classes: int
+    width: int
+    eps: float
+    momentum: float
+    dtype: Any
+    lowering: str
+
+    @nn.compact
+    def __call__(self, x: Array, run: Pass, start: str | None) -> Array:
+        if start is None:
+            x = Conv(self.width, 3, 1, self.lowering, self.dtype, name="conv1")(x, run)
+            for s, stride in enumerate(STRIDES):
+                for b in range(BLOCKS):
+                    block = _Block(
+                        self.width * 2**s,
+                        stride if b == 0 else 1,
+                        self.eps,
+                        self.momentum,
+                        self.dtype,
+                        self.lowering,
+                        name=f"layer{s + 1}_{b}",
+                    )
+                    x = block(x, run)
+                x = tap(x, f"stage{s + 1}", run)
+        if start != "head":
+            x = tap(x, "features", run)
+            x = jnp.mean(x, (1, 2))
+        return Linear(self.classes, name="linear")(tap(x, "head", run))
+
+
+def _arch() -> ArchSpec:
+    registered, norms, feeds = [("conv", "conv1")], [], []
+    for s, stride in enumerate(STRIDES):
+        for b in range(BLOCKS):
+            block = f"layer{s + 1}_{b}"
+            registered += [
+                ("norm", f"{block}/bn1"),
+                ("conv", f"{block}/conv1"),
+                ("norm", f"{block}/bn2"),
+                ("conv", f"{block}/conv2"),
+            ]
+            if b == 0 and stride != 1:
+                registered.append(("conv", f"{block}/shortcut_0"))
+            norms += [f"{block}/bn1", f"{block}/bn2"]
+            feeds.append((f"{block}/bn2", f"{block}/conv1"))
+    feeds.append(("layer1_0/bn1", "conv1"))  # every other bn1 normalises a residual sum
+    return ArchSpec(
+        registered=tuple(registered),
+        norms=tuple(norms),
+        feeds=tuple(feeds),
+        heads=("linear",),
+        stages=tuple(f"stage{s + 1}" for s in range(len(STRIDES))),
+        plug_site="features",
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def preactresnet18(
+    spec: DataSpec,
+    width: int = 64,
+    *,
+    norm_eps: float = 1e-5,
+    norm_momentum: float = 0.1,
+    dtype: Any = None,
+    lowering: str = "native",
+    loop: Loop = Loop(),
+) -> Model:
+    """Residual network with pre-activation: 3x3 stem, four stages of two blocks (``width`` to 8 ``width`` channels, strides 1, 2, 2,
+    2), global average pooling, linear layer; 11,171,146 parameters for 10 classes at width 64.
+
+    A projection takes the *activated* input of its block, has no norm and no bias, and exists where stride or width change; there is
+    no norm and no activation after the last block, so pooled features have any sign.
+
+    Args:
+      spec: data set facts.
+      width: channels of the first stage (64 in the papers).
+      norm_eps: added to the variance.
+      norm_momentum: weight of the new value in the running statistics.
+      dtype: dtype the convolutions compute in; None follows the parameters. Statistics are float32 at least.
+      lowering: see :mod:`bdjax.convolution`.
+      loop: how loops of steps run.
+
+    Source: K. He, X. Zhang, S. Ren, J. Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016.
+    Differs: no norm and ReLU after the last block, as in the networks of the backdoor benchmarks.
+    """
+    fields = dict(norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
+    network = _PreActResNet(spec.classes, width, norm_eps, norm_momentum, dtype, lowering)
+    return build(
+        network,
+        spec=spec,
+        arch=_arch(),
+        name="preactresnet18",
+        width=width,
+        loop=loop,
+        norm_eps=norm_eps,
+        rebuild=lambda **new: preactresnet18(spec, width, **{**fields, **new}),
+    )

@@ -1,0 +1,1 @@
+"""Tables, figures and one HTML page, generated from the records of a sweep and from nothing else."""

@@ -1,0 +1,119 @@
+"""One self-contained HTML page, and beside it the table as Markdown and CSV and the figures as PNG."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdjax.errors import UserError
+from bdjax.report import figures, tables
+from bdjax.report.page import Drawing, Drawings, page
+from bdjax.report.pool import trained
+from bdjax.report.triggers import pictures
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: str | None = None) -> Path:
+    """Write ``index.html``, ``table.md``, ``table.csv`` and ``figures/*.png`` into the folder of a sweep.
+
+    Args:
+      out: folder of the records.
+      records: rows to report; None = all that lie in ``out``.
+      data_dir: folder of the data archives, for the pictures of triggers; the page says so where they cannot be drawn.
+
+    Returns:
+      The path of ``index.html``: one file, no other is needed to read it, nothing is fetched.
+
+    Raises:
+      UserError: there are no records, or the folder cannot be written.
+    """
+    folder = Path(out)
+    if records is None:
+        from bdjax.sweep.store import read
+
+        records = read(folder)
+    drawings = Drawings(list(_effects(records)), list(_triggers(records, data_dir)), list(_pruning(records)))
+    text = page(records, drawings)
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").write_text(tables.markdown(records), encoding="utf-8")
+        (folder / "table.csv").write_text(tables.csv(records), encoding="utf-8")
+        for drawing in (one for group in drawings for one in group):
+            if drawing.figure is not None:
+                drawing.figure.savefig(folder / "figures" / f"{drawing.slug}.png", dpi=150)
+        path = folder / "index.html"
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the report in {folder}: {error.strerror or error}") from error
+    return path
+
+
+def _scenarios(records: "pl.DataFrame") -> Iterator[tuple[str, str, "pl.DataFrame"]]:
+    """(title, slug, rows) of every training configuration."""
+    import polars as pl
+
+    tagged = records.with_columns(pl.Series("trained", [trained(config) for config in records["config"]], pl.String))
+    parts = tagged.partition_by("trained", maintain_order=True, include_key=False)
+    told = [(p["attack"][0], p["dataset"][0], f"{p['model'][0]} width {p['width'][0]}", p["profile"][0]) for p in parts]
+    told = [(facts[0].rpartition(":")[2], *facts[1:]) for facts in told]
+    # A title names the attack and whatever else differs between the configurations of this report.
+    titles = [" · ".join(fact for i, fact in enumerate(facts) if i == 0 or len({t[i] for t in told}) > 1) for facts in told]
+    for i, (title, part) in enumerate(zip(titles, parts, strict=True)):
+        if titles.count(title) > 1:
+            title += f" · configuration {titles[: i + 1].count(title)}"
+        yield title, _slug(title), part
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", title.lower()).strip("-")
+
+
+def _effects(records: "pl.DataFrame") -> Iterator[Drawing]:
+    for title, slug, part in _scenarios(records):
+        if (part["defense"] != "none").any():
+            yield Drawing(f"before-after-{slug}", title, figures.before_after(part))
+
+
+def _triggers(records: "pl.DataFrame", data_dir: str | None) -> Iterator[Drawing]:
+    """One grid per data set, all attacks in it."""
+    for part in records.partition_by("dataset", maintain_order=True):
+        dataset = part["dataset"][0]
+        grid: dict[str, Any] = {}
+        for _, _, rows in _scenarios(part):
+            row = rows.row(0, named=True)
+            config = json.loads(row["config"])["attack"]
+            name = row["attack"].rpartition(":")[2]
+            if any(config == known for known, _ in grid.values()):
+                continue
+            try:
+                made = pictures(row, data_dir)
+            except UserError as error:
+                yield Drawing(f"triggers-{dataset}-{_slug(name)}", f"{name} on {dataset}", None, str(error))
+                continue
+            grid[name if name not in grid else f"{name} {len(grid) + 1}"] = (config, made)
+        if grid:
+            made = next(iter(grid.values()))[1]
+            drawn = figures.picture_grid(made.images, {name: p.triggered for name, (_, p) in grid.items()}, made.names)
+            caption = f"Test images of {dataset}, the same images triggered, and ten times the change (clipped at white)"
+            yield Drawing(f"triggers-{dataset}", caption, drawn)
+
+
+def _pruning(records: "pl.DataFrame") -> Iterator[Drawing]:
+    for title, slug, part in _scenarios(records):
+        masked = part.filter(part["masks"].is_not_null() & (part["status"] == "ok"))
+        for rows in masked.partition_by("defense", maintain_order=True):
+            defense = rows["defense"][0].rpartition(":")[2]
+            curves = rows.filter([figures.has_curve(row) for row in rows.to_dicts()])
+            if not curves.is_empty():
+                caption = f"{defense} against {title}: accuracy while channels are pruned; one line per member, the median bold"
+                yield Drawing(f"pruning-curve-{_slug(defense)}-{slug}", caption, figures.pruning_curve(curves))
+            if _layers(rows) > 1:
+                caption = f"{defense} against {title}: channels pruned in each layer, median and range over members"
+                yield Drawing(f"pruned-channels-{_slug(defense)}-{slug}", caption, figures.pruned_channels(rows))
+
+
+def _layers(rows: "pl.DataFrame") -> int:
+    return len(json.loads(rows["masks"][0]))

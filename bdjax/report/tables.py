@@ -1,0 +1,171 @@
+"""Tables for people: percent, intervals, marks and notes, with the same cells in Markdown and in HTML; and CSV for programs."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bdjax.report.pool import BOARD, GROUP, STATUSES, leaderboard, table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Cell", "Printed", "board", "csv", "full", "leaderboard", "lost", "markdown", "name", "percent", "setting", "table"]
+
+METRICS_SHOWN = ("acc", "asr", "ra", "arr", "der")
+NAMES = {
+    "train_images": "training images",
+    "ratio": "poison ratio %",
+    "hyper": "hyper-parameters",
+    "variant": "settings",
+    "cost": "cost %",
+    "lost": "not averaged",
+    **{metric: f"{metric.upper()} %" for metric in METRICS_SHOWN},
+}
+NUMERIC = ("train_images", "width", "target", "ratio", "spc", *METRICS_SHOWN, "n", "tasks", "cost")
+NONE = "–"
+
+
+class Cell(NamedTuple):
+    """What stands in a table and what it is sorted by (None: last)."""
+
+    text: str
+    order: float | str | None
+
+
+class Printed(NamedTuple):
+    """A table ready to be laid out."""
+
+    heads: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    constants: dict[str, str]  # columns that hold one value, told once
+    notes: tuple[str, ...]
+
+
+def full(records: "pl.DataFrame") -> Printed:
+    """Every scenario and defense (:func:`bdjax.report.pool.table`)."""
+    return _printed(table(records), GROUP, "cell", always=("attack", "ratio", "defense"))
+
+
+def board(records: "pl.DataFrame") -> Printed | None:
+    """The leaderboard (:func:`bdjax.report.pool.leaderboard`); None where no defense met a poisoned member."""
+    rows = leaderboard(records)
+    return None if rows.is_empty() else _printed(rows, BOARD, "variant", always=("defense",), more=("tasks", "cost"))
+
+
+def markdown(records: "pl.DataFrame") -> str:
+    """The table of all scenarios and defenses as Markdown, percent with 95 % intervals; what is constant above, notes below."""
+    told = full(records)
+    lines = [", ".join(f"{key}: {value}" for key, value in told.constants.items()), ""] if told.constants else []
+    lines.append("| " + " | ".join(told.heads) + " |")
+    lines.append("|" + "|".join("---:" if numeric else "---" for numeric in told.numeric) + "|")
+    lines += ["| " + " | ".join(cell.text.replace("|", "\\|") for cell in row) + " |" for row in told.rows]
+    return "\n".join([*lines, "", *(f"- {note}" for note in told.notes), ""])
+
+
+def csv(records: "pl.DataFrame") -> str:
+    """:func:`bdjax.report.pool.table` as comma-separated values: fractions in full precision."""
+    return table(records).write_csv()
+
+
+def name(row: dict[str, Any]) -> str:
+    """The name of a defense as it is printed: with † if it is shown triggered images, with ‡ if it reads the test accuracy."""
+    return row["defense"] + "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"])
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one decimal; a dash where it is undefined."""
+    return NONE if value is None else f"{100 * value:.1f}".replace("-0.0", "0.0")
+
+
+def setting(key: str, value: Any) -> str:
+    """A value of a scenario as it is printed."""
+    if key == "ratio":
+        return f"{100 * value:g}"
+    if key == "spc" and value is None:
+        return "any"
+    if key == "cell":
+        return value[:8]
+    return NONE if value is None else str(value)
+
+
+def lost(row: dict[str, Any]) -> str:
+    """What became of the runs that are not averaged: "1 failed, 2 non-finite"; empty where there are none."""
+    return ", ".join(f"{row[status]} {status.replace('_', '-')}" for status in STATUSES[1:] if row[status])
+
+
+def _printed(
+    rows: "pl.DataFrame", group: tuple[str, ...], last: str, always: tuple[str, ...], more: tuple[str, ...] = ()
+) -> Printed:
+    """``last`` is shown only where two rows would look alike without it."""
+    shown = [key for key in group if key in always or (key != last and _varies(rows, key))]
+    if rows.select(shown).is_duplicated().any():
+        shown.append(last)
+    constants = {NAMES.get(key, key): setting(key, rows[key][0]) for key in group if key not in (*shown, last, "hyper")}
+    columns = [*shown, *METRICS_SHOWN, "n", *more]
+    if (rows["ok"] < rows["runs"]).any():
+        columns.append("lost")
+    return Printed(
+        heads=tuple(NAMES.get(column, column) for column in columns),
+        numeric=tuple(column in NUMERIC for column in columns),
+        rows=tuple(tuple(_cell(row, column) for column in columns) for row in rows.to_dicts()),
+        constants=constants,
+        notes=_notes(rows),
+    )
+
+
+def _cell(row: dict[str, Any], column: str) -> Cell:
+    if column in METRICS_SHOWN:
+        return _measure(row, column)
+    if column == "n":
+        return Cell(str(row["ok"]) if row["ok"] == row["runs"] else f"{row['ok']} of {row['runs']}", row["ok"])
+    if column == "lost":
+        return Cell(lost(row), row["runs"] - row["ok"])
+    value = row[column]
+    if column == "defense":
+        return Cell(name(row), value)
+    if column == "cost":
+        return Cell(percent(value), value)
+    if column == "spc" and row["defense"] == "none":
+        return Cell(NONE, None)
+    return Cell(setting(column, value), value)
+
+
+def _measure(row: dict[str, Any], metric: str) -> Cell:
+    if (metric in ("arr", "der") and row["defense"] == "none") or (metric == "der" and row.get("ratio") == 0):
+        return Cell(NONE, None)  # nothing was defended, or there is no backdoor to remove
+    value, low, high, runs = (row[f"{metric}{end}"] for end in ("", "_low", "_high", "_n"))
+    text = percent(value)
+    if low is not None:
+        text += f" [{percent(low)}, {percent(high)}]"
+    if runs not in (0, row["ok"]):
+        text += f" (n={runs})"
+    return Cell(text, value)
+
+
+def _varies(rows: "pl.DataFrame", key: str) -> bool:
+    """Whether a column tells rows apart; hyper-parameters differ between defenses anyway, so only a choice inside one counts."""
+    if key == "hyper":
+        return rows.select("defense", "hyper").unique().height > rows["defense"].n_unique()
+    return rows[key].n_unique() > 1
+
+
+def _notes(rows: "pl.DataFrame") -> tuple[str, ...]:
+    notes = [
+        "Interquartile mean over n runs (seeds; the plain mean for fewer than four) and, in brackets, its 95 % stratified "
+        "bootstrap interval; one run has no interval."
+    ]
+    if "ratio" in rows.columns and (rows["ratio"] == 0).any():
+        notes.append(
+            "Poison ratio 0: models nobody attacked. Their ARR is what the defense costs them, their ASR the rate at which they "
+            "call triggered images the attack's target; with no backdoor to remove, DER says nothing there (the CSV file has it)."
+        )
+    if rows.filter(rows["defense"] != "none")["spc"].null_count():
+        notes.append("spc any: the defense needs no clean data, so its row holds for every number of clean samples per class.")
+    if rows["knows_trigger"].any():
+        notes.append("† is shown images with the true trigger, which a defender rarely has.")
+    if rows["knows_test"].any():
+        notes.append("‡ reads the accuracy on test data, which a defender does not have.")
+    if (rows["runs"] > rows["ok"]).any():
+        notes.append("n counts the runs averaged, of all that were started.")
+    for reason in rows["reason"].drop_nulls().unique(maintain_order=True):
+        notes.append(f"Not averaged: {reason}.")
+    return tuple(notes)

@@ -1,0 +1,225 @@
+"""From the names in a cell to the model, attack and defense they stand for, and the hash that names the cell."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bdjax.errors import UserError, unknown
+from bdjax.sweep.plugins import factory, source_digest
+from bdjax.types import Attack, Defense, Model
+
+SCHEMA = 1  # part of every hash: raise it when records stop being comparable
+
+
+class TrainCell(NamedTuple):
+    """Everything static about the training of one (data set, model, attack)."""
+
+    dataset: str
+    train_images: int | None
+    test_images: int | None
+    model: str
+    width: int | None
+    attack: str
+    attack_config: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    profile: str
+    target: int
+    root: int
+
+
+class DefenseCell(NamedTuple):
+    """Everything static about one defense of the members of a training cell; spc is None where no clean data are needed."""
+
+    train: TrainCell
+    defense: str
+    config: Mapping[str, Any]
+    spc: int | None
+
+
+class Point(NamedTuple):
+    """One member of a cell as plain values."""
+
+    seed: int
+    ratio: float
+    hyper: dict[str, Any]
+
+
+def attacked(cell: TrainCell) -> tuple[Model, Attack]:
+    """The model (not yet adapted to an execution) and the attack of a cell.
+
+    Raises:
+      UserError: an unknown name or field.
+    """
+    from bdjax.attacks import ATTACKS
+    from bdjax.data import spec
+    from bdjax.models import MODELS
+
+    facts = spec(cell.dataset)
+    model = MODELS[cell.model](facts, **({} if cell.width is None else {"width": cell.width}))
+    if "target" in cell.attack_config and cell.target not in (0, cell.attack_config["target"]):
+        raise UserError(f"target is {cell.target} and {cell.attack_config['target']} in the configuration of {cell.attack}; give one")
+    # Target 0 is every attack's default: passing it on only where it was changed spares attacks that have no target.
+    overrides = {**({"target": cell.target} if cell.target else {}), **cell.attack_config}
+    attack = factory("attack", cell.attack, ATTACKS)(facts, overrides or None, profile=cell.profile)
+    return model, attack._replace(recipe=attack.recipe._replace(**cell.recipe))
+
+
+def defended(cell: DefenseCell, model: Model) -> Defense:
+    """The defense of a cell, built for ``model``.
+
+    Raises:
+      UserError: an unknown name or field.
+    """
+    from bdjax.defenses import DEFENSES
+
+    make = factory("defense", cell.defense, {**DEFENSES, "none": _nothing})
+    return make(model, cell.config or None, profile=cell.train.profile)
+
+
+def _nothing(*_: Any, **__: Any) -> Defense:
+    raise UserError("'none' is no defense to build; the rows of a training cell are its record")
+
+
+def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
+    """The full static configuration as plain JSON values, with every default filled in.
+
+    Args:
+      cell: what runs.
+      digest: hash of the data set as it is used, so a reduced set is another one.
+    """
+    train = cell.train if isinstance(cell, DefenseCell) else cell
+    model, attack = attacked(train)
+    told = {
+        "schema": SCHEMA,
+        "dataset": {"name": train.dataset, "digest": digest},
+        "model": {"name": model.name, "width": model.width},
+        "attack": _method(train.attack, attack.config),
+        "recipe": attack.recipe._asdict(),
+        "profile": train.profile,
+        "root": train.root,
+    }
+    if isinstance(cell, DefenseCell):
+        told["defense"] = _method(cell.defense, defended(cell, model).config)
+        told["spc"] = cell.spc
+    return plain(told)
+
+
+def _method(name: str, config: Any) -> dict[str, Any]:
+    told = {"name": name, "config": config}
+    digest = source_digest(name)
+    return told if digest is None else {**told, "source": digest}
+
+
+def cell_hash(cell: TrainCell | DefenseCell, digest: str) -> str:
+    """Content hash of the static configuration: no seed, ratio or hyper-parameter enters, so a cell can be extended."""
+    return short_hash(describe(cell, digest))
+
+
+def member_hash(point: Point) -> str:
+    """Content hash of one member of a cell."""
+    return short_hash([point.seed, point.ratio, point.hyper])
+
+
+def set_hash(members: Sequence[str]) -> str:
+    """Content hash of several members: the name of the files they share."""
+    return short_hash(list(members))
+
+
+def short_hash(value: Any) -> str:
+    """24 hexadecimal digits of the sha256 of canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:24]
+
+
+def array_digest(arrays: Sequence[Any]) -> str:
+    """sha256 of the bytes of arrays, with their dtypes and shapes."""
+    total = hashlib.sha256()
+    for array in arrays:
+        host = np.ascontiguousarray(array)
+        total.update(f"{host.dtype}{host.shape}".encode())
+        total.update(host.tobytes())
+    return total.hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces; non-finite numbers are null."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """A pytree of arrays, NamedTuples and scalars as plain JSON values; float32 numbers get their shortest decimal.
+
+    Raises:
+      TypeError: a value that JSON cannot hold.
+    """
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: plain(item) for name, item in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    if isinstance(value, (frozenset, set)):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return [plain(item) for item in np.asarray(value)] if value.ndim else plain(np.asarray(value)[()])
+    if isinstance(value, np.floating):
+        return float(str(value)) if np.isfinite(value) else None
+    if isinstance(value, np.integer | np.bool_):
+        return value.item()
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (type, np.dtype)):
+        return np.dtype(value).name
+    raise TypeError(f"a record cannot hold {value!r}")
+
+
+def hyper_points(defense: Defense, values: Mapping[str, Sequence[Any]], name: str) -> list[dict[str, Any]]:
+    """All combinations of the traced hyper-parameters of a defense, as plain values; leaves not named keep their default.
+
+    Raises:
+      UserError: an unknown leaf, or no value for one.
+    """
+    default = _leaves(defense, name)
+    for leaf, axis in values.items():
+        if leaf not in default:
+            raise unknown(f"hyper-parameter of {name}", leaf, default)
+        if not axis:
+            raise UserError(f"hyper-parameter {name}.{leaf} has no value")
+        for value in axis:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or np.ndim(default[leaf]):
+                raise UserError(f"hyper-parameter {name}.{leaf} takes numbers; given {value!r}")
+    axes = [[(leaf, value) for value in axis] for leaf, axis in values.items()]
+    return [{**plain(default), **{leaf: _as(value, default[leaf]) for leaf, value in choice}} for choice in itertools.product(*axes)]
+
+
+def _leaves(defense: Defense, name: str) -> dict[str, Any]:
+    if hasattr(defense.hyper, "_asdict"):
+        return defense.hyper._asdict()
+    if jax.tree.leaves(defense.hyper):
+        raise UserError(f"Defense.hyper of {name} is a {type(defense.hyper).__name__}; it must be a NamedTuple or ()")
+    return {}
+
+
+def _as(value: float, default: Any) -> Any:
+    """``value`` as the dtype of the default leaf holds it, so that one number has one hash however it was typed."""
+    return plain(np.asarray(value, np.asarray(default).dtype if hasattr(default, "dtype") else np.float32)[()])
+
+
+def stack_hyper(defense: Defense, points: Sequence[Point]) -> Any:
+    """The hyper-parameters of several members as the defense's pytree, stacked on axis 0."""
+    default = _leaves(defense, "this defense")
+    if not default:
+        return defense.hyper
+
+    def dtype(leaf: Any) -> Any:
+        return leaf.dtype if hasattr(leaf, "dtype") else np.float32
+
+    return type(defense.hyper)(
+        **{name: np.stack([np.asarray(p.hyper[name], dtype(leaf)) for p in points]) for name, leaf in default.items()}
+    )

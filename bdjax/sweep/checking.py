@@ -1,0 +1,79 @@
+"""Validate a configuration before anything is trained: names, shapes, data, memory, the folder of results."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax.data.source import digest
+from bdjax.errors import UserError
+from bdjax.evaluation import stamp_images
+from bdjax.keys import Stream, root, stream
+from bdjax.population import Execution, check, device_memory
+from bdjax.sweep import build, plan, store
+from bdjax.sweep.plan import Branch, Grid
+from bdjax.sweep.run import data_bytes, load, member_bytes, refuse_infeasible, summary, survey, title
+from bdjax.types import Dataset
+
+
+def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Execution) -> list[str]:
+    """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
+
+    Raises:
+      UserError: the first thing that would stop or spoil a run.
+    """
+    check(execution)
+    branches = plan.cells(grid)
+    folder = store.writable(Path(out))
+    lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
+    works = []
+    for branch in branches:
+        dataset = load(grid, branch.train.dataset, data_dir)
+        refuse_infeasible(branch, dataset)
+        lines += [f"{title(branch.train)}: {line}" for line in [_data(dataset), _shapes(branch, dataset), _memory(branch, dataset)]]
+        works.append(survey(branch, dataset, grid, folder))
+    return [*lines, f"{folder} is writable", *summary(works, execution)]
+
+
+def _data(dataset: Dataset) -> str:
+    spec = dataset.spec
+    for name, split in (("training", dataset.train), ("test", dataset.test)):
+        images, labels = np.asarray(split.images), np.asarray(split.labels)
+        if images.dtype != np.uint8 or images.shape != (len(labels), *spec.image_shape):
+            raise UserError(f"{name} images are {images.dtype}{list(images.shape)}; a uint8 array of {list(spec.image_shape)} is needed")
+        if labels.min() < 0 or labels.max() >= spec.classes:
+            raise UserError(f"{name} labels lie in {labels.min()} … {labels.max()}; allowed: 0 … {spec.classes - 1}")
+    found = digest(dataset.train, dataset.test)
+    if found != dataset.digest:
+        raise UserError(f"the data of {spec.name} do not match their hash {dataset.digest[:12]}; run: bdjax data prepare {spec.name}")
+    return f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images match their hash {found[:12]}"
+
+
+def _shapes(branch: Branch, dataset: Dataset) -> str:
+    model, attack = build.attacked(branch.train)
+    spec = dataset.spec
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    rows = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32)
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x).logits, variables, rows)
+    if logits.shape != (2, spec.classes):
+        raise UserError(f"{model.name} gives logits {list(logits.shape)} for 2 images of {spec.classes} classes")
+    if attack.prepare is None:
+        bytes_ = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
+        key = stream(root(branch.train.root), Stream.TRIGGER)
+        stamped = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)
+        if stamped.shape != bytes_.shape or stamped.dtype != bytes_.dtype:
+            raise UserError(f"{branch.train.attack} turns images {list(bytes_.shape)} into {stamped.dtype}{list(stamped.shape)}")
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return f"{model.name} width {model.width} maps {'x'.join(map(str, spec.image_shape))} to {spec.classes} classes, {count:,} parameters"
+
+
+def _memory(branch: Branch, dataset: Dataset) -> str:
+    model, _ = build.attacked(branch.train)
+    each, shared, limit = member_bytes(model), data_bytes(dataset), device_memory()
+    if each + shared > limit:
+        raise UserError(
+            f"one member and the images need {(each + shared) / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used; "
+            "reduce --width or --train-images"
+        )
+    return f"at most {(limit - shared) // each:,} members fit the device by their parameters and momentum; activations come on top"

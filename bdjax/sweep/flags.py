@@ -1,0 +1,158 @@
+"""The scenario flags of the command line, and the grid they stand for."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bdjax.errors import UserError, unknown
+from bdjax.population import Execution, check, default_execution
+from bdjax.sweep.plan import Grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """What to run. Flags that take several values are axes: every combination becomes a member or a cell."""
+
+    dataset: str | None = None
+    """Data set, see `bdjax ls datasets`."""
+    model: str | None = None
+    """Model, see `bdjax ls models`."""
+    attack: str | None = None
+    """Attack, see `bdjax ls attacks`, or path/to/file.py:factory."""
+    defense: tuple[str, ...] | None = None
+    """Defenses, see `bdjax ls defenses`, or path/to/file.py:factory; "none" only trains."""
+    poison_ratio: tuple[float, ...] | None = None
+    """Shares of all training rows, 0 … 1; 0 is a model that was never attacked."""
+    spc: tuple[int, ...] | None = None
+    """Clean samples per class the defender holds."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds by name, e.g. 0 1 2 3."""
+    profile: str | None = None
+    """corrected (the method as its paper describes it) or reference (as the published code behaves)."""
+    width: int | None = None
+    """Channels of the model's first stage."""
+    epochs: int | None = None
+    """Epochs of the attack's training."""
+    batch: int | None = None
+    """Batch size of the attack's training."""
+    train_images: int | None = None
+    """Size of a reduced training set, balanced by class."""
+    test_images: int | None = None
+    """Size of a reduced test set, balanced by class."""
+    target: int | None = None
+    """Target class of the attack."""
+    config: tuple[str, ...] = ()
+    """Static settings METHOD.FIELD=VALUE, e.g. fp.epochs=10; METHOD "recipe" is the attack's training."""
+    hyper: tuple[str, ...] = ()
+    """Traced hyper-parameters METHOD.LEAF=V1,V2, e.g. ft.lr=0.01,0.001; every value is a member."""
+    root: int | None = None
+    """Root of all random draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """How populations run; the default is the one measured for this platform."""
+
+    strategy: str | None = None
+    """vmap, map, unrolled or loop."""
+    lowering: str | None = None
+    """Of convolutions: native, unrolled or patches."""
+    loop: str | None = None
+    """Of training steps: scan or dispatch."""
+    chunk: int | None = None
+    """Members at once; 0 = as many as fit."""
+    devices: int | None = None
+    """Local devices that share the members."""
+
+
+_AXES = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses", "poison_ratio": "poison_ratios"}
+
+
+def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
+    """The grid a command line stands for: ``base`` (None: the defaults) with what was given replaced.
+
+    Raises:
+      UserError: a setting that is not METHOD.FIELD=VALUE, or that names a method which does not run.
+    """
+    base = base or Grid()
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(scenario):
+        value = getattr(scenario, field.name)
+        if value is None or field.name in ("config", "hyper"):
+            continue
+        axis = _AXES.get(field.name, field.name)
+        given[axis] = (value,) if field.name in ("dataset", "model", "attack") else value
+    grid = dataclasses.replace(base, **given)
+    attack, defense, recipe = _copy(grid.attack_config), _copy(grid.defense_config), dict(grid.recipe)
+    for method, field_name, text in (_split(item, "config") for item in scenario.config):
+        value = _value(text)
+        if method == "recipe":
+            recipe[field_name] = value
+        elif method in grid.attacks:
+            attack.setdefault(method, {})[field_name] = value
+        elif method in grid.defenses:
+            defense.setdefault(method, {})[field_name] = value
+        else:
+            raise unknown("method of --config", method, [*grid.attacks, *grid.defenses, "recipe"])
+    hyper = _copy(grid.hyper)
+    for method, leaf, text in (_split(item, "hyper") for item in scenario.hyper):
+        if method not in grid.defenses:
+            raise unknown("method of --hyper", method, grid.defenses)
+        hyper.setdefault(method, {})[leaf] = tuple(_number(part, f"{method}.{leaf}") for part in text.split(","))
+    return dataclasses.replace(grid, attack_config=attack, defense_config=defense, recipe=recipe, hyper=hyper)
+
+
+def execution_of(executed: Executed) -> Execution:
+    """The execution a command line stands for.
+
+    Raises:
+      UserError: it cannot run here.
+    """
+    given = {name: value for name, value in dataclasses.asdict(executed).items() if value is not None}
+    return check(default_execution()._replace(**given))
+
+
+def pairs(items: Sequence[str], flag: str) -> dict[str, str]:
+    """``AXIS=VALUE`` items as a dictionary.
+
+    Raises:
+      UserError: an item of another form, or one axis twice.
+    """
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"{flag} {item!r} is not of the form AXIS=VALUE, e.g. attack=badnets")
+        if name in found:
+            raise UserError(f"{flag} names {name} twice")
+        found[name] = value
+    return found
+
+
+def _copy(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: dict(fields) for name, fields in tree.items()}
+
+
+def _split(item: str, flag: str) -> tuple[str, str, str]:
+    left, equals, value = item.partition("=")
+    method, dot, field = left.rpartition(".")
+    if not (method and dot and field and equals and value):
+        raise UserError(f"--{flag} {item!r} is not of the form METHOD.FIELD=VALUE, e.g. {'fp.epochs=10' if flag == 'config' else 'ft.lr=0.1'}")
+    return method, field, value
+
+
+def _value(text: str) -> Any:
+    """A JSON value, or the text itself; a list becomes a tuple, as configurations hold them."""
+    try:
+        value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except json.JSONDecodeError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--hyper {name} takes numbers separated by commas; given {text!r}") from None

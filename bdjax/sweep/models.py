@@ -1,0 +1,132 @@
+"""Trained members on disk: an Orbax checkpoint per training cell and member set.
+
+``out/models/<cell>/<members>/`` holds ``state/`` (stacked variables and trigger leaves) and ``manifest.json``, written last, with
+the sha256 of every file. The folder appears under its name when all of it is there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bdjax.sweep.build import canonical
+from bdjax.sweep.store import Corrupt, set_aside, sync_folder, writing
+
+
+class Stored(NamedTuple):
+    """Trained members on the host, stacked on axis 0."""
+
+    members: tuple[str, ...]  # their hashes
+    variables: Any
+    trigger: tuple[np.ndarray, ...]  # leaves, in the order of the attack's trigger
+
+
+def folder(out: Path, cell: str, members: str) -> Path:
+    """Where the trained members of a cell and member set lie."""
+    return out / "models" / cell / members
+
+
+def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
+    """Store trained members, replacing what lay there.
+
+    Args:
+      out: folder of the sweep.
+      cell: hash of the training cell.
+      name: hash of the member set.
+      stored: the members.
+
+    Raises:
+      UserError: the folder cannot be written or the disk is full.
+    """
+    import orbax.checkpoint as ocp
+
+    path = folder(out, cell, name).absolute()
+    temporary = path.with_name(f".{name}.tmp")
+    with writing(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            state = {"variables": stored.variables, "trigger": {str(i): leaf for i, leaf in enumerate(stored.trigger)}}
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / "state", jax.tree.map(np.asarray, state))
+            manifest = {"members": stored.members, "files": _digests(temporary / "state")}
+            with open(temporary / "manifest.json", "w") as file:
+                file.write(canonical(manifest))
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+    return path
+
+
+def _digests(state: Path) -> dict[str, str]:
+    files = sorted(p for p in state.rglob("*") if p.is_file())
+    return {str(p.relative_to(state)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def find(out: Path, cell: str) -> dict[str, tuple[str, int]]:
+    """Where the trained members of a cell lie: {member hash: (member set, index)}; corrupt checkpoints are set aside."""
+    found: dict[str, tuple[str, int]] = {}
+    base = out / "models" / cell
+    for path in sorted(p for p in base.iterdir() if _is_checkpoint(p)) if base.is_dir() else []:
+        try:
+            found.update({member: (path.name, i) for i, member in enumerate(_verify(path))})
+        except Corrupt as reason:
+            set_aside(path, str(reason))
+    return found
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".") and ".corrupt" not in path.name
+
+
+def _verify(path: Path) -> list[str]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        members, files = list(manifest["members"]), dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"its manifest cannot be read: {type(error).__name__}") from error
+    actual = _digests(path / "state")
+    for name, digest in files.items():
+        if name not in actual:
+            raise Corrupt(f"{name} is missing")
+        if actual[name] != digest:
+            raise Corrupt(f"{name} does not match its checksum")
+    return members
+
+
+def load(out: Path, cell: str, places: Sequence[tuple[str, int]]) -> Stored:
+    """Trained members by their place, as :func:`find` told it, in the order asked for.
+
+    Raises:
+      Corrupt: a checkpoint changed since it was found.
+    """
+    import orbax.checkpoint as ocp
+
+    sets: dict[str, Stored] = {}
+    for name, _ in places:
+        if name not in sets:
+            path = folder(out, cell, name).absolute()
+            members = _verify(path)
+            with ocp.StandardCheckpointer() as checkpointer:
+                state = checkpointer.restore(path / "state")
+            leaves = state["trigger"] or {}
+            sets[name] = Stored(tuple(members), state["variables"], tuple(leaves[str(i)] for i in range(len(leaves))))
+    parts = [(sets[name], index) for name, index in places]
+
+    def stack(*leaves: Any) -> np.ndarray:
+        return np.stack([np.asarray(leaf)[index] for leaf, (_, index) in zip(leaves, parts, strict=True)])
+
+    variables, trigger = jax.tree.map(stack, *[(part.variables, part.trigger) for part, _ in parts])
+    return Stored(tuple(part.members[index] for part, index in parts), variables, trigger)

@@ -1,0 +1,224 @@
+"""Run a grid: train what lacks a record, repair it with every defense, store each cell as it finishes."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+
+from bdjax.errors import UserError
+from bdjax.population import Execution, check, default_execution, device_memory
+from bdjax.sweep import build, models, plan, store
+from bdjax.sweep.cells import clean_reason, place, repair, train
+from bdjax.sweep.plan import Branch, Grid
+from bdjax.sweep.progress import Progress
+from bdjax.sweep.rows import Row
+from bdjax.types import Dataset
+
+
+class Work(NamedTuple):
+    """A branch with its data set and what of it lacks a record."""
+
+    branch: Branch
+    dataset: Dataset
+    cell: str  # hash of the training cell
+    training: tuple[tuple[build.Point, ...], ...]  # member sets to train
+    repairs: tuple[tuple[build.DefenseCell, str, tuple[build.Point, ...]], ...]  # defense cell, its hash, members to repair
+
+
+def run(
+    grid: Grid,
+    out: str | Path,
+    *,
+    data_dir: str | None = None,
+    execution: Execution | None = None,
+    only: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    stream: TextIO | None = None,
+) -> Any:
+    """Run what a grid lacks and return its records; the same call resumes after any interruption.
+
+    Args:
+      grid: what to run.
+      out: folder of records and trained members; made if missing.
+      data_dir: folder of the data archives.
+      execution: how populations run; None = the platform's default.
+      only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.plan.select`).
+      limit: number of cells to run at most.
+      strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
+      stream: where progress is printed; None = stderr.
+
+    Returns:
+      polars.DataFrame of the rows of this grid: one per member and cell. A cell that raised has rows with status ``failed``, which
+      the next call tries again.
+
+    Raises:
+      UserError: a mistake in the grid, missing data, a folder that cannot be written.
+    """
+    out, execution = Path(out), check(execution or default_execution())
+    branches = plan.select(plan.cells(grid), only or {}, limit)
+    datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
+    if strict:
+        for branch in branches:
+            refuse_infeasible(branch, datasets[branch.train.dataset])
+    store.writable(out)
+    with store.lock(out):
+        works = [survey(branch, datasets[branch.train.dataset], grid, out) for branch in branches]
+        kinds = [kind for work in works for kind in _kinds(work)]
+        for line in summary(works, execution):
+            print(line, file=stream or sys.stderr, flush=True)
+        with Progress(kinds, stream) as progress:
+            for work in works:
+                _run_branch(work, out, execution, progress)
+        hashes = {work.cell for work in works} | {
+            build.cell_hash(cell, work.dataset.digest) for work in works for cell in work.branch.defenses
+        }
+        members = {build.member_hash(point) for branch in branches for point in _all_points(branch, grid)}
+        rows = [row for row in store.read_rows(out) if row["cell"] in hashes and row["member"] in members]
+    return store.frame(rows)
+
+
+def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
+    """The data set of a grid, reduced as the grid says."""
+    from bdjax.data import load as load_data
+
+    return load_data(name, data_dir, train_images=grid.train_images, test_images=grid.test_images)
+
+
+def refuse_infeasible(branch: Branch, dataset: Dataset) -> None:
+    """Raise UserError where a defense asks for more clean samples than a class holds."""
+    model, _ = build.attacked(branch.train)
+    for cell in branch.defenses:
+        reason = clean_reason(cell, dataset, build.defended(cell, model))
+        if reason:
+            raise UserError(f"{cell.defense}: {reason}")
+
+
+def _run_branch(work: Work, out: Path, execution: Execution, progress: Progress) -> None:
+    if not work.training and not work.repairs:
+        return
+    attacked = place(work.branch.train, work.cell, work.dataset, execution)
+    for points in work.training:
+        train(attacked, points, out, progress)
+    if not work.repairs:
+        return
+    rows = {row["member"]: row for row in store.latest([row for _, row in store.read_cell(out, work.cell)])}
+    places = models.find(out, work.cell)
+    needed = dict.fromkeys(_trained_hash(point) for _, _, points in work.repairs for point in points)
+    there = [name for name in needed if rows[name]["status"] == "ok"]
+    try:
+        stored = models.load(out, work.cell, [places[name] for name in there])
+    except store.Corrupt as reason:
+        raise UserError(f"the trained members of cell {work.cell} in {out} changed while they were read: {reason}") from reason
+    for cell, name, points in work.repairs:
+        repair(attacked, cell, name, points, (rows, stored), out, progress)
+
+
+def survey(branch: Branch, dataset: Dataset, grid: Grid, out: Path) -> Work:
+    """What of a branch lacks a record."""
+    cell = build.cell_hash(branch.train, dataset.digest)
+    stored = store.read_cell(out, cell)
+    rows = {row["member"]: row for row in store.latest([row for _, row in stored])}
+    wanted = _points(grid, [{}])
+    missing = tuple(point for point in wanted if not _finished(rows, point))
+    repairs = []
+    for defense in branch.defenses:
+        name = build.cell_hash(defense, dataset.digest)
+        done = {row["member"]: row for row in store.latest([row for _, row in store.read_cell(out, name)])}
+        lacking = tuple(point for point in _defense_points(defense, grid) if not _finished(done, point))
+        if lacking:
+            repairs.append((defense, name, lacking))
+    training = [missing] if missing else []
+    if repairs:
+        training += _lost(out, cell, stored, {_trained_hash(point) for _, _, points in repairs for point in points})
+    return Work(branch, dataset, cell, tuple(training), tuple(repairs))
+
+
+def _lost(out: Path, cell: str, stored: list[tuple[str, Row]], needed: set[str]) -> list[tuple[build.Point, ...]]:
+    """Member sets whose trained members are needed again but no longer on disk, exactly as they were trained."""
+    there = models.find(out, cell)
+    gone = {name for name, row in stored if row["status"] == "ok" and row["member"] in needed and row["member"] not in there}
+    return [tuple(build.Point(row["seed"], row["ratio"], {}) for at, row in stored if at == name) for name in sorted(gone)]
+
+
+def _trained_hash(point: build.Point) -> str:
+    """The member of the training cell that a member of a defense cell was."""
+    return build.member_hash(point._replace(hyper={}))
+
+
+def _finished(rows: Mapping[str, Row], point: build.Point) -> bool:
+    row = rows.get(build.member_hash(point))
+    return row is not None and row["status"] != "failed"
+
+
+def _points(grid: Grid, hypers: list[dict[str, Any]]) -> tuple[build.Point, ...]:
+    return tuple(build.Point(seed, float(ratio), hyper) for seed in grid.seeds for ratio in grid.poison_ratios for hyper in hypers)
+
+
+def _defense_points(cell: build.DefenseCell, grid: Grid) -> tuple[build.Point, ...]:
+    model, _ = build.attacked(cell.train)
+    defense = build.defended(cell, model)
+    return _points(grid, build.hyper_points(defense, grid.hyper.get(cell.defense, {}), cell.defense))
+
+
+def _all_points(branch: Branch, grid: Grid) -> list[build.Point]:
+    return [*_points(grid, [{}]), *(point for cell in branch.defenses for point in _defense_points(cell, grid))]
+
+
+def _kinds(work: Work) -> list[str]:
+    return ["train"] * len(work.training) + [cell.defense for cell, _, _ in work.repairs]
+
+
+def summary(works: list[Work], execution: Execution) -> list[str]:
+    """What will run, in lines: cells, members, compile buckets, memory, execution."""
+    training = sum(len(points) for work in works for points in work.training)
+    repairs = sum(len(points) for work in works for _, _, points in work.repairs)
+    cells = sum(1 + len(work.branch.defenses) for work in works)
+    open_cells = sum(bool(work.training) + len(work.repairs) for work in works)
+    lines = [
+        f"{cells} cells, {cells - open_cells} finished; {open_cells} compile buckets to run: {training} members to train, "
+        f"{repairs} to repair"
+    ]
+    for work in works:
+        if work.training or work.repairs:
+            model, attack = build.attacked(work.branch.train)
+            each, shared = member_bytes(model), data_bytes(work.dataset)
+            lines.append(
+                f"{title(work.branch.train)}: {model.name} width {model.width}, {len(work.dataset.train.labels)} training images, "
+                f"{attack.recipe.epochs} epochs; {_size(each)} of parameters and momentum per member, {_size(shared)} of images shared, "
+                f"{_size(device_memory())} may be used"
+            )
+    if open_cells:
+        chunk = f"{execution.chunk} members at once" if execution.chunk else "as many members at once as fit"
+        lines.append(
+            f"execution: {execution.strategy}, {execution.lowering} convolutions, {execution.loop} of steps, {chunk}, "
+            f"{execution.devices} device{'s' if execution.devices > 1 else ''} ({jax.default_backend()})"
+        )
+    return lines
+
+
+def title(cell: build.TrainCell) -> str:
+    """A training cell in words."""
+    return f"{cell.dataset} / {cell.model} / {cell.attack}"
+
+
+def member_bytes(model: Any) -> int:
+    """Bytes of one member's variables and momentum while it trains, without activations."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    leaves = jax.tree.leaves((variables, variables["params"]))  # the momentum mirrors the parameters
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def data_bytes(dataset: Dataset) -> int:
+    """Bytes of a data set on the device, with its triggered copies."""
+    return 2 * sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.test))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"

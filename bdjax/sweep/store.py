@@ -1,0 +1,221 @@
+"""What is kept of a sweep: a Parquet file per finished cell and member set.
+
+``out/records/<cell>/<members>.parquet`` appears complete or not at all (written under a temporary name, synced, renamed). A file
+whose checksums do not match is named on stderr and moved aside as ``*.corrupt``; the next run does its work again.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bdjax.errors import UserError
+from bdjax.sweep.build import canonical
+from bdjax.sweep.rows import Row, arrow_schema, in_order
+
+_DIGEST = b"bdjax.rows.sha256"
+
+
+class Corrupt(Exception):
+    """A stored file is not what was written; the message says why."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while writing below ``path`` into one clear line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another --out, then run the same command") from error
+    except Exception as error:
+        # The checkpoint library reports a full disk in exceptions of its own.
+        text = str(error).lower()
+        known = [code for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES) if os.strerror(code).lower() in text]
+        if not known:
+            raise
+        raise UserError(f"cannot write {path}: {os.strerror(known[0])}; free some space or choose another --out") from error
+
+
+def writable(out: Path) -> Path:
+    """Create the folder if need be and return it.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".probe.{os.getpid()}"
+        probe.write_bytes(b"bdjax")
+        probe.unlink()
+    return out
+
+
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Let one process at a time write into ``out``; the lock goes with the process, however it ends.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    import fcntl
+
+    with writing(out):
+        handle = open(out / ".lock", "w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another bdjax process writes to {out}; wait for it or choose another --out") from None
+        yield
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is complete or absent, whatever happens."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Name a corrupt file or folder on stderr and move it to ``<name>.corrupt``."""
+    target, number = path.with_name(path.name + ".corrupt"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.corrupt{number}")
+    os.replace(path, target)
+    print(f"bdjax: {path} is corrupt ({reason}); moved to {target.name}, its work is redone by the next run", file=sys.stderr)
+
+
+def record_path(out: Path, cell: str, members: str) -> Path:
+    """Where the rows of one finished cell and member set lie."""
+    return out / "records" / cell / f"{members}.parquet"
+
+
+def write_rows(out: Path, cell: str, members: str, rows: Sequence[Row]) -> Path:
+    """Store the rows of a finished cell and member set, replacing what lay there.
+
+    Args:
+      out: folder of the sweep.
+      cell: hash of the cell.
+      members: hash of the member set.
+      rows: with every column of :data:`bdjax.sweep.rows.COLUMNS`.
+
+    Raises:
+      UserError: the folder cannot be written or the disk is full.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = arrow_schema()
+    table = pa.Table.from_pylist(list(rows), schema)
+    table = table.replace_schema_metadata({_DIGEST: _rows_digest(table.to_pylist())})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    path = record_path(out, cell, members)
+    replace_file(path, buffer.getvalue())
+    return path
+
+
+def _rows_digest(rows: Sequence[Row]) -> bytes:
+    return hashlib.sha256(canonical(list(rows)).encode()).hexdigest().encode()
+
+
+def read_file(path: Path) -> list[Row]:
+    """The rows of one file.
+
+    Raises:
+      Corrupt: it is truncated, or any of its checksums does not match. Page checksums do not cover the footer, so the rows carry a
+        hash of their own.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(io.BytesIO(path.read_bytes()), page_checksum_verification=True)
+        rows = table.to_pylist()
+        if not table.schema.equals(arrow_schema()):
+            raise Corrupt("its columns are not those of a record")
+        if (table.schema.metadata or {}).get(_DIGEST) != _rows_digest(rows):
+            raise Corrupt("its rows do not match their checksum")
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        raise Corrupt(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    return rows
+
+
+def read_cell(out: Path, cell: str) -> list[tuple[str, Row]]:
+    """All (member set, row) of a cell, in the order of file names; corrupt files are set aside."""
+    found = []
+    for path in sorted((out / "records" / cell).glob("*.parquet")):
+        try:
+            found += [(path.stem, row) for row in read_file(path)]
+        except Corrupt as reason:
+            set_aside(path, str(reason))
+    return found
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """One row per cell and member: a failed one only where no other is stored, then the newest."""
+    best: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row["cell"], row["member"])
+        if key not in best or _rank(row) > _rank(best[key]):
+            best[key] = row
+    return list(best.values())
+
+
+def _rank(row: Row) -> tuple[bool, str]:
+    return row["status"] != "failed", row["created"]
+
+
+def read_rows(out: Path) -> list[Row]:
+    """All rows of a sweep, one per cell and member, in the order of their scenario; corrupt files are set aside."""
+    folder = out / "records"
+    cells = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    return in_order(latest([row for cell in cells for _, row in read_cell(out, cell)]))
+
+
+def frame(rows: Sequence[Row]) -> Any:
+    """Rows as a polars data frame with the columns of a record, also where there are none."""
+    import polars as pl
+    import pyarrow as pa
+
+    return pl.from_arrow(pa.Table.from_pylist(list(rows), arrow_schema()))
+
+
+def read(out: str | Path) -> Any:
+    """All rows of a sweep as a polars data frame.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    folder = Path(out)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of records; write one with: bdjax sweep FILE.py --out {folder}")
+    return frame(read_rows(folder))

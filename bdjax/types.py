@@ -1,0 +1,168 @@
+"""The shared vocabulary: what a data set, a member, a model, an attack and a defense are.
+
+Everything here is a plain ``NamedTuple``. Axis letters in the comments: m members, n rows, b batch, h w c image, k classes,
+d channels. A *member* is one point of the grid (one seed, one poison ratio, ...); every function of the package sees one
+member, and only :mod:`bdjax.population` knows that there are many.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+Variables = Mapping[str, Any]  # {"params", "batch_stats"} and, where a defense adds them, {"bounds", "plug", "plug_stats"}
+Masks = dict[str, Array]  # {address: keep factors f32[d]}
+PROFILES = ("corrected", "reference")
+
+
+class DataSpec(NamedTuple):
+    """Static facts of a data set (hashable: it names a compilation)."""
+
+    name: str
+    image_shape: tuple[int, int, int]  # h, w, c
+    classes: int
+    mean: tuple[float, ...]  # per channel, of images in [0, 1]
+    std: tuple[float, ...]
+    flip: bool  # random horizontal flip with probability 1/2 while training
+    pad: int  # zero padding, in pixels, of the random crop while training
+    class_names: tuple[str, ...] = ()
+
+
+class Split(NamedTuple):
+    """Rows of a data set: ``images`` u8[n h w c], ``labels`` i32[n]."""
+
+    images: Array
+    labels: Array
+
+
+class Dataset(NamedTuple):
+    """A data set as host arrays (memory-mapped where they come from a cache) and the hash of their bytes."""
+
+    spec: DataSpec
+    train: Split
+    test: Split
+    digest: str
+
+
+class Member(NamedTuple):
+    """What may differ between the members of a population; every leaf is an array."""
+
+    key: Key  # from the seed alone
+    ratio: Array  # f32[], poison ratio in [0, 1]
+    count: Array  # i32[], rows poisoned = round(ratio * n), computed on the host in float64
+    spc: Array  # i32[], clean samples per class the defender holds
+    hyper: Any = ()  # pytree of traced hyper-parameters of the method that runs
+
+
+class Loop(NamedTuple):
+    """How a loop of steps is executed (static; chosen by :mod:`bdjax.population`, carried by ``Model``)."""
+
+    kind: str = "scan"  # "scan": one compiled loop; "dispatch": a Python loop over a compiled step
+    unroll: int = 1  # steps per trip
+    members: str = "batched"  # "batched": vmap reaches into the step; "unrolled": the step is repeated for every member
+
+
+class Output(NamedTuple):
+    """What a forward pass returns."""
+
+    logits: Array  # f[b k]
+    variables: Variables  # with new running statistics where train=True
+    taps: dict[str, Any]  # {address: tensor, or f(tensor, mask)}
+
+
+class ArchSpec(NamedTuple):
+    """Static addresses of a network. An address is the path of a module, e.g. ``layer2_0/bn1``."""
+
+    registered: tuple[tuple[str, str], ...]  # ("conv" | "norm", address) in registration order
+    norms: tuple[str, ...]  # in execution order
+    feeds: tuple[tuple[str, str], ...]  # (norm, conv whose output it normalises); norms of a residual sum are left out
+    heads: tuple[str, ...]  # linear layers, in execution order
+    stages: tuple[str, ...]  # addresses of the stage outputs, in execution order
+    plug_site: str  # where a defense may insert a 1x1 convolution and a norm
+
+
+class Model(NamedTuple):
+    """One network for one member, as pure functions (static: closed over, never traced)."""
+
+    init: Callable[..., Variables]  # (key) -> variables
+    apply: Callable[..., Output]
+    # apply(variables, images f32[b h w c] in [0, 1], *, train=False, plug_train=False, mask=None, key=None, record=(), start=None)
+    #   train: batch statistics over rows with mask 1, new running statistics in Output.variables; key feeds dropout
+    #   record: addresses (tensor wanted) or (address, f) pairs (f(tensor, mask) wanted)
+    #   start: "features" or "head": `images` is then that tensor and only the rest of the network runs
+    rebuild: Callable[..., "Model"]  # (**fields) -> the same network with other static fields
+    spec: DataSpec
+    arch: ArchSpec
+    name: str
+    width: int
+    loop: Loop
+    norm_eps: float = 1e-5  # added to the variance in its norms
+
+
+class Recipe(NamedTuple):
+    """How a backdoored model is trained (static). Lengths in epochs, rates per step."""
+
+    epochs: int = 100
+    batch: int = 128
+    lr: float = 0.01
+    schedule: str = "cosine"  # "cosine" to 0 over `epochs`, stepped once per epoch; or "constant"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: str = "after"  # the data augmentation acts "after" | "before" the trigger, or the attack has its "own"
+    second_batch: bool = False  # `Attack.batch` gets a second, independently shuffled batch
+    max_ratio: float = 0.1  # bounds the poison slots of attacks that poison inside the batch
+    prepare_per: str = "dataset"  # `Attack.prepare` runs once per "dataset" or per "seed"
+    shared_trigger: bool = True  # the trigger is the same for all members, so triggered copies are computed once
+
+
+class Attack(NamedTuple):
+    """A backdoor attack as pure functions of one member; built by a factory ``badnets(spec, config=None, *, profile)``."""
+
+    init: Callable[..., Any]  # (key, assets) -> trigger, any pytree
+    select: Callable[..., tuple[Array, Array]]  # (key, labels i32[n], count i32[]) -> (poisoned bool[n], feasible bool[])
+    stamp: Callable[..., Array]  # (trigger, key, images f32[b h w c] in [0, 1]) -> f32[b h w c], values k/255
+    relabel: Callable[[Array], Array]  # (labels i32[b]) -> i32[b]; test rows that count: relabel(y) != y
+    recipe: Recipe
+    config: Any = None  # the static configuration it was built with, for the record
+    prepare: Callable[..., Any] | None = None  # (key, Dataset) -> assets, before the population runs
+    batch: Callable[..., tuple[Array, Array, Array, Any]] | None = None
+    # (trigger, key, images, labels, ratio, other) -> (images, labels, loss, trigger): poison inside the batch
+    update: Callable[..., Any] | None = None  # (trigger, gradient) -> trigger, the trigger's own optimiser
+
+
+class CleanSet(NamedTuple):
+    """The defender's clean rows, class-major and rank-minor; rows with role 0 are padding."""
+
+    images: Array  # u8[n h w c]
+    labels: Array  # i32[n]
+    role: Array  # i8[n]: 0 absent, 1 train, 2 validation
+    spc: Array  # i32[]
+
+
+class DefenderView(NamedTuple):
+    """Everything a defender may see. What a defense does not name in ``needs`` is None."""
+
+    variables: Variables
+    clean: CleanSet | None = None
+    triggered: Array | None = None  # u8[n h w c]: the clean rows with the true trigger ("triggered" in needs)
+    test_accuracy: Array | None = None  # f32[] ("test_accuracy" in needs)
+
+
+class Repair(NamedTuple):
+    """What a defense returns."""
+
+    variables: Variables
+    masks: Masks | None = None  # keep factors, for methods that prune
+    trace: Any = ()  # the method's own NamedTuple of arrays: what happened on the way
+
+
+class Defense(NamedTuple):
+    """A backdoor defense; built by a factory ``ft(model, config=None, *, profile="corrected")``."""
+
+    repair: Callable[..., Repair]  # (key, DefenderView, hyper) -> Repair
+    hyper: Any  # default NamedTuple of traced leaves
+    needs: frozenset[str]  # of {"clean", "triggered", "test_accuracy"}; empty = data-free
+    config: Any = None  # the static configuration it was built with, for the record
+    validation: bool = False  # draws validation rows from the first ranks (spec: FP, ANP, Grad-Prune)

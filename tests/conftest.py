@@ -1,0 +1,44 @@
+"""Eight simulated devices, strict dtypes and ranks, a compilation cache shared by the workers."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pathlib  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+_cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "bdjax" / "jax-tests"
+jax.config.update("jax_compilation_cache_dir", str(_cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def tiny_spec():
+    """A made-up data set: 8x8 colour images of 4 classes."""
+    from bdjax.types import DataSpec
+
+    return DataSpec("tiny", (8, 8, 3), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), False, 1)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_spec):
+    """Class k is bright in quadrant k, with noise: learnable in a few steps; 160 training and 80 test rows."""
+    from bdjax.types import Dataset, Split
+
+    generator = np.random.default_rng(0)
+
+    def split(rows):
+        labels = np.arange(rows, dtype=np.int32) % 4
+        images = generator.integers(0, 90, (rows, 8, 8, 3), dtype=np.uint8)
+        for k in range(4):
+            y, x = 4 * (k // 2), 4 * (k % 2)
+            images[labels == k, y : y + 4, x : x + 4] += 100
+        return Split(images, labels)
+
+    return Dataset(tiny_spec, split(160), split(80), "tiny")

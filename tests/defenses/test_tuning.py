@@ -1,0 +1,239 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax.defenses.tuning import Hyper, Schedule, cosine, cosine_by_epoch, cross_entropy_gradient, epoch_plan, masked_mean, tuner
+from bdjax.models import cnn
+from bdjax.types import Loop
+
+KEY = jax.random.key(7)
+
+
+def test_cosine_is_periodic_and_not_clamped():
+    def rate(t):
+        return float(cosine(jnp.float32(0.01), jnp.int32(t), 100))
+
+    assert rate(0) == pytest.approx(0.01, rel=1e-6)
+    assert rate(50) == pytest.approx(0.005, rel=1e-6)
+    assert rate(99) == pytest.approx(0.005 * (1 + np.cos(np.pi * 0.99)), rel=1e-4) == pytest.approx(2.467e-6, rel=1e-3)
+    assert rate(100) == pytest.approx(0, abs=1e-12)
+    assert rate(200) == pytest.approx(0.01, rel=1e-6)
+    assert rate(399) == pytest.approx(0.0099975, rel=1e-6)
+    assert rate(7900) == pytest.approx(0.005 * (1 + np.cos(np.pi * 79)), abs=1e-12)
+
+
+def test_masked_mean():
+    assert float(masked_mean(jnp.array([1.0, 2.0, 50.0]), jnp.array([1.0, 1.0, 0.0]))) == 1.5
+    assert float(masked_mean(jnp.array([1.0, 2.0]), jnp.zeros(2))) == 0
+
+
+@pytest.mark.parametrize(("rows", "batch", "sizes"), [(20, 256, [20]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (1, 4, [1])])
+def test_plan_shuffles_and_keeps_the_last_batch(rows, batch, sizes):
+    order, mask = epoch_plan(KEY, jnp.ones(rows, bool), batch)
+    assert mask.sum(1).tolist() == sizes and order.dtype == jnp.int32
+    assert sorted(np.asarray(order)[np.asarray(mask) > 0]) == list(range(rows))
+    if rows == 20:
+        assert np.any(np.asarray(order[0]) != np.arange(20))
+        assert np.any(np.asarray(epoch_plan(jax.random.key(8), jnp.ones(rows, bool), batch)[0]) != np.asarray(order))
+
+
+def test_plan_takes_the_same_order_whatever_lies_between():
+    present = np.zeros(30, bool)
+    present[[1, 2, 5, 9, 12, 20, 21, 28, 29]] = True
+    order, mask = epoch_plan(KEY, jnp.asarray(present), 4)
+    alone, alone_mask = epoch_plan(KEY, jnp.ones(9, bool), 4)
+    assert mask.sum(1).tolist() == [4, 4, 1, 0, 0, 0, 0, 0] and alone_mask.sum(1).tolist() == [4, 4, 1]
+    found, expected = np.asarray(order)[np.asarray(mask) > 0], np.asarray(alone)[np.asarray(alone_mask) > 0]
+    np.testing.assert_array_equal(found, np.flatnonzero(present)[expected])
+
+
+def tune(model, clean, variables, *, epochs=3, batch=8, hyper=None, extra=(), **hooks):
+    run = tuner(model, epochs=epochs, batch=batch, **{"schedule": cosine_by_epoch(epochs), **hooks})
+    return run(KEY, variables, clean, clean.role == 1, hyper or Hyper(), extra)
+
+
+def by_hand(variables, images, labels, batches, lrs, momentum, decay, eps, spec):
+    """The same training in plain loops: shifted products for the convolutions, norms, cross-entropy and SGD written out."""
+
+    def convolve(x, kernel, stride):
+        side = x.shape[1]
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        total = 0.0
+        for i in range(3):
+            for j in range(3):
+                total = total + jnp.einsum("bhwc,cd->bhwd", x[:, i : i + side : stride, j : j + side : stride], kernel[i, j])
+        return total
+
+    def loss(params, x, y):
+        means, variances = {}, {}
+        x = (x - jnp.asarray(spec.mean).reshape(1, 1, 1, 3)) / jnp.asarray(spec.std).reshape(1, 1, 1, 3)
+        for layer, stride in ((1, 1), (2, 2), (3, 2)):
+            x = convolve(x, params[f"conv{layer}"]["kernel"], stride)
+            flat = x.reshape(-1, x.shape[-1])
+            n = flat.shape[0]
+            mean = flat.sum(0) / n
+            square = ((flat - mean[None]) ** 2).sum(0)
+            means[layer], variances[layer] = mean, square / (n - 1)
+            norm = params[f"bn{layer}"]
+            flat = (flat - mean[None]) / jnp.sqrt(square / n + eps)[None] * norm["scale"][None] + norm["bias"][None]
+            x = jnp.where(flat > 0, flat, 0.0).reshape(x.shape)
+        logits = x.sum((1, 2)) / (x.shape[1] * x.shape[2]) @ params["linear"]["kernel"] + params["linear"]["bias"][None]
+        picked = logits[np.arange(len(y)), y]
+        return jnp.mean(jnp.log(jnp.exp(logits).sum(1)) - picked), (means, variances)
+
+    params = variables["params"]
+    running = {i: variables["batch_stats"][f"bn{i}"] for i in (1, 2, 3)}
+    buffer = jax.tree.map(jnp.zeros_like, params)
+    losses = []
+    for epoch, lr in zip(batches, lrs, strict=True):
+        of_epoch = []
+        for rows in epoch:
+            (value, (means, variances)), slope = jax.value_and_grad(loss, has_aux=True)(params, images[rows], labels[rows])
+            buffer = jax.tree.map(lambda b, g, p: momentum * b + (g + decay * p), buffer, slope, params)
+            params = jax.tree.map(lambda p, b, lr=lr: p - lr * b, params, buffer)
+            for i in (1, 2, 3):
+                old = running[i]
+                running[i] = {"mean": 0.9 * old["mean"] + 0.1 * means[i], "var": 0.9 * old["var"] + 0.1 * variances[i]}
+            of_epoch.append(float(value))
+        losses.append(np.mean(of_epoch))
+    return {"params": params, "batch_stats": {f"bn{i}": running[i] for i in (1, 2, 3)}}, losses
+
+
+def test_the_update_is_the_one_written_out_by_hand(model, variables, clean, wide, distance, plain_spec):
+    seen = []
+
+    def watching(found, batch, extra, key):  # the rows of each batch, told apart by their pixels
+        jax.debug.callback(lambda i, m: seen.append((np.asarray(i), np.asarray(m))), batch.images, batch.mask, ordered=True)
+        return cross_entropy_gradient(model)(found, batch, extra, key)
+
+    rows = clean(5)  # 20 rows: batches of 8, 8 and 4
+    hyper = Hyper(np.float64(0.05), np.float64(0.8), np.float64(1e-2))
+    found = tune(model, rows, wide(variables), hyper=hyper, gradient=watching)
+    jax.effects_barrier()
+    images = np.asarray(rows.images).astype(np.float32) / np.float32(255)
+    batches = [[np.argmax((images[None] == i[m > 0][:, None]).all((2, 3, 4)), 1) for i, m in seen[3 * e : 3 * e + 3]] for e in range(3)]
+    assert [len(b) for b in batches[0]] == [8, 8, 4] and all(sorted(np.concatenate(e)) == list(range(20)) for e in batches)
+    lrs = [0.05 * (1 + np.cos(np.pi * e / 3)) / 2 for e in range(3)]
+    expected, losses = by_hand(
+        wide(variables), jnp.asarray(images, jnp.float64), np.asarray(rows.labels), batches, lrs, 0.8, 1e-2, 1e-5, plain_spec
+    )
+    assert distance(found.variables, expected) < 1e-10
+    assert distance(expected["params"], variables["params"]) > 1e-2  # it moved
+    np.testing.assert_allclose(np.asarray(found.loss), losses, rtol=1e-6)
+    assert bool(found.alive) and int(found.stopped) == -1 and int(found.steps) == 9
+
+
+@pytest.mark.parametrize("batch", [8, 256])
+def test_absent_rows_change_nothing(model, variables, clean, padded, wide, distance, batch):
+    rows = clean(5)
+    alone = tune(model, rows, wide(variables), batch=batch)
+    for absent in (1, len(rows.labels), 3 * len(rows.labels)):
+        among = tune(model, padded(rows, absent), wide(variables), batch=batch)
+        assert distance(among.variables, alone.variables) < 1e-12
+        assert distance(among.loss, alone.loss) < 1e-6 and int(among.steps) == int(alone.steps)
+
+
+def test_with_no_row_at_all_nothing_is_touched(model, variables, clean, padded, distance):
+    empty = padded(clean(2), 4)
+    found = tune(model, empty._replace(role=jnp.zeros_like(empty.role)), variables)
+    assert distance(found.variables, variables) == 0 and int(found.steps) == 0 and bool(found.alive)
+
+
+def test_running_variance_takes_n_over_n_minus_one(plain_spec, variables, clean, wide):
+    # 4x4 images: the last norm sees 1x1 maps, so n is the number of rows.
+    model = cnn(plain_spec._replace(image_shape=(4, 4, 3)), 4, lowering="patches")
+    rows = clean(5)._replace(images=clean(5).images[:, 2:6, 2:6])
+    before = wide(variables)
+    still = Hyper(*(np.float64(0),) * 3)
+    found = tune(model, rows, before, epochs=1, batch=256, hyper=still)
+    tap = model.apply(before, rows.images.astype(jnp.float32) / 255, train=True, record=("bn3/in",)).taps["bn3/in"]
+    assert tap.shape == (20, 1, 1, 16)
+    expected = 0.9 * before["batch_stats"]["bn3"]["var"] + 0.1 * jnp.var(tap, (0, 1, 2)) * 20 / 19
+    np.testing.assert_allclose(np.asarray(found.variables["batch_stats"]["bn3"]["var"]), np.asarray(expected), rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(found.variables["params"]), jax.tree.leaves(before["params"]), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # rate 0
+
+
+def test_members_together_equal_members_alone(model, clean, wide, distance):
+    rows = clean(5)
+    start = jax.vmap(model.init)(jax.random.split(jax.random.key(1), 3))
+    start, keys = wide(start), jax.random.split(jax.random.key(2), 3)
+    hyper = Hyper(np.array([0.01, 0.1, 0.03]), np.array([0.9, 0.5, 0.0]), np.array([0.0, 1e-2, 5e-4]))
+    run = tuner(model, epochs=2, batch=8, schedule=cosine_by_epoch(2))
+
+    def one(key, variables, hyper):
+        return run(key, variables, rows, rows.role == 1, hyper)
+
+    together = jax.jit(jax.vmap(one))(keys, start, jax.tree.map(jnp.asarray, hyper))
+    for i in range(3):
+        member, leaves = jax.tree.map(lambda x, i=i: x[i], (start, together)), jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), hyper)
+        assert distance(member[1].variables, one(keys[i], member[0], leaves).variables) < 1e-10
+
+
+@pytest.mark.parametrize("loop", [Loop("dispatch"), Loop("dispatch", 2), Loop("dispatch", 1, "unrolled")])
+def test_a_dispatched_loop_is_the_same_loop(model, variables, clean, distance, loop):
+    rows = clean(5)
+    scanned, dispatched = (tune(m, rows, variables) for m in (model, model.rebuild(loop=loop)))
+    assert distance(dispatched.variables, scanned.variables) < 1e-5
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), variables)
+    run = tuner(model.rebuild(loop=loop), epochs=3, batch=8, schedule=cosine_by_epoch(3))
+    stacked = jax.vmap(lambda v: run(KEY, v, rows, rows.role == 1, Hyper()))(both)
+    assert distance(jax.tree.map(lambda x: x[1], stacked.variables), scanned.variables) < 1e-5
+
+
+def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(model, variables, clean, distance):
+    rows = clean(5)
+    run = tuner(model, epochs=4, batch=8, schedule=cosine_by_epoch(4))
+    lrs = jnp.array([0.01, 1e30], jnp.float32)
+    found = jax.vmap(lambda lr: run(KEY, variables, rows, rows.role == 1, Hyper(lr)))(lrs)
+    assert found.alive.tolist() == [True, False] and found.stopped[0] == -1 and 0 < found.stopped[1] < 12
+    assert found.steps.tolist() == [12, 12]
+    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.variables))
+    alone = run(KEY, variables, rows, rows.role == 1, Hyper())
+    assert distance(jax.tree.map(lambda x: x[0], found.variables), alone.variables) < 1e-5
+
+
+def test_hooks_see_what_they_should(model, variables, clean, distance):
+    """A schedule with a state that watches the loss, a projection and a gradient of one's own."""
+    rows = clean(2)  # one batch of 8 rows per epoch
+    halving = Schedule(
+        lambda hyper: (hyper.lr, jnp.float32(0)),
+        lambda hyper, state, epoch, step: state[0],
+        lambda state, loss: (state[0] / 2, loss),
+    )
+
+    def ones(found, batch, extra, key):
+        return jax.tree.map(jnp.ones_like, found["params"]), found["batch_stats"], jnp.sum(batch.mask) + extra
+
+    found = tune(
+        model,
+        rows,
+        variables,
+        epochs=3,
+        hyper=Hyper(jnp.float32(0.5), jnp.float32(0), jnp.float32(0)),
+        extra=jnp.float32(2),
+        schedule=halving,
+        gradient=ones,
+        project=lambda params, extra: jax.tree.map(lambda p: p + extra, params),
+    )
+    moved = 3 * 2 - 0.5 * (1 + 0.5 + 0.25)
+    assert distance(found.variables["params"], jax.tree.map(lambda p: p + moved, variables["params"])) < 1e-5
+    assert found.loss.tolist() == [10, 10, 10]
+
+
+def test_augmentation_draws_anew_for_each_step(tiny_spec, variables, clean):
+    seen = []
+
+    def watching(found, batch, extra, key):
+        jax.debug.callback(lambda i: seen.append(np.asarray(i)), batch.images, ordered=True)
+        return jax.tree.map(jnp.zeros_like, found["params"]), found["batch_stats"], jnp.float32(0)
+
+    rows = clean(1)
+    rows = rows._replace(images=jnp.broadcast_to(jnp.arange(1, 65, dtype=jnp.uint8).reshape(1, 8, 8, 1), (4, 8, 8, 3)))
+    model = cnn(tiny_spec, 4, lowering="patches")
+    tune(model, rows, variables, epochs=3, gradient=watching)
+    tune(model, rows, variables, epochs=1, gradient=watching, augment=False)
+    jax.effects_barrier()
+    assert np.any(seen[0] != seen[1]) and np.any(seen[0][0] != seen[0][1])  # per step and per image
+    np.testing.assert_array_equal(seen[3], np.asarray(rows.images, np.float32) / np.float32(255))

@@ -1,0 +1,166 @@
+"""Records on disk: they come back as written, or they are named, moved aside and redone."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from bdjax.errors import UserError
+from bdjax.sweep import models, store
+from bdjax.sweep.rows import COLUMNS, blank, in_order, told_masks
+
+CELL, SET = "c" * 24, "s" * 24
+
+
+def row(member="m0", **fields):
+    common = dict(
+        cell=CELL, member=member, dataset="digits", train_images=100, test_images=20, model="cnn", width=4, attack="badnets",
+        defense="none", profile="corrected", seed=0, ratio=0.1, target=0, hyper="{}", status="ok", acc=0.1 + 0.2, asr=1.0,
+        knows_trigger=False, knows_test=False, loss="[1.5,0.25]", created="2025-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    return blank(**{**common, **fields})
+
+
+def test_rows_come_back_as_written(tmp_path):
+    rows = [row(), row("m1", ratio=0, spc=10, acc=None, status="non_finite", reason="step 3")]
+    path = store.write_rows(tmp_path, CELL, SET, rows)
+    assert store.read_file(path) == [{**r, "ratio": float(r["ratio"])} for r in rows]
+    frame = store.read(tmp_path)
+    assert tuple(frame.columns) == tuple(COLUMNS) and frame.height == 2
+    assert frame.filter(frame["member"] == "m0")["acc"].item() == 0.1 + 0.2
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file is left
+
+
+def test_a_column_that_does_not_exist_is_refused():
+    with pytest.raises(KeyError):
+        blank(accuracy=1.0)
+
+
+def test_an_empty_folder_gives_a_frame_with_all_columns(tmp_path):
+    assert tuple(store.read(tmp_path).columns) == tuple(COLUMNS)
+    with pytest.raises(UserError, match="no folder of records"):
+        store.read(tmp_path / "nowhere")
+
+
+def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
+    path = store.write_rows(tmp_path, CELL, SET, [row(), row("m1")])
+    whole, rows = path.read_bytes(), store.read_file(path)
+    noticed = 0
+    for at in range(0, len(whole), 13):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
+        try:
+            assert store.read_file(path) == rows
+        except store.Corrupt:
+            noticed += 1
+    assert noticed > len(whole) // 13 * 0.3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_named_and_set_aside(tmp_path, capsys, share):
+    path = store.write_rows(tmp_path, CELL, SET, [row()])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert store.read_rows(tmp_path) == []
+    assert str(path) in capsys.readouterr().err
+    assert not path.exists() and path.with_name(path.name + ".corrupt").exists()
+    store.write_rows(tmp_path, CELL, SET, [row()])
+    assert len(store.read_rows(tmp_path)) == 1
+
+
+def test_a_failed_row_gives_way_to_a_finished_one_and_old_rows_to_new_ones(tmp_path):
+    store.write_rows(tmp_path, CELL, "a", [row(asr=0.5, created="2025-01-01"), row("m1", asr=0.5)])
+    store.write_rows(tmp_path, CELL, "b", [row(asr=0.75, created="2025-01-02")])
+    store.write_rows(tmp_path, CELL, "c", [row(asr=None, status="failed", created="2025-01-03")])
+    assert [r["asr"] for r in in_order(store.read_rows(tmp_path))] == [0.75, 0.5]
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = store.write_rows(tmp_path, CELL, SET, [row()])
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device") as error:
+        store.write_rows(tmp_path, CELL, SET, [row(acc=0.0)])
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_file_in_the_way_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        store.writable(tmp_path / "file" / "out")
+
+
+def test_one_process_at_a_time_writes(tmp_path):
+    with store.lock(tmp_path), pytest.raises(UserError, match="another bdjax process"), store.lock(tmp_path):
+        pass
+    with store.lock(tmp_path):
+        pass
+
+
+def test_soft_masks_keep_their_factors():
+    assert told_masks({"bn1": np.array([1.0, 0.0, 1.0, 0.0])}) == '{"bn1":{"d":4,"pruned":[1,3]}}'
+    assert told_masks({"bn1": np.array([0.5, 0.0])}) == '{"bn1":{"d":2,"factors":[0.5,0.0],"pruned":[1]}}'
+    assert told_masks(None) is None
+
+
+def members(n=3):
+    names = tuple(f"m{i}" for i in range(n))
+    variables = {"params": {"conv": {"kernel": np.arange(n * 4, dtype=np.float32).reshape(n, 4)}}}
+    return models.Stored(names, variables, (np.arange(n, dtype=np.int32),))
+
+
+def test_trained_members_come_back_in_any_order_and_from_several_sets(tmp_path):
+    models.save(tmp_path, CELL, "a", members())
+    models.save(tmp_path, CELL, "b", members(1)._replace(members=("other",)))
+    places = models.find(tmp_path, CELL)
+    assert places == {"m0": ("a", 0), "m1": ("a", 1), "m2": ("a", 2), "other": ("b", 0)}
+    stored = models.load(tmp_path, CELL, [places["m2"], places["other"], places["m0"]])
+    assert stored.members == ("m2", "other", "m0")
+    assert stored.variables["params"]["conv"]["kernel"][:, 0].tolist() == [8.0, 0.0, 0.0]
+    assert stored.trigger[0].tolist() == [2, 0, 0]
+
+
+def test_a_trigger_without_arrays_comes_back(tmp_path):
+    models.save(tmp_path, CELL, "a", members()._replace(trigger=()))
+    assert models.load(tmp_path, CELL, [("a", 1)]).trigger == ()
+
+
+@pytest.mark.parametrize("harm", ["missing", "flipped", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, capsys, harm):
+    path = models.save(tmp_path, CELL, "a", members())
+    victim = max((p for p in (path / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    if harm == "missing":
+        victim.unlink()
+    elif harm == "flipped":
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(bytes(data))
+    else:
+        (path / "manifest.json").write_text('{"members": ["m0"')
+    with pytest.raises(store.Corrupt):
+        models.load(tmp_path, CELL, [("a", 0)])
+    assert models.find(tmp_path, CELL) == {}
+    assert str(path) in capsys.readouterr().err and not path.exists()
+    assert models.find(tmp_path, CELL) == {}  # what was set aside is not read again
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
+    models.save(tmp_path, CELL, "a", members())
+    models.save(tmp_path, CELL, "a", members(2))
+    assert set(models.find(tmp_path, CELL)) == {"m0", "m1"}
+
+
+def test_a_full_disk_while_saving_members_is_one_clear_line(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(models.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        models.save(tmp_path, CELL, "a", members())
+    monkeypatch.undo()
+    assert models.find(tmp_path, CELL) == {}

@@ -1,0 +1,85 @@
+"""Every lowering equals the native convolution, in values and in derivatives, alone and for a population."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax.convolution import LOWERINGS, convolve
+from bdjax.errors import UserError
+
+SHAPES = [(8, 8, 3, 1), (7, 5, 3, 2), (6, 6, 1, 2), (4, 4, 5, 1), (1, 1, 3, 1)]  # height, width, window, stride
+OTHERS = [lowering for lowering in LOWERINGS if lowering != "native"]
+
+
+def arrays(height, width, window, members, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (members, 2, height, width, 3), dtype)
+    kernel = jax.random.normal(keys[1], (members, window, window, 3, 4), dtype)
+    return x, kernel
+
+
+def run(lowering, window, stride):
+    return lambda x, k: convolve(x, k, stride=stride, padding=window // 2, lowering=lowering)
+
+
+def gradients(lowering, window, stride):
+    def loss(x, k):
+        return jnp.sum(jnp.sin(run(lowering, window, stride)(x, k)))
+
+    return jax.grad(loss, argnums=(0, 1))
+
+
+@pytest.mark.parametrize("lowering", OTHERS)
+@pytest.mark.parametrize(("height", "width", "window", "stride"), SHAPES)
+def test_values_and_gradients(lowering, height, width, window, stride):
+    x, kernel = arrays(height, width, window, 3)
+    for axes in ((0, 0), (None, 0), (0, None)):
+        a, b = (v if axis == 0 else v[0] for v, axis in zip((x, kernel), axes, strict=True))
+        for make in (run, gradients):
+            want = jax.jit(jax.vmap(make("native", window, stride), axes))(a, b)
+            got = jax.jit(jax.vmap(make(lowering, window, stride), axes))(a, b)
+            for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+                np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("lowering", OTHERS)
+def test_reverse_over_reverse(lowering):
+    """I-BAU differentiates a gradient: mixed second derivatives of a two-layer network, different kernels per member."""
+
+    def mixed(lowering):
+        def loss(x, k, k2):
+            h = jnp.tanh(convolve(x, k, stride=2, padding=1, lowering=lowering))
+            return jnp.sum(jnp.sin(convolve(h, k2, stride=1, padding=1, lowering=lowering)))
+
+        def norm(x, k, k2):
+            return jnp.sum(jnp.square(jax.grad(loss)(x, k, k2)))
+
+        return jax.jit(jax.vmap(jax.grad(norm, argnums=(0, 1, 2))))
+
+    with jax.enable_x64(True):
+        x, kernel = arrays(6, 6, 3, 2, jnp.float64)
+        second = jax.random.normal(jax.random.key(5), (2, 3, 3, 4, 2), jnp.float64)
+        for g, w in zip(mixed(lowering)(x, kernel, second), mixed("native")(x, kernel, second), strict=True):
+            assert float(jnp.max(jnp.abs(w))) > 0.1
+            np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("lowering", OTHERS)
+def test_bfloat16(lowering):
+    x, kernel = arrays(8, 8, 3, 2, jnp.bfloat16)
+    got, want = (jax.vmap(run(name, 3, 1))(x, kernel) for name in (lowering, "native"))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), rtol=0.05, atol=0.1)
+
+
+def test_members_unrolled_makes_no_grouped_convolution():
+    x, kernel = arrays(8, 8, 3, 4)
+    text = {name: jax.jit(jax.vmap(gradients(name, 3, 1))).lower(x, kernel).as_text() for name in ("native", "unrolled")}
+    grouped = {name: "feature_group_count = 4" in t or "batch_group_count = 4" in t for name, t in text.items()}
+    assert grouped == {"native": True, "unrolled": False}
+
+
+def test_an_unknown_lowering_names_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'patches'"):
+        convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 4)), stride=1, padding=1, lowering="patchs")

@@ -1,0 +1,61 @@
+"""What lies beside the package agrees with it: one version, and examples that run as they are printed."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bdjax
+from bdjax.data import spec
+from bdjax.models import MODELS
+from bdjax.types import DefenderView
+
+TOP = Path(__file__).parents[1]
+
+
+def test_the_version_is_the_same_everywhere():
+    assert re.search(r"^version: (.*)$", (TOP / "CITATION.cff").read_text(), re.M)[1] == bdjax.__version__
+    assert re.search(r"^## (\S+)", (TOP / "CHANGELOG.md").read_text(), re.M)[1] == bdjax.__version__
+    assert "version" in tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["dynamic"]
+
+
+@pytest.fixture
+def examples(tmp_path):
+    """The Python blocks of CONTRIBUTING.md as files, by the first word of their docstring."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (TOP / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    files = {re.match(r'"""(\w+)', block)[1].lower(): block for block in blocks}
+    for name, block in files.items():
+        (tmp_path / f"{name}.py").write_text(block)
+    assert set(files) == {"frame", "loud"}
+    return tmp_path
+
+
+def test_the_example_attack_runs_as_printed(examples):
+    from bdjax.attacks import ATTACKS
+    from bdjax.sweep.plugins import factory
+
+    attack = factory("attack", f"{examples}/frame.py:frame", ATTACKS)(spec("digits"), {"target": 3}, profile="corrected")
+    stamped = attack.stamp(attack.init(jax.random.key(0), None), jax.random.key(1), jnp.zeros((2, 16, 16, 3), jnp.float32))
+    assert stamped.dtype == jnp.float32 and float(stamped.sum()) == 2 * 3 * (16 * 16 - 14 * 14)
+    assert attack.relabel(jnp.arange(4, dtype=jnp.int32)).tolist() == [3] * 4
+
+
+def test_the_example_defense_runs_as_printed(examples):
+    from bdjax.defenses import DEFENSES
+    from bdjax.sweep.plugins import factory
+
+    model = MODELS["cnn"](spec("digits"), width=4)
+    defense = factory("defense", f"{examples}/loud.py:loud", DEFENSES)(model, None, profile="corrected")
+    variables = model.init(jax.random.key(0))
+    norm = model.arch.norms[0]
+    node = variables["params"]
+    for part in norm.split("/"):
+        node = node[part]
+    node["scale"] = jnp.asarray(np.r_[[9.0], np.ones(node["scale"].shape[0] - 1)], jnp.float32)
+    repair = defense.repair(jax.random.key(0), DefenderView(variables), defense.hyper)
+    assert repair.trace.pruned.tolist() == [1] + [0] * (len(model.arch.norms) - 1)
+    assert repair.masks[norm].tolist()[:2] == [0.0, 1.0]
