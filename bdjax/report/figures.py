@@ -112,7 +112,7 @@ def picture_grid(images: NDArray[np.uint8], triggered: Mapping[str, NDArray[np.u
             shown = picture if picture.shape[-1] == 3 else picture[..., 0]
             axis.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="none")
             axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            axis.spines[:].set(visible=True, linewidth=0.5)  # a white corner must show on a white page
         row[0].set_ylabel(title, rotation=0, ha="right", va="center", labelpad=8)
     for axis, title in zip(axes[0], names, strict=False):
         axis.set_title(title, fontsize=8, fontweight="normal", loc="center")

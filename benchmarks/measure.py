@@ -1,0 +1,101 @@
+"""What the benchmarks share: synthetic work, timing, the description of the machine. Imports jax, numpy and bdjax's core only."""
+
+import datetime
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bdjax
+from bdjax.attacks import ATTACKS
+from bdjax.experiment import Data, stage
+from bdjax.keys import root
+from bdjax.types import Attack, Dataset, DataSpec, Split
+
+
+def synthetic(rows: int, test_rows: int, size: int = 32, classes: int = 10) -> Dataset:
+    """Random images with CIFAR-10's static facts: the speed of a step does not depend on what the images show."""
+    generator = np.random.default_rng(0)
+    spec = DataSpec("synthetic", (size, size, 3), classes, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), True, 4)
+
+    def split(n: int) -> Split:
+        return Split(generator.integers(0, 256, (n, size, size, 3), dtype=np.uint8), (np.arange(n) % classes).astype(np.int32))
+
+    return Dataset(spec, split(rows), split(test_rows), "synthetic")
+
+
+def badnets_on(dataset: Dataset, *, epochs: int, batch: int) -> tuple[Attack, Data]:
+    """BadNets with a short recipe, and its data on the device."""
+    attack = ATTACKS["badnets"](dataset.spec)
+    attack = attack._replace(recipe=attack.recipe._replace(epochs=epochs, batch=batch))
+    return attack, stage(attack, dataset, root())
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> tuple[float, list[float]]:
+    """Time of the first call (with its compilation) and of ``repeats`` further calls, each waited for."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return times[0], times[1:]
+
+
+def matmul_ceiling(size: int, dtype: Any, repeats: int = 10) -> float:
+    """Measured FLOP/s of a square matrix product: the ceiling that utilisation refers to."""
+    a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    product = jax.jit(lambda a: a @ a)
+    return 2 * size**3 / min(seconds(lambda: product(a), repeats)[1])
+
+
+def forward_macs(model: Any, size: int) -> float:
+    """Multiply-accumulates of one image's forward pass by the compiler's count of the native network."""
+    native = model.rebuild(lowering="native")
+    variables = jax.eval_shape(native.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    cost = jax.jit(lambda v, x: native.apply(v, x).logits).lower(variables, image).compile().cost_analysis()
+    return float(cost["flops"]) / 2
+
+
+def machine() -> dict[str, Any]:
+    """Device, versions, commit and date."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform} {device.device_kind} x{jax.local_device_count()}",
+        "cpu": platform.processor() or platform.machine(),
+        "bdjax": bdjax.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write(path: Path, command: str, rows: list[dict[str, Any]], notes: str = "") -> None:
+    """Write the rows as JSON and as a Markdown table beside it, with the command and the machine; safe to call after every row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = machine()
+    path.with_suffix(".json").write_text(json.dumps({"command": command, "machine": about, "rows": rows}, indent=1) + "\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"Command: `{command}`", "", ", ".join(f"{k} {v}" for k, v in about.items()), ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+    path.with_suffix(".md").write_text("\n".join([*lines, "", notes]).rstrip() + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
