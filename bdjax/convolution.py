@@ -1,7 +1,7 @@
 """One convolution, several lowerings: the same function, chosen by measurement (``benchmarks/population_scaling.py``).
 
-``vmap`` over the *weights* of a native convolution becomes a grouped convolution, which is 10 to 40 times slower than a plain loop
-on a CPU and pays for members squared in the backward pass on a GPU. The other lowerings keep a population fast:
+``vmap`` over the *weights* of a native convolution becomes a grouped convolution, which is 10 to 40 times slower than a plain
+loop on a CPU and is reported to pay for members squared in the backward pass on a GPU. The others keep a population fast:
 
 * ``"unrolled"``: native convolutions, repeated per member by a ``vmap`` rule, in values and in both gradients;
 * ``"patches"``: shifted copies side by side and one matrix product: the one to use inside a compiled loop on a CPU.

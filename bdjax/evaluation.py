@@ -11,10 +11,8 @@ from bdjax.loops import steps
 from bdjax.types import Array, Attack, Key, Model, Variables
 
 
-class TestSet(NamedTuple):
+class EvalSet(NamedTuple):
     """Test rows; those with ``attack_labels != labels`` count for ASR and RA."""
-
-    __test__ = False  # not a pytest class
 
     images: Array  # u8[n h w c]
     labels: Array  # i32[n]
@@ -42,11 +40,11 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int = 512) -> C
 
     Args:
       model: network.
-      attack: stamps the test images where ``TestSet.triggered`` is None.
+      attack: stamps the test images where ``EvalSet.triggered`` is None.
       batch: rows per step.
 
     Returns:
-      ``evaluate(variables, test: TestSet, trigger=None, key=None) -> Counts``.
+      ``evaluate(variables, test: EvalSet, trigger=None, key=None) -> Counts``.
     """
 
     def step(shared: Any, counts: Counts, x: tuple[Array, Array]) -> Counts:
@@ -59,11 +57,19 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int = 512) -> C
         else:
             triggered = test.triggered[rows]
         counted = present & (goals != labels)
-        on_clean, on_triggered = (jnp.argmax(model.apply(variables, to_float(i)).logits, -1) for i in (test.images[rows], triggered))
-        found = Counts(present, present & (on_clean == labels), counted, counted & (on_triggered == goals), counted & (on_triggered == labels))
+        on_clean, on_triggered = (
+            jnp.argmax(model.apply(variables, to_float(i)).logits, -1) for i in (test.images[rows], triggered)
+        )
+        found = Counts(
+            present,
+            present & (on_clean == labels),
+            counted,
+            counted & (on_triggered == goals),
+            counted & (on_triggered == labels),
+        )
         return Counts(*(total + jnp.sum(new, dtype=jnp.int32) for total, new in zip(counts, found, strict=True)))
 
-    def evaluate(variables: Variables, test: TestSet, trigger: Any = None, key: Key | None = None) -> Counts:
+    def evaluate(variables: Variables, test: EvalSet, trigger: Any = None, key: Key | None = None) -> Counts:
         n = test.labels.shape[0]
         size = min(batch, n)
         trips = -(-n // size)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.data import clean_subset
-from bdjax.evaluation import Counts, TestSet, evaluator, finite, stamp_images
+from bdjax.evaluation import Counts, EvalSet, evaluator, finite, stamp_images
 from bdjax.keys import Stream, stream
 from bdjax.training import Report, Trained, trainer
-from bdjax.types import Array, Attack, CleanSet, Dataset, Defense, DefenderView, Key, Member, Model, Repair, Split, Variables
+from bdjax.types import Array, Attack, CleanSet, Dataset, DefenderView, Defense, Key, Member, Model, Repair, Split, Variables
 
 CHUNK = 1000  # rows stamped at once
 
@@ -24,7 +24,7 @@ class Data(NamedTuple):
 
     train: Split
     stamped: Array | None  # u8[n h w c]: triggered copies of the training rows, where the trigger is shared
-    test: TestSet
+    test: EvalSet
     assets: Any  # what the attack's `prepare` returned
 
 
@@ -37,7 +37,7 @@ class Subject(NamedTuple):
 
 
 class Defended(NamedTuple):
-    """A repaired member. ``repair.variables`` is None unless asked for: a population of networks is large."""
+    """A repaired member. ``repair.variables`` is empty unless asked for: a population of networks is large."""
 
     repair: Repair
     counts: Counts
@@ -63,7 +63,7 @@ def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
         trigger = attack.init(stream(key, Stream.TRIGGER), assets)
         stamped = _stamp_all(attack, trigger, key, dataset.train.images) if attack.batch is None else None
         triggered = _stamp_all(attack, trigger, key, dataset.test.images)
-    return Data(train, stamped, TestSet(test.images, test.labels, triggered, attack.relabel(test.labels)), assets)
+    return Data(train, stamped, EvalSet(test.images, test.labels, triggered, attack.relabel(test.labels)), assets)
 
 
 def _stamp_all(attack: Attack, trigger: Any, key: Key, images: Any) -> Array:
@@ -119,6 +119,6 @@ def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, k
         repair = defense.repair(stream(member.key, Stream.DEFENSE), view, member.hyper)
         counts = evaluate(repair.variables, data.test, trigger, copies)
         ok = jax.jit(finite)(repair.variables)
-        return Defended(repair if keep else repair._replace(variables=None), counts, ok)
+        return Defended(repair if keep else repair._replace(variables={}), counts, ok)
 
     return run

@@ -70,8 +70,8 @@ def batch_statistics(
 ) -> tuple[Array, Array, dict[str, Array]]:
     """Mean and biased variance over the rows with mask 1, and the running statistics that follow.
 
-    The running variance takes the *unbiased* variance, n / (n - 1), as PyTorch's does; n = rows * positions. With no row at all the
-    statistics are finite and meaningless: callers discard such a step.
+    The running variance takes the *unbiased* variance, n / (n - 1), as PyTorch's does; n = rows * positions. With no row at
+    all the statistics are finite and meaningless: callers discard such a step.
 
     Args:
       x: f[b h w d].
@@ -135,7 +135,7 @@ class Conv(nn.Module):
 
 
 class NormRelu(nn.Module):
-    """Batch-norm over the rows that count, then ReLU: input at ``<path>/in``, norm at ``<path>``, activation at ``<path>/act``."""
+    """Batch-norm over the rows that count, then ReLU; taps at ``<path>/in``, ``<path>`` (the norm) and ``<path>/act``."""
 
     eps: float
     momentum: float

@@ -74,7 +74,7 @@ def _copied_by_members(size: int, batched: Any, carry: Any, shared: Any) -> tupl
 
 @jax.jit
 def _owned(carry: Any, shared: Any) -> Any:
-    """A copy of ``carry`` whose buffers may be donated: the caller keeps its own. ``shared`` only says whether there are members."""
+    """A copy of ``carry`` whose buffers may be donated: the caller keeps its own. ``shared`` only tells if there are members."""
     return _copied(carry, shared)
 
 

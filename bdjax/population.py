@@ -1,8 +1,8 @@
 """The only place that knows members are many: strategies, chunks, devices.
 
-A function of one member is handed to :func:`run` with a stack of members. How it is executed - the *strategy* (batched, in chunks,
-unrolled, one by one), the *lowering* of convolutions and the *loop* of steps - is an :class:`Execution`, chosen per platform by
-measurement (``benchmarks/population_scaling.py``) and invisible to attacks and defenses.
+A function of one member is handed to :func:`run` with a stack of members. How it is executed - the *strategy* (batched, in
+chunks, unrolled, one by one), the *lowering* of convolutions and the *loop* of steps - is an :class:`Execution`, chosen per
+platform by measurement (``benchmarks/population_scaling.py``) and invisible to attacks and defenses.
 """
 
 import functools
@@ -63,7 +63,9 @@ def check(execution: Execution) -> Execution:
     if execution.unroll < 1 or execution.chunk < 0:
         raise UserError(f"unroll must be at least 1 and chunk at least 0; given {execution.unroll} and {execution.chunk}")
     if not 1 <= execution.devices <= jax.local_device_count():
-        raise UserError(f"devices must lie in 1 … {jax.local_device_count()}, the devices of this machine; given {execution.devices}")
+        raise UserError(
+            f"devices must lie in 1 … {jax.local_device_count()}, the devices of this machine; given {execution.devices}"
+        )
     if execution.devices > 1 and (execution.loop != "scan" or execution.strategy == "loop"):
         raise UserError("several devices need loop 'scan' and a strategy other than 'loop'; given " + repr(execution))
     return execution
@@ -136,7 +138,9 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
         chunk = -(-chunk // execution.devices) * execution.devices
     results: list[Any] = []
     while done < total:
-        index = np.minimum(np.arange(done, done + chunk), total - 1)  # the last chunk is filled up, so that it compiles nothing new
+        index = np.minimum(
+            np.arange(done, done + chunk), total - 1
+        )  # the last chunk is filled up, so that it compiles nothing new
         try:
             out = _call(function, take(stacked, index), shared, execution)
             jax.block_until_ready(out)

@@ -79,8 +79,8 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
       report: host function ``(epoch i32[m], loss f32[m], alive bool[m])`` called once per epoch, or None.
 
     Returns:
-      ``train(member, train: Split, stamped: u8[n h w c] | None, assets) -> Trained``. ``stamped`` holds the triggered copies of all rows,
-      for attacks whose trigger is the same for all members and acts before the augmentation.
+      ``train(member, train: Split, stamped: u8[n h w c] | None, assets) -> Trained``. ``stamped`` holds the triggered copies of
+      all rows, for attacks whose trigger is the same for all members and acts before the augmentation.
 
     Raises:
       UserError: a recipe that cannot run on that many rows.
@@ -161,7 +161,9 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
 
     def step(shared: _Shared, state: _State, order: tuple[Array, Array | None]) -> _State:
         rows, second = order
-        key = {role: step_key(stream(shared.member.key, role), state.step) for role in (Stream.AUGMENT, Stream.BATCH, Stream.NETWORK)}
+        key = {
+            role: step_key(stream(shared.member.key, role), state.step) for role in (Stream.AUGMENT, Stream.BATCH, Stream.NETWORK)
+        }
 
         def loss(params: Any, trigger: Any) -> tuple[Array, Any]:
             extra, after = jnp.float32(0), trigger
@@ -188,7 +190,9 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
         if attack.update:
             gradient, trigger_gradient = gradient
             trigger = attack.update(trigger, trigger_gradient)
-        direction, momentum = sgd(recipe.momentum, recipe.weight_decay).update(gradient, state.momentum, state.variables["params"])
+        direction, momentum = sgd(recipe.momentum, recipe.weight_decay).update(
+            gradient, state.momentum, state.variables["params"]
+        )
         params = jax.tree.map(lambda p, d: p - shared.lr.astype(p.dtype) * d, state.variables["params"], direction)
         ok = state.alive & jnp.isfinite(ce) & jnp.isfinite(optax.tree.norm(gradient))
         new = _State(

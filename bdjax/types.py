@@ -51,7 +51,7 @@ class Member(NamedTuple):
 
     key: Key  # from the seed alone
     ratio: Array  # f32[], poison ratio in [0, 1]
-    count: Array  # i32[], rows poisoned = round(ratio * n), computed on the host in float64
+    count: Array  # type: ignore[assignment]  # i32[], rows poisoned = round(ratio * n), computed on the host in float64
     spc: Array  # i32[], clean samples per class the defender holds
     hyper: Any = ()  # pytree of traced hyper-parameters of the method that runs
 
@@ -88,7 +88,8 @@ class Model(NamedTuple):
 
     init: Callable[..., Variables]  # (key) -> variables
     apply: Callable[..., Output]
-    # apply(variables, images f32[b h w c] in [0, 1], *, train=False, plug_train=False, mask=None, key=None, record=(), start=None)
+    # apply(variables, images f32[b h w c] in [0, 1], *, train=False, plug_train=False, mask=None, key=None, record=(),
+    #       start=None)
     #   train: batch statistics over rows with mask 1, new running statistics in Output.variables; key feeds dropout
     #   record: addresses (tensor wanted) or (address, f) pairs (f(tensor, mask) wanted)
     #   start: "features" or "head": `images` is then that tensor and only the rest of the network runs

@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_suite --out benchmarks/results/gpu_suite_h200
 
 Imports jax, flax, optax and numpy only. Every finished row is written at once, so a run that is cut short keeps what it measured.
-Utilisation (MFU) = 3 x forward multiply-accumulates x 2 x images/s over the measured FLOP/s of a large matrix product in the same dtype.
+Utilisation (MFU) = 6 x forward multiply-accumulates x images/s over the measured FLOP/s of a large matrix product in the same
+dtype.
 """
 
 import argparse
@@ -15,18 +16,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from benchmarks.measure import badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, write
 from bdjax.defenses import DEFENSES
 from bdjax.evaluation import evaluator
 from bdjax.experiment import Subject, attack_member, defend_member
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, members, run, size
 from bdjax.training import trainer
+from benchmarks.measure import badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, write
 
 LOWERINGS = ("unrolled", "native", "patches")
 
 
 def main() -> None:
+    """Measure, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(MODELS), default="preactresnet18")
     parser.add_argument("--width", type=int, default=64)
@@ -49,7 +51,9 @@ def main() -> None:
             suite.attempt("evaluate", dtype, args.lowerings[0], count, suite.evaluate)
     for name in DEFENSES:
         for count in args.members:
-            suite.attempt(f"defense {name}", args.dtypes[0], args.lowerings[0], count, lambda *a, name=name: suite.defend(name, *a))
+            suite.attempt(
+                f"defense {name}", args.dtypes[0], args.lowerings[0], count, lambda *a, name=name: suite.defend(name, *a)
+            )
 
 
 class Suite:

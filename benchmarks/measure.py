@@ -84,7 +84,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(path: Path, command: str, rows: list[dict[str, Any]], notes: str = "") -> None:
-    """Write the rows as JSON and as a Markdown table beside it, with the command and the machine; safe to call after every row."""
+    """Write the rows as JSON and as a Markdown table, with the command and the machine; meant to be called after every row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     about = machine()
     path.with_suffix(".json").write_text(json.dumps({"command": command, "machine": about, "rows": rows}, indent=1) + "\n")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.evaluation import TestSet, evaluator, finite, stamp_images
+from bdjax.evaluation import EvalSet, evaluator, finite, stamp_images
 from bdjax.models import cnn
 from bdjax.types import Attack, Loop, Recipe
 
@@ -32,9 +32,9 @@ def test_counts_equal_a_plain_loop(tiny_dataset, loop, batch):
     y = np.asarray(labels)
     want = [80, (clean == y).sum(), (y != 0).sum(), (bad[y != 0] == 0).sum(), (bad == y)[y != 0].sum()]
     goals = ATTACK.relabel(labels)
-    got = evaluator(model, None, batch)(variables, TestSet(images, labels, triggered, goals))
+    got = evaluator(model, None, batch)(variables, EvalSet(images, labels, triggered, goals))
     assert [int(c) for c in got] == [int(w) for w in want]
-    own = evaluator(model, ATTACK, batch)(variables, TestSet(images, labels, None, goals), trigger, jax.random.key(0))
+    own = evaluator(model, ATTACK, batch)(variables, EvalSet(images, labels, None, goals), trigger, jax.random.key(0))
     assert [int(c) for c in own] == [int(w) for w in want]
 
 

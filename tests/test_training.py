@@ -36,7 +36,10 @@ def one(seed=0, ratio=0.1, rows=160):
     return jax.tree.map(lambda x: x[0], members([seed], [ratio], rows)[0])
 
 
-@pytest.mark.parametrize(("ratio", "rows", "count"), [(0.1, 39_209, 3921), (0.05, 39_209, 1960), (0.01, 39_209, 392), (0.1, 50_000, 5000), (0.5, 5, 2), (0.0, 9, 0)])
+@pytest.mark.parametrize(
+    ("ratio", "rows", "count"),
+    [(0.1, 39_209, 3921), (0.05, 39_209, 1960), (0.01, 39_209, 392), (0.1, 50_000, 5000), (0.5, 5, 2), (0.0, 9, 0)],
+)
 def test_poison_counts_round_half_to_even(ratio, rows, count):
     assert poison_count(ratio, rows) == count
 

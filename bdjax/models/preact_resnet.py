@@ -101,11 +101,11 @@ def preactresnet18(
     lowering: str = "native",
     loop: Loop = Loop(),
 ) -> Model:
-    """Residual network with pre-activation: 3x3 stem, four stages of two blocks (``width`` to 8 ``width`` channels, strides 1, 2, 2,
-    2), global average pooling, linear layer; 11,171,146 parameters for 10 classes at width 64.
+    """Residual network with pre-activation: a 3x3 stem, four stages of two blocks with ``width`` to 8 ``width`` channels and
+    strides 1, 2, 2, 2, global average pooling, a linear layer; 11,171,146 parameters for 10 classes at width 64.
 
-    A projection takes the *activated* input of its block, has no norm and no bias, and exists where stride or width change; there is
-    no norm and no activation after the last block, so pooled features have any sign.
+    A projection takes the *activated* input of its block, has no norm and no bias, and exists where stride or width change;
+    there is no norm and no activation after the last block, so pooled features have any sign.
 
     Args:
       spec: data set facts.

@@ -106,7 +106,9 @@ class Progress:
 
     def _show(self, line: str) -> None:
         if self.bar:
-            self.bar.update(self.task, description=line)  # type: ignore[arg-type]
+            from rich.markup import escape
+
+            self.bar.update(self.task, description=escape(line))  # type: ignore[arg-type]
         elif self.epochs == 0 or self.passed:
             print(line, file=self.stream, flush=True)
 

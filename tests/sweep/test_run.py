@@ -1,0 +1,252 @@
+"""A sweep end to end on a few images: what runs, what is read back, and what happens when something goes wrong."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from bdjax.errors import UserError
+from bdjax.population import Execution
+from bdjax.sweep import models, store
+from bdjax.sweep import run as sweep
+from bdjax.sweep.plan import Grid
+from bdjax.sweep.rows import VOLATILE
+
+GRID = Grid(
+    defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=2, batch=25, train_images=100,
+    test_images=50, defense_config={"ft": {"epochs": 2}},
+)  # fmt: skip
+HOW = Execution("vmap", "native", "dispatch", chunk=4)
+
+
+def go(grid, out, **options):
+    return sweep.run(grid, out, execution=HOW, **options)
+
+
+def changed(grid=GRID, **fields):
+    return dataclasses.replace(grid, **fields)
+
+
+def stable(frame):
+    return [{k: v for k, v in row.items() if k not in VOLATILE} for row in frame.iter_rows(named=True)]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    return out, go(GRID, out)
+
+
+def files(out):
+    return {p: p.stat().st_mtime_ns for p in sorted(out.rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+def copy(source, target):
+    import shutil
+
+    return shutil.copytree(source, target)
+
+
+def test_every_member_has_a_row_per_cell(first):
+    _, frame = first
+    assert frame.height == 12 and set(frame["status"]) == {"ok"}
+    by = {key: part for (key,), part in frame.group_by("defense")}
+    assert set(by) == {"none", "ft", "clp"}
+    assert by["none"]["loss"].null_count() == 0 and len(json.loads(by["none"]["loss"][0])) == 2
+    assert set(by["none"]["images"]) == {2 * 100 * 4} and set(by["none"]["members"]) == {4}
+    assert by["clp"]["spc"].null_count() == 4 and set(by["ft"]["spc"]) == {2}
+    assert sorted(by["ft"]["poisoned"]) == [0, 0, 10, 10]
+    assert set(frame["n_clean"]) == {50} and set(frame["n_triggered"]) == {45}
+
+
+def test_numbers_before_are_those_of_the_training_cell_and_metrics_follow_from_them(first):
+    _, frame = first
+    rows = list(frame.iter_rows(named=True))
+    before = {(r["seed"], r["ratio"]): r for r in rows if r["defense"] == "none"}
+    for r in rows:
+        base = before[r["seed"], r["ratio"]]
+        assert (r["acc_before"], r["asr_before"], r["ra_before"]) == (base["acc"], base["asr"], base["ra"])
+        der = (max(0.0, r["asr_before"] - r["asr"]) - max(0.0, r["acc_before"] - r["acc"]) + 1) / 2
+        assert r["der"] == pytest.approx(der, abs=1e-12)
+        assert r["acc"] * 50 == pytest.approx(round(r["acc"] * 50), abs=1e-9)
+    assert {r["defense"] for r in rows if r["masks"]} == {"clp"}
+    assert json.loads(next(r for r in rows if r["defense"] == "ft")["hyper"])["lr"] == 0.01
+
+
+def test_provenance_is_complete(first):
+    _, frame = first
+    for name in ("config", "execution", "versions", "device", "data_digest", "trigger_digest", "created", "seconds", "compile_seconds"):
+        assert frame[name].null_count() == 0, name
+    config = json.loads(frame.filter(frame["defense"] == "ft")["config"][0])
+    assert config["defense"]["config"]["epochs"] == 2 and config["recipe"]["batch"] == 25
+    assert "jax" in json.loads(frame["versions"][0])
+
+
+def test_nothing_runs_twice(first, capfd):
+    out, frame = first
+    before = files(out)
+    assert stable(go(GRID, out)) == stable(frame)
+    assert files(out) == before
+    assert "0 members to train, 0 to repair" in capfd.readouterr().err
+
+
+def test_a_grid_can_be_extended(first, tmp_path):
+    out = copy(first[0], tmp_path / "more")
+    before = files(out)
+    wider = changed(seeds=(0, 1, 2), poison_ratios=(0.0, 0.1, 0.2), hyper={"ft": {"lr": (0.01, 0.05)}})
+    frame = go(wider, out)
+    assert frame.height == 9 + 18 + 9 and set(frame["status"]) == {"ok"}
+    assert {p: t for p, t in files(out).items() if p in before} == before
+    new = frame.filter(frame["defense"] == "none")
+    assert sorted(new["members"]) == [4] * 4 + [5] * 5  # only the five new members were trained
+    old = {(r["cell"], r["member"]): r for r in stable(first[1])}
+    assert all(old.get((r["cell"], r["member"]), r) == r for r in stable(frame))
+
+
+def test_a_member_does_not_depend_on_the_order_or_company_of_a_set(first, tmp_path):
+    alone = go(changed(seeds=(1,), poison_ratios=(0.1,), defenses=("ft",)), tmp_path)
+    whole = first[1]
+    row = alone.filter(alone["defense"] == "ft").row(0, named=True)
+    same = whole.filter((whole["member"] == row["member"]) & (whole["cell"] == row["cell"])).row(0, named=True)
+    assert abs(row["acc"] - same["acc"]) <= 0.04 and row["poisoned"] == same["poisoned"]  # to float error: a test row or two
+    lost = np.asarray(json.loads(alone.filter(alone["defense"] == "none")["loss"][0]))
+    kept = whole.filter((whole["defense"] == "none") & (whole["seed"] == 1) & (whole["ratio"] == 0.1))["loss"][0]
+    np.testing.assert_allclose(lost, json.loads(kept), rtol=1e-4)
+
+
+def test_a_corrupt_record_is_redone_and_ends_the_same(first, tmp_path, capfd):
+    out = copy(first[0], tmp_path / "harmed")
+    victim = sorted((out / "records").rglob("*.parquet"))
+    for path in victim:
+        path.write_bytes(path.read_bytes()[:-20])
+    assert stable(go(GRID, out)) == stable(first[1])
+    err = capfd.readouterr().err
+    assert all(str(path) in err for path in victim)
+
+
+def test_trained_members_that_are_gone_are_trained_again_only_if_needed(first, tmp_path, capfd):
+    out = copy(first[0], tmp_path / "harmed")
+    (state,) = (out / "models").rglob("manifest.json")
+    state.unlink()
+    go(GRID, out)
+    assert "0 members to train" in capfd.readouterr().err  # all records are there: nobody needs the members
+    ft = next(p for p in (out / "records").rglob("*.parquet") if store.read_file(p)[0]["defense"] == "ft")
+    ft.unlink()
+    assert stable(go(GRID, out)) == stable(first[1])
+    err = capfd.readouterr().err
+    assert "4 members to train, 4 to repair" in err and "is corrupt" in err
+
+
+DEFENSE = """
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bdjax.types import Defense, Repair
+
+
+class Hyper(NamedTuple):
+    factor: object = jnp.float32(1)
+
+
+class Trace(NamedTuple):
+    factor: object
+
+
+def mine(model, config=None, *, profile="corrected"):
+    def repair(key, view, hyper):
+        {body}
+
+    return Defense(repair, Hyper(), frozenset())
+"""
+SCALE = """params = jax.tree.map(lambda p: p * hyper.factor, view.variables["params"])
+        return Repair({**view.variables, "params": params}, None, Trace(hyper.factor))"""
+
+
+def test_a_failing_defense_leaves_failed_rows_and_the_others_go_on(first, tmp_path, capfd):
+    out = copy(first[0], tmp_path / "failing")
+    file = tmp_path / "mine.py"
+    file.write_text(DEFENSE.replace("{body}", 'raise RuntimeError("no idea\\nsecond line")'))
+    frame = go(changed(defenses=(f"{file}:mine", "ft")), out)
+    failed = frame.filter(frame["status"] == "failed")
+    assert failed.height == 4 and set(failed["reason"]) == {"RuntimeError: no idea"} and failed["acc"].null_count() == 4
+    assert frame.filter(frame["defense"] == "ft").height == 4
+    assert "no idea" in capfd.readouterr().err and "Traceback" in next((out / "failures").iterdir()).read_text()
+    again = go(changed(defenses=(f"{file}:mine", "ft")), out)  # tried again: it is no finished record
+    assert again.filter(again["status"] == "failed").height == 4 and "4 to repair" in capfd.readouterr().err
+
+
+def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_path, capfd):
+    out = copy(first[0], tmp_path / "wild")
+    file = tmp_path / "mine.py"
+    file.write_text(DEFENSE.replace("{body}", SCALE))
+    name = f"{file}:mine"
+    frame = go(changed(defenses=(name,), hyper={name: {"factor": (1.0, 1e38 * 10)}}), out)
+    mine = frame.filter(frame["defense"] == name)
+    assert mine.height == 8
+    for row in mine.iter_rows(named=True):
+        wild = json.loads(row["hyper"])["factor"] != 1.0
+        assert row["status"] == ("non_finite" if wild else "ok") and (row["acc"] is None) == wild
+        if not wild:
+            assert row["acc"] == row["acc_before"] and row["der"] == 0.5 and json.loads(row["trace"]) == {"factor": 1.0}
+    assert "not finite" in capfd.readouterr().err
+
+
+def test_a_diverged_training_is_a_record_and_passes_its_status_on(tmp_path):
+    frame = go(changed(recipe={"lr": 1e30}, seeds=(0,), poison_ratios=(0.1,)), tmp_path)
+    assert set(frame["status"]) == {"non_finite"} and frame.height == 3 and frame["acc"].null_count() == 3
+    assert all("not finite from step" in reason for reason in frame["reason"])
+
+
+def test_a_clean_subset_larger_than_a_class_is_a_record_in_a_sweep_and_an_error_in_a_run(first, tmp_path):
+    out = copy(first[0], tmp_path / "many")
+    frame = go(changed(spc=(2, 11)), out)
+    many = frame.filter(frame["spc"] == 11)
+    assert set(many["status"]) == {"infeasible"} and many.height == 4 and "spc 11" in many["reason"][0]
+    assert set(frame.filter(frame["spc"] == 2)["status"]) == {"ok"}
+    with pytest.raises(UserError, match="spc 11"):
+        go(changed(spc=(2, 11)), tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_members_whose_poison_set_cannot_be_drawn_are_infeasible_and_not_trained(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import jax.numpy as jnp\nfrom bdjax.attacks import badnets\n\n\ndef mine(spec, config=None, *, profile='corrected'):\n"
+        "    attack = badnets(spec, config, profile=profile)\n"
+        "    def select(key, labels, count):\n"
+        "        mask, ok = attack.select(key, labels, count)\n"
+        "        return mask, ok & (count < 10)\n"
+        "    return attack._replace(select=select)\n"
+    )
+    grid = changed(attacks=(f"{file}:mine",), defenses=("clp",), seeds=(0,))
+    frame = go(grid, tmp_path / "out")
+    status = {(r["defense"], r["ratio"]): r["status"] for r in frame.iter_rows(named=True)}
+    assert status == {("none", 0.0): "ok", ("none", 0.1): "infeasible", ("clp", 0.0): "ok", ("clp", 0.1): "infeasible"}
+    reasons = frame.filter(frame["status"] == "infeasible")["reason"].to_list()
+    assert all("cannot poison 10 rows" in reason for reason in reasons)
+    assert frame.filter((frame["defense"] == "none") & (frame["ratio"] == 0.0))["members"][0] == 1
+
+
+def test_an_interrupt_passes_through(first, tmp_path, monkeypatch):
+    out = copy(first[0], tmp_path / "stopped")
+    file = tmp_path / "mine.py"
+    file.write_text(DEFENSE.replace("{body}", "raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        go(changed(defenses=(f"{file}:mine",)), out)
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_with_one_line(tmp_path, monkeypatch):
+    import errno
+    import os
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(models.os, "fsync", full)
+    with pytest.raises(UserError, match="cannot write .*: No space left on device"):
+        go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path)
+    monkeypatch.undo()
+    assert go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path).height == 2
