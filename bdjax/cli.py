@@ -4,9 +4,9 @@ import collections
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from bdjax.errors import UserError, choose
 from bdjax.sweep.flags import Executed, Scenario, execution_of, grid_of, pairs
@@ -102,7 +102,7 @@ def check(scenario: Scenario, executed: Executed, *, data_dir: str | None = None
     return 0
 
 
-def ls(what: Literal["attacks", "defenses", "models", "datasets"], /, *, json: bool = False) -> int:  # noqa: A002
+def ls(what: Literal["attacks", "defenses", "models", "datasets"], /, *, json: bool = False) -> int:
     """List what exists, with the papers.
 
     Args:
@@ -134,13 +134,14 @@ def data(
     return 0
 
 
-def report(out: str, /) -> int:
+def report(out: str, /, *, data_dir: str | None = None) -> int:
     """Write the table, figures and the HTML page of a folder of records.
 
     Args:
       out: folder of the results.
+      data_dir: folder of the data archives, for the pictures of triggers; default: the environment's BDJAX_DATA_DIR.
     """
-    return _report(out)
+    return _report(out, data_dir)
 
 
 COMMANDS = {"quickstart": quickstart, "run": run, "sweep": sweep, "ls": ls, "check": check, "data": data, "report": report}
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _once_each(arguments)
         _keep_compilations()
         return tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
+            cast(dict[str, Callable[..., int]], COMMANDS),
             prog="bdjax",
             description="Backdoor attacks and defenses on image classifiers, run as populations.",
             args=arguments,
@@ -189,7 +190,8 @@ def _keep_compilations() -> None:
 
     from bdjax.data.cache import cache_root
 
-    if not (os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir):
+    told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not (os.environ.get("JAX_COMPILATION_CACHE_DIR") or told):
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -202,7 +204,7 @@ def _run(grid: Grid, out: str, data_dir: str | None, executed: Executed, *, page
     print(markdown(records))
     failed = int((records["status"] == "failed").sum())
     if page:
-        _report(out)
+        _report(out, data_dir)
     else:
         print(f"records in {Path(out) / 'records'}; figures and a page: bdjax report {out}")
     if failed:
@@ -210,14 +212,14 @@ def _run(grid: Grid, out: str, data_dir: str | None, executed: Executed, *, page
     return 1 if failed else 0
 
 
-def _report(out: str) -> int:
+def _report(out: str, data_dir: str | None) -> int:
     from bdjax.report.html import build
     from bdjax.sweep import store
 
     records = store.read(out)
     if records.is_empty():
         raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
-    print(f"report in {build(Path(out), records)}")
+    print(f"report in {build(Path(out), records, data_dir=data_dir)}")
     return 0
 
 

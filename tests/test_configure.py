@@ -60,11 +60,11 @@ def test_mistakes_are_named(config, message):
 
 
 def test_unknown_profile():
-    with pytest.raises(UserError, match="unknown profile 'correct'.*Did you mean 'corrected'"):
+    with pytest.raises(UserError, match=r"unknown profile 'correct'.*Did you mean 'corrected'"):
         make(None, "correct")
 
 
 def test_at_least():
     at_least("method", Config(epochs=1), epochs=1)
-    with pytest.raises(UserError, match="method.epochs must be at least 1; given 0"):
+    with pytest.raises(UserError, match=r"method\.epochs must be at least 1; given 0"):
         at_least("method", Config(epochs=0), epochs=1)

@@ -11,7 +11,7 @@ from bdjax.models import cnn
 from bdjax.population import Execution, adapt, check, default_execution, fit, footprint, members, run, take
 from bdjax.training import trainer
 from bdjax.types import Split
-from tests.test_training import patch_attack
+from tests.toy import patch_attack
 
 EXECUTIONS = {
     "vmap patches scan": Execution("vmap", "patches", "scan"),

@@ -34,8 +34,8 @@ def load(
 
     Args:
       name: of ``DATASETS``.
-      data_dir: folder that holds the data set's folder, or that folder itself; None: the environment's BDJAX_DATA_DIR. Read only
-        if the cache does not hold the data set.
+      data_dir: folder that holds the data set's folder, or that folder itself; None: the environment's BDJAX_DATA_DIR. Its
+        archives are read only if the cache does not hold the data set.
       train_images: size of a reduced training set, balanced by class, the same for every seed and in the original order;
         classes <= train_images <= rows. None: all rows.
       test_images: likewise for the test set.
@@ -99,6 +99,8 @@ def _embedded(source: Source, via: str) -> tuple[dict[str, Split], str]:
 
 
 def _cached(source: Source, data_dir: PathLike | None, via: str, root: Path) -> tuple[dict[str, Split], str]:
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UserError(f"the data folder {os.fspath(data_dir)!r} does not exist")
     folder, facts = _folder(source, via, root), _facts(source, via)
     found = files.read(folder, facts)
     if found is None:

@@ -187,7 +187,7 @@ def _judge(model: Model, config: Config) -> Callable[..., tuple[Array, tuple[Arr
 
     def right(variables: Variables, inputs: Array, keep: Array, labels: Array, counted: Array) -> Array:
         logits = model.apply(variables, inputs * keep[None], start="head").logits
-        return jnp.sum(counted & (jnp.argmax(logits, -1) == labels), dtype=jnp.int32)
+        return jnp.sum(counted & (jnp.argmax(logits, -1).astype(labels.dtype) == labels), dtype=jnp.int32)
 
     @jax.jit
     def ranked(clean: CleanSet, inputs: Array) -> Array:

@@ -62,7 +62,8 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     facts = spec(cell.dataset)
     model = MODELS[cell.model](facts, **({} if cell.width is None else {"width": cell.width}))
     if "target" in cell.attack_config and cell.target not in (0, cell.attack_config["target"]):
-        raise UserError(f"target is {cell.target} and {cell.attack_config['target']} in the configuration of {cell.attack}; give one")
+        other = cell.attack_config["target"]
+        raise UserError(f"target is {cell.target}, and {other} in the configuration of {cell.attack}; give one")
     # Target 0 is every attack's default: passing it on only where it was changed spares attacks that have no target.
     overrides = {**({"target": cell.target} if cell.target else {}), **cell.attack_config}
     attack = factory("attack", cell.attack, ATTACKS)(facts, overrides or None, profile=cell.profile)
@@ -192,10 +193,12 @@ def hyper_points(defense: Defense, values: Mapping[str, Sequence[Any]], name: st
         if not axis:
             raise UserError(f"hyper-parameter {name}.{leaf} has no value")
         for value in axis:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or np.ndim(default[leaf]):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and not np.ndim(default[leaf])
+            if not number or _as(value, default[leaf]) is None:  # as float32 it is not finite
                 raise UserError(f"hyper-parameter {name}.{leaf} takes numbers; given {value!r}")
     axes = [[(leaf, value) for value in axis] for leaf, axis in values.items()]
-    return [{**plain(default), **{leaf: _as(value, default[leaf]) for leaf, value in choice}} for choice in itertools.product(*axes)]
+    points = [{leaf: _as(value, default[leaf]) for leaf, value in choice} for choice in itertools.product(*axes)]
+    return [{**plain(default), **point} for point in points]
 
 
 def _leaves(defense: Defense, name: str) -> dict[str, Any]:
@@ -208,7 +211,8 @@ def _leaves(defense: Defense, name: str) -> dict[str, Any]:
 
 def _as(value: float, default: Any) -> Any:
     """``value`` as the dtype of the default leaf holds it, so that one number has one hash however it was typed."""
-    return plain(np.asarray(value, np.asarray(default).dtype if hasattr(default, "dtype") else np.float32)[()])
+    with np.errstate(over="ignore"):
+        return plain(np.asarray(value, default.dtype if hasattr(default, "dtype") else np.float32)[()])
 
 
 def stack_hyper(defense: Defense, points: Sequence[Point]) -> Any:

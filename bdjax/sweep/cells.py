@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bdjax import population
@@ -48,7 +49,8 @@ def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
     cell, attack, rows = attacked.cell, attacked.attack, len(attacked.dataset.train.labels)
     stacked = _members(attacked, points)
     name = build.set_hash([member_hash(point) for point in points])
-    records = [_row(attacked, point, attacked.cell, status="ok", poisoned=int(stacked.count[i])) for i, point in enumerate(points)]
+    counts = np.asarray(stacked.count).tolist()
+    records = [_row(attacked, point, cell, status="ok", poisoned=count) for point, count in zip(points, counts, strict=True)]
     title = f"{cell.dataset} / {cell.model} / {cell.attack}"
     going = _feasible(attacked, stacked, records)
     execution, batch = attacked.execution, min(attack.recipe.batch, rows)
@@ -82,7 +84,7 @@ def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
                 if mine.alive:
                     row.update(measured(one(counts, at)))
                 else:
-                    row.update(status="non_finite", reason=f"loss or gradient of the training is not finite from step {mine.stopped}")
+                    row.update(status="non_finite", reason=f"loss or gradient is not finite from step {mine.stopped} of training")
                     progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
     store.write_rows(out, attacked.name, name, _stamped(records))
     progress.finish(f"{title}: trained, {told(records)}")
@@ -121,7 +123,8 @@ def repair(
     going = [i for i, row in enumerate(records) if row["status"] == "ok"]
     progress.start(cell.defense, title)
     if going:
-        subjects = _subjects(attacked, defense, cell.spc or 0, [points[i] for i in going], [base[i]["member"] for i in going], stored)
+        chosen, hashes = [points[i] for i in going], [base[i]["member"] for i in going]
+        subjects = _subjects(attacked, defense, cell.spc or 0, chosen, hashes, stored)
         members = build.set_hash([row["member"] for row in records])
         try:
             call, execution = _repaired(attacked, cell, defense, subjects)
@@ -152,7 +155,7 @@ def _repaired(attacked: Attacked, cell: DefenseCell, defense: Defense, subjects:
 
 
 def _fit(make: Any, attacked: Attacked, stacked: Any) -> Execution:
-    """The execution with a chunk that fits memory and divides the members evenly, so that little is spent on filling up the last."""
+    """The execution with a chunk that fits memory and divides the members evenly, so that the last one needs little filling."""
     total, execution = population.size(stacked), attacked.execution
     if total > 1:  # one member alone is tried as it is
         execution = population.fit(make, attacked.model, stacked, (attacked.data,), execution)
@@ -180,9 +183,10 @@ def _members(attacked: Attacked, points: Sequence[Point], spc: int = 0) -> Membe
 def _subjects(
     attacked: Attacked, defense: Defense, spc: int, points: Sequence[Point], hashes: Sequence[str], stored: models.Stored
 ) -> Subject:
-    member = _members(attacked, points, spc)._replace(hyper=build.stack_hyper(defense, points))
+    hyper = jax.tree.map(jnp.asarray, build.stack_hyper(defense, points))
+    member = _members(attacked, points, spc)._replace(hyper=hyper)
     index = [stored.members.index(name) for name in hashes]
-    variables, leaves = jax.tree.map(lambda x: x[index], (stored.variables, stored.trigger))
+    variables, leaves = jax.tree.map(lambda x: jnp.asarray(x[index]), (stored.variables, stored.trigger))
     form = jax.eval_shape(attacked.attack.init, stream(root(attacked.cell.root), Stream.TRIGGER), attacked.data.assets)
     return Subject(member, variables, jax.tree.unflatten(jax.tree.structure(form), leaves))
 
@@ -237,7 +241,7 @@ def _repair_row(attacked: Attacked, cell: DefenseCell, defense: Defense, point: 
     """The row of a repair before it ran; a member that was not trained passes its status on."""
     row = _row(attacked, point, cell, defense=cell.defense, spc=cell.spc, status=base["status"], reason=base["reason"])
     if base["status"] != "ok":
-        row["reason"] = f"training: {base['reason']}"
+        row["reason"] = f"not trained: {base['reason']}"
     row.update(knows_trigger="triggered" in defense.needs, knows_test="test_accuracy" in defense.needs)
     row.update(poisoned=base["poisoned"], trigger_digest=base["trigger_digest"])
     row.update(acc_before=base["acc"], asr_before=base["asr"], ra_before=base["ra"])

@@ -31,7 +31,8 @@ def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Ex
     for branch in branches:
         dataset = load(grid, branch.train.dataset, data_dir)
         refuse_infeasible(branch, dataset)
-        lines += [f"{title(branch.train)}: {line}" for line in [_data(dataset), _shapes(branch, dataset), _memory(branch, dataset)]]
+        found = [_data(dataset), _shapes(branch, dataset), _memory(branch, dataset)]
+        lines += [f"{title(branch.train)}: {line}" for line in found]
         works.append(survey(branch, dataset, grid, folder))
     return [*lines, f"{folder} is writable", *summary(works, execution)]
 
@@ -41,12 +42,14 @@ def _data(dataset: Dataset) -> str:
     for name, split in (("training", dataset.train), ("test", dataset.test)):
         images, labels = np.asarray(split.images), np.asarray(split.labels)
         if images.dtype != np.uint8 or images.shape != (len(labels), *spec.image_shape):
-            raise UserError(f"{name} images are {images.dtype}{list(images.shape)}; a uint8 array of {list(spec.image_shape)} is needed")
+            given = f"{images.dtype}{list(images.shape)}"
+            raise UserError(f"{name} images are {given}; uint8 images of shape {list(spec.image_shape)} are needed")
         if labels.min() < 0 or labels.max() >= spec.classes:
             raise UserError(f"{name} labels lie in {labels.min()} … {labels.max()}; allowed: 0 … {spec.classes - 1}")
     found = digest(dataset.train, dataset.test)
     if found != dataset.digest:
-        raise UserError(f"the data of {spec.name} do not match their hash {dataset.digest[:12]}; run: bdjax data prepare {spec.name}")
+        advice = f"run: bdjax data prepare {spec.name}"
+        raise UserError(f"the data of {spec.name} do not match their hash {dataset.digest[:12]}; {advice}")
     return f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images match their hash {found[:12]}"
 
 
@@ -65,7 +68,8 @@ def _shapes(branch: Branch, dataset: Dataset) -> str:
         if stamped.shape != bytes_.shape or stamped.dtype != bytes_.dtype:
             raise UserError(f"{branch.train.attack} turns images {list(bytes_.shape)} into {stamped.dtype}{list(stamped.shape)}")
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return f"{model.name} width {model.width} maps {'x'.join(map(str, spec.image_shape))} to {spec.classes} classes, {count:,} parameters"
+    shape = "x".join(map(str, spec.image_shape))
+    return f"{model.name} width {model.width} maps {shape} to {spec.classes} classes, {count:,} parameters"
 
 
 def _memory(branch: Branch, dataset: Dataset) -> str:
@@ -76,4 +80,4 @@ def _memory(branch: Branch, dataset: Dataset) -> str:
             f"one member and the images need {(each + shared) / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used; "
             "reduce --width or --train-images"
         )
-    return f"at most {(limit - shared) // each:,} members fit the device by their parameters and momentum; activations come on top"
+    return f"at most {(limit - shared) // each:,} members fit by their parameters and momentum; activations come on top"

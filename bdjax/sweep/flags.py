@@ -84,7 +84,9 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
         axis = _AXES.get(field.name, field.name)
         given[axis] = (value,) if field.name in ("dataset", "model", "attack") else value
     grid = dataclasses.replace(base, **given)
-    attack, defense, recipe = _copy(grid.attack_config), _copy(grid.defense_config), dict(grid.recipe)
+    # What the base says of methods that the command line took out goes with them.
+    attack, defense = _copy(grid.attack_config, grid.attacks), _copy(grid.defense_config, grid.defenses)
+    recipe, hyper = dict(grid.recipe), _copy(grid.hyper, grid.defenses)
     for method, field_name, text in (_split(item, "config") for item in scenario.config):
         value = _value(text)
         if method == "recipe":
@@ -95,7 +97,6 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
             defense.setdefault(method, {})[field_name] = value
         else:
             raise unknown("method of --config", method, [*grid.attacks, *grid.defenses, "recipe"])
-    hyper = _copy(grid.hyper)
     for method, leaf, text in (_split(item, "hyper") for item in scenario.hyper):
         if method not in grid.defenses:
             raise unknown("method of --hyper", method, grid.defenses)
@@ -130,15 +131,16 @@ def pairs(items: Sequence[str], flag: str) -> dict[str, str]:
     return found
 
 
-def _copy(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: dict(fields) for name, fields in tree.items()}
+def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return {name: dict(fields) for name, fields in tree.items() if name in methods}
 
 
 def _split(item: str, flag: str) -> tuple[str, str, str]:
     left, equals, value = item.partition("=")
     method, dot, field = left.rpartition(".")
     if not (method and dot and field and equals and value):
-        raise UserError(f"--{flag} {item!r} is not of the form METHOD.FIELD=VALUE, e.g. {'fp.epochs=10' if flag == 'config' else 'ft.lr=0.1'}")
+        example = "fp.epochs=10" if flag == "config" else "ft.lr=0.1"
+        raise UserError(f"--{flag} {item!r} is not of the form METHOD.FIELD=VALUE, e.g. {example}")
     return method, field, value
 
 

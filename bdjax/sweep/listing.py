@@ -88,7 +88,7 @@ def _datasets() -> list[dict[str, Any]]:
 def columns(entries: list[dict[str, Any]]) -> str:
     """Entries as aligned text, one line each, the paper last."""
     order = [name for name in entries[0] if name != "paper"] + (["paper"] if "paper" in entries[0] else [])
-    cells = [[name for name in order], *([_text(name, entry[name]) for name in order] for entry in entries)]
+    cells = [order, *([_text(name, entry[name]) for name in order] for entry in entries)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(order))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
 

@@ -4,11 +4,13 @@
 the sha256 of every file. The folder appears under its name when all of it is there.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +55,7 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
         temporary.mkdir(parents=True)
         try:
             state = {"variables": stored.variables, "trigger": {str(i): leaf for i, leaf in enumerate(stored.trigger)}}
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _no_traces(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / "state", jax.tree.map(np.asarray, state))
             manifest = {"members": stored.members, "files": _digests(temporary / "state")}
             with open(temporary / "manifest.json", "w") as file:
@@ -68,6 +70,18 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
             raise
         sync_folder(path.parent)
     return path
+
+
+@contextlib.contextmanager
+def _no_traces() -> Iterator[None]:
+    """Hold back the traces that the checkpoint library logs from its threads: it raises the same error to the caller."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _digests(state: Path) -> dict[str, str]:
@@ -123,6 +137,8 @@ def load(out: Path, cell: str, places: Sequence[tuple[str, int]]) -> Stored:
                 state = checkpointer.restore(path / "state")
             leaves = state["trigger"] or {}
             sets[name] = Stored(tuple(members), state["variables"], tuple(leaves[str(i)] for i in range(len(leaves))))
+    if not places:
+        return Stored((), {}, ())
     parts = [(sets[name], index) for name, index in places]
 
     def stack(*leaves: Any) -> np.ndarray:

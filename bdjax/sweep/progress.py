@@ -115,6 +115,6 @@ class Progress:
 
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss, or m:ss below an hour."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

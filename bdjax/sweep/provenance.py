@@ -75,13 +75,13 @@ class Timed(NamedTuple):
 
 
 def timed(function: Callable[[], Any]) -> Timed:
-    """Call a function and tell its wall time from the time JAX spent on tracing, lowering and compiling (or reading the cache)."""
+    """Call a function and tell its wall time from the time JAX spent on tracing, lowering and compiling (or on its cache)."""
     spans: list[tuple[float, float]] = []
 
-    def hear(event: str, duration: float, **_: Any) -> None:
+    def hear(event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             end = time.perf_counter()
-            spans.append((end - duration, end))
+            spans.append((end - duration_secs, end))
 
     jax.monitoring.register_event_duration_secs_listener(hear)
     start = time.perf_counter()

@@ -12,19 +12,27 @@ from bdjax.sweep.build import canonical
 
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 
-_KINDS = {
-    "str": "cell member dataset model attack defense profile hyper status reason masks trace loss config execution versions "
-    "git_commit device data_digest trigger_digest created",
-    "int": "train_images test_images width seed spc target poisoned n_clean n_triggered members images",
-    "float": "ratio acc_before asr_before ra_before acc asr ra arr rdr der seconds compile_seconds",
-    "bool": "knows_trigger knows_test",
-}
-KIND = {name: kind for kind, names in _KINDS.items() for name in names.split()}
-COLUMNS = (
-    "cell member dataset train_images test_images model width attack defense profile seed ratio spc target hyper status reason "
-    "poisoned n_clean n_triggered acc_before asr_before ra_before acc asr ra arr rdr der knows_trigger knows_test masks trace loss "
-    "seconds compile_seconds members images config execution versions git_commit device data_digest trigger_digest created"
-).split()
+# The columns in their order; what is "int" or "float" may be null.
+_LAYOUT = """
+  str    cell member dataset
+  int    train_images test_images
+  str    model
+  int    width
+  str    attack defense profile
+  int    seed
+  float  ratio
+  int    spc target
+  str    hyper status reason
+  int    poisoned n_clean n_triggered
+  float  acc_before asr_before ra_before acc asr ra arr rdr der
+  bool   knows_trigger knows_test
+  str    masks trace loss
+  float  seconds compile_seconds
+  int    members images
+  str    config execution versions git_commit device data_digest trigger_digest created
+"""
+KIND = {name: line.split()[0] for line in _LAYOUT.strip().splitlines() for name in line.split()[1:]}
+COLUMNS = tuple(KIND)
 
 VOLATILE = ("created", "seconds", "compile_seconds")  # what may differ between two runs of the same record
 

@@ -1,5 +1,6 @@
 """Run a grid: train what lacks a record, repair it with every defense, store each cell as it finishes."""
 
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,8 +52,8 @@ def run(
       stream: where progress is printed; None = stderr.
 
     Returns:
-      polars.DataFrame of the rows of this grid: one per member and cell. A cell that raised has rows with status ``failed``, which
-      the next call tries again.
+      polars.DataFrame of the rows of this grid: one per member and cell. A cell that raised has rows with status ``failed``; the
+      next call tries them again.
 
     Raises:
       UserError: a mistake in the grid, missing data, a folder that cannot be written.
@@ -154,7 +155,8 @@ def _finished(rows: Mapping[str, Row], point: build.Point) -> bool:
 
 
 def _points(grid: Grid, hypers: list[dict[str, Any]]) -> tuple[build.Point, ...]:
-    return tuple(build.Point(seed, float(ratio), hyper) for seed in grid.seeds for ratio in grid.poison_ratios for hyper in hypers)
+    axes = itertools.product(grid.seeds, grid.poison_ratios, hypers)
+    return tuple(build.Point(seed, float(ratio), hyper) for seed, ratio, hyper in axes)
 
 
 def _defense_points(cell: build.DefenseCell, grid: Grid) -> tuple[build.Point, ...]:
@@ -185,11 +187,11 @@ def summary(works: list[Work], execution: Execution) -> list[str]:
         if work.training or work.repairs:
             model, attack = build.attacked(work.branch.train)
             each, shared = member_bytes(model), data_bytes(work.dataset)
-            lines.append(
-                f"{title(work.branch.train)}: {model.name} width {model.width}, {len(work.dataset.train.labels)} training images, "
-                f"{attack.recipe.epochs} epochs; {_size(each)} of parameters and momentum per member, {_size(shared)} of images shared, "
-                f"{_size(device_memory())} may be used"
-            )
+            lines += [
+                f"{title(work.branch.train)}: width {model.width}, {len(work.dataset.train.labels)} training images, "
+                f"{attack.recipe.epochs} epochs; per member {_size(each)} of parameters and momentum, shared "
+                f"{_size(shared)} of images, {_size(device_memory())} may be used"
+            ]
     if open_cells:
         chunk = f"{execution.chunk} members at once" if execution.chunk else "as many members at once as fit"
         lines.append(

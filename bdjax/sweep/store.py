@@ -18,7 +18,9 @@ from bdjax.errors import UserError
 from bdjax.sweep.build import canonical
 from bdjax.sweep.rows import Row, arrow_schema, in_order
 
+ADVICE = "free some space or choose another --out; the same command goes on where this one stopped"
 _DIGEST = b"bdjax.rows.sha256"
+_WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class Corrupt(Exception):
@@ -33,15 +35,14 @@ def writing(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another --out, then run the same command") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {ADVICE}") from error
     except Exception as error:
         # The checkpoint library reports a full disk in exceptions of its own.
         text = str(error).lower()
-        known = [code for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES) if os.strerror(code).lower() in text]
+        known = [code for code in _WRITE_ERRORS if os.strerror(code).lower() in text]
         if not known:
             raise
-        raise UserError(f"cannot write {path}: {os.strerror(known[0])}; free some space or choose another --out") from error
+        raise UserError(f"cannot write {path}: {os.strerror(known[0])}; {ADVICE}") from error
 
 
 def writable(out: Path) -> Path:
@@ -68,13 +69,15 @@ def lock(out: Path) -> Iterator[None]:
     import fcntl
 
     with writing(out):
-        handle = open(out / ".lock", "w")
-    with handle:
+        handle = os.open(out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another bdjax process writes to {out}; wait for it or choose another --out") from None
         yield
+    finally:
+        os.close(handle)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -151,8 +154,8 @@ def read_file(path: Path) -> list[Row]:
     """The rows of one file.
 
     Raises:
-      Corrupt: it is truncated, or any of its checksums does not match. Page checksums do not cover the footer, so the rows carry a
-        hash of their own.
+      Corrupt: it is truncated, or a checksum does not match. Those of the pages do not cover the footer, so the rows carry a hash
+        of their own.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

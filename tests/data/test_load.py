@@ -66,6 +66,12 @@ def test_prepare_writes_the_cache_and_says_where(data_dir, tmp_path):
         prepare("digits")
 
 
+def test_a_data_folder_that_does_not_exist_is_an_error_even_with_a_cache(data_dir, tmp_path):
+    load("cifar10", data_dir)
+    with pytest.raises(UserError, match="nowhere"):
+        load("cifar10", tmp_path / "nowhere")
+
+
 def _truncate(file):
     file.write_bytes(file.read_bytes()[:-100])
 

@@ -12,7 +12,7 @@ from bdjax.models import cnn
 from bdjax.population import Execution, adapt, members, run
 from bdjax.training import trainer
 from bdjax.types import Split
-from tests.test_training import patch_attack
+from tests.toy import patch_attack
 
 TOLERANCE = 1e-5  # float32, after 12 steps; a member alone, in company and sharded differ by the order of sums only
 

@@ -17,14 +17,16 @@ GRID = Grid(
     defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=2, batch=25, train_images=100,
     test_images=50, defense_config={"ft": {"epochs": 2}},
 )  # fmt: skip
-HOW = Execution("vmap", "native", "dispatch", chunk=4)
+HOW = Execution("loop", "native", "dispatch")  # one compiled step serves any number of members: least to compile
 
 
 def go(grid, out, **options):
-    return sweep.run(grid, out, execution=HOW, **options)
+    return sweep.run(grid, out, **{"execution": HOW, **options})
 
 
 def changed(grid=GRID, **fields):
+    if "ft" not in fields.get("defenses", ("ft",)):
+        fields = {"defense_config": {}, **fields}
     return dataclasses.replace(grid, **fields)
 
 
@@ -76,7 +78,7 @@ def test_numbers_before_are_those_of_the_training_cell_and_metrics_follow_from_t
 
 def test_provenance_is_complete(first):
     _, frame = first
-    for name in ("config", "execution", "versions", "device", "data_digest", "trigger_digest", "created", "seconds", "compile_seconds"):
+    for name in "config execution versions device data_digest trigger_digest created seconds compile_seconds".split():  # noqa: SIM905
         assert frame[name].null_count() == 0, name
     config = json.loads(frame.filter(frame["defense"] == "ft")["config"][0])
     assert config["defense"]["config"]["epochs"] == 2 and config["recipe"]["batch"] == 25
@@ -104,15 +106,16 @@ def test_a_grid_can_be_extended(first, tmp_path):
     assert all(old.get((r["cell"], r["member"]), r) == r for r in stable(frame))
 
 
-def test_a_member_does_not_depend_on_the_order_or_company_of_a_set(first, tmp_path):
-    alone = go(changed(seeds=(1,), poison_ratios=(0.1,), defenses=("ft",)), tmp_path)
-    whole = first[1]
-    row = alone.filter(alone["defense"] == "ft").row(0, named=True)
-    same = whole.filter((whole["member"] == row["member"]) & (whole["cell"] == row["cell"])).row(0, named=True)
-    assert abs(row["acc"] - same["acc"]) <= 0.04 and row["poisoned"] == same["poisoned"]  # to float error: a test row or two
-    lost = np.asarray(json.loads(alone.filter(alone["defense"] == "none")["loss"][0]))
-    kept = whole.filter((whole["defense"] == "none") & (whole["seed"] == 1) & (whole["ratio"] == 0.1))["loss"][0]
-    np.testing.assert_allclose(lost, json.loads(kept), rtol=1e-4)
+def test_a_member_does_not_depend_on_its_company(first, tmp_path):
+    pair = changed(seeds=(1,), defenses=("ft",))
+    together = go(pair, tmp_path, execution=Execution("vmap", "native", "dispatch", chunk=2))
+    alone = {(r["cell"], r["member"]): r for r in first[1].iter_rows(named=True)}
+    assert together.height == 4
+    for row in together.iter_rows(named=True):
+        same = alone[row["cell"], row["member"]]
+        assert abs(row["acc"] - same["acc"]) <= 0.04 and row["poisoned"] == same["poisoned"]  # to float error: a test row or two
+        if row["defense"] == "none":
+            np.testing.assert_allclose(json.loads(row["loss"]), json.loads(same["loss"]), rtol=1e-4)
 
 
 def test_a_corrupt_record_is_redone_and_ends_the_same(first, tmp_path, capfd):
@@ -161,7 +164,7 @@ def mine(model, config=None, *, profile="corrected"):
 
     return Defense(repair, Hyper(), frozenset())
 """
-SCALE = """params = jax.tree.map(lambda p: p * hyper.factor, view.variables["params"])
+SCALE = """params = jax.tree.map(lambda p: p * hyper.factor * hyper.factor, view.variables["params"])
         return Repair({**view.variables, "params": params}, None, Trace(hyper.factor))"""
 
 
@@ -183,7 +186,7 @@ def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_pa
     file = tmp_path / "mine.py"
     file.write_text(DEFENSE.replace("{body}", SCALE))
     name = f"{file}:mine"
-    frame = go(changed(defenses=(name,), hyper={name: {"factor": (1.0, 1e38 * 10)}}), out)
+    frame = go(changed(defenses=(name,), hyper={name: {"factor": (1.0, 1e38)}}), out)
     mine = frame.filter(frame["defense"] == name)
     assert mine.height == 8
     for row in mine.iter_rows(named=True):
@@ -197,7 +200,7 @@ def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_pa
 def test_a_diverged_training_is_a_record_and_passes_its_status_on(tmp_path):
     frame = go(changed(recipe={"lr": 1e30}, seeds=(0,), poison_ratios=(0.1,)), tmp_path)
     assert set(frame["status"]) == {"non_finite"} and frame.height == 3 and frame["acc"].null_count() == 3
-    assert all("not finite from step" in reason for reason in frame["reason"])
+    assert all("is not finite from step" in reason for reason in frame["reason"])
 
 
 def test_a_clean_subset_larger_than_a_class_is_a_record_in_a_sweep_and_an_error_in_a_run(first, tmp_path):
@@ -246,7 +249,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_with_one_line(tmp_path, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(models.os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path)
     monkeypatch.undo()
     assert go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path).height == 2

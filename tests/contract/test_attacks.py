@@ -1,0 +1,127 @@
+"""What every attack of the table promises; adding an entry adds its tests. The tables' defaults run, with shortened training."""
+
+import inspect
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax.attacks import ATTACKS
+from bdjax.data.augment import to_float, to_uint8
+from bdjax.errors import UserError
+from bdjax.experiment import attack_member, stage
+from bdjax.models import cnn
+from bdjax.population import members
+from bdjax.types import PROFILES, Attack
+
+ROWS = 160
+EVERY = [(name, profile) for name in ATTACKS for profile in PROFILES]
+
+
+@pytest.fixture(params=EVERY, ids=["-".join(pair) for pair in EVERY])
+def attack(request, tiny_spec):
+    name, profile = request.param
+    made = ATTACKS[name](tiny_spec, profile=profile)
+    return made._replace(recipe=made.recipe._replace(epochs=1, batch=32))
+
+
+@pytest.fixture(scope="module")
+def ready(tiny_dataset):
+    """``ready(attack) -> (assets, trigger)``, prepared once per data set."""
+
+    def make(attack: Attack, key):
+        assets = attack.prepare(jax.random.key(9), tiny_dataset) if attack.prepare else None
+        return assets, attack.init(key, assets)
+
+    return make
+
+
+def same(a, b):
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_docstring_names_source_and_differences(name):
+    text = inspect.getdoc(ATTACKS[name]) or ""
+    assert "Source: " in text and "Differs: " in text and "Args:" in text and "Raises:" in text
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_mistakes_are_named(name, tiny_spec):
+    with pytest.raises(UserError, match=r"unknown profile 'corrrected'.*'corrected'"):
+        ATTACKS[name](tiny_spec, profile="corrrected")
+    with pytest.raises(UserError, match=f"unknown field of {name} 'nonsense'"):
+        ATTACKS[name](tiny_spec, {"nonsense": 1})
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_configuration_rebuilds_the_attack(name, tiny_spec):
+    made = ATTACKS[name](tiny_spec)
+    assert ATTACKS[name](tiny_spec, made.config).config == made.config == ATTACKS[name](tiny_spec, made.config._asdict()).config
+    hash(made.config), hash(made.recipe)
+
+
+def test_stamp_keeps_shape_dtype_range_and_grid_and_changes_the_image(attack, ready, tiny_dataset):
+    _, trigger = ready(attack, jax.random.key(1))
+    images = to_float(jnp.asarray(tiny_dataset.test.images[:6]))
+    out = jax.jit(attack.stamp)(trigger, jax.random.key(0), images)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, images)
+    assert float(out.min()) >= 0 and float(out.max()) <= 1
+    np.testing.assert_array_equal(np.asarray(out), np.asarray(to_float(to_uint8(out))))
+    assert np.all(np.any(np.asarray(out) != np.asarray(images), (1, 2, 3)))
+    assert same(out, jax.jit(attack.stamp)(trigger, jax.random.key(0), images))
+
+
+def test_shared_triggers_depend_on_no_key(attack, ready, tiny_dataset):
+    if not attack.recipe.shared_trigger:
+        pytest.skip("its trigger differs between members")
+    images = to_float(jnp.asarray(tiny_dataset.test.images[:2]))
+    _, a = ready(attack, jax.random.key(1))
+    _, b = ready(attack, jax.random.key(2))
+    assert same(attack.stamp(a, jax.random.key(3), images), attack.stamp(b, jax.random.key(4), images))
+
+
+def test_selection_is_one_program_for_all_counts_and_nests(attack, tiny_dataset):
+    labels = jnp.asarray(tiny_dataset.train.labels)
+    chex.clear_trace_counter()
+    select = jax.jit(chex.assert_max_traces(attack.select, n=1))
+    sets = [np.asarray(select(jax.random.key(5), labels, jnp.int32(count))[0]) for count in (0, 3, 16, 40)]
+    assert [s.sum() for s in sets] == [0, 3, 16, 40] and all(s.dtype == bool for s in sets)
+    assert all(not np.any(a & ~b) for a, b in itertools.pairwise(sets))
+    assert same(sets[2], select(jax.random.key(5), labels, jnp.int32(16))[0])
+    assert not same(sets[2], select(jax.random.key(6), labels, jnp.int32(16))[0])
+    assert not select(jax.random.key(5), labels, jnp.int32(ROWS + 1))[1]
+    together, feasible = jax.vmap(attack.select, in_axes=(None, None, 0))(
+        jax.random.key(5), labels, jnp.array([3, 40], jnp.int32)
+    )
+    assert same(together, np.stack([sets[1], sets[3]])) and feasible.tolist() == [True, True]
+
+
+def test_labels_change_for_some_class_and_stay_classes(attack):
+    labels = jnp.arange(4, dtype=jnp.int32)
+    out = attack.relabel(labels)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, labels)
+    assert np.any(np.asarray(out) != np.asarray(labels)) and np.all((np.asarray(out) >= 0) & (np.asarray(out) < 4))
+
+
+@pytest.mark.parametrize("attack", [(name, "corrected") for name in ATTACKS], ids=ATTACKS, indirect=True)
+def test_members_of_all_ratios_train_in_one_program(attack, tiny_dataset):
+    data = stage(attack, tiny_dataset, jax.random.key(0))
+    run = attack_member(cnn(tiny_dataset.spec, 4, lowering="patches"), attack, ROWS)
+    chex.clear_trace_counter()
+    together = jax.jit(jax.vmap(chex.assert_max_traces(run, n=1), in_axes=(0, None)))
+    several, _ = members([0, 1], [0.0, 0.1], ROWS)
+    trained, counts = together(several, data)
+    assert trained.alive.tolist() == [True] * 4 and trained.feasible.tolist() == [True] * 4
+    assert counts.clean.tolist() == [80] * 4 and np.all(
+        np.asarray(counts.attacked + counts.recovered) <= np.asarray(counts.triggered)
+    )
+    again, _ = together(several, data)
+    assert same(trained, again)
+    leaves = np.asarray(trained.variables["params"]["linear"]["kernel"])
+    assert len({leaf.tobytes() for leaf in leaves}) == 4  # every member its own network
+    other, _ = together(members([2, 3], [0.05, 0.1], ROWS)[0], data)
+    assert not same(trained.variables, other.variables)
