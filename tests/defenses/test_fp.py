@@ -130,6 +130,21 @@ def test_pruning_is_the_one_written_out(model, trained, clean, profile, distance
     assert distance(found.variables["params"]["conv1"], trained["params"]["conv1"]) > 0  # tuned
 
 
+def test_only_training_rows_rank_the_inputs(model, trained, clean):
+    # Two levels and a tolerance of 1: half of the inputs go, and which ones is the ranking alone.
+    rows = clean(2, 8)
+
+    def mask(role):
+        # The rows of this role are mirrored and get a white left half; role 0 has none.
+        changed = jnp.where((rows.role == role)[:, None, None, None], rows.images[:, :, ::-1], rows.images)
+        changed = changed.at[:, :, :4].set(jnp.where((rows.role == role)[:, None, None, None], jnp.uint8(255), changed[:, :, :4]))
+        found = repair(model, trained, rows._replace(images=changed), hyper=FPHyper(tolerance=np.float32(1)), granularity=0.5)
+        assert found.trace.pruned.tolist() == [0, 8] and int(found.trace.level) == 1
+        return found.masks["linear"].tolist()
+
+    assert mask(2) == mask(0) != mask(1)
+
+
 def test_absent_rows_change_nothing(model, trained, clean, padded, wide, distance):
     rows, hyper = clean(6, 4), FPHyper(*(np.float64(x) for x in FPHyper()))
     alone = repair(model, wide(trained), rows, hyper=hyper)
