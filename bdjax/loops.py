@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bdjax.types import Array, Loop
@@ -135,8 +136,11 @@ def tell(f: Callable[..., None], *values: Array) -> None:
     ``f`` is called once per call site and trip, not once per member, as NumPy arrays; it returns nothing and changes nothing.
     """
 
+    def heard(*arrays: Any) -> None:
+        f(*(np.array(a) for a in arrays))  # copies: the runtime may reuse the buffers afterwards
+
     def call(*arrays: Array) -> Array:
-        jax.debug.callback(f, *arrays)
+        jax.debug.callback(heard, *arrays)
         return jnp.int32(0)
 
     hear = jax.custom_batching.custom_vmap(call)

@@ -9,7 +9,7 @@ import functools
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,16 +39,33 @@ class Execution(NamedTuple):
     devices: int = 1  # local devices that share the members
 
 
-def default_execution(platform: str | None = None) -> Execution:
-    """The measured default of a platform ("cpu", "gpu", "tpu"; None = the one in use).
+# Measured on two CPU cores by benchmarks/population_scaling.py, tables in benchmarks/results/population_scaling_*.md: more than 8
+# members at once gain nothing. Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
+MEASURED = {
+    ("cpu", "cnn"): Execution("vmap", "patches", "scan", chunk=8),
+    ("cpu", ""): Execution("vmap", "unrolled", "dispatch", chunk=8),
+    ("", ""): Execution("vmap", "unrolled", "scan"),
+}
 
-    CPU: dispatched steps with unrolled native convolutions lead, and more than 8 members at once gain nothing (the table is in
-    ``benchmarks/results/``). Accelerators: one compiled scan, as many members as fit, over all local devices; not measured yet.
-    """
+
+def default_execution(platform: str | None = None, model: str = "") -> Execution:
+    """The default of a platform ("cpu", "gpu", "tpu"; None = the one in use) and a model's name ("" = any other model)."""
     platform = platform or jax.default_backend()
-    if platform == "cpu":
-        return Execution("vmap", "unrolled", "dispatch", chunk=8)
-    return Execution("vmap", "unrolled", "scan", devices=jax.local_device_count())
+    for entry in ((platform, model), (platform, ""), ("", "")):
+        if entry in MEASURED:
+            return MEASURED[entry] if platform == "cpu" else MEASURED[entry]._replace(devices=jax.local_device_count())
+    raise AssertionError("the last entry fits everything")
+
+
+def resolve(execution: Execution | Mapping[str, Any] | None, model: str) -> Execution:
+    """The execution of a model: a whole one as it is, single fields on top of the default, None = the default.
+
+    Raises:
+      UserError: it cannot run here.
+    """
+    if isinstance(execution, Execution):
+        return check(execution)
+    return check(default_execution(model=model)._replace(**(execution or {})))
 
 
 def check(execution: Execution) -> Execution:

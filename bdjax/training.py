@@ -10,12 +10,13 @@ import numpy as np
 import optax
 
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.errors import UserError
+from bdjax.errors import UserError, choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.layers import at_least_float32
 from bdjax.loops import epochs, steps, tell
 from bdjax.types import Array, Attack, Key, Member, Model, Recipe, Split, Variables
 
+AUGMENT = ("after", "before", "own", "none")
 Report = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
@@ -59,9 +60,17 @@ def sgd(momentum: float | Array, weight_decay: float | Array) -> optax.GradientT
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))  # type: ignore[arg-type]
 
 
-def cosine(lr: float | Array, epoch: Array, period: float) -> Array:
-    """lr (1 + cos(pi epoch / period)) / 2, closed form and not clamped after ``period``."""
-    return jnp.float32(0.5) * lr * (1 + jnp.cos(jnp.float32(math.pi / period) * epoch.astype(jnp.float32)))
+def cosine(lr: Array, t: Array, period: int) -> Array:
+    """lr (1 + cos(pi t / period)) / 2, not clamped after ``period``: it climbs back to ``lr`` at 2 ``period``.
+
+    Args:
+      lr: f[].
+      t: i32[], completed epochs (or steps).
+      period: epochs (or steps) from ``lr`` down to 0.
+    """
+    # As a squared cosine of half the angle: no cancellation near the end of the period.
+    angle = (t % (2 * period)).astype(lr.dtype) * (math.pi / (2 * period))
+    return lr * jnp.square(jnp.cos(angle))
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -135,7 +144,7 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
 
 def _learning_rate(recipe: Recipe, epoch: Array) -> Array:
     if recipe.schedule == "cosine":
-        return cosine(recipe.lr, epoch, recipe.epochs)
+        return cosine(jnp.float32(recipe.lr), epoch, recipe.epochs)
     if recipe.schedule == "constant":
         return jnp.float32(recipe.lr)
     raise UserError(f"Recipe.schedule must be 'cosine' or 'constant', not {recipe.schedule!r}")
@@ -143,8 +152,7 @@ def _learning_rate(recipe: Recipe, epoch: Array) -> Array:
 
 def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _State]:
     recipe, spec = attack.recipe, model.spec
-    if recipe.augment not in ("after", "before", "own"):
-        raise UserError(f"Recipe.augment must be 'after', 'before' or 'own', not {recipe.augment!r}")
+    choose("augment", recipe.augment, AUGMENT)
 
     def augment(key: Key, images: Array, when: str) -> Array:
         return crop_flip(key, images, spec.pad, spec.flip) if recipe.augment == when else images

@@ -111,7 +111,7 @@ class Recipe(NamedTuple):
     schedule: str = "cosine"  # "cosine" to 0 over `epochs`, stepped once per epoch; or "constant"
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augment: str = "after"  # the data augmentation acts "after" | "before" the trigger, or the attack has its "own"
+    augment: str = "after"  # crops and flips act "after" | "before" the trigger, the attack has its "own", or there is "none"
     second_batch: bool = False  # `Attack.batch` gets a second, independently shuffled batch
     max_ratio: float = 0.1  # bounds the poison slots of attacks that poison inside the batch
     prepare_per: str = "dataset"  # `Attack.prepare` runs once per "dataset" or per "seed"

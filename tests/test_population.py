@@ -8,7 +8,7 @@ import pytest
 from bdjax import population
 from bdjax.errors import UserError
 from bdjax.models import cnn
-from bdjax.population import Execution, adapt, check, default_execution, fit, footprint, members, run, take
+from bdjax.population import Execution, adapt, check, default_execution, fit, footprint, members, resolve, run, take
 from bdjax.training import trainer
 from bdjax.types import Split
 from tests.toy import patch_attack
@@ -129,4 +129,10 @@ def test_executions_that_cannot_run_are_refused(execution):
 
 def test_defaults_can_run_here():
     assert check(default_execution()).loop == "dispatch"
-    assert default_execution("gpu").loop == "scan"
+    assert check(default_execution(model="cnn")).lowering == "patches"
+    assert default_execution("gpu", "cnn").loop == "scan"
+    assert resolve(None, "cnn") == default_execution(model="cnn")
+    assert resolve({"chunk": 3}, "cnn") == default_execution(model="cnn")._replace(chunk=3)
+    assert resolve(Execution(), "cnn") == Execution()
+    with pytest.raises(UserError):
+        resolve({"lowering": "im2col"}, "cnn")

@@ -33,7 +33,7 @@ def test_sgd_is_pytorchs_and_the_cosine_is_not_clamped():
         buffer = 0.9 * buffer + (np.asarray(gradient["w"]) + 0.1 * w)
         w = w - 0.01 * buffer
     np.testing.assert_allclose(p["w"], w, rtol=1e-6)
-    lr = [float(cosine(0.01, jnp.int32(t), 100)) for t in (0, 99, 100, 200, 399)]
+    lr = [float(cosine(jnp.float32(0.01), jnp.int32(t), 100)) for t in (0, 99, 100, 200, 399)]
     np.testing.assert_allclose(lr, [0.01, 2.467e-6, 0, 0.01, 0.0099975], rtol=1e-3, atol=1e-9)
 
 

@@ -5,7 +5,6 @@ Batches have static shapes: rows that are absent come last, carry mask 0 and tou
 running statistics nor the step counter.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from bdjax.evaluation import finite
 from bdjax.keys import Stream, step_key, stream
 from bdjax.loops import epochs as run_epochs
 from bdjax.loops import steps as run_steps
-from bdjax.training import cross_entropy, sgd
+from bdjax.training import cosine, cross_entropy, sgd
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 
 
@@ -79,19 +78,6 @@ class _Shared(NamedTuple):
     schedule: Any
     epoch: Array
     extra: Any
-
-
-def cosine(lr: Array, t: Array, period: int) -> Array:
-    """lr (1 + cos(pi t / period)) / 2, not clamped after ``period``: it climbs back to ``lr`` at 2 ``period``.
-
-    Args:
-      lr: f[].
-      t: i32[], completed epochs (or steps).
-      period: epochs (or steps) from ``lr`` down to 0.
-    """
-    # As a squared cosine of half the angle: no cancellation near the end of the period.
-    angle = (t % (2 * period)).astype(lr.dtype) * (math.pi / (2 * period))
-    return lr * jnp.square(jnp.cos(angle))
 
 
 def cosine_by_epoch(period: int) -> Schedule:

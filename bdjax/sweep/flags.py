@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bdjax.errors import UserError, unknown
-from bdjax.population import Execution, check, default_execution
 from bdjax.sweep.plan import Grid
 
 
@@ -104,14 +103,9 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
     return dataclasses.replace(grid, attack_config=attack, defense_config=defense, recipe=recipe, hyper=hyper)
 
 
-def execution_of(executed: Executed) -> Execution:
-    """The execution a command line stands for.
-
-    Raises:
-      UserError: it cannot run here.
-    """
-    given = {name: value for name, value in dataclasses.asdict(executed).items() if value is not None}
-    return check(default_execution()._replace(**given))
+def execution_of(executed: Executed) -> dict[str, Any]:
+    """The fields of an execution that a command line sets; every model's default gives the others."""
+    return {name: value for name, value in dataclasses.asdict(executed).items() if value is not None}
 
 
 def pairs(items: Sequence[str], flag: str) -> dict[str, str]:

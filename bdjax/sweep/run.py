@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 
 from bdjax.errors import UserError
-from bdjax.population import Execution, check, default_execution, device_memory
+from bdjax.population import Execution, device_memory, resolve
 from bdjax.sweep import build, models, plan, store
 from bdjax.sweep.cells import clean_reason, place, repair, train
 from bdjax.sweep.plan import Branch, Grid
@@ -33,7 +33,7 @@ def run(
     out: str | Path,
     *,
     data_dir: str | None = None,
-    execution: Execution | None = None,
+    execution: Execution | Mapping[str, Any] | None = None,
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
     strict: bool = False,
@@ -45,7 +45,7 @@ def run(
       grid: what to run.
       out: folder of records and trained members; made if missing.
       data_dir: folder of the data archives.
-      execution: how populations run; None = the platform's default.
+      execution: how populations run, or single fields of it; the rest is the default of the platform and the model.
       only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.plan.select`).
       limit: number of cells to run at most.
       strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
@@ -58,8 +58,8 @@ def run(
     Raises:
       UserError: a mistake in the grid, missing data, a folder that cannot be written.
     """
-    out, execution = Path(out), check(execution or default_execution())
-    branches = plan.select(plan.cells(grid), only or {}, limit)
+    out, branches = Path(out), plan.select(plan.cells(grid), only or {}, limit)
+    executions = {branch.train.model: resolve(execution, branch.train.model) for branch in branches}
     datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
     if strict:
         for branch in branches:
@@ -68,11 +68,11 @@ def run(
     with store.lock(out):
         works = [survey(branch, datasets[branch.train.dataset], grid, out) for branch in branches]
         kinds = [kind for work in works for kind in _kinds(work)]
-        for line in summary(works, execution):
+        for line in summary(works, executions):
             print(line, file=stream or sys.stderr, flush=True)
         with Progress(kinds, stream) as progress:
             for work in works:
-                _run_branch(work, out, execution, progress)
+                _run_branch(work, out, executions[work.branch.train.model], progress)
         hashes = {work.cell for work in works} | {
             build.cell_hash(cell, work.dataset.digest) for work in works for cell in work.branch.defenses
         }
@@ -173,7 +173,7 @@ def _kinds(work: Work) -> list[str]:
     return ["train"] * len(work.training) + [cell.defense for cell, _, _ in work.repairs]
 
 
-def summary(works: list[Work], execution: Execution) -> list[str]:
+def summary(works: list[Work], executions: Mapping[str, Execution]) -> list[str]:
     """What will run, in lines: cells, members, compile buckets, memory, execution."""
     training = sum(len(points) for work in works for points in work.training)
     repairs = sum(len(points) for work in works for _, _, points in work.repairs)
@@ -192,10 +192,11 @@ def summary(works: list[Work], execution: Execution) -> list[str]:
                 f"{attack.recipe.epochs} epochs; per member {_size(each)} of parameters and momentum, shared "
                 f"{_size(shared)} of images, {_size(device_memory())} may be used"
             ]
-    if open_cells:
+    for name in dict.fromkeys(work.branch.train.model for work in works if work.training or work.repairs):
+        execution = executions[name]
         chunk = f"{execution.chunk} members at once" if execution.chunk else "as many members at once as fit"
         lines.append(
-            f"execution: {execution.strategy}, {execution.lowering} convolutions, {execution.loop} of steps, {chunk}, "
+            f"execution of {name}: {execution.strategy}, {execution.lowering} convolutions, {execution.loop} of steps, {chunk}, "
             f"{execution.devices} device{'s' if execution.devices > 1 else ''} ({jax.default_backend()})"
         )
     return lines
