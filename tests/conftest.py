@@ -18,6 +18,14 @@ jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests on the real archives run where BDJAX_DATA_DIR names them, and only there."""
+    if not os.environ.get("BDJAX_DATA_DIR"):
+        for item in items:
+            if item.get_closest_marker("real_data"):
+                item.add_marker(pytest.mark.skip(reason="BDJAX_DATA_DIR is not set"))
+
+
 @pytest.fixture(scope="session")
 def tiny_spec():
     """A made-up data set: 8x8 colour images of 4 classes."""
