@@ -40,7 +40,7 @@ class Execution(NamedTuple):
 
 
 # Measured on two CPU cores by benchmarks/population_scaling.py, tables in benchmarks/results/population_scaling_*.md: more than 8
-# members at once gain nothing. Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
+# members at once gain little. Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
 MEASURED = {
     ("cpu", "cnn"): Execution("vmap", "patches", "scan", chunk=8),
     ("cpu", ""): Execution("vmap", "unrolled", "dispatch", chunk=8),
