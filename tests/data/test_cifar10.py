@@ -1,7 +1,6 @@
 """CIFAR-10: facts checked on a made-up archive; equal rows through tensorflow-datasets; the real archives where they are."""
 
 import io
-import os
 import shutil
 import sys
 import zipfile
@@ -109,7 +108,6 @@ class TestThroughTensorflowDatasets:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not os.environ.get("BDJAX_DATA_DIR"), reason="BDJAX_DATA_DIR is not set")
 class TestRealArchives:
     def test_rows_and_constants(self, cache):
         dataset = load("cifar10", cache=cache)
