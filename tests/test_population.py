@@ -8,7 +8,20 @@ import pytest
 from bdjax import population
 from bdjax.errors import UserError
 from bdjax.models import cnn
-from bdjax.population import Execution, adapt, check, default_execution, fit, footprint, members, resolve, run, take
+from bdjax.population import (
+    Execution,
+    adapt,
+    check,
+    default_execution,
+    execute,
+    fit,
+    footprint,
+    members,
+    memory,
+    resolve,
+    run,
+    take,
+)
 from bdjax.training import trainer
 from bdjax.types import Split
 from tests.toy import patch_attack
@@ -62,7 +75,7 @@ def test_the_last_chunk_is_filled_up_and_cut():
 
 def test_out_of_memory_halves_the_chunk_and_keeps_what_was_finished(monkeypatch, capsys):
     sizes = []
-    real = population._call
+    real = execute._call
 
     def call(function, stacked, shared, execution):
         sizes.append(population.size(stacked))
@@ -70,12 +83,12 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_was_finished(monkeypatch,
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
         return real(function, stacked, shared, execution)
 
-    monkeypatch.setattr(population, "_call", call)
+    monkeypatch.setattr(execute, "_call", call)
     out = run(lambda m: m.spc, members(range(6), [0.5], 10, spc=7)[0], (), Execution("vmap"))
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
     np.testing.assert_array_equal(out, [7] * 6)
     assert "3 members" in capsys.readouterr().err
-    monkeypatch.setattr(population, "_call", lambda *a: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")))
+    monkeypatch.setattr(execute, "_call", lambda *a: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")))
     with pytest.raises(jax.errors.JaxRuntimeError):
         run(lambda m: m.spc, members([0], [0.5], 10)[0], (), Execution("vmap"))
 
@@ -91,10 +104,10 @@ def test_the_compiler_says_how_many_members_fit(tiny_dataset, monkeypatch):
     need = footprint(build, model, STACK, (data,), execution)
     parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0))))
     assert need.per_member > 2 * parameters
-    monkeypatch.setattr(population, "device_memory", lambda: need.fixed + 2 * need.per_member + 1)
+    monkeypatch.setattr(memory, "device_memory", lambda: need.fixed + 2 * need.per_member + 1)
     assert fit(build, model, STACK, (data,), execution).chunk == 2
     assert fit(build, model, STACK, (data,), execution._replace(chunk=3)).chunk == 3
-    monkeypatch.setattr(population, "device_memory", lambda: need.fixed)
+    monkeypatch.setattr(memory, "device_memory", lambda: need.fixed)
     with pytest.raises(UserError, match="one member needs"):
         fit(build, model, STACK, (data,), execution)
 

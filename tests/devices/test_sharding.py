@@ -10,6 +10,7 @@ import pytest
 from bdjax import population
 from bdjax.models import cnn
 from bdjax.population import Execution, adapt, members, run
+from bdjax.population.execute import compiled
 from bdjax.training import trainer
 from bdjax.types import Split
 from tests.toy import patch_attack
@@ -41,7 +42,7 @@ def test_sharded_equals_unsharded_and_alone(count, tiny_dataset):
 
 def test_no_collective_is_compiled(tiny_dataset):
     function, data = setting(tiny_dataset, ONE)
-    program = population._compiled(function, True, 8, 1)
+    program = compiled(function, True, 8, 1)
     text = program.lower(members(range(8), [0.1], 160)[0], data).compile().as_text()
     assert not re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text)
 

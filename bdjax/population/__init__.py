@@ -1,0 +1,40 @@
+"""The only place that knows members are many: strategies, chunks, devices.
+
+A function of one member is handed to :func:`run` with a stack of members. How it is executed - the *strategy* (batched, in
+chunks, unrolled, one by one), the *lowering* of convolutions and the *loop* of steps - is an :class:`Execution`, chosen per
+platform by measurement and invisible to attacks and defenses.
+"""
+
+from bdjax.population.execute import run
+from bdjax.population.execution import (
+    LOOPS,
+    MEASURED,
+    STRATEGIES,
+    Execution,
+    adapt,
+    check,
+    default_execution,
+    resolve,
+)
+from bdjax.population.memory import Footprint, device_memory, fit, footprint
+from bdjax.population.stack import concatenate, members, size, take
+
+__all__ = [
+    "LOOPS",
+    "MEASURED",
+    "STRATEGIES",
+    "Execution",
+    "Footprint",
+    "adapt",
+    "check",
+    "concatenate",
+    "default_execution",
+    "device_memory",
+    "fit",
+    "footprint",
+    "members",
+    "resolve",
+    "run",
+    "size",
+    "take",
+]

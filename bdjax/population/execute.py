@@ -1,0 +1,85 @@
+"""Run a function of one member for all members: batched, in chunks or one by one, on one device or several."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bdjax.population.execution import Execution, check, default_execution
+from bdjax.population.stack import concatenate, size, take
+
+
+def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = (), execution: Execution | None = None) -> Any:
+    """Run a function of one member for all members.
+
+    If the device runs out of memory the chunk is halved, which is said on stderr, and what was finished is kept.
+
+    Args:
+      function: ``function(one, *shared) -> pytree of arrays``, built for a model adapted to ``execution``.
+      stacked: pytree with the members on axis 0 of every leaf.
+      shared: what all members read.
+      execution: how; None = :func:`default_execution`.
+
+    Returns:
+      The results, stacked on axis 0 in the members' order.
+    """
+    execution = check(execution or default_execution())
+    total, done = size(stacked), 0
+    chunk = 1 if execution.strategy == "loop" else min(execution.chunk or total, total)
+    if execution.devices > 1:
+        chunk = -(-chunk // execution.devices) * execution.devices
+    results: list[Any] = []
+    while done < total:
+        index = np.minimum(
+            np.arange(done, done + chunk), total - 1
+        )  # the last chunk is filled up, so that it compiles nothing new
+        try:
+            out = _call(function, take(stacked, index), shared, execution)
+            jax.block_until_ready(out)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices:
+                raise
+            chunk = max(chunk // 2 // execution.devices, 1) * execution.devices
+            print(f"bdjax: out of memory; going on with {chunk} members at once", file=sys.stderr)
+            continue
+        valid = min(chunk, total - done)
+        results.append(out if valid == chunk else jax.tree.map(lambda x, valid=valid: x[:valid], out))
+        done += valid
+    return concatenate(results)
+
+
+def _call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
+    if execution.strategy == "loop":
+        one = jax.tree.map(lambda x: x[0], stacked)
+        out = (compiled(function, False, 1, len(shared)) if execution.loop == "scan" else function)(one, *shared)
+        return jax.tree.map(lambda x: x[None], out)
+    if execution.loop == "dispatch":
+        return jax.vmap(function, in_axes=(0, *(None,) * len(shared)))(stacked, *shared)
+    if execution.devices > 1:
+        mesh = _mesh(execution.devices)
+        stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec("members")))
+        shared = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
+    return compiled(function, True, execution.devices, len(shared))(stacked, *shared)
+
+
+@functools.lru_cache(maxsize=8)
+def _mesh(devices: int) -> Mesh:
+    return jax.make_mesh((devices,), ("members",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(function: Callable[..., Any], batched: bool, devices: int, arguments: int) -> Callable[..., Any]:
+    """The jitted program; cached on the function, so that chunks and repeated calls compile once."""
+    if batched:
+        function = jax.vmap(function, in_axes=(0, *(None,) * arguments))
+    if devices > 1:
+        # shard_map, not a sharded input of plain jit: the latter gathers all members inside every step.
+        along, everywhere = PartitionSpec("members"), PartitionSpec()
+        function = jax.shard_map(
+            function, mesh=_mesh(devices), in_specs=(along, *(everywhere,) * arguments), out_specs=along, check_vma=False
+        )
+    return jax.jit(function)

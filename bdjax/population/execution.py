@@ -1,0 +1,79 @@
+"""How a population runs: strategy, lowering, loop, chunk, devices; the measured defaults."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from bdjax.convolution import LOWERINGS
+from bdjax.errors import UserError, choose
+from bdjax.types import Loop, Model
+
+STRATEGIES = ("vmap", "map", "unrolled", "loop")
+LOOPS = ("scan", "dispatch")
+
+
+class Execution(NamedTuple):
+    """How a population runs (static, recorded with every result)."""
+
+    strategy: str = "vmap"  # "vmap" all at once | "map" in chunks | "unrolled" every step repeated per member | "loop" one by one
+    lowering: str = "native"  # of convolutions
+    loop: str = "scan"  # of steps
+    unroll: int = 1  # steps per trip of a loop
+    chunk: int = 0  # members at once; 0 = all that fit (see `fit`)
+    devices: int = 1  # local devices that share the members
+
+
+# Measured on two CPU cores by benchmarks/population_scaling.py, tables in benchmarks/results/population_scaling_*.md: more than 8
+# members at once gain little. Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
+MEASURED = {
+    ("cpu", "cnn"): Execution("vmap", "patches", "scan", chunk=8),
+    ("cpu", ""): Execution("vmap", "unrolled", "dispatch", chunk=8),
+    ("", ""): Execution("vmap", "unrolled", "scan"),
+}
+
+
+def default_execution(platform: str | None = None, model: str = "") -> Execution:
+    """The default of a platform ("cpu", "gpu", "tpu"; None = the one in use) and a model's name ("" = any other model)."""
+    platform = platform or jax.default_backend()
+    for entry in ((platform, model), (platform, ""), ("", "")):
+        if entry in MEASURED:
+            return MEASURED[entry] if platform == "cpu" else MEASURED[entry]._replace(devices=jax.local_device_count())
+    raise AssertionError("the last entry fits everything")
+
+
+def resolve(execution: Execution | Mapping[str, Any] | None, model: str) -> Execution:
+    """The execution of a model: a whole one as it is, single fields on top of the default, None = the default.
+
+    Raises:
+      UserError: it cannot run here.
+    """
+    if isinstance(execution, Execution):
+        return check(execution)
+    return check(default_execution(model=model)._replace(**(execution or {})))
+
+
+def check(execution: Execution) -> Execution:
+    """Return ``execution`` if it can run here.
+
+    Raises:
+      UserError: an unknown name, a negative number, more devices than there are, or dispatched steps over several devices.
+    """
+    choose("strategy", execution.strategy, STRATEGIES)
+    choose("lowering", execution.lowering, LOWERINGS)
+    choose("loop", execution.loop, LOOPS)
+    if execution.unroll < 1 or execution.chunk < 0:
+        raise UserError(f"unroll must be at least 1 and chunk at least 0; given {execution.unroll} and {execution.chunk}")
+    if not 1 <= execution.devices <= jax.local_device_count():
+        raise UserError(
+            f"devices must lie in 1 … {jax.local_device_count()}, the devices of this machine; given {execution.devices}"
+        )
+    if execution.devices > 1 and (execution.loop != "scan" or execution.strategy == "loop"):
+        raise UserError("several devices need loop 'scan' and a strategy other than 'loop'; given " + repr(execution))
+    return execution
+
+
+def adapt(model: Model, execution: Execution) -> Model:
+    """The same network with the lowering and the loop of ``execution``."""
+    members = "unrolled" if execution.strategy == "unrolled" else "batched"
+    return model.rebuild(lowering=execution.lowering, loop=Loop(execution.loop, execution.unroll, members))
