@@ -75,15 +75,57 @@ def sweep(
       only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
       limit_cells: number of cells to run at most.
     """
-    from bdjax.sweep.plugins import load_python
+    grid = grid_of(scenario, _grid_in(file, scale))
+    return _run(grid, out, data_dir, executed, only=pairs(only, "--only"), limit=_at_least_one(limit_cells))
 
-    name = "grid" if scale == "full" else "small"
-    grid = getattr(load_python("sweep", file), name, None)
-    if not isinstance(grid, Grid):
-        raise UserError(f"{file} defines no {name!r} of type bdjax.sweep.plan.Grid")
-    if limit_cells is not None and limit_cells < 1:
-        raise UserError(f"limit-cells {limit_cells} is not allowed; it is at least 1")
-    return _run(grid_of(scenario, grid), out, data_dir, executed, only=pairs(only, "--only"), limit=limit_cells)
+
+def plan(
+    scenario: Scenario,
+    executed: Executed,
+    *,
+    file: str | None = None,
+    scale: Literal["full", "small"] = "full",
+    only: tuple[str, ...] = (),
+    limit_cells: int | None = None,
+    tune: bool = True,
+    budget: float | None = None,
+    refresh: bool = False,
+    memory: bool = True,
+    json: bool = False,
+) -> int:
+    """Say what a grid costs before anything runs: cells, members, memory, images, device-hours.
+
+    The images per second of each model and batch are measured and remembered; `run` and `sweep` then use the fastest execution.
+
+    Args:
+      scenario: what would run.
+      executed: how.
+      file: Python file of a sweep; without one, the plan is of `run` with the same flags.
+      scale: which grid of the file.
+      only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
+      limit_cells: number of cells at most.
+      tune: measure what is not remembered.
+      budget: seconds of measuring per model and batch; default: 60.
+      refresh: measure also what is remembered.
+      memory: compile the training of one and of two members to learn what a member needs.
+      json: as JSON.
+    """
+    from bdjax.sweep.build import plain
+    from bdjax.sweep.planning import Measuring, lines, overview
+
+    if not tune and (refresh or budget is not None):
+        raise UserError("--no-tune measures nothing: --refresh and --budget do not go with it")
+    found = overview(
+        grid_of(scenario, _grid_in(file, scale) if file else None),
+        execution=execution_of(executed),
+        tuned=executed.tuned,
+        measuring=Measuring(tune, 60.0 if budget is None else budget, refresh, memory),
+        only=pairs(only, "--only"),
+        limit=_at_least_one(limit_cells),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(_json(plain(found)) if json else "\n".join(lines(found)))
+    return 0
 
 
 def check(scenario: Scenario, executed: Executed, *, data_dir: str | None = None, out: str = "bdjax-results") -> int:
@@ -97,7 +139,8 @@ def check(scenario: Scenario, executed: Executed, *, data_dir: str | None = None
     """
     from bdjax.sweep.checking import validate
 
-    for line in validate(grid_of(scenario), out, data_dir=data_dir, execution=execution_of(executed)):
+    how = execution_of(executed)
+    for line in validate(grid_of(scenario), out, data_dir=data_dir, execution=how, tuned=executed.tuned):
         print(f"ok: {line}")
     return 0
 
@@ -144,7 +187,16 @@ def report(out: str, /, *, data_dir: str | None = None) -> int:
     return _report(out, data_dir)
 
 
-COMMANDS = {"quickstart": quickstart, "run": run, "sweep": sweep, "ls": ls, "check": check, "data": data, "report": report}
+COMMANDS = {
+    "quickstart": quickstart,
+    "run": run,
+    "sweep": sweep,
+    "plan": plan,
+    "ls": ls,
+    "check": check,
+    "data": data,
+    "report": report,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,11 +248,28 @@ def _keep_compilations() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _grid_in(file: str, scale: str) -> Grid:
+    from bdjax.sweep.plugins import load_python
+
+    name = "grid" if scale == "full" else "small"
+    grid = getattr(load_python("sweep", file), name, None)
+    if not isinstance(grid, Grid):
+        raise UserError(f"{file} defines no {name!r} of type bdjax.sweep.plan.Grid")
+    return grid
+
+
+def _at_least_one(limit_cells: int | None) -> int | None:
+    if limit_cells is not None and limit_cells < 1:
+        raise UserError(f"limit-cells {limit_cells} is not allowed; it is at least 1")
+    return limit_cells
+
+
 def _run(grid: Grid, out: str, data_dir: str | None, executed: Executed, *, page: bool = False, **options: Any) -> int:
     from bdjax.report.tables import markdown
     from bdjax.sweep.run import run as run_grid
 
-    records = run_grid(grid, out, data_dir=data_dir, execution=execution_of(executed), **options)
+    how = execution_of(executed)
+    records = run_grid(grid, out, data_dir=data_dir, execution=how, tuned=executed.tuned, **options)
     print(markdown(records))
     failed = int((records["status"] == "failed").sum())
     if page:

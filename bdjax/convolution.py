@@ -1,10 +1,11 @@
-"""One convolution, several lowerings: the same function, chosen by measurement (``benchmarks/population_scaling.py``).
+"""One convolution, several lowerings: the same function, chosen by measurement (``benchmarks/lowerings.py``).
 
 ``vmap`` over the *weights* of a native convolution becomes a grouped convolution, which is 10 to 40 times slower than a plain
 loop on a CPU and is reported to pay for members squared in the backward pass on a GPU. The others keep a population fast:
 
 * ``"unrolled"``: native convolutions, repeated per member by a ``vmap`` rule, in values and in both gradients;
-* ``"patches"``: shifted copies side by side and one matrix product: the one to use inside a compiled loop on a CPU.
+* ``"mixed"``: the same with the formulation that is fastest on a CPU for each shape and each of the three maps, also in loops;
+* ``"patches"``: shifted copies side by side and one matrix product.
 """
 
 import functools
@@ -13,13 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from bdjax.errors import choose
+from bdjax.lowerings import Choice, Shape, fastest_on_cpu, native, patches, transposes
 from bdjax.types import Array
 
-LOWERINGS = ("native", "unrolled", "patches")
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
+LOWERINGS = ("native", "unrolled", "mixed", "patches")
 
 
 def convolve(x: Array, kernel: Array, *, stride: int, padding: int, lowering: str) -> Array:
@@ -37,47 +37,31 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: int, lowering: st
     """
     choose("lowering", lowering, LOWERINGS)
     if lowering == "patches":
-        return _patches(x, kernel, stride, padding)
-    if lowering == "unrolled":
-        return _unrolled(stride, padding, x.shape[1:3], kernel.shape[:2])[0](x, kernel)
-    return _native(x, kernel, stride, padding)
-
-
-def _native(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    pads = [(padding, padding)] * 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
-
-
-def _patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    kh, kw, c, d = kernel.shape
-    height = (x.shape[1] + 2 * padding - kh) // stride + 1
-    width = (x.shape[2] + 2 * padding - kw) // stride + 1
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    bottom, right = stride * (height - 1) + 1, stride * (width - 1) + 1
-    shifted = [x[:, i : i + bottom : stride, j : j + right : stride] for i in range(kh) for j in range(kw)]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * c, d)
+        return patches(x, kernel, stride, padding)
+    if lowering == "native":
+        return native(x, kernel, stride, padding)
+    _, h, w, c = x.shape
+    shape = Shape((kernel.shape[0], kernel.shape[1]), stride, padding, (h, w), (c, kernel.shape[3]))
+    return _maps(shape, fastest_on_cpu(shape) if lowering == "mixed" else transposes(native))[0](x, kernel)
 
 
 @functools.lru_cache(maxsize=1024)
-def _unrolled(
-    stride: int, padding: int, size: tuple[int, int], window: tuple[int, int]
-) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
+def _maps(shape: Shape, choice: Choice) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
     """The three bilinear maps of a convolution, each the others' gradient, so that reverse over reverse stays closed."""
+    window, stride, padding, size, _ = shape
 
-    def forward(x: Array, kernel: Array) -> Array:
-        return _native(x, kernel, stride, padding)
+    def output(x: Array, kernel: Array) -> Array:
+        return choice.output(x, kernel, stride, padding)
 
-    def input_gradient(g: Array, kernel: Array) -> Array:
-        x = jax.ShapeDtypeStruct((g.shape[0], *size, kernel.shape[2]), g.dtype)
-        return jax.linear_transpose(lambda x: forward(x, kernel), x)(g)[0]
+    def to_input(g: Array, kernel: Array) -> Array:
+        return choice.input_gradient(g, kernel, stride, padding, size)
 
-    def kernel_gradient(x: Array, g: Array) -> Array:
-        kernel = jax.ShapeDtypeStruct((*window, x.shape[3], g.shape[3]), x.dtype)
-        return jax.linear_transpose(lambda k: forward(x, k), kernel)(g)[0]
+    def to_kernel(x: Array, g: Array) -> Array:
+        return choice.kernel_gradient(x, g, stride, padding, window)
 
-    out = _bilinear(_members_unrolled(forward, merge_first=True))
-    dx = _bilinear(_members_unrolled(input_gradient, merge_first=True))
-    dk = _bilinear(_members_unrolled(kernel_gradient, merge_first=False))
+    out = _bilinear(_members_unrolled(output, merge_first=True))
+    dx = _bilinear(_members_unrolled(to_input, merge_first=True))
+    dk = _bilinear(_members_unrolled(to_kernel, merge_first=False))
     # <c, out(x, k)> = <dx(c, k), x> = <dk(x, c), k>: the cotangents of each map are the other two.
     out.defvjp(lambda x, k: (out(x, k), (x, k)), lambda r, c: (dx(c, r[1]), dk(r[0], c)))
     dx.defvjp(lambda g, k: (dx(g, k), (g, k)), lambda r, c: (out(c, r[1]), dk(c, r[0])))

@@ -69,13 +69,17 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int = 512) -> C
         )
         return Counts(*(total + jnp.sum(new, dtype=jnp.int32) for total, new in zip(counts, found, strict=True)))
 
-    def evaluate(variables: Variables, test: EvalSet, trigger: Any = None, key: Key | None = None) -> Counts:
-        n = test.labels.shape[0]
+    @jax.jit
+    def plan(labels: Array) -> tuple[Counts, tuple[Array, Array]]:
+        n = labels.shape[0]
         size = min(batch, n)
         trips = -(-n // size)
         rows = jnp.arange(trips * size, dtype=jnp.int32)
-        xs = (jnp.minimum(rows, n - 1).reshape(trips, size), (rows < n).reshape(trips, size))
         zero = Counts(*(jnp.int32(0) for _ in Counts._fields))
+        return zero, (jnp.minimum(rows, n - 1).reshape(trips, size), (rows < n).reshape(trips, size))
+
+    def evaluate(variables: Variables, test: EvalSet, trigger: Any = None, key: Key | None = None) -> Counts:
+        zero, xs = plan(test.labels)
         return steps(step, zero, xs, (variables, test, trigger, key), model.loop)
 
     return evaluate

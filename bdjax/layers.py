@@ -59,55 +59,108 @@ def _plug(x: Array, run: Pass) -> Array:
     """Neural Polarizer's insert: a 1x1 convolution and a norm, f[b h w d] -> f[b h w d]."""
     assert run.plug is not None and run.plug_stats is not None
     x = jnp.einsum("bhwc,cd->bhwd", x, run.plug["kernel"].reshape(x.shape[-1], -1).astype(x.dtype))
-    mean, var = run.plug_stats["mean"], run.plug_stats["var"]
-    if run.plug_train:
-        mean, var, run.plug_stats = batch_statistics(x, run.mask, run.plug_stats, PLUG_MOMENTUM)
-    return normalise(x, mean, var, run.plug["scale"], run.plug["bias"], PLUG_EPS)
+    scale, bias = run.plug["scale"], run.plug["bias"]
+    if not run.plug_train:
+        return normalise(x, run.plug_stats["mean"], run.plug_stats["var"], scale, bias, PLUG_EPS)
+    x, run.plug_stats = batch_norm(x, run.mask, run.plug_stats, scale, bias, PLUG_EPS, PLUG_MOMENTUM)
+    return x
 
 
-def batch_statistics(
-    x: Array, mask: Array | None, running: Mapping[str, Array], momentum: float
-) -> tuple[Array, Array, dict[str, Array]]:
-    """Mean and biased variance over the rows with mask 1, and the running statistics that follow.
+def batch_norm(
+    x: Array, mask: Array | None, running: Mapping[str, Array], scale: Array, bias: Array, eps: float, momentum: float
+) -> tuple[Array, dict[str, Array]]:
+    """Normalise with the mean and biased variance of the rows with mask 1, and let the running statistics follow.
 
     The running variance takes the *unbiased* variance, n / (n - 1), as PyTorch's does; n = rows * positions. With no row at
-    all the statistics are finite and meaningless: callers discard such a step.
+    all the result is finite and meaningless: callers discard such a step. The gradient is the closed form, in reverse mode
+    of any order; mask and running statistics are constants in it, the new running statistics too.
 
     Args:
       x: f[b h w d].
-      mask: f[b] of 0 and 1, or None for all rows.
-      running: {"mean": f[d], "var": f[d]}.
+      mask: f[b] of 0 and 1, or None for all rows. All rows are normalised.
+      running: {"mean": f[d], "var": f[d]}. Its mean is also where the moments are taken about, which keeps their
+        precision in one pass over ``x``.
+      scale: f[d].
+      bias: f[d].
+      eps: added to the variance.
       momentum: weight of the new value in the running statistics.
 
     Returns:
-      mean f[d], var f[d], new running statistics.
+      f[b h w d], new running statistics.
     """
-    x = x.astype(at_least_float32(x.dtype))
-    axes = tuple(range(x.ndim - 1))
-    positions = math.prod(x.shape[1:-1])
-    if mask is None:
-        n = jnp.asarray(x.shape[0] * positions, x.dtype)
-        mean = jnp.mean(x, axes)
-        var = jnp.mean(jnp.square(x - mean.reshape((1,) * len(axes) + (-1,))), axes)
-    else:
-        weight = mask.astype(x.dtype).reshape(-1, *(1,) * len(axes))
-        n = jnp.maximum(jnp.sum(mask.astype(x.dtype)), 1) * positions
-        mean = jnp.sum(x * weight, axes) / n
-        var = jnp.sum(jnp.square(x - mean.reshape((1,) * len(axes) + (-1,))) * weight, axes) / n
+    dtype = at_least_float32(x.dtype)
+    shift = lax.stop_gradient(running["mean"]).astype(dtype)
+    weight = None if mask is None else mask.astype(dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    y, mean, var = _batch_norm(eps, x, weight, shift, scale.astype(dtype), bias.astype(dtype))
+    n = _count(x, weight)
     unbiased = var * (n / jnp.maximum(n - 1, 1))
-    new = {
-        "mean": (1 - momentum) * running["mean"] + momentum * lax.stop_gradient(mean).astype(running["mean"].dtype),
-        "var": (1 - momentum) * running["var"] + momentum * lax.stop_gradient(unbiased).astype(running["var"].dtype),
-    }
-    return mean, var, new
+    follow = {"mean": lax.stop_gradient(mean), "var": lax.stop_gradient(unbiased)}
+    return y, {k: (1 - momentum) * running[k] + momentum * follow[k].astype(running[k].dtype) for k in follow}
+
+
+def _count(x: Array, weight: Array | None) -> Array:
+    positions = math.prod(x.shape[1:-1])
+    if weight is None:
+        return jnp.asarray(x.shape[0] * positions, at_least_float32(x.dtype))
+    return jnp.maximum(jnp.sum(weight), 1) * positions
+
+
+def _moments(x: Array, weight: Array | None, shift: Array) -> tuple[Array, Array]:
+    """Mean and biased variance over the rows that count, from the moments about ``shift`` f[d]."""
+    axes = tuple(range(x.ndim - 1))
+    away = x.astype(shift.dtype) - _row(shift, x)
+    weighted = away if weight is None else away * weight
+    n = _count(x, weight)
+    mean, square = jnp.sum(weighted, axes) / n, jnp.sum(weighted * away, axes) / n
+    return shift + mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _row(vector: Array, x: Array) -> Array:
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _batch_norm_forward(
+    eps: float, x: Array, weight: Array | None, shift: Array, scale: Array, bias: Array
+) -> tuple[tuple[Array, Array, Array], Any]:
+    mean, var = _moments(x, weight, shift)
+    return (normalise(x, mean, var, scale, bias, eps), mean, var), (x, weight, shift, scale, mean, var)
+
+
+# The forward pass is plain code, not a call of `_batch_norm`: a second derivative goes through the moments it saves.
+_batch_norm = jax.custom_vjp(lambda *arguments: _batch_norm_forward(*arguments)[0], nondiff_argnums=(0,))
+
+
+def _batch_norm_backward(eps: float, saved: Any, cotangent: Any) -> tuple[Any, ...]:
+    x, weight, shift, scale, mean, var = saved
+    axes = tuple(range(x.ndim - 1))
+    g = cotangent[0].astype(mean.dtype)  # nobody differentiates the statistics: `batch_norm` stops their gradient
+    centred = x.astype(mean.dtype) - _row(mean, x)
+    inverse = lax.rsqrt(var + jnp.asarray(eps, var.dtype))
+    to_bias = jnp.sum(g, axes)
+    to_scale = jnp.sum(g * centred, axes) * inverse
+    # dx = scale / std * (g - weight / n * (sum g + x_hat * sum (g x_hat))), every row in `g`, the rows that count in the rest
+    n = _count(x, weight)
+    through_mean, through_var = to_bias / n, to_scale * inverse / n
+    through = _row(through_mean, x) + centred * _row(through_var, x)
+    to_x = _row(scale * inverse, x) * (g - (through if weight is None else through * weight))
+    no_weight = None if weight is None else jnp.zeros_like(weight)
+    return to_x.astype(x.dtype), no_weight, jnp.zeros_like(shift), to_scale, to_bias
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, as one multiplication and one addition."""
+    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, in ``x``'s dtype.
+
+    One multiplication and one addition in at least float32: a factor and an offset rounded to bfloat16 would shift whole
+    channels, by up to ten times the rounding of the result.
+    """
     factor = scale * lax.rsqrt(var + jnp.asarray(eps, var.dtype))
     offset = bias - mean * factor
-    shape = (1,) * (x.ndim - 1) + (-1,)
-    return x * factor.astype(x.dtype).reshape(shape) + offset.astype(x.dtype).reshape(shape)
+    wide = at_least_float32(x.dtype)
+    y = x.astype(wide) * _row(factor.astype(wide), x) + _row(offset.astype(wide), x)
+    return y.astype(x.dtype)
 
 
 def uniform_fan_in(key: Key, shape: tuple[int, ...]) -> Array:
@@ -149,12 +202,13 @@ class NormRelu(nn.Module):
         stats_var = self.variable("batch_stats", "var", jnp.ones, (d,))
         address = "/".join(self.path)
         x = tap(x, f"{address}/in", run)
-        mean, var = stats_mean.value, stats_var.value
         if run.train:
             running = {"mean": stats_mean.value, "var": stats_var.value}
-            mean, var, new = batch_statistics(x, run.mask, running, self.momentum)
+            x, new = batch_norm(x, run.mask, running, scale, bias, self.eps, self.momentum)
             stats_mean.value, stats_var.value = new["mean"], new["var"]
-        x = tap(normalise(x, mean, var, scale, bias, self.eps), address, run)
+        else:
+            x = normalise(x, stats_mean.value, stats_var.value, scale, bias, self.eps)
+        x = tap(x, address, run)
         return tap(nn.relu(x), f"{address}/act", run)
 
 

@@ -50,15 +50,15 @@ def _member_body(body: Callable[..., Any], members: str) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _dispatched(body: Callable[..., Any], trips: int) -> Callable[..., Any]:
+def _dispatched(body: Callable[..., Any], trips: int, options: tuple[tuple[str, str], ...]) -> Callable[..., Any]:
     """``trips`` consecutive steps as one compiled call; the carry's buffers are reused."""
 
     def run(shared: Any, carry: Any, xs: Any, first: Array) -> Any:
         for j in range(trips):
             carry = body(shared, carry, _map(lambda a, j=j: a[first + j], xs))
-        return carry
+        return carry, first + trips  # the count stays on the device: the host sends nothing between two steps
 
-    return jax.jit(run, donate_argnums=1)
+    return jax.jit(run, donate_argnums=1, compiler_options=dict(options))
 
 
 @jax.custom_batching.custom_vmap
@@ -75,8 +75,13 @@ def _copied_by_members(size: int, batched: Any, carry: Any, shared: Any) -> tupl
 
 @jax.jit
 def _owned(carry: Any, shared: Any) -> Any:
-    """A copy of ``carry`` whose buffers may be donated: the caller keeps its own. ``shared`` only tells if there are members."""
-    return _copied(carry, shared)
+    """A copy of ``carry`` whose buffers may be donated: the caller keeps its own; and a 0. ``shared`` only tells of members."""
+    return _copied(carry, shared), jnp.int32(0)
+
+
+@jax.jit
+def _next(number: Array | None = None) -> Array:
+    return jnp.int32(0) if number is None else number + 1
 
 
 def steps(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any, loop: Loop) -> Any:
@@ -100,12 +105,12 @@ def steps(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any
         return lax.scan(lambda c, x: (body(shared, c, x), None), carry, xs, unroll=min(loop.unroll, max(count, 1)))[0]
     if loop.kind != "dispatch":
         raise ValueError(f"Loop.kind must be 'scan' or 'dispatch', not {loop.kind!r}")
-    carry = _owned(carry, shared)
+    carry, first = _owned(carry, shared)
     whole = count - count % loop.unroll
-    for first in range(0, whole, loop.unroll):
-        carry = _dispatched(body, loop.unroll)(shared, carry, xs, jnp.int32(first))
-    for first in range(whole, count):
-        carry = _dispatched(body, 1)(shared, carry, xs, jnp.int32(first))
+    for _ in range(0, whole, loop.unroll):
+        carry, first = _dispatched(body, loop.unroll, loop.options)(shared, carry, xs, first)
+    for _ in range(whole, count):
+        carry, first = _dispatched(body, 1, loop.options)(shared, carry, xs, first)
     return carry
 
 
@@ -123,9 +128,10 @@ def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int
     """
     if loop.kind == "scan":
         return lax.scan(body, carry, jnp.arange(count, dtype=jnp.int32))
-    ys = []
-    for epoch in range(count):
-        carry, y = body(carry, jnp.int32(epoch))
+    ys, epoch = [], None
+    for _ in range(count):
+        epoch = _next(epoch)
+        carry, y = body(carry, epoch)
         ys.append(y)
     return carry, _map(lambda *leaves: jnp.stack(leaves), *ys)
 

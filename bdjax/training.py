@@ -1,7 +1,7 @@
 """Train one backdoored member: SGD over shuffled batches, poisoned before or inside the batch by the attack's hooks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -78,6 +78,29 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(at_least_float32(logits.dtype)), labels)
 
 
+def advance(state: Any, finite: Array, loss: Array, learned: Mapping[str, Any]) -> Any:
+    """Close a step: count it, and take over what was learned while everything is finite.
+
+    A member whose step is not finite is frozen at its last finite state for good; the others of its population go on.
+
+    Args:
+      state: NamedTuple with ``step`` i32[], ``alive`` bool[], ``stopped`` i32[] (the step that froze it; -1 = none) and ``total``
+        f32[] (sum of the losses).
+      finite: bool[], loss and gradients of this step are finite.
+      loss: f[], of this step.
+      learned: new values of further fields.
+    """
+    ok = state.alive & finite
+    counted = state._replace(
+        step=state.step + 1,
+        alive=ok,
+        stopped=jnp.where(state.alive & ~ok, state.step, state.stopped),
+        total=state.total + loss.astype(jnp.float32),
+    )
+    old = {name: getattr(state, name) for name in learned}
+    return counted._replace(**jax.tree.map(lambda a, b: jnp.where(ok, a, b), dict(learned), old))
+
+
 def trainer(model: Model, attack: Attack, rows: int, report: Report | None = None) -> Callable[..., Trained]:
     """Build the training of one member.
 
@@ -127,11 +150,11 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
         if data.labels.shape[0] != rows:
             raise UserError(f"this trainer was built for {rows} rows; given {data.labels.shape[0]}")
         state, poisoned, feasible = start(member, data.labels, assets)
-        shared = _Shared(data.images, data.labels, stamped, poisoned, member, jnp.float32(0))
 
         def epoch(state: _State, e: Array) -> tuple[_State, Array]:
             order, lr = plan(member.key, e)
-            state, loss = close(steps(step, state, order, shared._replace(lr=lr), model.loop))
+            shared = _Shared(data.images, data.labels, stamped, poisoned, member, lr)
+            state, loss = close(steps(step, state, order, shared, model.loop))
             if report is not None:
                 tell(report, e, loss, state.alive)
             return state, loss
@@ -191,8 +214,8 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
             ce = jnp.mean(cross_entropy(out.logits, labels))
             return ce + extra, (ce, out.variables["batch_stats"], after)
 
-        learned = (0, 1) if attack.update else 0
-        gradient, (ce, statistics, trigger) = jax.grad(loss, argnums=learned, has_aux=True, allow_int=True)(
+        wanted = (0, 1) if attack.update else 0
+        gradient, (ce, statistics, trigger) = jax.grad(loss, argnums=wanted, has_aux=True, allow_int=True)(
             state.variables["params"], state.trigger
         )
         if attack.update:
@@ -202,18 +225,11 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
             gradient, state.momentum, state.variables["params"]
         )
         params = jax.tree.map(lambda p, d: p - shared.lr.astype(p.dtype) * d, state.variables["params"], direction)
-        ok = state.alive & jnp.isfinite(ce) & jnp.isfinite(optax.tree.norm(gradient))
-        new = _State(
-            {**state.variables, "params": params, "batch_stats": statistics},
-            momentum,
-            trigger,
-            state.step + 1,
-            ok,
-            jnp.where(state.alive & ~ok, state.step, state.stopped),
-            state.total + ce.astype(jnp.float32),
-        )
-        # A member that is no longer finite is frozen at its last finite state; the others go on.
-        frozen = state._replace(step=new.step, alive=new.alive, stopped=new.stopped, total=new.total)
-        return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, frozen)
+        learned = {
+            "variables": {**state.variables, "params": params, "batch_stats": statistics},
+            "momentum": momentum,
+            "trigger": trigger,
+        }
+        return advance(state, jnp.isfinite(ce) & jnp.isfinite(optax.tree.norm(gradient)), ce, learned)
 
     return step

@@ -62,6 +62,7 @@ class Loop(NamedTuple):
     kind: str = "scan"  # "scan": one compiled loop; "dispatch": a Python loop over a compiled step
     unroll: int = 1  # steps per trip
     members: str = "batched"  # "batched": vmap reaches into the step; "unrolled": the step is repeated for every member
+    options: tuple[tuple[str, str], ...] = ()  # of the compiler, for dispatched steps; they cannot run inside a jit
 
 
 class Output(NamedTuple):

@@ -22,19 +22,22 @@ from benchmarks.measure import badnets_on, seconds, synthetic, write
 EXECUTIONS = {
     "vmap, native, scan": Execution("vmap", "native", "scan"),
     "loop, native, scan": Execution("loop", "native", "scan"),
-    "vmap, patches, scan": Execution("vmap", "patches", "scan"),
+    "vmap, unrolled, scan": Execution("vmap", "unrolled", "scan"),
+    "loop, mixed, scan": Execution("loop", "mixed", "scan"),
+    "vmap, mixed, scan": Execution("vmap", "mixed", "scan"),
+    "map in 4, mixed, scan": Execution("map", "mixed", "scan", chunk=4),
     "loop, patches, scan": Execution("loop", "patches", "scan"),
-    "map in 4, patches, scan": Execution("map", "patches", "scan", chunk=4),
-    "vmap, native, dispatch": Execution("vmap", "native", "dispatch"),
+    "vmap, patches, scan": Execution("vmap", "patches", "scan"),
     "loop, native, dispatch": Execution("loop", "native", "dispatch"),
+    "vmap, native, dispatch": Execution("vmap", "native", "dispatch"),
     "vmap, unrolled, dispatch": Execution("vmap", "unrolled", "dispatch"),
-    "unrolled, native, dispatch": Execution("unrolled", "native", "dispatch"),
+    "loop, mixed, dispatch": Execution("loop", "mixed", "dispatch"),
+    "loop, mixed, 3 steps a dispatch": Execution("loop", "mixed", "dispatch", unroll=3),
+    "vmap, mixed, dispatch": Execution("vmap", "mixed", "dispatch"),
+    "unrolled, mixed, dispatch": Execution("unrolled", "mixed", "dispatch"),
 }
-SLOW = (
-    "vmap, native, scan",
-    "loop, native, scan",
-    "vmap, native, dispatch",
-)  # one step on a CPU, and up to 4 members: minutes otherwise
+# One step on a CPU, and up to 4 members: minutes otherwise.
+SLOW = ("vmap, native, scan", "loop, native, scan", "vmap, unrolled, scan", "vmap, native, dispatch")
 
 
 def main() -> None:

@@ -241,3 +241,87 @@ def test_quickstart(tmp_path):
     clean = frame.filter((frame["defense"] == "none") & (frame["ratio"] == 0.0))
     assert clean["asr"].max() < 0.1
     assert (tmp_path / "quick" / "index.html").stat().st_size > 10_000
+
+
+PLANNED = [*FAST, "--seeds", "0", "1", "--poison-ratio", "0", "0.1"]
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    from bdjax.population import race
+
+    monkeypatch.setattr(race, "STEPS", (2, 2))
+
+
+def test_plan_counts_without_measuring_and_says_what_is_missing(capsys, tmp_path, empty_cache):
+    assert cli.main(["plan", *PLANNED, "--no-tune", "--no-memory"]) == 0
+    captured = capsys.readouterr()
+    for part in ("1 training cells, 3 defense cells: 4 compile buckets", "4 members to train, 12 experiments", "not measured"):
+        assert part in captured.out
+    assert captured.err == "" and not (tmp_path / "cache" / "tuned").exists()
+
+
+def test_plan_measures_what_it_was_asked_about_and_remembers_it(capsys, empty_cache):
+    arguments = ["plan", *PLANNED, *LOOP, "--loop", "scan", "--no-memory", "--json"]
+    assert cli.main([*arguments, "--budget", "60"]) == 0
+    captured = capsys.readouterr()
+    first = json.loads(captured.out)
+    (cell,) = first["cells"]
+    assert cell["rate"] > 0 and cell["execution"]["strategy"] == "loop" and "images/s" in captured.err
+    assert first["training_hours"] == pytest.approx(cell["images"] / cell["rate"] / 3600)
+    assert cli.main([*arguments, "--no-tune"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+
+
+def test_plan_of_a_file_is_cut_as_a_sweep_is(capsys, tmp_path, empty_cache):
+    file = tmp_path / "grid.py"
+    file.write_text(
+        "import dataclasses\nfrom bdjax.sweep.plan import Grid\n"
+        "grid = Grid(attacks=('badnets', 'blended'), seeds=(0, 1, 2), width=4)\n"
+        "small = dataclasses.replace(grid, seeds=(0,), train_images=100)\n"
+    )
+    quick = ["--no-tune", "--no-memory", "--json"]
+
+    def planned(*flags):
+        assert cli.main(["plan", "--file", str(file), *quick, *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert planned()["compile_buckets"] == 8 and planned("--scale", "small")["members"] == 2 * 2
+    assert planned("--only", "attack=blended")["training_cells"] == 1 and planned("--limit-cells", "3")["compile_buckets"] == 3
+    assert planned("--seeds", "7")["members"] == 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "cn"], "Did you mean 'cnn'?"),
+        (["--lowering", "natve"], "Did you mean 'native'?"),
+        (["--train-images", "1000000"], "train_images is 1000000"),
+        (["--only", "atack=badnets"], "axis of only"),
+        (["--limit-cells", "0"], "limit-cells 0"),
+        (["--file", "nowhere.py"], "does not exist"),
+        (["--budget", "0", "--no-memory"], "positive number of seconds"),
+        (["--no-tune", "--refresh"], "--no-tune measures nothing"),
+        (["--no-tune", "--budget", "3"], "--no-tune measures nothing"),
+    ],
+)
+def test_mistakes_of_a_plan_are_one_line(capsys, empty_cache, flags, message):
+    quiet = [] if "--budget" in flags or "--no-tune" in flags else ["--no-tune"]
+    assert message in refused(capsys, "plan", "--width", "4", *flags, *quiet)
+
+
+def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_cache):
+    from bdjax.data import spec
+    from bdjax.models import cnn
+    from bdjax.population import Execution, Tuned, remember
+
+    key = remember.tuning_key(cnn(spec("digits"), 4), 25, None)
+    remember.write(Tuned(Execution("loop", "native", "dispatch"), 1.0, (), key, 99, 60.0, 1.0, "2031-02-03"))
+    arguments = ["check", *PLANNED, "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    assert "execution of cnn: tuned on 2031-02-03: loop/native/dispatch (cpu)" in capsys.readouterr().out
+    assert cli.main([*arguments, "--lowering", "patches"]) == 0
+    assert "tuned on 2031-02-03, fields set by hand: loop/patches/dispatch" in capsys.readouterr().out
+    assert cli.main([*arguments, "--no-tuned"]) == 0
+    assert "execution of cnn: not tuned" in capsys.readouterr().out

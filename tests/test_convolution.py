@@ -8,7 +8,8 @@ import pytest
 from bdjax.convolution import LOWERINGS, convolve
 from bdjax.errors import UserError
 
-SHAPES = [(8, 8, 3, 1), (7, 5, 3, 2), (6, 6, 1, 2), (4, 4, 5, 1), (1, 1, 3, 1)]  # height, width, window, stride
+# height, width, window, stride
+SHAPES = [(8, 8, 3, 1), (7, 5, 3, 2), (6, 6, 1, 2), (4, 4, 5, 1), (1, 1, 3, 1), (8, 6, 1, 1), (6, 8, 3, 1)]
 OTHERS = [lowering for lowering in LOWERINGS if lowering != "native"]
 
 

@@ -75,7 +75,7 @@ def test_the_last_chunk_is_filled_up_and_cut():
 
 def test_out_of_memory_halves_the_chunk_and_keeps_what_was_finished(monkeypatch, capsys):
     sizes = []
-    real = execute._call
+    real = execute.call
 
     def call(function, stacked, shared, execution):
         sizes.append(population.size(stacked))
@@ -83,12 +83,12 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_was_finished(monkeypatch,
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
         return real(function, stacked, shared, execution)
 
-    monkeypatch.setattr(execute, "_call", call)
+    monkeypatch.setattr(execute, "call", call)
     out = run(lambda m: m.spc, members(range(6), [0.5], 10, spc=7)[0], (), Execution("vmap"))
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
     np.testing.assert_array_equal(out, [7] * 6)
     assert "3 members" in capsys.readouterr().err
-    monkeypatch.setattr(execute, "_call", lambda *a: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")))
+    monkeypatch.setattr(execute, "call", lambda *a: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")))
     with pytest.raises(jax.errors.JaxRuntimeError):
         run(lambda m: m.spc, members([0], [0.5], 10)[0], (), Execution("vmap"))
 

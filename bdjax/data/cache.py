@@ -43,7 +43,7 @@ def written_in(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
     """Write a file under a temporary name, flush it, rename it: readers see the old file or the whole new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -77,10 +77,10 @@ def write(folder: Path, splits: Mapping[str, Split], source: Mapping[str, Any]) 
             for field, array in zip(FIELDS, splits[split], strict=True):
                 path = folder / f"{split}_{field}.npy"
                 host = np.ascontiguousarray(array)
-                _replace(path, functools.partial(np.save, arr=host, allow_pickle=False))
+                replace_file(path, functools.partial(np.save, arr=host, allow_pickle=False))
                 files[path.name] = {"shape": list(host.shape), "dtype": host.dtype.str, "sha256": file_sha256(path)}
         manifest = {"source": dict(source), "digest": digest(splits["train"], splits["test"]), "files": files}
-        _replace(folder / MANIFEST, lambda stream: stream.write(json.dumps(manifest, indent=1).encode()))
+        replace_file(folder / MANIFEST, lambda stream: stream.write(json.dumps(manifest, indent=1).encode()))
 
 
 def read(folder: Path, source: Mapping[str, Any]) -> tuple[dict[str, Split], str] | None:

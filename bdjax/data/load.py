@@ -63,6 +63,14 @@ def load(
     return Dataset(source.spec, train, test, digest(train, test))
 
 
+def sizes(name: str, *, train_images: int | None = None, test_images: int | None = None) -> tuple[int, int]:
+    """Return how many training and test rows :func:`load` would return, without reading any; its arguments and errors."""
+    source = DATASETS[choose("dataset", name, DATASETS)]
+    for split, wanted in zip(SPLITS, (train_images, test_images), strict=True):
+        _check_size(source, split, wanted)
+    return train_images or sum(source.counts["train"]), test_images or sum(source.counts["test"])
+
+
 def prepare(name: str, data_dir: PathLike | None = None, *, cache: PathLike | None = None, via: str = "archive") -> Path:
     """Check a data set's archives and write its cached arrays, whether or not they exist already.
 

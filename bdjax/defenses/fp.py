@@ -11,7 +11,7 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import Hyper, cosine_by_epoch, tuner
+from bdjax.defenses.tuning import Hyper, cosine_by_epoch, training_rows, tuner
 from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.loops import steps
@@ -117,7 +117,7 @@ def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
         inputs = measure(activation, view.variables, view.clean)
         keep, seen = judge(validation, view.variables, view.clean, inputs, hyper.tolerance)
         rates = Hyper(hyper.lr, hyper.momentum, hyper.weight_decay)
-        tuned = tune(tuning, prune(view.variables, keep), view.clean, view.clean.role == 1, rates, keep)
+        tuned = tune(tuning, prune(view.variables, keep), view.clean, training_rows(view.clean), rates, keep)
         trace = FPTrace(*seen, tuned.loss, tuned.alive, tuned.stopped)
         return Repair(tuned.variables, {head: keep}, trace)
 

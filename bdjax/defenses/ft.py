@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.tuning import Hyper, cosine_by_epoch, tuner
+from bdjax.defenses.tuning import Hyper, cosine_by_epoch, training_rows, tuner
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair
 
 
@@ -46,9 +46,9 @@ def ft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
 
     Source: K. Liu, B. Dolan-Gavitt, S. Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", RAID
       2018, where it is the baseline; settings of J. Dunnett et al., arXiv 2411.11200, 2024.
-    Differs: single precision throughout, without the mixed precision of the survey's published code, whose loss scaling skips the
-      first steps. The profiles differ in runs of other than 100 epochs only: T = epochs in "corrected", 100 in "reference",
-      where the rate rises again after 100 epochs.
+    Differs: in the model's precision, float32 unless it was built otherwise, and without the loss scaling of the survey's
+      published code, which skips the first steps. The profiles differ in runs of other than 100 epochs only: T = epochs in
+      "corrected", 100 in "reference", where the rate rises again after 100 epochs.
     """
     config = configure(PRESETS, config, "ft", profile)
     period = config.epochs if config.period is None else config.period
@@ -58,7 +58,7 @@ def ft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
 
     def repair(key: Key, view: DefenderView, hyper: Hyper) -> Repair:
         assert view.clean is not None
-        tuned = tune(key, view.variables, view.clean, view.clean.role == 1, hyper)
+        tuned = tune(key, view.variables, view.clean, training_rows(view.clean), hyper)
         return Repair(tuned.variables, None, FTTrace(tuned.loss, tuned.alive, tuned.stopped))
 
     return Defense(repair, Hyper(), frozenset({"clean"}), config)

@@ -18,7 +18,7 @@ from bdjax.evaluation import finite
 from bdjax.keys import Stream, step_key, stream
 from bdjax.loops import epochs as run_epochs
 from bdjax.loops import steps as run_steps
-from bdjax.training import cosine, cross_entropy, sgd
+from bdjax.training import advance, cosine, cross_entropy, sgd
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 
 
@@ -105,6 +105,12 @@ def cross_entropy_gradient(model: Model) -> Gradient:
         return slope, statistics, value
 
     return gradient
+
+
+@jax.jit
+def training_rows(clean: CleanSet) -> Array:
+    """bool[n]: the rows that a defense may train on, neither padding nor validation."""
+    return clean.role == 1
 
 
 def epoch_plan(key: Key, present: Array, batch: int) -> tuple[Array, Array]:
@@ -212,19 +218,9 @@ def _step(
         params = jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction)
         if project is not None:
             params = project(params, shared.extra)
-        ok = state.alive & jnp.isfinite(loss) & finite(slope)
-        new = _State(
-            {**state.variables, "params": params, "batch_stats": statistics},
-            momentum,
-            state.step + 1,
-            ok,
-            jnp.where(state.alive & ~ok, state.step, state.stopped),
-            state.total + loss.astype(jnp.float32),
-            state.batches + 1,
-        )
-        # A member that is no longer finite is frozen at its last finite state; an empty batch touches nothing at all.
-        frozen = state._replace(step=new.step, alive=new.alive, stopped=new.stopped, total=new.total, batches=new.batches)
-        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, frozen)
+        learned = {"variables": {**state.variables, "params": params, "batch_stats": statistics}, "momentum": momentum}
+        new = advance(state, jnp.isfinite(loss) & finite(slope), loss, learned)._replace(batches=state.batches + 1)
+        # An empty batch touches nothing at all.
         return jax.tree.map(lambda a, b: jnp.where(present, a, b), new, state)
 
     return step

@@ -12,6 +12,9 @@ from bdjax.layers import Pass
 from bdjax.types import ArchSpec, Array, DataSpec, Key, Loop, Model, Output, Variables
 
 STARTS = (None, "features", "head")
+# The dtype of activations and convolutions; parameters, momentum, statistics, pooled features, logits and losses stay float32.
+# None follows the parameters.
+PRECISIONS: dict[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 def build(

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.layers import Conv, Linear, NormRelu, Pass, tap
+from bdjax.layers import Conv, Linear, NormRelu, Pass, at_least_float32, tap
 from bdjax.models.build import build
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
@@ -31,7 +31,7 @@ class _Cnn(nn.Module):
                 x = tap(x, f"stage{i}", run)
         if start != "head":
             x = tap(x, "features", run)
-            x = jnp.mean(x, (1, 2))
+            x = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype))
         return Linear(self.classes, name="linear")(tap(x, "head", run))
 
 
@@ -54,7 +54,7 @@ def cnn(
       width: channels of the first convolution.
       norm_eps: added to the variance.
       norm_momentum: weight of the new value in the running statistics.
-      dtype: dtype the convolutions compute in; None follows the parameters.
+      dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
       lowering: see :mod:`bdjax.convolution`.
       loop: how loops of steps run.
 

@@ -17,7 +17,10 @@ from bdjax.population.execution import (
     resolve,
 )
 from bdjax.population.memory import Footprint, device_memory, fit, footprint
+from bdjax.population.race import named
+from bdjax.population.remember import Tuned
 from bdjax.population.stack import concatenate, members, size, take
+from bdjax.population.tune import forms, remembered, tune
 
 __all__ = [
     "LOOPS",
@@ -25,6 +28,7 @@ __all__ = [
     "STRATEGIES",
     "Execution",
     "Footprint",
+    "Tuned",
     "adapt",
     "check",
     "concatenate",
@@ -32,9 +36,13 @@ __all__ = [
     "device_memory",
     "fit",
     "footprint",
+    "forms",
     "members",
+    "named",
+    "remembered",
     "resolve",
     "run",
     "size",
     "take",
+    "tune",
 ]

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from bdjax import compiler
 from bdjax.population.execution import Execution, check, default_execution
 from bdjax.population.stack import concatenate, size, take
 
@@ -38,7 +39,7 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
             np.arange(done, done + chunk), total - 1
         )  # the last chunk is filled up, so that it compiles nothing new
         try:
-            out = _call(function, take(stacked, index), shared, execution)
+            out = call(function, take(stacked, index), shared, execution)
             jax.block_until_ready(out)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices:
@@ -52,7 +53,8 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
     return concatenate(results)
 
 
-def _call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
+def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
+    """Run members that fit at once, with nothing to fall back on; the "loop" strategy takes a stack of one."""
     if execution.strategy == "loop":
         one = jax.tree.map(lambda x: x[0], stacked)
         out = (compiled(function, False, 1, len(shared)) if execution.loop == "scan" else function)(one, *shared)
@@ -82,4 +84,4 @@ def compiled(function: Callable[..., Any], batched: bool, devices: int, argument
         function = jax.shard_map(
             function, mesh=_mesh(devices), in_specs=(along, *(everywhere,) * arguments), out_specs=along, check_vma=False
         )
-    return jax.jit(function)
+    return jax.jit(function, compiler_options=compiler.options())

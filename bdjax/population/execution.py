@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bdjax import compiler
 from bdjax.convolution import LOWERINGS
 from bdjax.errors import UserError, choose
 from bdjax.types import Loop, Model
@@ -24,11 +25,11 @@ class Execution(NamedTuple):
     devices: int = 1  # local devices that share the members
 
 
-# Measured on two CPU cores by benchmarks/population_scaling.py, tables in benchmarks/results/population_scaling_*.md: more than 8
-# members at once gain little. Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
+# Measured on two CPU cores (benchmarks/results/population_scaling_cpu_*.md): one member's whole training in one compiled program,
+# one member after another, is as fast as any population in one program, and compiles once for any number of members.
+# Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
 MEASURED = {
-    ("cpu", "cnn"): Execution("vmap", "patches", "scan", chunk=8),
-    ("cpu", ""): Execution("vmap", "unrolled", "dispatch", chunk=8),
+    ("cpu", ""): Execution("loop", "mixed", "scan"),
     ("", ""): Execution("vmap", "unrolled", "scan"),
 }
 
@@ -76,4 +77,5 @@ def check(execution: Execution) -> Execution:
 def adapt(model: Model, execution: Execution) -> Model:
     """The same network with the lowering and the loop of ``execution``."""
     members = "unrolled" if execution.strategy == "unrolled" else "batched"
-    return model.rebuild(lowering=execution.lowering, loop=Loop(execution.loop, execution.unroll, members))
+    loop = Loop(execution.loop, execution.unroll, members, tuple(compiler.options().items()))
+    return model.rebuild(lowering=execution.lowering, loop=loop)

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.population.execute import compiled
 from bdjax.population.execution import Execution, adapt
 from bdjax.population.stack import size, take
-from bdjax.types import Model
+from bdjax.types import Array, Model
 
 MEMORY_SHARE = 0.8  # of a device's memory that a population may fill
 
@@ -70,3 +71,18 @@ def fit(
     if each < 1:
         raise UserError(f"one member needs {(need.fixed + need.per_member) / 2**30:.1f} GiB; {free / 2**30:.1f} GiB may be used")
     return execution._replace(chunk=min(int(each) * execution.devices, size(stacked)))
+
+
+def activation_bytes(model: Model, batch: int) -> int:
+    """Bytes that one member's forward pass keeps for its gradient, before the compiler saves any: without compiling."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((batch, *model.spec.image_shape), jnp.float32)
+
+    def kept(variables: Any, images: Array) -> Any:
+        def loss(params: Any) -> Array:
+            out = model.apply({**variables, "params": params}, images, train=True, key=jax.random.key(0))
+            return jnp.mean(out.logits)
+
+        return jax.vjp(loss, variables["params"])[1]
+
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(kept, variables, images)))

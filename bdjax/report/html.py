@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bdjax.errors import UserError
 from bdjax.report import figures, tables
 from bdjax.report.page import Drawing, Drawings, page
-from bdjax.report.pool import trained
+from bdjax.report.pool import precision, trained
 from bdjax.report.triggers import pictures
 
 if TYPE_CHECKING:
@@ -57,7 +57,10 @@ def _scenarios(records: "pl.DataFrame") -> Iterator[tuple[str, str, "pl.DataFram
 
     tagged = records.with_columns(pl.Series("trained", [trained(config) for config in records["config"]], pl.String))
     parts = tagged.partition_by("trained", maintain_order=True, include_key=False)
-    told = [(p["attack"][0], p["dataset"][0], f"{p['model'][0]} width {p['width'][0]}", p["profile"][0]) for p in parts]
+    told = [
+        (p["attack"][0], p["dataset"][0], f"{p['model'][0]} width {p['width'][0]}", precision(p["config"][0]), p["profile"][0])
+        for p in parts
+    ]
     told = [(facts[0].rpartition(":")[2], *facts[1:]) for facts in told]
     # A title names the attack and whatever else differs between the configurations of this report.
     titles = [" · ".join(fact for i, fact in enumerate(facts) if i == 0 or len({t[i] for t in told}) > 1) for facts in told]

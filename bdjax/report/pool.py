@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 METRICS = ("acc", "asr", "ra", "arr", "rdr", "der")
 BEFORE = ("acc_before", "asr_before", "ra_before")
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
-SCENARIO = ("dataset", "train_images", "model", "width", "profile", "attack", "target")
+SCENARIO = ("dataset", "train_images", "model", "width", "precision", "profile", "attack", "target")
 GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "cell")
-BOARD = ("dataset", "train_images", "model", "width", "profile", "defense", "variant", "spc", "hyper")
+BOARD = ("dataset", "train_images", "model", "width", "precision", "profile", "defense", "variant", "spc", "hyper")
 
 
 def table(records: "pl.DataFrame") -> "pl.DataFrame":
@@ -83,6 +83,8 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
+    told = pl.Series("precision", [precision(config) for config in records["config"]], pl.String)
+    records = records.with_columns(told)
     rows = [_pooled(part, group) for part in records.partition_by(list(group), maintain_order=True)]
     numbers = [f"{metric}{end}" for metric in METRICS for end in ("", "_mean", "_low", "_high")] + list(BEFORE)
     schema = {key: records.schema[key] for key in group} | {"reason": pl.String()} | dict.fromkeys(numbers, pl.Float64())
@@ -127,6 +129,11 @@ def trained(config: str | None) -> str:
     """The part of a row's full static configuration that its training decides, as JSON: equal for all defenses of one model."""
     told = json.loads(config or "{}")
     return json.dumps({key: told[key] for key in sorted(told) if key not in ("defense", "spc")}, sort_keys=True)
+
+
+def precision(config: str | None) -> str:
+    """The dtype of activations and convolutions in a row's full static configuration; float32 where it says nothing."""
+    return (json.loads(config or "{}").get("model") or {}).get("precision", "float32")
 
 
 def _variant(config: str | None) -> str:

@@ -30,6 +30,7 @@ class TrainCell(NamedTuple):
     profile: str
     target: int
     root: int
+    precision: str = "float32"  # of bdjax.models.PRECISIONS
 
 
 class DefenseCell(NamedTuple):
@@ -57,10 +58,12 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     """
     from bdjax.attacks import ATTACKS
     from bdjax.data import spec
-    from bdjax.models import MODELS
+    from bdjax.models import MODELS, PRECISIONS
 
     facts = spec(cell.dataset)
     model = MODELS[cell.model](facts, **({} if cell.width is None else {"width": cell.width}))
+    if cell.precision != "float32":
+        model = model.rebuild(dtype=PRECISIONS[cell.precision])
     if "target" in cell.attack_config and cell.target not in (0, cell.attack_config["target"]):
         other = cell.attack_config["target"]
         raise UserError(f"target is {cell.target}, and {other} in the configuration of {cell.attack}; give one")
@@ -98,7 +101,7 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
     told = {
         "schema": SCHEMA,
         "dataset": {"name": train.dataset, "digest": digest},
-        "model": {"name": model.name, "width": model.width},
+        "model": {"name": model.name, "width": model.width, "precision": train.precision},
         "attack": _method(train.attack, attack.config),
         "recipe": attack.recipe._asdict(),
         "profile": train.profile,

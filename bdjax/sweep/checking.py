@@ -12,21 +12,21 @@ from bdjax.data.source import digest
 from bdjax.errors import UserError
 from bdjax.evaluation import stamp_images
 from bdjax.keys import Stream, root, stream
-from bdjax.population import device_memory, resolve
+from bdjax.population import device_memory
 from bdjax.sweep import build, plan, store
 from bdjax.sweep.plan import Branch, Grid
-from bdjax.sweep.run import data_bytes, load, member_bytes, refuse_infeasible, summary, survey, title
+from bdjax.sweep.run import choices_of, data_bytes, load, member_bytes, refuse_infeasible, summary, survey, title
 from bdjax.types import Dataset
 
 
-def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Mapping[str, Any]) -> list[str]:
+def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Mapping[str, Any], tuned: bool = True) -> list[str]:
     """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
 
     Raises:
       UserError: the first thing that would stop or spoil a run.
     """
     branches = plan.cells(grid)
-    executions = {branch.train.model: resolve(execution, branch.train.model) for branch in branches}
+    choices = choices_of(branches, grid, execution, tuned=tuned)
     folder = store.writable(Path(out))
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
     works = []
@@ -36,7 +36,7 @@ def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Ma
         found = [_data(dataset), _shapes(branch, dataset), _memory(branch, dataset)]
         lines += [f"{title(branch.train)}: {line}" for line in found]
         works.append(survey(branch, dataset, grid, folder))
-    return [*lines, f"{folder} is writable", *summary(works, executions)]
+    return [*lines, f"{folder} is writable", *summary(works, choices)]
 
 
 def _data(dataset: Dataset) -> str:

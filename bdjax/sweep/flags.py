@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bdjax.errors import UserError, unknown
+from bdjax.population import Execution
 from bdjax.sweep.plan import Grid
 
 
@@ -31,6 +32,8 @@ class Scenario:
     """corrected (the method as its paper describes it) or reference (as the published code behaves)."""
     width: int | None = None
     """Channels of the model's first stage."""
+    precision: str | None = None
+    """float32, or bfloat16 for activations and convolutions (parameters, statistics and losses stay float32)."""
     epochs: int | None = None
     """Epochs of the attack's training."""
     batch: int | None = None
@@ -51,18 +54,20 @@ class Scenario:
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """How populations run; the default is the one measured for this platform."""
+    """How populations run; the default is what was tuned on this machine, else the one measured for this platform."""
 
     strategy: str | None = None
     """vmap, map, unrolled or loop."""
     lowering: str | None = None
-    """Of convolutions: native, unrolled or patches."""
+    """Of convolutions: native, unrolled, mixed or patches."""
     loop: str | None = None
     """Of training steps: scan or dispatch."""
     chunk: int | None = None
     """Members at once; 0 = as many as fit."""
     devices: int | None = None
     """Local devices that share the members."""
+    tuned: bool = True
+    """Start from what `bdjax plan` measured and remembered; a field given here replaces one of it."""
 
 
 _AXES = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses", "poison_ratio": "poison_ratios"}
@@ -104,8 +109,8 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
 
 
 def execution_of(executed: Executed) -> dict[str, Any]:
-    """The fields of an execution that a command line sets; every model's default gives the others."""
-    return {name: value for name, value in dataclasses.asdict(executed).items() if value is not None}
+    """The fields of an execution that a command line sets; what was tuned, or the model's default, gives the others."""
+    return {name: value for name in Execution._fields if (value := getattr(executed, name, None)) is not None}
 
 
 def pairs(items: Sequence[str], flag: str) -> dict[str, str]:

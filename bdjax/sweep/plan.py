@@ -33,6 +33,8 @@ class Grid:
     profile: str = "corrected"
     width: int | None = None
     """Channels of the model's first stage; None = the model's own."""
+    precision: str = "float32"
+    """Of activations and convolutions, see :data:`bdjax.models.PRECISIONS`."""
     epochs: int | None = None
     """Of the attack's training; None = the attack's recipe."""
     batch: int | None = None
@@ -66,7 +68,7 @@ def check(grid: Grid) -> Grid:
       UserError: the first mistake, with what is allowed.
     """
     from bdjax.data import DATASETS
-    from bdjax.models import MODELS
+    from bdjax.models import MODELS, PRECISIONS
 
     for axis in ("datasets", "models", "attacks", "poison_ratios", "seeds"):
         values = getattr(grid, axis)
@@ -79,6 +81,7 @@ def check(grid: Grid) -> Grid:
         choose("dataset", dataset, DATASETS)
     for model in grid.models:
         choose("model", model, MODELS)
+    choose("precision", grid.precision, PRECISIONS)
     choose("profile", grid.profile, PROFILES)
     for ratio in grid.poison_ratios:
         if not 0.0 <= ratio <= 1.0 or math.isnan(ratio):
@@ -126,6 +129,7 @@ def cells(grid: Grid) -> list[Branch]:
                     profile=grid.profile,
                     target=grid.target,
                     root=grid.root,
+                    precision=grid.precision,
                 )
                 _ratios_fit(train, grid)
                 branches.append(Branch(train, tuple(_defenses(grid, train))))

@@ -2,16 +2,18 @@
 
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
 
+from bdjax.data import sizes
 from bdjax.errors import UserError
-from bdjax.population import Execution, device_memory, resolve
+from bdjax.population import Execution, device_memory, named
 from bdjax.sweep import build, models, plan, store
 from bdjax.sweep.cells import clean_reason, place, repair, train
+from bdjax.sweep.choice import Chosen, chosen, origin
 from bdjax.sweep.plan import Branch, Grid
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row
@@ -34,6 +36,7 @@ def run(
     *,
     data_dir: str | None = None,
     execution: Execution | Mapping[str, Any] | None = None,
+    tuned: bool = True,
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
     strict: bool = False,
@@ -45,7 +48,9 @@ def run(
       grid: what to run.
       out: folder of records and trained members; made if missing.
       data_dir: folder of the data archives.
-      execution: how populations run, or single fields of it; the rest is the default of the platform and the model.
+      execution: how populations run, or single fields of it; the rest is what was tuned (see ``tuned``), or the default of the
+        platform and the model.
+      tuned: use the execution that :func:`bdjax.population.tune` remembers for a cell's model, batch and this machine, if any.
       only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.plan.select`).
       limit: number of cells to run at most.
       strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
@@ -59,7 +64,7 @@ def run(
       UserError: a mistake in the grid, missing data, a folder that cannot be written.
     """
     out, branches = Path(out), plan.select(plan.cells(grid), only or {}, limit)
-    executions = {branch.train.model: resolve(execution, branch.train.model) for branch in branches}
+    choices = choices_of(branches, grid, execution, tuned=tuned)
     datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
     if strict:
         for branch in branches:
@@ -68,11 +73,11 @@ def run(
     with store.lock(out):
         works = [survey(branch, datasets[branch.train.dataset], grid, out) for branch in branches]
         kinds = [kind for work in works for kind in _kinds(work)]
-        for line in summary(works, executions):
+        for line in summary(works, choices):
             print(line, file=stream or sys.stderr, flush=True)
         with Progress(kinds, stream) as progress:
-            for work in works:
-                _run_branch(work, out, executions[work.branch.train.model], progress)
+            for work, choice in zip(works, choices, strict=True):
+                _run_branch(work, out, choice.execution, progress)
         hashes = {work.cell for work in works} | {
             build.cell_hash(cell, work.dataset.digest) for work in works for cell in work.branch.defenses
         }
@@ -86,6 +91,24 @@ def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
     from bdjax.data import load as load_data
 
     return load_data(name, data_dir, train_images=grid.train_images, test_images=grid.test_images)
+
+
+def choices_of(
+    branches: Sequence[Branch], grid: Grid, execution: Execution | Mapping[str, Any] | None, *, tuned: bool = True
+) -> list[Chosen]:
+    """The execution of every branch; raises UserError for one that cannot run here."""
+    members, found, choices = len(grid.seeds) * len(grid.poison_ratios), {}, []
+    for cell in (branch.train for branch in branches):
+        work = (cell.dataset, cell.model, build.attacked(cell)[1].recipe.batch)
+        if work not in found:  # attacks share what was tuned
+            found[work] = chosen(cell, rows_of(grid, cell.dataset), members, execution, tuned=tuned)
+        choices.append(found[work])
+    return choices
+
+
+def rows_of(grid: Grid, name: str) -> int:
+    """Training rows of a data set of the grid, without reading it."""
+    return sizes(name, train_images=grid.train_images, test_images=grid.test_images)[0]
 
 
 def refuse_infeasible(branch: Branch, dataset: Dataset) -> None:
@@ -173,7 +196,7 @@ def _kinds(work: Work) -> list[str]:
     return ["train"] * len(work.training) + [cell.defense for cell, _, _ in work.repairs]
 
 
-def summary(works: list[Work], executions: Mapping[str, Execution]) -> list[str]:
+def summary(works: Sequence[Work], choices: Sequence[Chosen]) -> list[str]:
     """What will run, in lines: cells, members, compile buckets, memory, execution."""
     training = sum(len(points) for work in works for points in work.training)
     repairs = sum(len(points) for work in works for _, _, points in work.repairs)
@@ -189,17 +212,15 @@ def summary(works: list[Work], executions: Mapping[str, Execution]) -> list[str]
             each, shared = member_bytes(model), data_bytes(work.dataset)
             lines += [
                 f"{title(work.branch.train)}: width {model.width}, {len(work.dataset.train.labels)} training images, "
-                f"{attack.recipe.epochs} epochs; per member {_size(each)} of parameters and momentum, shared "
-                f"{_size(shared)} of images, {_size(device_memory())} may be used"
+                f"{attack.recipe.epochs} epochs; per member {size_told(each)} of parameters and momentum, shared "
+                f"{size_told(shared)} of images, {size_told(device_memory())} may be used"
             ]
-    for name in dict.fromkeys(work.branch.train.model for work in works if work.training or work.repairs):
-        execution = executions[name]
-        chunk = f"{execution.chunk} members at once" if execution.chunk else "as many members at once as fit"
-        lines.append(
-            f"execution of {name}: {execution.strategy}, {execution.lowering} convolutions, {execution.loop} of steps, {chunk}, "
-            f"{execution.devices} device{'s' if execution.devices > 1 else ''} ({jax.default_backend()})"
-        )
-    return lines
+    for work, choice in zip(works, choices, strict=True):
+        if work.training or work.repairs:
+            name, execution = work.branch.train.model, choice.execution
+            fits = "" if execution.chunk or execution.strategy == "loop" else ", as many members at once as fit"
+            lines.append(f"execution of {name}: {origin(choice)}: {named(execution)}{fits} ({jax.default_backend()})")
+    return list(dict.fromkeys(lines))
 
 
 def title(cell: build.TrainCell) -> str:
@@ -219,7 +240,8 @@ def data_bytes(dataset: Dataset) -> int:
     return 2 * sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.test))
 
 
-def _size(count: float) -> str:
+def size_told(count: float) -> str:
+    """Bytes in words."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:,.0f} {unit}"

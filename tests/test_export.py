@@ -1,0 +1,186 @@
+"""Every program of the package exports for CPU, CUDA and TPU alike: nothing in training, evaluation or a repair knows a platform.
+
+Exporting for a platform needs no device of it. It fails where an operation has no rule for one of the three; what it would let
+pass is a kernel of one platform behind a switch, so the modules are also searched for custom calls.
+"""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax import training
+from bdjax.attacks import ATTACKS
+from bdjax.convolution import LOWERINGS
+from bdjax.defenses import DEFENSES
+from bdjax.evaluation import evaluator
+from bdjax.experiment import Subject, attack_member, defend_member, stage
+from bdjax.models import MODELS
+from bdjax.population import members
+from bdjax.types import Split
+from tests.toy import patch_attack
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Custom calls that mean the same everywhere: annotations for the partitioner, which compile to nothing.
+NEUTRAL = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"}
+SHORT = {"epochs": 1, "batch": 8}
+ROWS, SPC = 16, 2
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def exported(function, *arguments):
+    """``function`` as one module for all platforms; the arguments may be abstract."""
+    return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*abstract(arguments))
+
+
+def custom_calls(program):
+    text = program.mlir_module()
+    found = re.findall(r"stablehlo\.custom_call @([\w.$]+)", text)
+    assert len(found) == text.count("custom_call")  # none is written in a way this does not read
+    return set(found)
+
+
+def check(program):
+    assert program.platforms == PLATFORMS
+    assert custom_calls(program) <= NEUTRAL
+
+
+def batched(function, *axes):
+    return jax.vmap(function, axes)
+
+
+@pytest.fixture(scope="module")
+def small(tiny_dataset):
+    """Sixteen rows to train on and eight to test on."""
+    train, test = (Split(s.images[:n], s.labels[:n]) for s, n in ((tiny_dataset.train, ROWS), (tiny_dataset.test, 8)))
+    return tiny_dataset._replace(train=train, test=test)
+
+
+@pytest.fixture(scope="module")
+def toy(small):
+    """A small attack and the data of its members."""
+    attack = patch_attack(epochs=1, batch=8)
+    return attack, stage(attack, small, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    return members([0, 1], [0.1], ROWS, spc=SPC)[0]
+
+
+def one(stack):
+    return jax.tree.map(lambda x: x[0], stack)
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("cpu", "lapack"), ("cuda", "cusolver"), ("tpu", "Qr")])
+def test_the_search_finds_kernels_of_one_platform(platform, kernel):
+    program = jax.export.export(jax.jit(lambda x: jnp.linalg.qr(x)[1]), platforms=[platform])(jnp.ones((3, 3)))
+    assert any(kernel in name for name in custom_calls(program))
+    with pytest.raises(AssertionError):
+        check(program)
+
+
+def test_a_program_that_calls_the_host_cannot_be_exported():
+    with pytest.raises(NotImplementedError, match="callback"):
+        exported(lambda x: jax.pure_callback(lambda y: y, x, x), jnp.ones(3))
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("name", MODELS)
+def test_training_and_evaluation_of_one_member(name, lowering, small, toy, stacked):
+    attack, data = toy
+    check(exported(attack_member(MODELS[name](small.spec, 2, lowering=lowering), attack, ROWS), one(stacked), data))
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_training_and_evaluation_of_a_population(lowering, small, toy, stacked):
+    attack, data = toy
+    run = attack_member(MODELS["cnn"](small.spec, 2, lowering=lowering), attack, ROWS)
+    check(exported(batched(run, 0, None), stacked, data))
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_single_training_step_of_a_population(name, lowering, small, toy, stacked, monkeypatch):
+    """The step that a dispatched loop compiles, with the arguments it is given there: images and channels of a real size."""
+    attack, data = toy
+    seen = []
+
+    def spy(body, carry, xs, shared, loop):
+        seen.append((body, (shared, carry, jax.tree.map(lambda x: x[0], xs))))
+        return carry
+
+    monkeypatch.setattr(training, "steps", spy)
+    spec = small.spec._replace(image_shape=(32, 32, 3))
+    train = training.trainer(MODELS[name](spec, 16, lowering=lowering), attack, ROWS)
+    images = jax.ShapeDtypeStruct((ROWS, *spec.image_shape), jnp.uint8)
+    jax.eval_shape(train, *abstract((one(stacked), data.train._replace(images=images), images, data.assets)))
+    step, arguments = seen[0]
+
+    def widened(x):
+        return jax.ShapeDtypeStruct((2, *x.shape), x.dtype)
+
+    check(exported(batched(step, 0, 0, 0), *jax.tree.map(widened, arguments)))
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation(name, lowering, small, toy, stacked):
+    model, (_, data) = MODELS[name](small.spec, 2, lowering=lowering), toy
+    variables = jax.eval_shape(jax.vmap(model.init), stacked.key)
+    check(exported(batched(evaluator(model), 0, None), variables, data.test))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks(name, small, stacked):
+    """Every attack of the table trains and is measured, as a population."""
+    attack = ATTACKS[name](small.spec)
+    attack = attack._replace(recipe=attack.recipe._replace(epochs=1, batch=8))
+    run = attack_member(MODELS["cnn"](small.spec, 2, lowering="patches"), attack, ROWS)
+    check(exported(batched(run, 0, None), stacked, stage(attack, small, jax.random.key(0))))
+
+
+@pytest.mark.parametrize(
+    ("model_name", "lowering", "profile"),
+    [("cnn", "patches", "corrected"), ("cnn", "patches", "reference"), ("preactresnet18", "unrolled", "corrected")],
+)
+@pytest.mark.parametrize("name", DEFENSES)
+def test_defenses(name, model_name, lowering, profile, small, toy, stacked):
+    """Every defense of the table repairs and is measured, as a population."""
+    model, (attack, data) = MODELS[model_name](small.spec, 2, lowering=lowering), toy
+    fields = DEFENSES[name](model).config._fields
+    defense = DEFENSES[name](model, {k: v for k, v in SHORT.items() if k in fields}, profile=profile)
+    hyper = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2,), np.asarray(x).dtype), defense.hyper)
+    variables, trigger = jax.eval_shape(jax.vmap(lambda k: (model.init(k), attack.init(k, None))), stacked.key)
+    subjects = Subject(abstract(stacked)._replace(hyper=hyper), variables, trigger)
+    check(exported(batched(defend_member(model, attack, defense, SPC, keep=True), 0, None), subjects, data))
+
+
+def test_training_in_bfloat16(small, toy, stacked):
+    attack, data = toy
+    run = attack_member(MODELS["cnn"](small.spec, 2, lowering="patches", dtype=jnp.bfloat16), attack, ROWS)
+    check(exported(batched(run, 0, None), stacked, data))
+
+
+def test_an_exported_program_gives_the_same_results(small, toy, stacked):
+    """Written, read back and called here, against the function itself."""
+    attack, data = toy
+    run = attack_member(MODELS["cnn"](small.spec, 2, lowering="patches"), attack, ROWS)
+    leaves, form = jax.tree.flatten((one(stacked), data))
+
+    def flat(*leaves):  # a program on disk knows none of the package's tuples
+        return jax.tree.leaves(run(*jax.tree.unflatten(form, leaves)))
+
+    program = exported(flat, *leaves)
+    check(program)
+    read = jax.export.deserialize(program.serialize())
+    assert read.platforms == PLATFORMS
+    want = jax.jit(flat)(*leaves)
+    chex.assert_trees_all_close(read.call(*leaves), want, rtol=1e-4, atol=1e-5)
+    assert all(np.isfinite(np.asarray(x)).all() for x in want)

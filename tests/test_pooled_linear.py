@@ -1,0 +1,251 @@
+"""The folded pooling and linear layer trains like the unfolded one, step by step, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bdjax.errors import UserError
+from bdjax.pooled_linear import PooledLinear, fold, pool_matrix, unfold
+
+C, HIDDEN, CLASSES, BATCH = 3, 6, 4, 5
+
+
+def rates(t):
+    return 0.05 * jnp.square(jnp.cos(t.astype(jnp.float64) * (np.pi / 40)))
+
+
+def pooled(z):
+    """Adaptive pooling written out with its definition, f[b h w c] -> f[b, c, 49]; no function of the package."""
+    h = z.shape[1]
+    bins = [slice(i * h // 7, -(-(i + 1) * h // 7)) for i in range(7)]
+    return jnp.stack([jnp.mean(z[:, r, s], (1, 2)) for r in bins for s in bins], -1)
+
+
+def head(params, z, keep):
+    """Features, pooling, linear, ReLU, dropout by a given mask, linear; "full" is W [out, c, 49], "kernel" the folded layer's."""
+    z = jnp.tanh(jnp.einsum("bhwc,cd->bhwd", z, params["features"]))
+    if "full" in params:
+        y = jnp.einsum("bcs,ocs->bo", pooled(z), params["full"]) + params["bias"][None]
+    else:
+        y = PooledLinear(HIDDEN).apply({"params": {"kernel": params["kernel"], "bias": params["bias"]}}, z)
+    return jax.nn.relu(y) * keep @ params["last"]
+
+
+def loss(params, batch):
+    z, keep, labels = batch
+    logits = head(params, z, keep)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), logits
+
+
+def kernel_of(full, h):
+    return fold(full, h).transpose(2, 1, 0).reshape(-1, full.shape[0])
+
+
+def start(h):
+    """The same network twice: {"full"} and {"kernel"}; weights of size 0.1, so that decay and gradient both matter."""
+    keys = jax.random.split(jax.random.key(h), 3)
+    full = 0.1 * jax.random.normal(keys[0], (HIDDEN, C, 49), jnp.float64)
+    rest = {
+        "features": jax.random.normal(keys[1], (C, C), jnp.float64),
+        "last": jax.random.normal(keys[2], (HIDDEN, CLASSES), jnp.float64),
+        "bias": jnp.full((HIDDEN,), 0.1, jnp.float64),
+    }
+    return {"full": full, **rest}, {"kernel": kernel_of(full, h), **rest}
+
+
+def batches(h, count):
+    generator = np.random.default_rng(h)
+    return [
+        (
+            jnp.asarray(generator.normal(size=(BATCH, h, h, C))),
+            jnp.asarray(2.0 * generator.integers(0, 2, (BATCH, HIDDEN))),
+            jnp.asarray(generator.integers(0, CLASSES, BATCH), jnp.int32),
+        )
+        for _ in range(count)
+    ]
+
+
+def train(params, data, rule):
+    """Logits of every step, and the last parameters."""
+
+    @jax.jit
+    def step(params, state, batch):
+        gradient, logits = jax.grad(loss, has_aux=True)(params, batch)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counters with floats
+            change, state = rule.update(gradient, state, params)
+        return optax.apply_updates(params, change), state, logits
+
+    state, logits = rule.init(params), []
+    for batch in data:
+        params, state, out = step(params, state, batch)
+        logits.append(out)
+    return np.stack(logits), params
+
+
+def sgd(nesterov, clip=None):
+    first = [optax.clip_by_global_norm(clip)] if clip else []
+    return optax.chain(
+        *first,
+        optax.add_decayed_weights(0.05),
+        optax.trace(0.9, nesterov),
+        optax.scale_by_learning_rate(rates),
+    )
+
+
+@pytest.mark.parametrize("h", [1, 2, 3, 4, 5, 6, 7, 9])
+def test_the_pooling_matrix_is_pytorchs(h):
+    p = pool_matrix(h)
+    with jax.enable_x64(True):
+        z = jax.random.normal(jax.random.key(0), (2, h, h, C), jnp.float64)
+        ours = jnp.einsum("sh,tw,bhwc->bcst", jnp.asarray(p), jnp.asarray(p), z).reshape(2, C, 49)
+        np.testing.assert_allclose(ours, pooled(z), rtol=0, atol=1e-14)
+    torch = pytest.importorskip("torch")
+    eye = torch.nn.functional.adaptive_avg_pool1d(torch.eye(h, dtype=torch.float64)[None], 7)[0]
+    np.testing.assert_allclose(p, eye.numpy().T, rtol=0, atol=1e-15)
+
+
+def test_the_matrices_written_out():
+    assert pool_matrix(1).tolist() == [[1.0]] * 7
+    assert pool_matrix(2).tolist() == [[1, 0]] * 3 + [[0.5, 0.5]] + [[0, 1]] * 3
+    assert (pool_matrix(2).T @ pool_matrix(2)).tolist() == [[3.25, 0.25], [0.25, 3.25]]
+    assert pool_matrix(7).tolist() == np.eye(7).tolist()
+    ones = np.ones((1, 1, 49))
+    np.testing.assert_allclose(fold(ones, 1), [[[7.0]]], rtol=1e-14)  # U = 49 / 7
+    np.testing.assert_allclose(unfold(np.ones((1, 1, 1)), 1), ones / 7, rtol=1e-14)
+
+
+@pytest.mark.parametrize("h", [1, 2, 3, 4, 5, 6])
+def test_export_and_import(h):
+    """Q is an isometry onto what the data see: U -> W -> U is the identity, W -> U -> W the projection on P's columns."""
+    generator = np.random.default_rng(h)
+    folded = generator.normal(size=(HIDDEN, C, h * h))
+    full = generator.normal(size=(HIDDEN, C, 49))
+    np.testing.assert_allclose(fold(unfold(folded, h), h), folded, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(np.sum(unfold(folded, h) ** 2), np.sum(folded**2), rtol=1e-13)
+    p = np.kron(pool_matrix(h), pool_matrix(h))
+    np.testing.assert_allclose(unfold(fold(full, h), h), full @ p @ np.linalg.pinv(p), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(unfold(fold(full, h), h) @ p, full @ p, rtol=0, atol=1e-12)
+    assert fold(full.astype(np.float32), h).dtype == np.float32 == unfold(folded.astype(np.float32), h).dtype
+
+
+@pytest.mark.parametrize("h", [7, 9])
+def test_maps_of_7_and_more_keep_all_weights(h):
+    full = np.random.default_rng(0).normal(size=(HIDDEN, C, 49))
+    assert fold(full, h) is full and unfold(full, h) is full
+    with jax.enable_x64(True):
+        one, other = start(h)
+        assert other["kernel"].shape == (49 * C, HIDDEN)
+        batch = batches(h, 1)[0]
+        np.testing.assert_allclose(loss(other, batch)[1], loss(one, batch)[1], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("h", [1, 2, 3, 4])
+def test_20_steps_of_sgd_with_momentum_and_decay_give_the_same_logits(h, nesterov):
+    with jax.enable_x64(True):
+        (full, folded), data = start(h), batches(h, 20)
+        want, last_full = train(full, data, sgd(nesterov))
+        got, last_folded = train(folded, data, sgd(nesterov))
+        assert np.max(np.abs(want[-1] - want[0])) > 0.1  # it moved
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(last_folded["kernel"], kernel_of(last_full["full"], h), rtol=0, atol=1e-12)
+
+
+def test_the_sgd_of_this_package_too():
+    from bdjax.training import sgd as ours
+
+    with jax.enable_x64(True):
+        rule = optax.chain(ours(0.9, 0.05), optax.scale(-0.05))
+        want, got = (train(params, batches(2, 20), rule)[0] for params in start(2))
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("h", [1, 2, 3, 4])
+def test_gradient_norms_are_equal_so_clipping_and_sharpness_aware_steps_are_exact(h):
+    with jax.enable_x64(True):
+        (full, folded), data = start(h), batches(h, 20)
+        g_full, g_folded = (jax.grad(loss, has_aux=True)(params, data[0])[0] for params in (full, folded))
+        np.testing.assert_allclose(optax.tree.norm(g_folded["kernel"]), optax.tree.norm(g_full["full"]), rtol=1e-12)
+        np.testing.assert_allclose(optax.tree.norm(g_folded), optax.tree.norm(g_full), rtol=1e-12)
+        np.testing.assert_allclose(g_folded["kernel"], kernel_of(g_full["full"], h), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(unfold(fold(g_full["full"], h), h), g_full["full"], rtol=0, atol=1e-13)  # in the row space
+        clip = 0.3 * float(optax.tree.norm(g_full))
+        want, got = (train(params, data, sgd(False, clip))[0] for params in (full, folded))
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+
+        def sharp(params, radius=0.5, rate=0.1):
+            g = jax.grad(loss, has_aux=True)(params, data[0])[0]
+            up = jax.tree.map(lambda p, d: p + radius * d / optax.tree.norm(g), params, g)
+            return jax.tree.map(lambda p, d: p - rate * d, params, jax.grad(loss, has_aux=True)(up, data[0])[0])
+
+        one, other = sharp(full), sharp(folded)
+        np.testing.assert_allclose(other["kernel"], kernel_of(one["full"], h), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(loss(other, data[1])[1], loss(one, data[1])[1], rtol=0, atol=1e-12)
+
+
+def adam(rate, eps, decay=0.0, seven=False, coupled=False):
+    """AMSGrad on everything; where ``seven``, the folded layer's kernel takes rate and eps times 7 and decay / 7."""
+
+    def rule(rate, eps, decay):
+        first = [optax.add_decayed_weights(decay)] if coupled else []
+        last = [] if coupled else [optax.add_decayed_weights(decay)]
+        return optax.chain(*first, optax.scale_by_amsgrad(eps=eps), *last, optax.scale(-rate))
+
+    rules = {"others": rule(rate, eps, decay), "kernel": rule(7 * rate, 7 * eps, decay / 7) if seven else rule(rate, eps, decay)}
+    return optax.multi_transform(rules, lambda params: {name: "kernel" if name == "kernel" else "others" for name in params})
+
+
+def test_adam_on_1x1_maps_needs_7_times_the_rate_and_epsilon():
+    with jax.enable_x64(True):
+        (full, folded), data = start(1), batches(1, 20)
+        for decay in (0.0, 0.1):  # decoupled
+            want = train(full, data, adam(0.01, 1e-3, decay))[0]
+            got = train(folded, data, adam(0.01, 1e-3, decay, seven=True))[0]
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+        plain = train(folded, data, adam(0.01, 1e-3))[0]
+        assert np.max(np.abs(plain - train(full, data, adam(0.01, 1e-3))[0])) > 1e-3
+
+
+def test_adam_with_coupled_decay_or_on_larger_maps_does_not_fold():
+    """The limits that the docstring states are real."""
+    with jax.enable_x64(True):
+        for h, decay in ((1, 0.1), (2, 0.0)):
+            (full, folded), data = start(h), batches(h, 20)
+            want = train(full, data, adam(0.01, 1e-3, decay, coupled=True))[0]
+            got = train(folded, data, adam(0.01, 1e-3, decay, seven=True, coupled=True))[0]
+            assert np.max(np.abs(got - want)) > 1e-4
+
+
+@pytest.mark.parametrize("h", [1, 2, 7, 8])
+def test_initial_weights(h):
+    layer = PooledLinear(64)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, h, h, 128)))["params"]
+    side = min(h, 7)
+    assert params["kernel"].shape == (side * side * 128, 64) and params["bias"].shape == (64,)
+    assert float(jnp.std(params["kernel"])) == pytest.approx(0.01, rel=0.03)
+    assert abs(float(jnp.mean(params["kernel"]))) < 5e-4 and not np.any(params["bias"])
+    if h == 2:  # independent, like what folding independent weights gives
+        full = 0.01 * np.random.default_rng(0).normal(size=(64, 128, 49))
+        for u in (fold(full, h), np.asarray(params["kernel"]).reshape(4, 128, 64).transpose(2, 1, 0)):
+            np.testing.assert_allclose(np.cov(u.reshape(-1, 4).T), 1e-4 * np.eye(4), atol=6e-6)
+
+
+def test_no_eigenvalues_are_computed_by_the_program():
+    layer = PooledLinear(HIDDEN)
+    z = jnp.ones((2, 3, 3, C))
+    text = jax.jit(lambda v, z: layer.apply(v, z)).lower(layer.init(jax.random.key(0), z), z).as_text()
+    assert "eigh" not in text and "custom_call" not in text
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="square"):
+        PooledLinear(2).init(jax.random.key(0), jnp.zeros((1, 1, 2, 3)))
+    with pytest.raises(UserError, match=r"\[out, c, 49\]"):
+        fold(np.zeros((2, 3 * 49)), 1)
+    with pytest.raises(UserError, match=r"\[out, c, 4\]"):
+        unfold(np.zeros((2, 3, 49)), 2)
+    for call in (lambda: pool_matrix(0), lambda: fold(np.zeros((2, 3, 49)), 0)):
+        with pytest.raises(UserError, match="at least 1"):
+            call()

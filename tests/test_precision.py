@@ -1,0 +1,210 @@
+"""bfloat16 activations and convolutions over float32 parameters, momentum, statistics and losses."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax.convolution import LOWERINGS
+from bdjax.defenses import DEFENSES
+from bdjax.errors import UserError
+from bdjax.evaluation import EvalSet, evaluator
+from bdjax.keys import Stream, stream
+from bdjax.models import MODELS, PRECISIONS, cnn
+from bdjax.population import Execution
+from bdjax.report.pool import table
+from bdjax.report.tables import markdown
+from bdjax.sweep import build, plan, store
+from bdjax.sweep import run as sweep
+from bdjax.sweep.flags import Scenario, grid_of
+from bdjax.sweep.plan import Grid
+from bdjax.training import cross_entropy, trainer
+from bdjax.types import CleanSet, DefenderView
+from tests.toy import data, one, patch_attack
+
+BF16 = jnp.dtype(jnp.bfloat16)
+ROWS = 7  # no layer is as wide: a tensor that starts with 7 holds activations
+BOTH = tuple(PRECISIONS.values())
+
+
+def dtypes(tree):
+    return {x.dtype for x in jax.tree.leaves(tree)}
+
+
+@pytest.fixture(params=MODELS)
+def network(request, tiny_spec):
+    """A network in bfloat16, its variables and a batch, all abstract."""
+    model = MODELS[request.param](tiny_spec, 4, dtype=BF16)
+    images = jax.ShapeDtypeStruct((ROWS, *tiny_spec.image_shape), jnp.float32)
+    return model, jax.eval_shape(model.init, jax.random.key(0)), images, jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+
+
+def loss(model, params, variables, images, labels):
+    out = model.apply({**variables, "params": params}, images, train=True)
+    return jnp.mean(cross_entropy(out.logits, labels)), out
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_every_tensor_between_the_images_and_the_pooling_is_bfloat16(network, train):
+    """Convolutions, norms and what they are given (in a residual network the sums), activations, stages."""
+    model, variables, images, _ = network
+    norms = [f"{norm}{end}" for norm in model.arch.norms for end in ("/in", "", "/act")]
+    convs = [address for kind, address in model.arch.registered if kind == "conv"]
+    body = (*convs, *norms, *model.arch.stages, "features")
+    out = jax.eval_shape(lambda v, x: model.apply(v, x, train=train, record=(*body, "head")), variables, images)
+    assert {address: out.taps[address].dtype for address in body} == dict.fromkeys(body, BF16)
+    assert out.taps["head"].dtype == out.logits.dtype == jnp.float32
+    assert dtypes(out.variables) == {jnp.dtype(jnp.float32)}
+
+
+def test_convolutions_take_and_give_bfloat16_in_all_three_maps_and_nothing_is_float64(network):
+    model, variables, images, labels = network
+    slope = jax.grad(functools.partial(loss, model), has_aux=True)
+    program = jax.make_jaxpr(slope)(variables["params"], variables, images, labels)
+    seen = list(equations(program.jaxpr))
+    convolutions = [e for e in seen if e.primitive.name == "conv_general_dilated"]
+    count = sum(kind == "conv" for kind, _ in model.arch.registered)
+    assert len(convolutions) == 3 * count - 1  # nobody asks for the images' gradient
+    assert {v.aval.dtype for e in convolutions for v in (*e.invars, *e.outvars)} == {BF16}
+    assert not any(getattr(v.aval, "dtype", None) == jnp.float64 for e in seen for v in e.outvars)
+
+
+def equations(jaxpr):
+    """All equations of a program, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_what_the_backward_pass_keeps_is_bfloat16(network, lowering):
+    """No float32 copy of an activation waits for the backward pass; gradients and losses are float32."""
+    model, variables, images, labels = network
+    model = model.rebuild(lowering=lowering)
+
+    def forward(variables, images, labels):
+        value, pull, out = jax.vjp(lambda p: loss(model, p, variables, images, labels), variables["params"], has_aux=True)
+        return value, pull, out, pull(jnp.float32(1))[0]
+
+    value, pull, _, gradient = jax.eval_shape(forward, variables, images, labels)
+    assert value.dtype == jnp.float32 and dtypes(gradient) == {jnp.dtype(jnp.float32)}
+    kept = [x for x in jax.tree.leaves(pull) if x.ndim == 4 and x.shape[0] == ROWS]
+    assert kept and {x.dtype for x in kept} <= {BF16, jnp.dtype(bool)}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dataset):
+    """``trained(dtype, **recipe)``: one member of the toy task."""
+
+    @functools.cache
+    def run(dtype, **recipe):
+        model = cnn(tiny_dataset.spec, 4, lowering="patches", dtype=dtype)
+        train = trainer(model, patch_attack(**{"batch": 20, "augment": "none", **recipe}), 160)
+        found = jax.jit(lambda m, d: train(m, d, None, None))(one(ratio=0.0), data(tiny_dataset))
+        return model, jax.device_get(found)
+
+    return run
+
+
+def test_it_learns_as_well_as_in_float32(trained, tiny_dataset):
+    found = []
+    for dtype in BOTH:
+        model, member = trained(dtype, epochs=5, lr=0.05)
+        test = EvalSet(*map(jnp.asarray, tiny_dataset.test), *map(jnp.asarray, tiny_dataset.test))
+        counts = jax.jit(evaluator(model))(member.variables, test)
+        found.append((member.loss, int(counts.correct) / int(counts.clean)))
+        assert dtypes(member.variables) == {np.dtype(np.float32)} and bool(member.alive)
+    (full, full_accuracy), (half, half_accuracy) = found
+    assert full[-1] < 0.5 * full[0] and full_accuracy > 0.9
+    np.testing.assert_allclose(half, full, rtol=0.05, atol=0.02)
+    assert half_accuracy > full_accuracy - 0.05
+    assert not np.array_equal(half, full)  # it is another arithmetic
+
+
+def test_updates_too_small_for_bfloat16_are_not_lost(trained, tiny_dataset):
+    """Eight steps that change a weight by about 1e-4 of itself in all, where bfloat16 tells 4e-3 apart."""
+    moved = []
+    for dtype in BOTH:
+        model, member = trained(dtype, epochs=1, lr=1e-5, schedule="constant", weight_decay=0.0)
+        start = jax.device_get(model.init(stream(one().key, Stream.INIT)))["params"]
+        params = member.variables["params"]
+        layers = [name for name in params if "kernel" in params[name]]
+        before, after = (np.concatenate([tree[name]["kernel"].ravel() for name in layers]) for tree in (start, params))
+        assert 1e-6 < np.median(np.abs(after - before) / np.abs(before)) < 1e-3
+        assert np.mean(after != before) > 0.9
+        assert np.mean(after.astype(BF16) == before.astype(BF16)) > 0.9
+        moved.append(after - before)
+    assert np.corrcoef(*moved)[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_defenses_compute_in_the_models_precision_and_keep_float32_variables(name, trained, tiny_dataset):
+    repaired = []
+    for dtype in BOTH:
+        model, _ = trained(dtype, epochs=5, lr=0.05)
+        fields = DEFENSES[name](model).config._fields
+        defense = DEFENSES[name](model, {k: v for k, v in {"epochs": 3, "batch": 16}.items() if k in fields})
+        split = data(tiny_dataset)
+        clean = CleanSet(split.images[:32], split.labels[:32], jnp.where(jnp.arange(32) < 8, 2, 1).astype(jnp.int8), jnp.int32(8))
+        view = DefenderView(trained(None, epochs=5, lr=0.05)[1].variables, clean if "clean" in defense.needs else None)
+
+        def repair(key, view, hyper, defense=defense):
+            return defense.repair(key, view, hyper)
+
+        hyper = jax.tree.map(jnp.asarray, defense.hyper)
+        used = {v.aval.dtype for e in equations(jax.make_jaxpr(repair)(jax.random.key(0), view, hyper).jaxpr) for v in e.outvars}
+        assert (BF16 in used) == (dtype is not None and "clean" in defense.needs)
+        found = jax.device_get(jax.jit(repair)(jax.random.key(0), view, hyper))
+        assert dtypes(found.variables) == {np.dtype(np.float32)}
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.variables))
+        repaired.append(found)
+    full, half = repaired
+    for a, b in zip(jax.tree.leaves(full.variables["params"]), jax.tree.leaves(half.variables["params"]), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0.05, atol=0.02)
+    if name == "ft":
+        np.testing.assert_allclose(half.trace.loss, full.trace.loss, rtol=0.1, atol=0.02)
+
+
+SMALL = Grid(defenses=("ft",), poison_ratios=(0.1,), spc=(2,), width=4, epochs=1, batch=25, train_images=100, test_images=50)
+SMALL = dataclasses.replace(SMALL, defense_config={"ft": {"epochs": 1}})
+
+
+def test_the_flag_reaches_the_model_and_the_hash():
+    cells = {}
+    for precision in PRECISIONS:
+        (branch,) = plan.cells(grid_of(Scenario(precision=precision), SMALL))
+        model, _ = build.attacked(branch.train)
+        images = jnp.zeros((1, *model.spec.image_shape))
+        out = jax.eval_shape(lambda model=model, x=images: model.apply(model.init(jax.random.key(0)), x, record=("conv1",)))
+        assert out.taps["conv1"].dtype == jnp.dtype(precision)
+        assert build.describe(branch.train, "data")["model"]["precision"] == precision
+        cells[precision] = [build.cell_hash(cell, "data") for cell in (branch.train, *branch.defenses)]
+    (plain,) = plan.cells(SMALL)
+    assert cells["float32"] == [build.cell_hash(cell, "data") for cell in (plain.train, *plain.defenses)]
+    assert not set(cells["float32"]) & set(cells["bfloat16"])
+
+
+def test_a_precision_that_does_not_exist_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown precision 'bfloat'.*'bfloat16'"):
+        plan.cells(grid_of(Scenario(precision="bfloat"), SMALL))
+
+
+def test_records_and_tables_tell_the_precision(tmp_path):
+    how = Execution("loop", "patches", "dispatch")
+    for precision in PRECISIONS:
+        grid = dataclasses.replace(SMALL, precision=precision, defenses=("none",), defense_config={})
+        frame = sweep.run(grid, tmp_path, execution=how)
+        assert set(frame["status"]) == {"ok"}
+    frame = store.read(tmp_path)
+    assert sorted(json.loads(config)["model"]["precision"] for config in frame["config"]) == ["bfloat16", "float32"]
+    pooled = table(frame)
+    assert sorted(pooled["precision"]) == ["bfloat16", "float32"] and set(pooled["runs"]) == {1}
+    printed = markdown(frame)
+    assert "| precision |" in printed and "| bfloat16 |" in printed
