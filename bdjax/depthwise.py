@@ -4,8 +4,9 @@ On a map smaller than its kernel the outer taps only ever meet padding: at 32 pi
 depthwise weights. They cannot change the result, so no multiplication is spent on them; on a 1x1 map one multiplication per
 channel is left. The parameters keep the full kernels: scores that look at raw weights count dead taps too.
 
-On a CPU a native grouped convolution is about 10 times slower for one network and 30 to 1000 times under ``vmap`` over kernels, at
-every shape of the two networks that was measured (``benchmarks/savings.py``); element-wise operations stay element-wise under ``vmap`` on any platform.
+On a CPU a native grouped convolution is one to two orders of magnitude slower for one network, and up to three under ``vmap``
+over kernels, at all shapes of the two networks that ``benchmarks/savings.py`` measures. Element-wise operations stay element-wise
+under ``vmap`` on any platform, so there is one form and no choice to make.
 """
 
 import functools

@@ -101,7 +101,8 @@ def canonical_kernel_gradient(x: Array, g: Array, stride: int, padding: int, win
     pads = []
     for length, out, k in zip(x.shape[1:3], g.shape[1:3], window, strict=True):
         pads.append((padding, k - 1 + stride * (out - 1) + 1 - length - padding))
-    by_channel, as_kernel = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
+    # Moved in memory first: else the moves are fused with what made x and g, and both are computed again in the wrong order.
+    by_channel, as_kernel = lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))
     dilation = (stride, stride)
     y = lax.conv_general_dilated(by_channel, as_kernel, (1, 1), pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT)
     return y.transpose(1, 2, 0, 3)

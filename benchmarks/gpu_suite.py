@@ -24,7 +24,7 @@ from bdjax.population import Execution, adapt, members, run, size
 from bdjax.training import trainer
 from benchmarks.measure import badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, write
 
-LOWERINGS = ("unrolled", "native", "patches")
+LOWERINGS = ("unrolled", "native", "patches", "mixed")
 
 
 def main() -> None:

@@ -57,8 +57,11 @@ def candidates(shape: Shape, direction: str, batch: int) -> Iterator[Candidate]:
     yield Candidate("native NCHW", transposed(_nchw(shape), shape, direction, batch, "NCHW"), layout="NCHW")
     if shape.kind != "depthwise" and direction == "input gradient" and shape.stride > 1:
         yield Candidate("phases", functools.partial(_phases, shape=shape))
+    if shape.kind != "depthwise" and direction != "output":
+        one = functools.partial(_canonical, shape=shape, direction=direction)
+        yield from (Candidate("canonical", one), Candidate("canonical, in a scan", one, "scan"))
     if shape.kind == "dense" and direction == "kernel gradient":
-        yield Candidate("transposed batch", functools.partial(_transposed_batch, shape=shape))
+        yield Candidate("canonical, moved first", functools.partial(_moved_first, shape=shape))
         if shape.stride == 1:
             rows = functools.partial(_row_products, shape=shape)
             yield from (Candidate("row products", rows), Candidate("row products, vmap", rows, "vmap"))
@@ -243,11 +246,15 @@ def _phases(g: Array, k: Array, shape: Shape) -> Array:
     return whole[:, p : p + n, p : p + n]
 
 
-def _transposed_batch(x: Array, g: Array, shape: Shape) -> Array:
-    """Kernel gradient as a convolution of images [c h w b] with a kernel [h' w' b d], both really moved in memory.
+def _canonical(a: Array, b: Array, shape: Shape, direction: str) -> Array:
+    """The gradients in the one layout that XLA's CPU compiler keeps fast inside loops."""
+    if direction == "input gradient":
+        return lowerings.canonical_input_gradient(a, b, shape.stride, shape.padding, (shape.size, shape.size))
+    return lowerings.canonical_kernel_gradient(a, b, shape.stride, shape.padding, (shape.window, shape.window))
 
-    The native kernel gradient is the same convolution, left to the compiler's dimension numbers ("CHWN").
-    """
+
+def _moved_first(x: Array, g: Array, shape: Shape) -> Array:
+    """The canonical kernel gradient with both operands really moved in memory, not fused into what made them."""
     s, p = shape.stride, shape.padding
     right = shape.window - 1 + s * (shape.output_size - 1) + 1 - shape.size - p
     moved_x, moved_g = lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))

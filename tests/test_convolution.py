@@ -1,5 +1,7 @@
 """Every lowering equals the native convolution, in values and in derivatives, alone and for a population."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,3 +86,18 @@ def test_members_unrolled_makes_no_grouped_convolution():
 def test_an_unknown_lowering_names_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'patches'"):
         convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 4)), stride=1, padding=1, lowering="patchs")
+
+
+@pytest.mark.parametrize(("stride", "channels"), [(1, 3), (1, 32), (2, 3)])
+def test_mixed_keeps_to_the_layout_that_is_fast_in_loops_on_a_cpu(stride, channels):
+    x = jnp.zeros((2, 2, 8, 8, channels))
+    kernel = jnp.zeros((2, 3, 3, channels, 32))
+    canonical = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+
+    def others(lowering):
+        text = jax.jit(jax.vmap(gradients(lowering, 3, stride))).lower(x, kernel).as_text()
+        layouts = re.findall(r"dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])", text)
+        assert layouts
+        return [layout for layout in layouts if layout != canonical]
+
+    assert others("unrolled") and not others("mixed")

@@ -141,8 +141,8 @@ def test_executions_that_cannot_run_are_refused(execution):
 
 
 def test_defaults_can_run_here():
-    assert check(default_execution()).loop == "dispatch"
-    assert check(default_execution(model="cnn")).lowering == "patches"
+    assert check(default_execution()) == Execution("loop", "mixed", "scan")
+    assert check(default_execution(model="cnn")) == default_execution()
     assert default_execution("gpu", "cnn").loop == "scan"
     assert resolve(None, "cnn") == default_execution(model="cnn")
     assert resolve({"chunk": 3}, "cnn") == default_execution(model="cnn")._replace(chunk=3)

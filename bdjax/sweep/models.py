@@ -55,8 +55,10 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
         temporary.mkdir(parents=True)
         try:
             state = {"variables": stored.variables, "trigger": {str(i): leaf for i, leaf in enumerate(stored.trigger)}}
+            state = jax.tree.map(np.asarray, state)
+            _reserve(temporary / "room", sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             with _no_traces(), ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(temporary / "state", jax.tree.map(np.asarray, state))
+                checkpointer.save(temporary / "state", state)
             manifest = {"members": stored.members, "files": _digests(temporary / "state")}
             with open(temporary / "manifest.json", "w") as file:
                 file.write(canonical(manifest))
@@ -70,6 +72,14 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
             raise
         sync_folder(path.parent)
     return path
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Fail where ``size`` bytes do not fit: the checkpoint library's threads would go on and print their own traces."""
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+    path.unlink()
 
 
 @contextlib.contextmanager

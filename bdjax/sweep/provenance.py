@@ -33,8 +33,10 @@ def git_commit() -> str | None:
     package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str | None:
+        # Without optional locks: `git status` would rewrite the index, and leave its lock behind where it may not.
+        command = ["git", "--no-optional-locks", "-C", str(package.parent), *arguments]
         try:
-            done = subprocess.run(["git", "-C", str(package.parent), *arguments], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

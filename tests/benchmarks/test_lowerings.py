@@ -17,9 +17,9 @@ SMALL = {
     "depthwise": (Shape("depthwise", "depthwise", 5, 2, 4, 4, 2), {"native", "multiply-add", "live multiply-add", "patches"}),
 }
 ONLY_FOR = {
-    ("dense", "kernel gradient"): {"transposed batch", "row products"},
+    ("dense", "kernel gradient"): {"canonical", "canonical, moved first", "row products"},
     ("strided", "input gradient"): {"phases"},
-    ("strided", "kernel gradient"): {"transposed batch"},
+    ("strided", "kernel gradient"): {"canonical", "canonical, moved first"},
     ("pointwise", "input gradient"): {"phases"},
 }
 
