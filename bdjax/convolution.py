@@ -1,7 +1,9 @@
 """One convolution, several lowerings: the same function, chosen by measurement (``benchmarks/lowerings.py``).
 
-``vmap`` over the *weights* of a native convolution becomes a grouped convolution, which is 10 to 40 times slower than a plain
-loop on a CPU and is reported to pay for members squared in the backward pass on a GPU. The others keep a population fast:
+``vmap`` over the *weights* of a native convolution becomes a grouped convolution. On a CPU four members then take up to 2.5 times
+as long as one after another (benchmarks/results/lowerings_cpu.md), and inside a compiled loop the gradients fall to naive loops,
+20 to 100 times slower; on a GPU the backward pass is reported to pay for members squared (jax-ml/jax#13800). The others keep a
+population fast:
 
 * ``"unrolled"``: native convolutions, repeated per member by a ``vmap`` rule, in values and in both gradients;
 * ``"mixed"``: the same with the formulation that is fastest on a CPU for each shape and each of the three maps, also in loops;

@@ -1,8 +1,8 @@
 """Loops of steps, executed as one compiled scan or as a Python loop over a compiled step.
 
 Training and repair are written once, for one member, with :func:`steps` and :func:`epochs`; how a loop runs is the static
-``Loop`` that :mod:`bdjax.population` chose. On a CPU a convolution's gradient inside a compiled loop is several times slower
-than the same convolution dispatched (``benchmarks/population_scaling.py``), on accelerators the scan saves the dispatches.
+``Loop`` that :mod:`bdjax.population` chose. On a CPU JAX's own convolution gradients are far slower inside a compiled loop than
+dispatched (:mod:`bdjax.lowerings` says why, and what is as fast in both); elsewhere the scan saves the dispatches.
 
 In "dispatch" mode the code around the loops runs un-jitted (possibly under ``vmap``), so it must work both ways: no host value
 of a traced array, no Python branch on one.

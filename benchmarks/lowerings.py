@@ -73,7 +73,7 @@ def main() -> None:
 def _write(args: argparse.Namespace, command: str, rows: list[dict[str, Any]], ceiling: float, end: str) -> None:
     about = f"images {args.size}x{args.size}, batch {args.batch}, width factor {args.width_factor:g}, {args.dtype}, NHWC; "
     about += f"ceiling {ceiling / 1e9:.4g} GFLOP/s ({args.matmul}x{args.matmul} matrix product); best of {args.rounds} rounds."
-    write(args.out, command, rows, about + end + "\n\n" + summary(rows))
+    write(args.out, command, rows, f"{about}{end}\n\nAll rows: {args.out.name}.json.\n\n{summary(rows)}", table=False)
 
 
 def _far_behind(rows: list[dict[str, Any]], factor: float) -> set[str]:

@@ -83,15 +83,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(path: Path, command: str, rows: list[dict[str, Any]], notes: str = "") -> None:
-    """Write the rows as JSON and as a Markdown table, with the command and the machine; meant to be called after every row."""
+def write(path: Path, command: str, rows: list[dict[str, Any]], notes: str = "", *, table: bool = True) -> None:
+    """Write the rows as JSON and as a Markdown table, with the command and the machine; meant to be called after every row.
+
+    With ``table`` False the Markdown holds only the notes: thousands of rows are no table to read.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     about = machine()
     path.with_suffix(".json").write_text(json.dumps({"command": command, "machine": about, "rows": rows}, indent=1) + "\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [f"Command: `{command}`", "", ", ".join(f"{k} {v}" for k, v in about.items()), ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+    if table:
+        lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
     path.with_suffix(".md").write_text("\n".join([*lines, "", notes]).rstrip() + "\n")
 
 
