@@ -22,7 +22,7 @@ YNN = "xla_cpu_experimental_ynn_fusion_type"
 DOT, REDUCE, ELEMENTWISE, CONVOLUTION = (
     f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "REDUCE", "ELTWISE", "INDIVIDUAL_CONVOLUTION")
 )
-OPTIONS: dict[str, dict[str, str]] = {
+OPTIONS: dict[str, dict[str, str | bool]] = {
     "default": {},
     "YNNPACK for reductions": {YNN: REDUCE},
     "YNNPACK for reductions and products": {YNN: f"{REDUCE},{DOT}"},
@@ -30,8 +30,8 @@ OPTIONS: dict[str, dict[str, str]] = {
     "YNNPACK for reductions and element-wise chains": {YNN: f"{REDUCE},{ELEMENTWISE}"},
     "YNNPACK for convolutions": {YNN: CONVOLUTION},
     "YNNPACK for reductions, vectors of 512 bits": {YNN: REDUCE, "xla_cpu_prefer_vector_width": "512"},
-    "YNNPACK for reductions, fast math": {YNN: REDUCE, "xla_cpu_enable_fast_math": "true"},
-    "YNNPACK for reductions, concurrent scheduler": {YNN: REDUCE, "xla_cpu_enable_concurrency_optimized_scheduler": "true"},
+    "YNNPACK for reductions, fast math": {YNN: REDUCE, "xla_cpu_enable_fast_math": True},
+    "YNNPACK for reductions, concurrent scheduler": {YNN: REDUCE, "xla_cpu_enable_concurrency_optimized_scheduler": True},
 }
 
 
@@ -49,11 +49,13 @@ def main() -> None:
         width, size, batch = map(int, numbers)
         calls, first, best = {}, {}, {}
         for option, compiler_options in OPTIONS.items():
+            call = _step(name, width, size, batch, args.lowering, compiler_options)
             try:
-                calls[option] = _step(name, width, size, batch, args.lowering, compiler_options)
-                first[option], best[option] = seconds(calls[option], 0)[0], float("inf")
+                first[option] = seconds(call, 0)[0]
             except jax.errors.JaxRuntimeError as error:
                 rows.append({"network": network, "options": option, "failed": str(error).splitlines()[0][:80]})
+                continue
+            calls[option], best[option] = call, float("inf")
         for _ in range(args.rounds):
             for option, call in calls.items():
                 best[option] = min(best[option], seconds(call, 0)[0])
@@ -70,7 +72,7 @@ def main() -> None:
         )
 
 
-def _step(name: str, width: int, size: int, batch: int, lowering: str, compiler_options: dict[str, str]):
+def _step(name: str, width: int, size: int, batch: int, lowering: str, compiler_options: dict[str, str | bool]):
     model = MODELS[name](synthetic(batch, batch, size).spec, width, lowering=lowering)
     variables = model.init(jax.random.key(0))
     optimiser = sgd(0.9, 5e-4)
