@@ -5,8 +5,8 @@ import sys
 
 import jax
 
-# On a CPU XLA hands operations to the YNNPACK library. For reductions that is 2 to 3 times faster than its own loops; for
-# element-wise chains and convolutions it is slower: whole training steps gain a quarter to a third with reductions alone
+# On a CPU XLA hands operations to the YNNPACK library. For reductions that is faster than its own loops, for
+# element-wise chains and convolutions slower: whole training steps gain a quarter to a third with reductions alone
 # (benchmarks/results/compiler_options_cpu.md).
 MEASURED: dict[str, dict[str, str]] = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}}
 

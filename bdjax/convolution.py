@@ -2,8 +2,8 @@
 
 ``vmap`` over the *weights* of a native convolution becomes a grouped convolution. On a CPU four members then take up to 2.5 times
 as long as one after another (benchmarks/results/lowerings_cpu.md), and inside a compiled loop the gradients fall to naive loops,
-20 to 100 times slower; on a GPU the backward pass is reported to pay for members squared (jax-ml/jax#13800). The others keep a
-population fast:
+tens of times slower (benchmarks/results/population_scaling_cpu_cnn.md); on a GPU the backward pass is reported to pay for
+members squared (jax-ml/jax#13800). The others keep a population fast:
 
 * ``"unrolled"``: native convolutions, repeated per member by a ``vmap`` rule, in values and in both gradients;
 * ``"mixed"``: the same with the formulation that is fastest on a CPU for each shape and each of the three maps, also in loops;
@@ -12,11 +12,11 @@ population fast:
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bdjax.bilinear import mutual_gradients
 from bdjax.errors import choose
 from bdjax.lowerings import Choice, Shape, fastest_on_cpu, native, patches, transposes
 from bdjax.types import Array
@@ -61,18 +61,11 @@ def _maps(shape: Shape, choice: Choice) -> tuple[Callable[..., Array], Callable[
     def to_kernel(x: Array, g: Array) -> Array:
         return choice.kernel_gradient(x, g, stride, padding, window)
 
-    out = _bilinear(_members_unrolled(output, merge_first=True))
-    dx = _bilinear(_members_unrolled(to_input, merge_first=True))
-    dk = _bilinear(_members_unrolled(to_kernel, merge_first=False))
-    # <c, out(x, k)> = <dx(c, k), x> = <dk(x, c), k>: the cotangents of each map are the other two.
-    out.defvjp(lambda x, k: (out(x, k), (x, k)), lambda r, c: (dx(c, r[1]), dk(r[0], c)))
-    dx.defvjp(lambda g, k: (dx(g, k), (g, k)), lambda r, c: (out(c, r[1]), dk(c, r[0])))
-    dk.defvjp(lambda x, g: (dk(x, g), (x, g)), lambda r, c: (dx(r[1], c), out(r[0], c)))
-    return out, dx, dk
-
-
-def _bilinear(f: Callable[[Array, Array], Array]) -> Any:
-    return jax.custom_vjp(lambda a, b: f(a, b))
+    return mutual_gradients(
+        _members_unrolled(output, merge_first=True),
+        _members_unrolled(to_input, merge_first=True),
+        _members_unrolled(to_kernel, merge_first=False),
+    )
 
 
 def _members_unrolled(f: Callable[[Array, Array], Array], *, merge_first: bool) -> Callable[[Array, Array], Array]:

@@ -10,18 +10,18 @@ under ``vmap`` on any platform, so there is one form and no choice to make.
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bdjax.bilinear import mutual_gradients
 from bdjax.errors import UserError
-from bdjax.layers import Pass, at_least_float32, tap
-from bdjax.types import Array, Key
+from bdjax.layers import Pass, he_fan_out, tap
+from bdjax.normalisation import at_least_float32
+from bdjax.types import Array
 
 
 class _Axis(NamedTuple):
@@ -96,18 +96,7 @@ def _axis(size: int, window: int, stride: int, padding: int) -> _Axis:
 @functools.lru_cache(maxsize=256)
 def _maps(axes: tuple[_Axis, _Axis]) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
     """The three bilinear maps, each the others' gradient, so that reverse over reverse stays closed."""
-    out = _bilinear(functools.partial(_output, axes))
-    dx = _bilinear(functools.partial(_input_gradient, axes))
-    dk = _bilinear(functools.partial(_kernel_gradient, axes))
-    # <c, out(x, k)> = <dx(c, k), x> = <dk(x, c), k>: the cotangents of each map are the other two.
-    out.defvjp(lambda x, k: (out(x, k), (x, k)), lambda r, c: (dx(c, r[1]), dk(r[0], c)))
-    dx.defvjp(lambda g, k: (dx(g, k), (g, k)), lambda r, c: (out(c, r[1]), dk(c, r[0])))
-    dk.defvjp(lambda x, g: (dk(x, g), (x, g)), lambda r, c: (dx(r[1], c), out(r[0], c)))
-    return out, dx, dk
-
-
-def _bilinear(f: Callable[[Array, Array], Array]) -> Any:
-    return jax.custom_vjp(lambda a, b: f(a, b))
+    return mutual_gradients(*(functools.partial(f, axes) for f in (_output, _input_gradient, _kernel_gradient)))
 
 
 def _output(axes: tuple[_Axis, _Axis], x: Array, kernel: Array) -> Array:
@@ -173,16 +162,6 @@ def _times(a: Array, b: Array) -> Array:
 
 def _total(terms: Iterator[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
-
-
-def he_fan_out(key: Key, shape: tuple[int, ...]) -> Array:
-    """N(0, 2 / (out kh kw)), the fan-out counted without groups, as torchvision draws all convolutions of both networks.
-
-    Args:
-      key: one key.
-      shape: [kh kw in out].
-    """
-    return jax.random.normal(key, shape) * math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
 
 
 class DepthwiseConv(nn.Module):

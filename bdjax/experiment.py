@@ -83,6 +83,20 @@ def attack_member(model: Model, attack: Attack, rows: int, report: Report | None
     return run
 
 
+def draw_clean(member: Member, train: Split, classes: int, spc: int, validation: bool = False) -> tuple[CleanSet, Array]:
+    """The defender's clean rows of a member, and their indices i32[n] in the training set.
+
+    Args:
+      member: its key draws; its ``spc`` is passed on.
+      train: all training rows.
+      classes: number of classes.
+      spc: clean samples per class, static.
+      validation: whether the first ranks are kept for validation.
+    """
+    index, role = clean_subset.draw(stream(member.key, Stream.CLEAN), train.labels, classes, spc, validation)
+    return CleanSet(train.images[index], train.labels[index], role, member.spc), index
+
+
 def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, keep: bool = False) -> Callable[..., Defended]:
     """Repair one trained member and measure it: ``f(subject: Subject, data: Data) -> Defended``.
 
@@ -97,9 +111,7 @@ def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, k
 
     @jax.jit
     def draw(member: Member, trigger: Any, data: Data) -> tuple[CleanSet, Array | None]:
-        key = stream(member.key, Stream.CLEAN)
-        index, role = clean_subset.draw(key, data.train.labels, model.spec.classes, spc, defense.validation)
-        clean = CleanSet(data.train.images[index], data.train.labels[index], role, member.spc)
+        clean, index = draw_clean(member, data.train, model.spec.classes, spc, defense.validation)
         triggered = None
         if "triggered" in defense.needs:
             copies = stream(member.key, Stream.TRIGGER)

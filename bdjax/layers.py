@@ -1,20 +1,23 @@
-"""The layers that populations and defenses need: convolution, masked batch-norm, linear, taps.
+"""The layers that populations and defenses need: convolution, masked batch-norm, squeeze-excite, linear, dropout, taps.
 
 Flax modules that take a :class:`Pass`, the state of one forward pass. Every tensor that has an address goes through
 :func:`tap`, which applies a bound or a plug that the variables carry and then records it.
 """
 
 import dataclasses
+import functools
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from bdjax.convolution import convolve
+from bdjax.errors import UserError
+from bdjax.normalisation import at_least_float32, batch_norm, normalise, row
 from bdjax.types import Array, Key
 
 PLUG_EPS, PLUG_MOMENTUM = 1e-5, 0.1
@@ -35,11 +38,6 @@ class Pass:
     plug_site: str = ""
     taps: dict[str, Any] = dataclasses.field(default_factory=dict)
     seen: list[str] = dataclasses.field(default_factory=list)
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype in which statistics and losses are computed: float32 for narrower ones, float64 where a check runs in it."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def tap(x: Array, address: str, run: Pass) -> Array:
@@ -66,132 +64,53 @@ def _plug(x: Array, run: Pass) -> Array:
     return x
 
 
-def batch_norm(
-    x: Array, mask: Array | None, running: Mapping[str, Array], scale: Array, bias: Array, eps: float, momentum: float
-) -> tuple[Array, dict[str, Array]]:
-    """Normalise with the mean and biased variance of the rows with mask 1, and let the running statistics follow.
-
-    The running variance takes the *unbiased* variance, n / (n - 1), as PyTorch's does; n = rows * positions. With no row at
-    all the result is finite and meaningless: callers discard such a step. The gradient is the closed form, in reverse mode
-    of any order; mask and running statistics are constants in it, the new running statistics too.
-
-    Args:
-      x: f[b h w d].
-      mask: f[b] of 0 and 1, or None for all rows. All rows are normalised.
-      running: {"mean": f[d], "var": f[d]}. Its mean is also where the moments are taken about, which keeps their
-        precision in one pass over ``x``.
-      scale: f[d].
-      bias: f[d].
-      eps: added to the variance.
-      momentum: weight of the new value in the running statistics.
-
-    Returns:
-      f[b h w d], new running statistics.
-    """
-    dtype = at_least_float32(x.dtype)
-    shift = lax.stop_gradient(running["mean"]).astype(dtype)
-    weight = None if mask is None else mask.astype(dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    y, mean, var = _batch_norm(eps, x, weight, shift, scale.astype(dtype), bias.astype(dtype))
-    n = _count(x, weight)
-    unbiased = var * (n / jnp.maximum(n - 1, 1))
-    follow = {"mean": lax.stop_gradient(mean), "var": lax.stop_gradient(unbiased)}
-    return y, {k: (1 - momentum) * running[k] + momentum * follow[k].astype(running[k].dtype) for k in follow}
-
-
-def _count(x: Array, weight: Array | None) -> Array:
-    positions = math.prod(x.shape[1:-1])
-    if weight is None:
-        return jnp.asarray(x.shape[0] * positions, at_least_float32(x.dtype))
-    return jnp.maximum(jnp.sum(weight), 1) * positions
-
-
-def _moments(x: Array, weight: Array | None, shift: Array) -> tuple[Array, Array]:
-    """Mean and biased variance over the rows that count, from the moments about ``shift`` f[d]."""
-    axes = tuple(range(x.ndim - 1))
-    away = x.astype(shift.dtype) - _row(shift, x)
-    weighted = away if weight is None else away * weight
-    n = _count(x, weight)
-    mean, square = jnp.sum(weighted, axes) / n, jnp.sum(weighted * away, axes) / n
-    return shift + mean, jnp.maximum(square - jnp.square(mean), 0)
-
-
-def _row(vector: Array, x: Array) -> Array:
-    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def _batch_norm_forward(
-    eps: float, x: Array, weight: Array | None, shift: Array, scale: Array, bias: Array
-) -> tuple[tuple[Array, Array, Array], Any]:
-    mean, var = _moments(x, weight, shift)
-    return (normalise(x, mean, var, scale, bias, eps), mean, var), (x, weight, shift, scale, mean, var)
-
-
-# The forward pass is plain code, not a call of `_batch_norm`: a second derivative goes through the moments it saves.
-_batch_norm = jax.custom_vjp(lambda *arguments: _batch_norm_forward(*arguments)[0], nondiff_argnums=(0,))
-
-
-def _batch_norm_backward(eps: float, saved: Any, cotangent: Any) -> tuple[Any, ...]:
-    x, weight, shift, scale, mean, var = saved
-    axes = tuple(range(x.ndim - 1))
-    g = cotangent[0].astype(mean.dtype)  # nobody differentiates the statistics: `batch_norm` stops their gradient
-    centred = x.astype(mean.dtype) - _row(mean, x)
-    inverse = lax.rsqrt(var + jnp.asarray(eps, var.dtype))
-    to_bias = jnp.sum(g, axes)
-    to_scale = jnp.sum(g * centred, axes) * inverse
-    # dx = scale / std * (g - weight / n * (sum g + x_hat * sum (g x_hat))), every row in `g`, the rows that count in the rest
-    n = _count(x, weight)
-    through_mean, through_var = to_bias / n, to_scale * inverse / n
-    through = _row(through_mean, x) + centred * _row(through_var, x)
-    to_x = _row(scale * inverse, x) * (g - (through if weight is None else through * weight))
-    no_weight = None if weight is None else jnp.zeros_like(weight)
-    return to_x.astype(x.dtype), no_weight, jnp.zeros_like(shift), to_scale, to_bias
-
-
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-def normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, in ``x``'s dtype.
-
-    One multiplication and one addition in at least float32: a factor and an offset rounded to bfloat16 would shift whole
-    channels, by up to ten times the rounding of the result.
-    """
-    factor = scale * lax.rsqrt(var + jnp.asarray(eps, var.dtype))
-    offset = bias - mean * factor
-    wide = at_least_float32(x.dtype)
-    y = x.astype(wide) * _row(factor.astype(wide), x) + _row(offset.astype(wide), x)
-    return y.astype(x.dtype)
-
-
 def uniform_fan_in(key: Key, shape: tuple[int, ...]) -> Array:
     """U(-b, b) with b = 1 / sqrt(fan in), PyTorch's default for convolutions and linear layers; kernels are [… in, out]."""
     bound = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
+def he_fan_out(key: Key, shape: tuple[int, ...]) -> Array:
+    """N(0, 2 / (out kh kw)), the fan-out counted without groups, as torchvision draws the convolutions of its networks.
+
+    Args:
+      key: one key.
+      shape: [kh kw in out].
+    """
+    return jax.random.normal(key, shape) * math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
+
+
 class Conv(nn.Module):
-    """Convolution without bias; its output has the module's path as address."""
+    """Convolution; its output, with the bias where it has one, has the module's path as address."""
 
     features: int
     window: int
     stride: int = 1
     lowering: str = "native"
     dtype: Any = None
+    use_bias: bool = False
+    kernel_init: Callable[..., Array] = uniform_fan_in
 
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
-        kernel = self.param("kernel", uniform_fan_in, (self.window, self.window, x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
         dtype = self.dtype or kernel.dtype
         x, kernel = x.astype(dtype), kernel.astype(dtype)
         y = convolve(x, kernel, stride=self.stride, padding=self.window // 2, lowering=self.lowering)
+        if self.use_bias:
+            y = y + row(self.param("bias", nn.initializers.zeros, (self.features,)).astype(dtype), y)
         return tap(y, "/".join(self.path), run)
 
 
-class NormRelu(nn.Module):
-    """Batch-norm over the rows that count, then ReLU; taps at ``<path>/in``, ``<path>`` (the norm) and ``<path>/act``."""
+class NormAct(nn.Module):
+    """Batch-norm over the rows that count, then an activation if there is one.
+
+    Taps at ``<path>/in``, ``<path>`` (the norm) and, with an activation, ``<path>/act``.
+    """
 
     eps: float
     momentum: float
+    act: Callable[[Array], Array] | None = nn.relu
 
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
@@ -209,16 +128,83 @@ class NormRelu(nn.Module):
         else:
             x = normalise(x, stats_mean.value, stats_var.value, scale, bias, self.eps)
         x = tap(x, address, run)
-        return tap(nn.relu(x), f"{address}/act", run)
+        return x if self.act is None else tap(self.act(x), f"{address}/act", run)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale every channel by a gate that sees the mean of all: ``x gate(fc2(act(fc1(mean x))))``; both 1x1, with bias.
+
+    Taps at ``<path>/fc1``, ``<path>/fc1/act`` and ``<path>/fc2``, f[b 1 1 d].
+
+    Source: J. Hu, L. Shen, G. Sun, "Squeeze-and-Excitation Networks", CVPR 2018.
+    """
+
+    squeeze: int
+    act: Callable[[Array], Array]
+    gate: Callable[[Array], Array]
+    lowering: str = "native"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, run: Pass) -> Array:
+        layer = functools.partial(Conv, window=1, lowering=self.lowering, dtype=self.dtype, use_bias=True, kernel_init=he_fan_out)
+        y = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype), keepdims=True).astype(x.dtype)
+        y = layer(self.squeeze, name="fc1")(y, run)
+        y = tap(self.act(y), "/".join((*self.path, "fc1", "act")), run)
+        return x * self.gate(layer(x.shape[-1], name="fc2")(y, run))
 
 
 class Linear(nn.Module):
-    """Linear layer with bias, computed in the parameters' dtype."""
+    """Linear layer with bias, computed in the parameters' dtype.
+
+    ``bias_init`` None draws the bias as PyTorch does, from U(-b, b) with b = 1 / sqrt(inputs).
+    """
 
     features: int
+    kernel_init: Callable[..., Array] = uniform_fan_in
+    bias_init: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", uniform_fan_in, (x.shape[-1], self.features))
-        bias = self.param("bias", lambda key, shape: uniform_fan_in(key, (x.shape[-1], *shape))[0], (self.features,))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        init = self.bias_init or (lambda key, shape: uniform_fan_in(key, (x.shape[-1], *shape))[0])
+        bias = self.param("bias", init, (self.features,))
         return x.astype(kernel.dtype) @ kernel + bias[None]
+
+
+def dropout(x: Array, rate: float, run: Pass, site: str) -> Array:
+    """In train mode, each number is 0 with probability ``rate`` and divided by 1 - ``rate`` otherwise.
+
+    Args:
+      x: f[…].
+      rate: in [0, 1); static.
+      run: its key draws.
+      site: address of the place, which gives it draws of its own whatever other layers a network has.
+
+    Raises:
+      UserError: train mode without a key.
+
+    Source: N. Srivastava, G. Hinton, A. Krizhevsky, I. Sutskever, R. Salakhutdinov, "Dropout: A Simple Way to Prevent Neural
+      Networks from Overfitting", JMLR 15, 2014.
+    """
+    return _kept(x, rate, run, site, x.shape)
+
+
+def stochastic_depth(x: Array, rate: float, run: Pass, site: str) -> Array:
+    """In train mode, each sample of a residual branch f[b …] is 0 with probability ``rate``, else divided by 1 - ``rate``.
+
+    Args and errors are those of :func:`dropout`.
+
+    Source: G. Huang, Y. Sun, Z. Liu, D. Sedra, K. Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016.
+    """
+    return _kept(x, rate, run, site, (x.shape[0], *(1,) * (x.ndim - 1)))
+
+
+def _kept(x: Array, rate: float, run: Pass, site: str, shape: tuple[int, ...]) -> Array:
+    if not run.train or rate == 0:
+        return x
+    if run.key is None:
+        raise UserError(f"{site} draws at random in train mode: give apply a key, or build the network with drop=False")
+    key = jax.random.fold_in(run.key, zlib.crc32(site.encode()))
+    kept = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))

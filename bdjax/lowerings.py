@@ -81,9 +81,9 @@ def kernel_gradient(formulation: Formulation, x: Array, g: Array, stride: int, p
 
 
 # XLA's CPU compiler rewrites a convolution to the layout its fast kernels take (batch, space, channels in the images, space,
-# in, out in the kernel) in the entry computation only; in the body of a loop any other falls to naive loops, 20 to 100 times
-# slower (jax-ml/jax#12868; jax 0.10 and 0.11). JAX's own transposes are in other layouts; these two are the same sums, asked
-# for in that one.
+# in, out in the kernel) in the entry computation only; in the body of a loop any other falls to naive loops, tens of times
+# slower (jax-ml/jax#12868; jax 0.10 and 0.11; benchmarks/results/population_scaling_cpu_cnn.md). JAX's own transposes are in
+# other layouts; these two are the same sums, asked for in that one.
 
 
 def canonical_input_gradient(g: Array, kernel: Array, stride: int, padding: int, size: tuple[int, int]) -> Array:
@@ -96,13 +96,20 @@ def canonical_input_gradient(g: Array, kernel: Array, stride: int, padding: int,
     return lax.conv_general_dilated(g, turned, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=_LAYOUT)
 
 
-def canonical_kernel_gradient(x: Array, g: Array, stride: int, padding: int, window: tuple[int, int]) -> Array:
-    """The kernel gradient as a native convolution of channels with channels; the batch is summed over like input channels."""
+def canonical_kernel_gradient(
+    x: Array, g: Array, stride: int, padding: int, window: tuple[int, int], *, move_first: bool = True
+) -> Array:
+    """The kernel gradient as a native convolution of channels with channels; the batch is summed over like input channels.
+
+    With ``move_first`` the operands are moved in memory on their own: else the moves are fused with what made x and g, and both
+    are computed again in the wrong order.
+    """
     pads = []
     for length, out, k in zip(x.shape[1:3], g.shape[1:3], window, strict=True):
         pads.append((padding, k - 1 + stride * (out - 1) + 1 - length - padding))
-    # Moved in memory first: else the moves are fused with what made x and g, and both are computed again in the wrong order.
-    by_channel, as_kernel = lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))
+    by_channel, as_kernel = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
+    if move_first:
+        by_channel, as_kernel = lax.optimization_barrier((by_channel, as_kernel))
     dilation = (stride, stride)
     y = lax.conv_general_dilated(by_channel, as_kernel, (1, 1), pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT)
     return y.transpose(1, 2, 0, 3)

@@ -12,8 +12,8 @@ import optax
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.errors import UserError, choose
 from bdjax.keys import Stream, step_key, stream
-from bdjax.layers import at_least_float32
 from bdjax.loops import epochs, steps, tell
+from bdjax.normalisation import at_least_float32
 from bdjax.types import Array, Attack, Key, Member, Model, Recipe, Split, Variables
 
 AUGMENT = ("after", "before", "own", "none")

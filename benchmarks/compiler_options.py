@@ -16,7 +16,7 @@ import optax
 
 from bdjax.models import MODELS
 from bdjax.training import cross_entropy, sgd
-from benchmarks.measure import seconds, synthetic, write
+from benchmarks.measure import network, seconds, synthetic, write
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 DOT, REDUCE, ELEMENTWISE, CONVOLUTION = (
@@ -38,22 +38,22 @@ OPTIONS: dict[str, dict[str, str | bool]] = {
 def main() -> None:
     """Measure every option on every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["preactresnet18:16:32:64", "cnn:16:32:128", "cnn:8:16:128"])
+    parser.add_argument(
+        "--networks", nargs="+", type=network, default=["preactresnet18:16:32:64", "cnn:16:32:128", "cnn:8:16:128"]
+    )
     parser.add_argument("--lowering", default="mixed")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     rows: list[dict[str, object]] = []
-    for network in args.networks:
-        name, *numbers = network.split(":")
-        width, size, batch = map(int, numbers)
+    for one in args.networks:
         calls, first, best = {}, {}, {}
         for option, compiler_options in OPTIONS.items():
-            call = _step(name, width, size, batch, args.lowering, compiler_options)
+            call = _step(*one, args.lowering, compiler_options)
             try:
                 first[option] = seconds(call, 0)[0]
             except jax.errors.JaxRuntimeError as error:
-                rows.append({"network": network, "options": option, "failed": str(error).splitlines()[0][:80]})
+                rows.append({"network": str(one), "options": option, "failed": str(error).splitlines()[0][:80]})
                 continue
             calls[option], best[option] = call, float("inf")
         for _ in range(args.rounds):
@@ -62,7 +62,7 @@ def main() -> None:
         for option, took in best.items():
             ratio = best["default"] / took
             rows.append(
-                {"network": network, "options": option, "img/s": batch / took, "vs default": ratio, "first s": first[option]}
+                {"network": str(one), "options": option, "img/s": one.batch / took, "vs default": ratio, "first s": first[option]}
             )
         write(
             args.out,

@@ -21,8 +21,7 @@ from bdjax.evaluation import evaluator
 from bdjax.experiment import Subject, attack_member, defend_member
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, members, run, size
-from bdjax.training import trainer
-from benchmarks.measure import badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, write
+from benchmarks.measure import badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, training_of, write
 
 LOWERINGS = ("unrolled", "native", "patches", "mixed")
 
@@ -97,11 +96,8 @@ class Suite:
     def train(self, dtype: str, lowering: str, count: int) -> dict[str, float]:
         model, execution = self.model(dtype, lowering)
         rows = self.args.batch * self.args.steps
-        fit = trainer(model, self.attack, rows)
+        function = training_of(model, self.attack, rows)
         stack, _ = members(range(count), [0.1], rows)
-
-        def function(member, data):
-            return fit(member, data.train, data.stamped, data.assets)
 
         first, later = seconds(lambda: run(function, stack, (self.data,), execution), 3)
         rate = count * rows / min(later)

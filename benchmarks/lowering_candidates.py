@@ -61,7 +61,8 @@ def candidates(shape: Shape, direction: str, batch: int) -> Iterator[Candidate]:
         one = functools.partial(_canonical, shape=shape, direction=direction)
         yield from (Candidate("canonical", one), Candidate("canonical, in a scan", one, "scan"))
     if shape.kind == "dense" and direction == "kernel gradient":
-        yield Candidate("canonical, moved first", functools.partial(_moved_first, shape=shape))
+        moved = functools.partial(_canonical, shape=shape, direction=direction, move_first=True)
+        yield Candidate("canonical, moved first", moved)
         if shape.stride == 1:
             rows = functools.partial(_row_products, shape=shape)
             yield from (Candidate("row products", rows), Candidate("row products, vmap", rows, "vmap"))
@@ -246,21 +247,12 @@ def _phases(g: Array, k: Array, shape: Shape) -> Array:
     return whole[:, p : p + n, p : p + n]
 
 
-def _canonical(a: Array, b: Array, shape: Shape, direction: str) -> Array:
+def _canonical(a: Array, b: Array, shape: Shape, direction: str, move_first: bool = False) -> Array:
     """The gradients in the one layout that XLA's CPU compiler keeps fast inside loops."""
     if direction == "input gradient":
         return lowerings.canonical_input_gradient(a, b, shape.stride, shape.padding, (shape.size, shape.size))
-    return lowerings.canonical_kernel_gradient(a, b, shape.stride, shape.padding, (shape.window, shape.window))
-
-
-def _moved_first(x: Array, g: Array, shape: Shape) -> Array:
-    """The canonical kernel gradient with both operands really moved in memory, not fused into what made them."""
-    s, p = shape.stride, shape.padding
-    right = shape.window - 1 + s * (shape.output_size - 1) + 1 - shape.size - p
-    moved_x, moved_g = lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))
-    layout = ("NHWC", "HWIO", "NHWC")
-    k = lax.conv_general_dilated(moved_x, moved_g, (1, 1), [(p, right)] * 2, rhs_dilation=(s, s), dimension_numbers=layout)
-    return k.transpose(1, 2, 0, 3)
+    window = (shape.window, shape.window)
+    return lowerings.canonical_kernel_gradient(a, b, shape.stride, shape.padding, window, move_first=move_first)
 
 
 def _row_products(x: Array, g: Array, shape: Shape) -> Array:

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -19,7 +19,8 @@ import bdjax
 from bdjax.attacks import ATTACKS
 from bdjax.experiment import Data, stage
 from bdjax.keys import root
-from bdjax.types import Attack, Dataset, DataSpec, Split
+from bdjax.training import Trained, trainer
+from bdjax.types import Attack, Dataset, DataSpec, Member, Model, Split
 
 
 def synthetic(rows: int, test_rows: int, size: int = 32, classes: int = 10) -> Dataset:
@@ -40,6 +41,37 @@ def badnets_on(dataset: Dataset, *, epochs: int, batch: int) -> tuple[Attack, Da
     return attack, stage(attack, dataset, root())
 
 
+def training_of(model: Model, attack: Attack, rows: int) -> Callable[..., Trained]:
+    """The training of one member as the population runs it, without evaluation: ``f(member, data: Data) -> Trained``."""
+    train = trainer(model, attack, rows)
+
+    def function(member: Member, data: Data) -> Trained:
+        return train(member, data.train, data.stamped, data.assets)
+
+    return function
+
+
+class Network(NamedTuple):
+    """What a benchmark builds, written ``name:width:size:batch`` on the command line."""
+
+    name: str
+    width: int
+    size: int
+    batch: int
+
+    def __str__(self) -> str:
+        return ":".join(map(str, self))
+
+
+def network(text: str) -> Network:
+    """A network from its text, for ``argparse``."""
+    name, *numbers = text.split(":")
+    return Network(name, *map(int, numbers))
+
+
+NETWORKS = tuple(network(text) for text in ("preactresnet18:16:32:64", "cnn:16:32:128", "cnn:8:16:128"))
+
+
 def seconds(call: Callable[[], Any], repeats: int) -> tuple[float, list[float]]:
     """Time of the first call (with its compilation) and of ``repeats`` further calls, each waited for."""
     times = []
@@ -57,13 +89,27 @@ def matmul_ceiling(size: int, dtype: Any, repeats: int = 10) -> float:
     return 2 * size**3 / min(seconds(lambda: product(a), repeats)[1])
 
 
-def forward_macs(model: Any, size: int) -> float:
-    """Multiply-accumulates of one image's forward pass by the compiler's count of the native network."""
+def forward_macs(model: Model, size: int) -> int:
+    """Multiply-accumulates of one image's forward pass: those of convolutions and matrix products, padding included."""
     native = model.rebuild(lowering="native")
-    variables = jax.eval_shape(native.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    cost = jax.jit(lambda v, x: native.apply(v, x).logits).lower(variables, image).compile().cost_analysis()
-    return float(cost["flops"]) / 2
+    variables = jax.eval_shape(native.init, jax.random.key(0))
+    return _macs(jax.make_jaxpr(lambda v, x: native.apply(v, x).logits)(variables, image).jaxpr)
+
+
+def _macs(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, kernel = equation.primitive.name, [v.aval.shape for v in equation.invars]
+        if name == "conv_general_dilated":
+            channels = equation.params["dimension_numbers"].rhs_spec[0]
+            total += equation.outvars[0].aval.size * int(np.prod(kernel[1])) // kernel[1][channels]
+        elif name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += equation.outvars[0].aval.size * int(np.prod([kernel[0][i] for i in contracted]))
+        inner = [getattr(p, "jaxpr", p) for p in equation.params.values()]
+        total += sum(_macs(p) for p in inner if hasattr(p, "eqns"))
+    return total
 
 
 def machine() -> dict[str, Any]:

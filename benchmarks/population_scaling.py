@@ -16,8 +16,7 @@ import jax
 
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, members, run
-from bdjax.training import trainer
-from benchmarks.measure import badnets_on, seconds, synthetic, write
+from benchmarks.measure import badnets_on, seconds, synthetic, training_of, write
 
 EXECUTIONS = {
     "vmap, native, scan": Execution("vmap", "native", "scan"),
@@ -99,11 +98,8 @@ def _prepared(args: argparse.Namespace, execution: Execution, count: int, steps:
     dataset = synthetic(args.batch * steps, args.batch, args.size)
     attack, data = badnets_on(dataset, epochs=1, batch=args.batch)
     model = adapt(MODELS[args.model](dataset.spec, args.width), execution)
-    train = trainer(model, attack, args.batch * steps)
+    function = training_of(model, attack, args.batch * steps)
     stack, _ = members(range(count), [0.1], args.batch * steps)
-
-    def function(member, data):
-        return train(member, data.train, data.stamped, data.assets)
 
     return (lambda: run(function, stack, (data,), execution)), count * args.batch * steps
 

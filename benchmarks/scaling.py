@@ -20,8 +20,8 @@ from bdjax.evaluation import evaluator
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, default_execution, members, run, take
 from bdjax.population.execute import compiled
-from bdjax.training import trainer
-from benchmarks.measure import badnets_on, seconds, synthetic, write
+from bdjax.population.memory import program_bytes
+from benchmarks.measure import badnets_on, seconds, synthetic, training_of, write
 
 AXES = ("members", "devices", "size", "evaluate")
 
@@ -76,11 +76,8 @@ def _trained(args: argparse.Namespace, execution: Execution, count: int, size: i
     rows = args.batch * args.steps
     dataset = synthetic(rows, args.batch, size)
     attack, data = badnets_on(dataset, epochs=1, batch=args.batch)
-    train = trainer(adapt(MODELS[args.model](dataset.spec, args.width), execution), attack, rows)
+    function = training_of(adapt(MODELS[args.model](dataset.spec, args.width), execution), attack, rows)
     stack, _ = members(range(count), [0.1], rows)
-
-    def function(member, data):
-        return train(member, data.train, data.stamped, data.assets)
 
     row = _timed(lambda: run(function, stack, (data,), execution), count * rows, args.rounds)
     one_program = execution.loop == "scan" and execution.devices == 1
@@ -114,8 +111,7 @@ def _bytes(function: Callable[..., Any], stack: Any, data: Any, execution: Execu
     batched = execution.strategy != "loop"
     if not batched:
         stack = jax.tree.map(lambda x: x[0], stack)
-    analysis = compiled(function, batched, 1, 1).lower(stack, data).compile().memory_analysis()
-    return analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return program_bytes(compiled(function, batched, 1, 1).lower(stack, data).compile())
 
 
 def _name(execution: Execution) -> str:

@@ -20,23 +20,23 @@ from jax import lax
 from bdjax import compiler
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, default_execution, members, run
-from bdjax.training import cross_entropy, sgd, trainer
-from benchmarks.measure import badnets_on, seconds, synthetic, write
+from bdjax.training import cross_entropy, sgd
+from benchmarks.measure import badnets_on, network, seconds, synthetic, training_of, write
 
 
 def main() -> None:
     """Measure every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["preactresnet18:16:32:64", "cnn:16:32:128", "cnn:8:16:128"])
+    parser.add_argument(
+        "--networks", nargs="+", type=network, default=["preactresnet18:16:32:64", "cnn:16:32:128", "cnn:8:16:128"]
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=8, help="steps of the whole training program")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for network in args.networks:
-        name, *numbers = network.split(":")
-        width, size, batch = map(int, numbers)
-        calls = _programs(name, width, size, batch, args.steps)
+    for one in args.networks:
+        calls = _programs(*one, args.steps)
         best = dict.fromkeys(calls, float("inf"))
         for round_number in range(args.rounds + 1):
             for part, (call, steps) in calls.items():
@@ -45,10 +45,10 @@ def main() -> None:
                     best[part] = min(best[part], took)
         whole, before, found = list(best.values())[-1], 0.0, []
         for part, took in best.items():
-            found.append({"network": network, "part": part, "ms": 1e3 * (took - before), "share": (took - before) / whole})
+            found.append({"network": str(one), "part": part, "ms": 1e3 * (took - before), "share": (took - before) / whole})
             before = took
         rows += sorted(found, key=lambda row: -row["ms"])
-        rows.append({"network": network, "part": "whole step", "ms": 1e3 * whole, "share": 1.0})
+        rows.append({"network": str(one), "part": "whole step", "ms": 1e3 * whole, "share": 1.0})
         notes = "Network is name:width:size:batch. A part is the difference of two programs, so small ones may come out negative."
         write(args.out, f"python -m benchmarks.step_parts {shlex.join(sys.argv[1:])}", rows, notes)
 
@@ -106,11 +106,8 @@ def _programs(name: str, width: int, size: int, batch: int, steps: int) -> dict[
 
 def _trained(dataset: Any, model: Any, execution: Execution, batch: int, steps: int) -> Callable[[], Any]:
     attack, data = badnets_on(dataset, epochs=1, batch=batch)
-    train = trainer(model, attack, batch * steps)
+    function = training_of(model, attack, batch * steps)
     stack, _ = members([0], [0.1], batch * steps)
-
-    def function(member: Any, data: Any) -> Any:
-        return train(member, data.train, data.stamped, data.assets)
 
     return lambda: run(function, stack, (data,), execution)
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.layers import Pass, batch_norm, normalise, tap, uniform_fan_in
+from bdjax.layers import Pass, tap, uniform_fan_in
+from bdjax.normalisation import batch_norm, normalise
 
 
 def running(d, dtype=jnp.float32):

@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.layers import Conv, Linear, NormRelu, Pass, at_least_float32, tap
+from bdjax.layers import Conv, Linear, NormAct, Pass, tap
 from bdjax.models.build import build
+from bdjax.normalisation import at_least_float32
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STAGES = 3
@@ -27,7 +28,7 @@ class _Cnn(nn.Module):
             for i in range(1, STAGES + 1):
                 stride = 1 if i == 1 else 2
                 x = Conv(self.width * 2 ** (i - 1), 3, stride, self.lowering, self.dtype, name=f"conv{i}")(x, run)
-                x = NormRelu(self.eps, self.momentum, name=f"bn{i}")(x, run)
+                x = NormAct(self.eps, self.momentum, name=f"bn{i}")(x, run)
                 x = tap(x, f"stage{i}", run)
         if start != "head":
             x = tap(x, "features", run)

@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.layers import Conv, Linear, NormRelu, Pass, at_least_float32, tap
+from bdjax.layers import Conv, Linear, NormAct, Pass, tap
 from bdjax.models.build import build
+from bdjax.normalisation import at_least_float32
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STRIDES, BLOCKS = (1, 2, 2, 2), 2
@@ -24,9 +25,9 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
         conv = functools.partial(Conv, lowering=self.lowering, dtype=self.dtype)
-        a = NormRelu(self.eps, self.momentum, name="bn1")(x, run)
+        a = NormAct(self.eps, self.momentum, name="bn1")(x, run)
         y = conv(self.features, 3, self.stride, name="conv1")(a, run)
-        y = NormRelu(self.eps, self.momentum, name="bn2")(y, run)
+        y = NormAct(self.eps, self.momentum, name="bn2")(y, run)
         y = conv(self.features, 3, 1, name="conv2")(y, run)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv(self.features, 1, self.stride, name="shortcut_0")(a, run)

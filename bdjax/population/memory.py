@@ -40,13 +40,22 @@ def footprint(
 
     def bytes_of(n: int) -> int:
         program = compiled(function, True, 1, len(shared)).lower(take(stacked, np.zeros(n, np.int32)), *shared).compile()  # type: ignore[attr-defined]
-        analysis = program.memory_analysis()
-        if analysis is None:
-            raise UserError(f"the compiler of platform {jax.default_backend()!r} gives no memory analysis; set --chunk")
-        return analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+        return program_bytes(program)
 
     one, two = bytes_of(1), bytes_of(2)
     return Footprint(max(2 * one - two, 0), max(two - one, 1))
+
+
+def program_bytes(program: Any) -> int:
+    """Device bytes that a compiled program needs at once: arguments, results and temporaries.
+
+    Raises:
+      UserError: the compiler does not tell.
+    """
+    analysis = program.memory_analysis()
+    if analysis is None:
+        raise UserError(f"the compiler of platform {jax.default_backend()!r} gives no memory analysis; set --chunk")
+    return analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
 
 
 def device_memory() -> int:

@@ -48,7 +48,7 @@ def tuning_key(model: Model, batch: int, candidates: Sequence[Execution] | None)
     device = jax.local_devices()[0]
     return {
         "platform": device.platform,
-        "device": _processor() if device.platform == "cpu" else device.device_kind,
+        "device": processor() if device.platform == "cpu" else device.device_kind,
         "devices": jax.local_device_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "model": model.name,
@@ -75,7 +75,7 @@ def compute_dtype(model: Model) -> str:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """The name of the processor: JAX calls every one "cpu", and machines may share a cache folder."""
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bdjax.population.remember import processor
+
 PACKAGES = ("bdjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -55,17 +57,8 @@ def device() -> str:
     devices = jax.local_devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
-        kind = f"CPU {_cpu_name()} ({os.cpu_count()} cores)"
+        kind = f"CPU {processor()} ({os.cpu_count()} cores)"
     return kind if len(devices) == 1 else f"{len(devices)} x {kind}"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 class Timed(NamedTuple):

@@ -1,0 +1,114 @@
+"""Batch-norm with a mask over rows, unbiased running variance and a gradient in closed form."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bdjax.types import Array
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype in which statistics and losses are computed: float32 for narrower ones, float64 where a check runs in it."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def row(vector: Array, x: Array) -> Array:
+    """The vector f[d] with as many axes as ``x`` f[… d], for broadcasting over all but the last."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def batch_norm(
+    x: Array, mask: Array | None, running: Mapping[str, Array], scale: Array, bias: Array, eps: float, momentum: float
+) -> tuple[Array, dict[str, Array]]:
+    """Normalise with the mean and biased variance of the rows with mask 1, and let the running statistics follow.
+
+    The running variance takes the *unbiased* variance, n / (n - 1), as PyTorch's does; n = rows * positions. With no row at
+    all the result is finite and meaningless: callers discard such a step. The gradient is the closed form, in reverse mode
+    of any order; mask and running statistics are constants in it, the new running statistics too.
+
+    Args:
+      x: f[b h w d].
+      mask: f[b] of 0 and 1, or None for all rows. All rows are normalised.
+      running: {"mean": f[d], "var": f[d]}. Its mean is also where the moments are taken about, which keeps their
+        precision in one pass over ``x``.
+      scale: f[d].
+      bias: f[d].
+      eps: added to the variance.
+      momentum: weight of the new value in the running statistics.
+
+    Returns:
+      f[b h w d], new running statistics.
+    """
+    dtype = at_least_float32(x.dtype)
+    shift = lax.stop_gradient(running["mean"]).astype(dtype)
+    weight = None if mask is None else mask.astype(dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    y, mean, var = _batch_norm(eps, x, weight, shift, scale.astype(dtype), bias.astype(dtype))
+    n = _count(x, weight)
+    unbiased = var * (n / jnp.maximum(n - 1, 1))
+    follow = {"mean": lax.stop_gradient(mean), "var": lax.stop_gradient(unbiased)}
+    return y, {k: (1 - momentum) * running[k] + momentum * follow[k].astype(running[k].dtype) for k in follow}
+
+
+def _count(x: Array, weight: Array | None) -> Array:
+    positions = math.prod(x.shape[1:-1])
+    if weight is None:
+        return jnp.asarray(x.shape[0] * positions, at_least_float32(x.dtype))
+    return jnp.maximum(jnp.sum(weight), 1) * positions
+
+
+def _moments(x: Array, weight: Array | None, shift: Array) -> tuple[Array, Array]:
+    """Mean and biased variance over the rows that count, from the moments about ``shift`` f[d]."""
+    axes = tuple(range(x.ndim - 1))
+    away = x.astype(shift.dtype) - row(shift, x)
+    weighted = away if weight is None else away * weight
+    n = _count(x, weight)
+    mean, square = jnp.sum(weighted, axes) / n, jnp.sum(weighted * away, axes) / n
+    return shift + mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _batch_norm_forward(
+    eps: float, x: Array, weight: Array | None, shift: Array, scale: Array, bias: Array
+) -> tuple[tuple[Array, Array, Array], Any]:
+    mean, var = _moments(x, weight, shift)
+    return (normalise(x, mean, var, scale, bias, eps), mean, var), (x, weight, shift, scale, mean, var)
+
+
+# The forward pass is plain code, not a call of `_batch_norm`: a second derivative goes through the moments it saves.
+_batch_norm = jax.custom_vjp(lambda *arguments: _batch_norm_forward(*arguments)[0], nondiff_argnums=(0,))
+
+
+def _batch_norm_backward(eps: float, saved: Any, cotangent: Any) -> tuple[Any, ...]:
+    x, weight, shift, scale, mean, var = saved
+    axes = tuple(range(x.ndim - 1))
+    g = cotangent[0].astype(mean.dtype)  # nobody differentiates the statistics: `batch_norm` stops their gradient
+    centred = x.astype(mean.dtype) - row(mean, x)
+    inverse = lax.rsqrt(var + jnp.asarray(eps, var.dtype))
+    to_bias = jnp.sum(g, axes)
+    to_scale = jnp.sum(g * centred, axes) * inverse
+    # dx = scale / std * (g - weight / n * (sum g + x_hat * sum (g x_hat))), every row in `g`, the rows that count in the rest
+    n = _count(x, weight)
+    through_mean, through_var = to_bias / n, to_scale * inverse / n
+    through = row(through_mean, x) + centred * row(through_var, x)
+    to_x = row(scale * inverse, x) * (g - (through if weight is None else through * weight))
+    no_weight = None if weight is None else jnp.zeros_like(weight)
+    return to_x.astype(x.dtype), no_weight, jnp.zeros_like(shift), to_scale, to_bias
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, eps: float) -> Array:
+    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, in ``x``'s dtype.
+
+    One multiplication and one addition in at least float32: a factor and an offset rounded to bfloat16 would shift whole
+    channels by more than the rounding of the result.
+    """
+    factor = scale * lax.rsqrt(var + jnp.asarray(eps, var.dtype))
+    offset = bias - mean * factor
+    wide = at_least_float32(x.dtype)
+    y = x.astype(wide) * row(factor.astype(wide), x) + row(offset.astype(wide), x)
+    return y.astype(x.dtype)
