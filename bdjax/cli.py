@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from bdjax.errors import UserError, choose
+from bdjax.interop.commands import export_torch, import_torch
 from bdjax.sweep.flags import Executed, Scenario, execution_of, grid_of, pairs
 from bdjax.sweep.plan import Grid
 
@@ -84,6 +85,7 @@ def plan(
     executed: Executed,
     *,
     file: str | None = None,
+    data_dir: str | None = None,
     scale: Literal["full", "small"] = "full",
     only: tuple[str, ...] = (),
     limit_cells: int | None = None,
@@ -101,6 +103,7 @@ def plan(
       scenario: what would run.
       executed: how.
       file: Python file of a sweep; without one, the plan is of `run` with the same flags.
+      data_dir: folder of the data archives, which tell which edition is at hand; default: the environment's BDJAX_DATA_DIR.
       scale: which grid of the file.
       only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
       limit_cells: number of cells at most.
@@ -122,6 +125,7 @@ def plan(
         measuring=Measuring(tune, 60.0 if budget is None else budget, refresh, memory),
         only=pairs(only, "--only"),
         limit=_at_least_one(limit_cells),
+        data_dir=data_dir,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(_json(plain(found)) if json else "\n".join(lines(found)))
@@ -160,20 +164,27 @@ def ls(what: Literal["attacks", "defenses", "models", "datasets"], /, *, json: b
 
 
 def data(
-    action: Literal["prepare"], name: str, /, *, data_dir: str | None = None, via: Literal["archive", "tfds"] = "archive"
+    action: Literal["prepare"],
+    name: str,
+    /,
+    *,
+    data_dir: str | None = None,
+    via: Literal["archive", "tfds"] = "archive",
+    download: bool = False,
 ) -> int:
     """Check the archives of a data set and write its cached arrays: bdjax data prepare NAME.
 
     Args:
       action: what to do.
-      name: data set.
+      name: data set, or the path of a folder with one.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
       via: read the archives directly or through tensorflow-datasets.
+      download: fetch the official archives first, where they are missing.
     """
     from bdjax.data import prepare
 
     choose("action", action, ("prepare",))
-    print(f"{name} is prepared in {prepare(name, data_dir, via=via)}")
+    print(f"{name} is prepared in {prepare(name, data_dir, via=via, download=download)}")
     return 0
 
 
@@ -196,6 +207,8 @@ COMMANDS = {
     "check": check,
     "data": data,
     "report": report,
+    "import-torch": import_torch,
+    "export-torch": export_torch,
 }
 
 

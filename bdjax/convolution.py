@@ -8,6 +8,8 @@ members squared (jax-ml/jax#13800). The others keep a population fast:
 * ``"unrolled"``: native convolutions, repeated per member by a ``vmap`` rule, in values and in both gradients;
 * ``"mixed"``: the same with the formulation that is fastest on a CPU for each shape and each of the three maps, also in loops;
 * ``"patches"``: shifted copies side by side and one matrix product.
+
+In all three a 1x1 convolution is one matrix product.
 """
 
 import functools
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 
 from bdjax.bilinear import mutual_gradients
 from bdjax.errors import choose
-from bdjax.lowerings import Choice, Shape, fastest_on_cpu, native, patches, transposes
+from bdjax.lowerings import Choice, Shape, fastest_on_cpu, native, patches, product, transposes
 from bdjax.types import Array
 
 LOWERINGS = ("native", "unrolled", "mixed", "patches")
@@ -42,6 +44,8 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: int, lowering: st
         return patches(x, kernel, stride, padding)
     if lowering == "native":
         return native(x, kernel, stride, padding)
+    if kernel.shape[:2] == (1, 1) and padding == 0:  # over kernels, vmap makes it a batched product on any platform
+        return product(x, kernel, stride, padding)
     _, h, w, c = x.shape
     shape = Shape((kernel.shape[0], kernel.shape[1]), stride, padding, (h, w), (c, kernel.shape[3]))
     return _maps(shape, fastest_on_cpu(shape) if lowering == "mixed" else transposes(native))[0](x, kernel)

@@ -16,12 +16,13 @@ BATCH = {"cpu": 128, "": 512}
 
 
 class EvalSet(NamedTuple):
-    """Test rows; those with ``attack_labels != labels`` count for ASR and RA."""
+    """Test rows and triggered rows; of these, the ones whose attack label is not their true one count for ASR and RA."""
 
     images: Array  # u8[n h w c]
     labels: Array  # i32[n]
-    triggered: Array | None  # u8[n h w c]; None where the trigger differs between members
-    attack_labels: Array  # i32[n]
+    triggered: Array | None  # u8[m h w c], the test images with the trigger; None where the trigger differs between members
+    attack_labels: Array  # i32[m]
+    truth: Array | None = None  # i32[m]: true labels of the triggered rows; None: they are the test rows, in order
 
 
 class Counts(NamedTuple):
@@ -51,42 +52,41 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
       ``evaluate(variables, test: EvalSet, trigger=None, key=None) -> Counts``.
     """
 
-    def step(shared: Any, counts: Counts, x: tuple[Array, Array]) -> Counts:
+    def step(shared: Any, counts: Counts, x: Array) -> Counts:
         variables, test, trigger, key = shared
-        rows, present = x
-        labels, goals = test.labels[rows], test.attack_labels[rows]
+        n, m = len(test.labels), len(test.attack_labels)
+        clean, other = jnp.minimum(x, n - 1), jnp.minimum(x, m - 1)
+        images, labels, goals = test.images[clean], test.labels[clean], test.attack_labels[other]
+        truth = labels if test.truth is None else test.truth[other]
         if test.triggered is None:
             assert attack is not None, "per-member triggers need the attack"
-            triggered = stamp_images(attack, trigger, key, test.images[rows])
+            triggered = stamp_images(attack, trigger, key, images)
         else:
-            triggered = test.triggered[rows]
-        counted = present & (goals != labels)
-        on_clean, on_triggered = (
-            jnp.argmax(model.apply(variables, to_float(i)).logits, -1) for i in (test.images[rows], triggered)
-        )
+            triggered = test.triggered[other]
+        present, counted = x < n, (x < m) & (goals != truth)
+        on_clean, on_triggered = (jnp.argmax(model.apply(variables, to_float(i)).logits, -1) for i in (images, triggered))
         found = Counts(
             present,
             present & (on_clean == labels),
             counted,
             counted & (on_triggered == goals),
-            counted & (on_triggered == labels),
+            counted & (on_triggered == truth),
         )
         return Counts(*(total + jnp.sum(new, dtype=jnp.int32) for total, new in zip(counts, found, strict=True)))
 
     rows_at_once = BATCH.get(jax.default_backend(), BATCH[""]) if batch is None else batch
 
     @jax.jit
-    def plan(labels: Array) -> tuple[Counts, tuple[Array, Array]]:
-        n = labels.shape[0]
-        size = min(rows_at_once, n)
-        trips = -(-n // size)
-        rows = jnp.arange(trips * size, dtype=jnp.int32)
+    def plan(test: EvalSet) -> tuple[Counts, Array]:
+        rows = max(len(test.labels), len(test.attack_labels))
+        size = min(rows_at_once, rows)
+        trips = -(-rows // size)
         zero = Counts(*(jnp.int32(0) for _ in Counts._fields))
-        return zero, (jnp.minimum(rows, n - 1).reshape(trips, size), (rows < n).reshape(trips, size))
+        return zero, jnp.arange(trips * size, dtype=jnp.int32).reshape(trips, size)
 
     def evaluate(variables: Variables, test: EvalSet, trigger: Any = None, key: Key | None = None) -> Counts:
-        zero, xs = plan(test.labels)
-        return steps(step, zero, xs, (variables, test, trigger, key), model.loop)
+        zero, rows = plan(test)
+        return steps(step, zero, rows, (variables, test, trigger, key), model.loop)
 
     return evaluate
 

@@ -66,6 +66,19 @@ def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
     return Data(train, stamped, EvalSet(test.images, test.labels, triggered, attack.relabel(test.labels)), assets)
 
 
+def stage_stored(dataset: Dataset, triggered: Split, attack_labels: Any) -> Data:
+    """Put a data set and triggered test images that come from elsewhere on the device.
+
+    Args:
+      dataset: host arrays.
+      triggered: images u8[m h w c] with the trigger, and their true labels i32[m].
+      attack_labels: i32[m], what the attacker wants them called.
+    """
+    train, test = (Split(jnp.asarray(s.images), jnp.asarray(s.labels, jnp.int32)) for s in (dataset.train, dataset.test))
+    images, truth, goals = (jnp.asarray(x) for x in (*triggered, attack_labels))
+    return Data(train, None, EvalSet(test.images, test.labels, images, goals.astype(jnp.int32), truth.astype(jnp.int32)), None)
+
+
 def _stamp_all(attack: Attack, trigger: Any, key: Key, images: Any) -> Array:
     stamp = jax.jit(lambda rows: stamp_images(attack, trigger, key, rows))
     parts = [np.asarray(stamp(jnp.asarray(images[i : i + CHUNK]))) for i in range(0, len(images), CHUNK)]

@@ -141,8 +141,6 @@ def transposes(formulation: Formulation) -> Choice:
 
 def fastest_on_cpu(shape: Shape) -> Choice:
     """What was fastest on a CPU with AVX-512, and inside loops (benchmarks/results/lowerings_cpu.md)."""
-    if shape.window == (1, 1) and shape.padding == 0:
-        return transposes(product)
     choice = Choice(native, canonical_input_gradient, canonical_kernel_gradient)
     if shape.stride > 1:
         # The canonical input gradient convolves a map that is mostly zeros.

@@ -19,14 +19,13 @@ decoupled decay ηλ then needs λ / 7. With coupled decay, or at h > 1, no sett
 """
 
 import functools
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax.errors import UserError
+from bdjax.normalisation import at_least_float32
 from bdjax.types import Array
 
 GRID = 7  # positions of the pooled map in each direction
@@ -73,7 +72,7 @@ def _isometry(h: int) -> np.ndarray:
 def fold(weight: A, h: int) -> A:
     """The coordinates U = W Q of full weights; for h >= 7 the weights themselves.
 
-    :class:`PooledLinear` holds them as ``kernel = U.transpose(2, 1, 0).reshape(-1, out)``.
+    The layer behind :func:`pool` holds them as ``kernel = U.transpose(2, 1, 0).reshape(-1, out)``.
 
     Args:
       weight: f[out, c, 49], the pooled positions row by row (PyTorch's [out, 49 c] reshaped).
@@ -113,36 +112,33 @@ def unfold(folded: A, h: int) -> A:
     return folded if h >= GRID else folded @ _isometry(h).T.astype(folded.dtype)
 
 
-class PooledLinear(nn.Module):
-    """Adaptive average pooling to 7x7, then a linear layer with bias, in as few weights as the map can tell apart.
+def pool(x: Array, *, folded: bool = True) -> Array:
+    """Average a map to 7x7 positions and flatten it: what VGG's first linear layer multiplies.
 
-    f[b h h c] -> f[b features], computed in the parameters' dtype. ``kernel`` f[t c, features] with t = min(h, 7)² positions; row
-    t c_count + c belongs to position t (row by row) and channel c. It starts as N(0, std²), the bias at 0.
+    Folded, it gives the coordinates M^(1/2) z instead of the pooled values P z, so that the layer's kernel, f[t c, out] with row
+    t c_count + c for position t (row by row) and channel c, holds U instead of W.
+
+    Args:
+      x: f[b h h c].
+      folded: for h < 7; for larger maps both are the same.
+
+    Returns:
+      f[b, t c] with t = min(h, 7)² positions, 49 if not ``folded``; at least float32.
+
+    Raises:
+      UserError: maps that are not square.
 
     Source: K. Simonyan, A. Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, with the
       pooling to 7x7 that torchvision adds.
-    Differs: below 7x7 the kernel holds the coordinates U of the module's text instead of W: the same function and the same
-      training under SGD. Adam and its kin differ, except at 1x1 with 7 times the rate and ε.
+    Differs: folded, the same function and the same training under SGD with weights N(0, s²) at the start in both. Adam and its
+      kin differ, except at 1x1 with 7 times the rate and ε.
     """
-
-    features: int
-    std: float = 0.01
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        if x.ndim != 4 or x.shape[1] != x.shape[2]:
-            raise UserError(f"PooledLinear needs square maps [b h h c]; given {list(x.shape)}")
-        h, c = x.shape[1], x.shape[-1]
-        shape = (min(h, GRID) ** 2 * c, self.features)
-        kernel = self.param("kernel", _normal, shape, self.std)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        direction = _factors(h)[0] if h < GRID else pool_matrix(h)
-        x = x.astype(kernel.dtype)
-        if h != GRID:
-            matrix = jnp.asarray(direction, kernel.dtype)
-            x = jnp.einsum("sh,tw,bhwc->bstc", matrix, matrix, x)
-        return x.reshape(x.shape[0], -1) @ kernel + bias[None]
-
-
-def _normal(key: Any, shape: tuple[int, ...], std: float) -> Array:
-    return jax.random.normal(key, shape) * std
+    if x.ndim != 4 or x.shape[1] != x.shape[2]:
+        raise UserError(f"pooling to 7x7 needs square maps [b h h c]; given {list(x.shape)}")
+    h = x.shape[1]
+    direction = _factors(h)[0] if folded and h < GRID else pool_matrix(h)
+    x = x.astype(at_least_float32(x.dtype))
+    if h != GRID:
+        matrix = jnp.asarray(direction, x.dtype)
+        x = jnp.einsum("sh,tw,bhwc->bstc", matrix, matrix, x)
+    return x.reshape(x.shape[0], -1)

@@ -91,7 +91,8 @@ class Model(NamedTuple):
     apply: Callable[..., Output]
     # apply(variables, images f32[b h w c] in [0, 1], *, train=False, plug_train=False, mask=None, key=None, record=(),
     #       start=None)
-    #   train: batch statistics over rows with mask 1, new running statistics in Output.variables; key feeds dropout
+    #   train: batch statistics over rows with mask 1, new running statistics in Output.variables; key feeds dropout and
+    #       stochastic depth, and a network that has neither needs none
     #   record: addresses (tensor wanted) or (address, f) pairs (f(tensor, mask) wanted)
     #   start: "features" or "head": `images` is then that tensor and only the rest of the network runs
     rebuild: Callable[..., "Model"]  # (**fields) -> the same network with other static fields
@@ -101,6 +102,7 @@ class Model(NamedTuple):
     width: int
     loop: Loop
     norm_eps: float = 1e-5  # added to the variance in its norms
+    depth: int | None = None  # blocks per stage that it was cut to; None = whole
 
 
 class Recipe(NamedTuple):

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.pooled_linear import PooledLinear, fold, pool_matrix, unfold
+from bdjax.models import vgg19_bn
+from bdjax.pooled_linear import fold, pool, pool_matrix, unfold
+from bdjax.types import DataSpec
 
 C, HIDDEN, CLASSES, BATCH = 3, 6, 4, 5
 
@@ -29,7 +31,7 @@ def head(params, z, keep):
     if "full" in params:
         y = jnp.einsum("bcs,ocs->bo", pooled(z), params["full"]) + params["bias"][None]
     else:
-        y = PooledLinear(HIDDEN).apply({"params": {"kernel": params["kernel"], "bias": params["bias"]}}, z)
+        y = pool(z) @ params["kernel"] + params["bias"]
     return jax.nn.relu(y) * keep @ params["last"]
 
 

@@ -58,13 +58,14 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
         raise
 
 
-def write(folder: Path, splits: Mapping[str, Split], source: Mapping[str, Any]) -> None:
+def write(folder: Path, splits: Mapping[str, Split], source: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> None:
     """Write the splits of a data set; the manifest comes last, so that a half-written folder is no cache.
 
     Args:
       folder: of this data set alone; made if need be.
       splits: {"train", "test"}: images u8[n h w c], labels i32[n], host arrays.
       source: JSON facts that decide whether the cache is still the right one.
+      found: JSON facts about the rows, for :func:`manifest`.
 
     Raises:
       UserError: the folder cannot be written to, or the disk is full.
@@ -79,8 +80,26 @@ def write(folder: Path, splits: Mapping[str, Split], source: Mapping[str, Any]) 
                 host = np.ascontiguousarray(array)
                 replace_file(path, functools.partial(np.save, arr=host, allow_pickle=False))
                 files[path.name] = {"shape": list(host.shape), "dtype": host.dtype.str, "sha256": file_sha256(path)}
-        manifest = {"source": dict(source), "digest": digest(splits["train"], splits["test"]), "files": files}
-        replace_file(folder / MANIFEST, lambda stream: stream.write(json.dumps(manifest, indent=1).encode()))
+        total = digest(splits["train"], splits["test"])
+        content = {"source": dict(source), "found": dict(found or {}), "digest": total, "files": files}
+        replace_file(folder / MANIFEST, lambda stream: stream.write(json.dumps(content, indent=1).encode()))
+
+
+def manifest(folder: Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what :func:`write` noted, without opening the arrays; None: there is no cache for this source, or it is damaged.
+
+    Args:
+      folder: what :func:`write` was given.
+      source: what :func:`write` was given.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        return content if content["source"] == dict(source) else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _name_damage(folder / MANIFEST, str(error))
+        return None
 
 
 def read(folder: Path, source: Mapping[str, Any]) -> tuple[dict[str, Split], str] | None:
@@ -93,27 +112,21 @@ def read(folder: Path, source: Mapping[str, Any]) -> tuple[dict[str, Split], str
     Returns:
       ({"train", "test"}, digest), or None: there is no cache for this source, or it is damaged, which is named on stderr.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        _name_damage(folder / MANIFEST, str(error))
+    content = manifest(folder, source)
+    if content is None:
         return None
     try:
-        if manifest["source"] != dict(source):
-            return None
         splits = {}
         for split in SPLITS:
             arrays = []
             for field in FIELDS:
                 path = folder / f"{split}_{field}.npy"
-                if file_sha256(path) != manifest["files"][path.name]["sha256"]:
+                if file_sha256(path) != content["files"][path.name]["sha256"]:
                     _name_damage(path, "its bytes are not those that were written")
                     return None
                 arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
             splits[split] = Split(*arrays)
-        return splits, str(manifest["digest"])
+        return splits, str(content["digest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         _name_damage(folder, str(error))
         return None

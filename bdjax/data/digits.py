@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from bdjax.data.source import Source
+from bdjax.data.source import Edition, Source
 from bdjax.errors import UserError
 from bdjax.types import DataSpec, Split
 
@@ -97,9 +97,13 @@ def rows(split: str) -> Split:
     return _splits()[split]
 
 
+EDITION = Edition(
+    name="bundled",
+    counts={"train": (142, 145, 142, 146, 145, 146, 145, 143, 139, 144), "test": (36, 37, 35, 37, 36, 36, 36, 36, 35, 36)},
+)
 DIGITS = Source(
     spec=SPEC,
-    counts={"train": (142, 145, 142, 146, 145, 146, 145, 143, 139, 144), "test": (36, 37, 35, 37, 36, 36, 36, 36, 35, 36)},
+    editions=(EDITION,),
     digest="2060777b8bf65855f14225bce1c501bf4c6be2ede641bcfa0cec19db5b2e7a54",
     rows=rows,
 )

@@ -1,24 +1,44 @@
-"""From a name to host arrays: the cache where it holds, the archives where it does not."""
+"""From a name, or a folder of the user's own, to host arrays: the cache where it holds, the archives where it does not."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from bdjax.data import cache as files
+from bdjax.data import archives, folder, prepared
+from bdjax.data.cache import cache_root
+from bdjax.data.download import fetch
 from bdjax.data.reduce import reduced
-from bdjax.data.source import SPLITS, Source, check_archives, check_facts, digest, locate, read_split
+from bdjax.data.source import SPLITS, Source, check_facts, digest
 from bdjax.data.table import DATASETS
-from bdjax.errors import UserError, choose
-from bdjax.types import Dataset, DataSpec, Split
+from bdjax.errors import UserError, choose, unknown
+from bdjax.types import Dataset, DataSpec
 
 VIAS = ("archive", "tfds")
 PathLike = str | os.PathLike[str]
 
 
+def known(name: str) -> str:
+    """Return ``name`` if it is a data set: a name of ``DATASETS``, or the path of an existing folder that holds one.
+
+    Raises:
+      UserError: it is neither; with the nearest name, or what a folder has to hold.
+    """
+    if name not in DATASETS:
+        folder.kind(_folder(name))
+    return name
+
+
 def spec(name: str) -> DataSpec:
-    """Return the static facts of a data set, without reading it; raise :class:`UserError` for an unknown name."""
-    return DATASETS[choose("dataset", name, DATASETS)].spec
+    """Return the static facts of a data set, without reading it (a folder of images is read once, for its mean and deviation).
+
+    Args:
+      name: of ``DATASETS``, or the path of a folder: see :func:`load`.
+
+    Raises:
+      UserError: an unknown name, or a folder that holds no data set.
+    """
+    if name in DATASETS:
+        return DATASETS[name].spec
+    return folder.facts(_folder(name), cache_root(), tuple(DATASETS))[0]
 
 
 def load(
@@ -33,9 +53,11 @@ def load(
     """Load a data set as host arrays, memory-mapped from the cache, which is made from the archives on first use.
 
     Args:
-      name: of ``DATASETS``.
-      data_dir: folder that holds the data set's folder, or that folder itself; None: the environment's BDJAX_DATA_DIR. Its
-        archives are read only if the cache does not hold the data set.
+      name: of ``DATASETS``; or the path of a folder with ``train/<class>/<image>`` and ``test/<class>/<image>``, or of one that
+        :func:`write_arrays` wrote (see :mod:`bdjax.data.folder`).
+      data_dir: folder that holds the folder of the data set's archives, or that folder itself; None: the environment's
+        BDJAX_DATA_DIR. Its archives are read only if the cache does not hold them, but they say which edition is meant. Bundled
+        data and folders have no archives.
       train_images: size of a reduced training set, balanced by class, the same for every seed and in the original order;
         classes <= train_images <= rows. None: all rows.
       test_images: likewise for the test set.
@@ -48,104 +70,119 @@ def load(
     Raises:
       UserError: unknown name, missing, truncated or altered archives, a size out of range, or a cache that cannot be written.
     """
-    source = DATASETS[choose("dataset", name, DATASETS)]
     choose("way to read a data set", via, VIAS)
-    for split, wanted in zip(SPLITS, (train_images, test_images), strict=True):
-        _check_size(source, split, wanted)
-    if source.rows is not None:
-        splits, total = _embedded(source, via)
+    root = cache_root(cache)
+    if name not in DATASETS:
+        _refuse_tfds(name, via)
+        whole = folder.read(_folder(name), root, tuple(DATASETS))
     else:
-        splits, total = _cached(source, data_dir, via, files.cache_root(cache))
+        source = DATASETS[name]
+        for split, wanted in zip(SPLITS, (train_images, test_images), strict=True):
+            _check_size(name, source.spec, split, max(sum(e.counts[split]) for e in source.editions), wanted)
+        if source.rows is not None:
+            whole = _embedded(source, via)
+        else:
+            splits, total = prepared.read(source, data_dir, via, root)
+            whole = Dataset(source.spec, splits["train"], splits["test"], total)
     if train_images is None and test_images is None:
-        return Dataset(source.spec, splits["train"], splits["test"], total)
-    train = reduced("train", splits["train"], source.spec.classes, train_images)
-    test = reduced("test", splits["test"], source.spec.classes, test_images)
-    return Dataset(source.spec, train, test, digest(train, test))
+        return whole
+    for split, rows, wanted in zip(SPLITS, (whole.train, whole.test), (train_images, test_images), strict=True):
+        _check_size(name, whole.spec, split, len(rows.labels), wanted)
+    train = reduced("train", whole.train, whole.spec.classes, train_images)
+    test = reduced("test", whole.test, whole.spec.classes, test_images)
+    return Dataset(whole.spec, train, test, digest(train, test))
 
 
-def sizes(name: str, *, train_images: int | None = None, test_images: int | None = None) -> tuple[int, int]:
-    """Return how many training and test rows :func:`load` would return, without reading any; its arguments and errors."""
-    source = DATASETS[choose("dataset", name, DATASETS)]
+def sizes(
+    name: str,
+    *,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    data_dir: PathLike | None = None,
+    cache: PathLike | None = None,
+) -> tuple[int, int]:
+    """Return how many training and test rows :func:`load` would return, without reading any; its arguments and errors.
+
+    Where neither archives nor cache are at hand, the sizes are those of the official edition, so that a run can be planned on
+    another machine.
+    """
+    root = cache_root(cache)
+    if name not in DATASETS:
+        facts, totals = folder.facts(_folder(name), root, tuple(DATASETS))
+    else:
+        source = DATASETS[name]
+        facts, edition = source.spec, source.editions[0]
+        if source.rows is None:
+            found = prepared.edition_of(source, data_dir, "archive", root) or prepared.edition_of(source, data_dir, "tfds", root)
+            edition = found[0] if found else edition
+        totals = {split: sum(edition.counts[split]) for split in SPLITS}
     for split, wanted in zip(SPLITS, (train_images, test_images), strict=True):
-        _check_size(source, split, wanted)
-    return train_images or sum(source.counts["train"]), test_images or sum(source.counts["test"])
+        _check_size(name, facts, split, totals[split], wanted)
+    return train_images or totals["train"], test_images or totals["test"]
 
 
-def prepare(name: str, data_dir: PathLike | None = None, *, cache: PathLike | None = None, via: str = "archive") -> Path:
+def prepare(
+    name: str, data_dir: PathLike | None = None, *, cache: PathLike | None = None, via: str = "archive", download: bool = False
+) -> Path:
     """Check a data set's archives and write its cached arrays, whether or not they exist already.
 
     Args:
-      name: of ``DATASETS``.
+      name: see :func:`load`.
       data_dir: see :func:`load`.
       cache: see :func:`load`.
       via: see :func:`load`.
+      download: fetch the official archives, checked by digest, if the data directory (or ``downloads`` in the cache, where none
+        is given) does not hold all archives of an edition.
 
     Returns:
       The folder of the cached arrays.
 
     Raises:
-      UserError: see :func:`load`; also for embedded data, which need no preparation.
+      UserError: see :func:`load`; a failed download, which names the address and where to put the file; also for data that need
+        no preparation.
     """
-    source = DATASETS[choose("dataset", name, DATASETS)]
     choose("way to read a data set", via, VIAS)
+    root = cache_root(cache)
+    if name not in DATASETS:
+        _refuse_tfds(name, via)
+        return folder.prepare(_folder(name), root, tuple(DATASETS))
+    source = DATASETS[name]
     if source.rows is not None:
         raise UserError(f"{name} comes with an installed library: there is nothing to prepare.")
-    root = files.cache_root(cache)
-    _build(source, locate(source, data_dir), via, root)
-    return _folder(source, via, root)
+    found = archives.find(source, data_dir, root)
+    if found is None and download:
+        found = archives.target(source, data_dir, root)
+        fetch(source, found)
+    if found is None:
+        raise archives.absent(source, data_dir, root)
+    edition = archives.told_apart(source, found)
+    prepared.build(source, edition, found, via, root)
+    return prepared.place(source, edition, via, root)
 
 
-def _embedded(source: Source, via: str) -> tuple[dict[str, Split], str]:
+def _folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{unknown('dataset', name, DATASETS)} A data set may also be the path of a folder; this is none.")
+    return path
+
+
+def _refuse_tfds(name: str, via: str) -> None:
+    if via != "archive":
+        raise UserError(f"{name} is a folder and has no archives to read via {via!r}.")
+
+
+def _embedded(source: Source, via: str) -> Dataset:
     assert source.rows is not None
     if via != "archive":
         raise UserError(f"{source.spec.name} comes with an installed library and has no archives to read via {via!r}.")
-    splits = {split: check_facts(source, split, source.rows(split)) for split in SPLITS}
-    found = digest(splits["train"], splits["test"])
+    train, test = (check_facts(source, source.editions[0], split, source.rows(split)) for split in SPLITS)
+    found = digest(train, test)
     if source.digest is not None and found != source.digest:
         raise UserError(f"{source.spec.name}: the installed library brings other images (sha256 {found[:12]}...) than expected.")
-    return splits, found
+    return Dataset(source.spec, train, test, found)
 
 
-def _cached(source: Source, data_dir: PathLike | None, via: str, root: Path) -> tuple[dict[str, Split], str]:
-    if data_dir is not None and not Path(data_dir).is_dir():
-        raise UserError(f"the data folder {os.fspath(data_dir)!r} does not exist")
-    folder, facts = _folder(source, via, root), _facts(source, via)
-    found = files.read(folder, facts)
-    if found is None:
-        _build(source, locate(source, data_dir), via, root)
-        found = files.read(folder, facts)
-    if found is None:
-        raise UserError(f"the cache in {folder} cannot be read back after it was written: is the disk sound?")
-    return found
-
-
-def _folder(source: Source, via: str, root: Path) -> Path:
-    return root / "datasets" / f"{source.spec.name}-{via}"
-
-
-def _facts(source: Source, via: str) -> Mapping[str, Any]:
-    return {"name": source.spec.name, "version": source.version, "via": via, "archives": dict(source.archives)}
-
-
-def _build(source: Source, folder: Path, via: str, root: Path) -> None:
-    assert source.encoded is not None
-    with files.written_in(root):  # say so before minutes of decoding
-        _folder(source, via, root).mkdir(parents=True, exist_ok=True)
-    check_archives(source, folder)
-    if via == "tfds":
-        from bdjax.data import tfds_archive  # tensorflow-datasets is asked for only here
-
-        splits = {split: read_split(source, split, tfds_archive.encoded(source, folder, split, root)) for split in SPLITS}
-    else:
-        splits = {split: read_split(source, split, source.encoded(folder, split)) for split in SPLITS}
-    files.write(_folder(source, via, root), splits, _facts(source, via))
-
-
-def _check_size(source: Source, split: str, wanted: int | None) -> None:
-    if wanted is None:
-        return
-    total = sum(source.counts[split])
-    if not source.spec.classes <= wanted <= total:
-        raise UserError(
-            f"{split}_images is {wanted}; {source.spec.name} allows {source.spec.classes} (one per class) to {total} (all rows)."
-        )
+def _check_size(name: str, facts: DataSpec, split: str, total: int, wanted: int | None) -> None:
+    if wanted is not None and not facts.classes <= wanted <= total:
+        raise UserError(f"{split}_images is {wanted}; {name} allows {facts.classes} (one per class) to {total} (all rows).")

@@ -2,6 +2,8 @@
 
 from bdjax.data.cifar10 import CIFAR10
 from bdjax.data.digits import DIGITS
+from bdjax.data.gtsrb import GTSRB
 from bdjax.data.source import Source
+from bdjax.data.tiny_imagenet import TINY_IMAGENET
 
-DATASETS: dict[str, Source] = {"digits": DIGITS, "cifar10": CIFAR10}
+DATASETS: dict[str, Source] = {"digits": DIGITS, "cifar10": CIFAR10, "gtsrb": GTSRB, "tiny_imagenet": TINY_IMAGENET}

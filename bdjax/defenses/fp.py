@@ -197,10 +197,23 @@ def _judge(model: Model, config: Config) -> Callable[..., tuple[Array, tuple[Arr
 
     @jax.jit
     def by_level(variables: Variables, clean: CleanSet, inputs: Array, rank: Array, pruned: Array) -> Array:
-        def correct(p: Array) -> Array:
-            return right(variables, inputs, (rank >= p).astype(inputs.dtype), clean.labels, clean.role == 2)
+        held = clean.role == 2
+        order = jnp.argsort(~held, stable=True).astype(jnp.int32)  # validation rows first: only their batches run
+        size = min(config.batch, len(order))
+        order = jnp.pad(order, (0, -len(order) % size), mode="edge")
+        trips = (jnp.sum(held, dtype=jnp.int32) + size - 1) // size
 
-        return jax.lax.map(correct, pruned, batch_size=max(1, min(len(pruned), HELD // inputs.size)))
+        def correct(p: Array) -> Array:
+            keep = (rank >= p).astype(inputs.dtype)
+
+            def add(trip: Array, total: Array) -> Array:
+                at = trip * size + jnp.arange(size, dtype=jnp.int32)
+                rows = order[at]
+                return total + right(variables, inputs[rows], keep, clean.labels[rows], held[rows] & (at < len(held)))
+
+            return jax.lax.fori_loop(0, trips, add, jnp.int32(0))
+
+        return jax.lax.map(correct, pruned, batch_size=max(1, min(len(pruned), HELD // (size * inputs.shape[1]))))
 
     def again(shared: Any, correct: Array, x: tuple[Array, Array, Array, Array]) -> Array:
         """One batch of one level, augmented anew."""

@@ -27,6 +27,7 @@ def build(
     loop: Loop,
     norm_eps: float,
     rebuild: Callable[..., Model],
+    depth: int | None = None,
 ) -> Model:
     """Wrap a network ``network(x, run, start)`` that normalises nothing itself.
 
@@ -39,6 +40,7 @@ def build(
       loop: how its loops run.
       norm_eps: added to the variance in its norms.
       rebuild: ``(**fields) -> Model``.
+      depth: blocks per stage that it was cut to; None = whole.
     """
 
     def init(key: Key) -> Variables:
@@ -83,7 +85,7 @@ def build(
             after["plug_stats"] = run.plug_stats
         return Output(logits, after, run.taps)
 
-    return Model(init, apply, rebuild, spec, arch, name, width, loop, norm_eps)
+    return Model(init, apply, rebuild, spec, arch, name, width, loop, norm_eps, depth)
 
 
 def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:

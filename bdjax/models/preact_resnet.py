@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bdjax.layers import Conv, Linear, NormAct, Pass, tap
 from bdjax.models.build import build
+from bdjax.models.sizes import check_size, kept
 from bdjax.normalisation import at_least_float32
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
@@ -37,6 +38,7 @@ class _Block(nn.Module):
 class _PreActResNet(nn.Module):
     classes: int
     width: int
+    depth: int | None
     eps: float
     momentum: float
     dtype: Any
@@ -47,7 +49,7 @@ class _PreActResNet(nn.Module):
         if start is None:
             x = Conv(self.width, 3, 1, self.lowering, self.dtype, name="conv1")(x, run)
             for s, stride in enumerate(STRIDES):
-                for b in range(BLOCKS):
+                for b in range(kept(BLOCKS, self.depth)):
                     block = _Block(
                         self.width * 2**s,
                         stride if b == 0 else 1,
@@ -65,10 +67,10 @@ class _PreActResNet(nn.Module):
         return Linear(self.classes, name="linear")(tap(x, "head", run))
 
 
-def _arch() -> ArchSpec:
+def _arch(depth: int | None) -> ArchSpec:
     registered, norms, feeds = [("conv", "conv1")], [], []
     for s, stride in enumerate(STRIDES):
-        for b in range(BLOCKS):
+        for b in range(kept(BLOCKS, depth)):
             block = f"layer{s + 1}_{b}"
             registered += [
                 ("norm", f"{block}/bn1"),
@@ -87,7 +89,7 @@ def _arch() -> ArchSpec:
         feeds=tuple(feeds),
         heads=("linear",),
         stages=tuple(f"stage{s + 1}" for s in range(len(STRIDES))),
-        plug_site="features",
+        plug_site=f"{norms[-2]}/act",  # the input of the last block's convolutions, not of its identity shortcut
     )
 
 
@@ -96,6 +98,7 @@ def preactresnet18(
     spec: DataSpec,
     width: int = 64,
     *,
+    depth: int | None = None,
     norm_eps: float = 1e-5,
     norm_momentum: float = 0.1,
     dtype: Any = None,
@@ -111,23 +114,29 @@ def preactresnet18(
     Args:
       spec: data set facts.
       width: channels of the first stage (64 in the papers).
+      depth: at most so many blocks per stage, under the names of the full network; None = all.
       norm_eps: added to the variance.
       norm_momentum: weight of the new value in the running statistics.
       dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
       lowering: see :mod:`bdjax.convolution`.
       loop: how loops of steps run.
 
+    Raises:
+      UserError: a width or depth below 1.
+
     Source: K. He, X. Zhang, S. Ren, J. Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016.
     Differs: no norm and ReLU after the last block, as in the networks of the backdoor benchmarks.
     """
-    fields = dict(norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
-    network = _PreActResNet(spec.classes, width, norm_eps, norm_momentum, dtype, lowering)
+    check_size("preactresnet18", width, depth)
+    fields = dict(depth=depth, norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
+    network = _PreActResNet(spec.classes, width, depth, norm_eps, norm_momentum, dtype, lowering)
     return build(
         network,
         spec=spec,
-        arch=_arch(),
+        arch=_arch(depth),
         name="preactresnet18",
         width=width,
+        depth=depth,
         loop=loop,
         norm_eps=norm_eps,
         rebuild=lambda **new: preactresnet18(spec, width, **{**fields, **new}),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from bdjax.errors import UserError, unknown
+from bdjax.sweep import imported
 from bdjax.sweep.plugins import factory, source_digest
 from bdjax.types import Attack, Defense, Model
 
@@ -31,6 +32,8 @@ class TrainCell(NamedTuple):
     target: int
     root: int
     precision: str = "float32"  # of bdjax.models.PRECISIONS
+    depth: int | None = None
+    imported: str | None = None  # folder of networks that come from elsewhere, instead of training
 
 
 class DefenseCell(NamedTuple):
@@ -57,13 +60,18 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
       UserError: an unknown name or field.
     """
     from bdjax.attacks import ATTACKS
+    from bdjax.attacks.stored import STORED, stored
     from bdjax.data import spec
-    from bdjax.models import MODELS, PRECISIONS
+    from bdjax.models import PRECISIONS, by_name
 
     facts = spec(cell.dataset)
-    model = MODELS[cell.model](facts, **({} if cell.width is None else {"width": cell.width}))
+    model = by_name(cell.model, facts, width=cell.width, depth=cell.depth)
     if cell.precision != "float32":
         model = model.rebuild(dtype=PRECISIONS[cell.precision])
+    if cell.imported is not None:
+        imported.check(imported.opened(cell.imported), facts, cell.imported)
+        if cell.attack == STORED:
+            return model, stored(imported.stored_config(cell.imported))
     if "target" in cell.attack_config and cell.target not in (0, cell.attack_config["target"]):
         other = cell.attack_config["target"]
         raise UserError(f"target is {cell.target}, and {other} in the configuration of {cell.attack}; give one")
@@ -100,13 +108,15 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
     model, attack = attacked(train)
     told = {
         "schema": SCHEMA,
-        "dataset": {"name": train.dataset, "digest": digest},
-        "model": {"name": model.name, "width": model.width, "precision": train.precision},
+        "dataset": {"name": model.spec.name, "digest": digest},
+        "model": {"name": model.name, "width": model.width, "depth": model.depth, "precision": train.precision},
         "attack": _method(train.attack, attack.config),
         "recipe": attack.recipe._asdict(),
         "profile": train.profile,
         "root": train.root,
     }
+    if train.imported is not None:
+        told["imported"] = imported.digest(train.imported)
     if isinstance(cell, DefenseCell):
         told["defense"] = _method(cell.defense, defended(cell, model).config)
         told["spc"] = cell.spc

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import population
+from bdjax.attacks.stored import STORED
 from bdjax.data import clean_subset
 from bdjax.errors import UserError
-from bdjax.experiment import Data, Subject, attack_member, defend_member, stage
+from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution
-from bdjax.sweep import build, models, provenance, store
+from bdjax.sweep import build, imported, models, provenance, store
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, canonical, member_hash
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row, blank, measured, now, one, told_masks, told_trace
@@ -39,7 +40,10 @@ class Attacked(NamedTuple):
 def place(cell: TrainCell, name: str, dataset: Dataset, execution: Execution) -> Attacked:
     """Put a training cell on the device: build its model and attack, stage its data."""
     model, attack = build.attacked(cell)
-    data = stage(attack, dataset, root(cell.root))
+    if cell.imported is not None and cell.attack == STORED:
+        data = stage_stored(dataset, *imported.stored_images(cell.imported))
+    else:
+        data = stage(attack, dataset, root(cell.root))
     digest = None if data.test.triggered is None else build.array_digest([data.test.triggered])
     return Attacked(cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest)
 
@@ -47,11 +51,11 @@ def place(cell: TrainCell, name: str, dataset: Dataset, execution: Execution) ->
 def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:
     """Train a member set and store its checkpoint, then its rows."""
     cell, attack, rows = attacked.cell, attacked.attack, len(attacked.dataset.train.labels)
-    stacked = _members(attacked, points)
+    stacked = members_of(attacked, points)
     name = build.set_hash([member_hash(point) for point in points])
     counts = np.asarray(stacked.count).tolist()
-    records = [_row(attacked, point, cell, status="ok", poisoned=count) for point, count in zip(points, counts, strict=True)]
-    title = f"{cell.dataset} / {cell.model} / {cell.attack}"
+    records = [row_of(attacked, point, cell, status="ok", poisoned=count) for point, count in zip(points, counts, strict=True)]
+    title = f"{attacked.dataset.spec.name} / {cell.model} / {cell.attack}"
     going = _feasible(attacked, stacked, records)
     execution, batch = attacked.execution, min(attack.recipe.batch, rows)
     per_epoch = rows // batch * batch
@@ -69,7 +73,7 @@ def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
         except UserError:
             raise
         except Exception as error:
-            _fail([records[i] for i in going], error, out, attacked.name, name)
+            fail([records[i] for i in going], error, out, attacked.name, name)
         else:
             trained, counts = jax.device_get(call.result)
             leaves = tuple(jax.tree.leaves(trained.trigger))
@@ -78,7 +82,7 @@ def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
             processed = attack.recipe.epochs * per_epoch * len(going)
             for at, i in enumerate(going):
                 row, mine = records[i], one(trained._replace(variables=None), at)
-                row.update(_timing(call, len(going), execution), images=processed, loss=canonical(mine.loss))
+                row.update(timing(call, len(going), execution), images=processed, loss=canonical(mine.loss))
                 if attacked.trigger_digest is None and leaves:
                     row["trigger_digest"] = build.array_digest(jax.tree.leaves(mine.trigger))
                 if mine.alive:
@@ -86,7 +90,7 @@ def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
                 else:
                     row.update(status="non_finite", reason=f"loss or gradient is not finite from step {mine.stopped} of training")
                     progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
-    store.write_rows(out, attacked.name, name, _stamped(records))
+    store.write_rows(out, attacked.name, name, stamped(records))
     progress.finish(f"{title}: trained, {told(records)}")
 
 
@@ -113,7 +117,7 @@ def repair(
     before, stored = trained
     defense = build.defended(cell, attacked.model)
     base = [before[member_hash(point._replace(hyper={}))] for point in points]
-    title = f"{cell.train.dataset} / {cell.train.model} / {cell.train.attack} / {cell.defense}"
+    title = f"{attacked.dataset.spec.name} / {cell.train.model} / {cell.train.attack} / {cell.defense}"
     title += "" if cell.spc is None else f" / spc {cell.spc}"
     records = [_repair_row(attacked, cell, defense, *pair) for pair in zip(points, base, strict=True)]
     too_few = clean_reason(cell, attacked.dataset, defense)
@@ -131,19 +135,19 @@ def repair(
         except UserError:
             raise
         except Exception as error:
-            _fail([records[i] for i in going], error, out, name, members)
+            fail([records[i] for i in going], error, out, name, members)
         else:
             defended = jax.device_get(call.result)
             for at, i in enumerate(going):
                 row, mine = records[i], one(defended, at)
-                row.update(_timing(call, len(going), execution))
+                row.update(timing(call, len(going), execution))
                 row.update(masks=told_masks(mine.repair.masks), trace=told_trace(mine.repair.trace))
                 if mine.finite and getattr(mine.repair.trace, "alive", True):
                     row.update(measured(mine.counts, base[i]))
                 else:
                     row.update(status="non_finite", reason="the repaired network is not finite")
                     progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
-    store.write_rows(out, name, build.set_hash([row["member"] for row in records]), _stamped(records))
+    store.write_rows(out, name, build.set_hash([row["member"] for row in records]), stamped(records))
     progress.finish(f"{title}: {told(records)}")
 
 
@@ -172,7 +176,7 @@ def clean_reason(cell: DefenseCell, dataset: Dataset, defense: Defense) -> str |
     return clean_subset.infeasible(np.asarray(dataset.train.labels), dataset.spec.classes, cell.spc, defense.validation)
 
 
-def _members(attacked: Attacked, points: Sequence[Point], spc: int = 0) -> Member:
+def members_of(attacked: Attacked, points: Sequence[Point], spc: int = 0) -> Member:
     """The members of these points, stacked, without hyper-parameters."""
     seeds, ratios = list(dict.fromkeys(p.seed for p in points)), list(dict.fromkeys(p.ratio for p in points))
     rows = len(attacked.dataset.train.labels)
@@ -184,7 +188,7 @@ def _subjects(
     attacked: Attacked, defense: Defense, spc: int, points: Sequence[Point], hashes: Sequence[str], stored: models.Stored
 ) -> Subject:
     hyper = jax.tree.map(jnp.asarray, build.stack_hyper(defense, points))
-    member = _members(attacked, points, spc)._replace(hyper=hyper)
+    member = members_of(attacked, points, spc)._replace(hyper=hyper)
     index = [stored.members.index(name) for name in hashes]
     variables, leaves = jax.tree.map(lambda x: jnp.asarray(x[index]), (stored.variables, stored.trigger))
     form = jax.eval_shape(attacked.attack.init, stream(root(attacked.cell.root), Stream.TRIGGER), attacked.data.assets)
@@ -205,14 +209,15 @@ def _feasible(attacked: Attacked, stacked: Member, records: list[Row]) -> list[i
     return [i for i, ok in enumerate(found) if ok]
 
 
-def _row(attacked: Attacked, point: Point, cell: TrainCell | DefenseCell, **fields: Any) -> Row:
+def row_of(attacked: Attacked, point: Point, cell: TrainCell | DefenseCell, **fields: Any) -> Row:
+    """The row of one member of a cell, without what was measured."""
     dataset, train_cell = attacked.dataset, attacked.cell
     config = build.describe(cell, dataset.digest)
     target = getattr(attacked.attack.config, "target", train_cell.target)
     common = dict(
         cell=build.short_hash(config),
         member=member_hash(point),
-        dataset=train_cell.dataset,
+        dataset=dataset.spec.name,
         train_images=len(dataset.train.labels),
         test_images=len(dataset.test.labels),
         model=attacked.model.name,
@@ -222,7 +227,7 @@ def _row(attacked: Attacked, point: Point, cell: TrainCell | DefenseCell, **fiel
         profile=train_cell.profile,
         seed=point.seed,
         ratio=point.ratio,
-        target=int(target),
+        target=None if target is None else int(target),
         hyper=canonical(point.hyper),
         knows_trigger=False,
         knows_test=False,
@@ -239,7 +244,7 @@ def _row(attacked: Attacked, point: Point, cell: TrainCell | DefenseCell, **fiel
 
 def _repair_row(attacked: Attacked, cell: DefenseCell, defense: Defense, point: Point, base: Row) -> Row:
     """The row of a repair before it ran; a member that was not trained passes its status on."""
-    row = _row(attacked, point, cell, defense=cell.defense, spc=cell.spc, status=base["status"], reason=base["reason"])
+    row = row_of(attacked, point, cell, defense=cell.defense, spc=cell.spc, status=base["status"], reason=base["reason"])
     if base["status"] != "ok":
         row["reason"] = f"not trained: {base['reason']}"
     row.update(knows_trigger="triggered" in defense.needs, knows_test="test_accuracy" in defense.needs)
@@ -248,17 +253,19 @@ def _repair_row(attacked: Attacked, cell: DefenseCell, defense: Defense, point: 
     return row
 
 
-def _timing(call: provenance.Timed, members: int, execution: Execution) -> Row:
+def timing(call: provenance.Timed, members: int, execution: Execution) -> Row:
+    """The columns that tell how a call ran."""
     times = {"seconds": call.seconds, "compile_seconds": call.compile_seconds}
     return {**times, "members": members, "execution": canonical(execution)}
 
 
-def _stamped(records: list[Row]) -> list[Row]:
+def stamped(records: list[Row]) -> list[Row]:
+    """Rows with this moment as the time they were made."""
     moment = now()
     return [{**row, "created": moment} for row in records]
 
 
-def _fail(records: list[Row], error: Exception, out: Path, cell: str, members: str) -> None:
+def fail(records: list[Row], error: Exception, out: Path, cell: str, members: str) -> None:
     """Mark rows as failed, say so in one line and keep the traceback beside the records."""
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0] if lines else ''}".strip()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax.attacks.stored import STORED
 from bdjax.data.source import digest
 from bdjax.errors import UserError
 from bdjax.evaluation import stamp_images
@@ -26,7 +27,7 @@ def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Ma
       UserError: the first thing that would stop or spoil a run.
     """
     branches = plan.cells(grid)
-    choices = choices_of(branches, grid, execution, tuned=tuned)
+    choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     folder = store.writable(Path(out))
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
     works = []
@@ -63,7 +64,7 @@ def _shapes(branch: Branch, dataset: Dataset) -> str:
     logits = jax.eval_shape(lambda v, x: model.apply(v, x).logits, variables, rows)
     if logits.shape != (2, spec.classes):
         raise UserError(f"{model.name} gives logits {list(logits.shape)} for 2 images of {spec.classes} classes")
-    if attack.prepare is None:
+    if attack.prepare is None and branch.train.attack != STORED:
         bytes_ = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
         key = stream(root(branch.train.root), Stream.TRIGGER)
         stamped = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)

@@ -5,8 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, unknown
 from bdjax.population import Execution
+from bdjax.sweep import imported
 from bdjax.sweep.plan import Grid
 
 
@@ -32,6 +34,8 @@ class Scenario:
     """corrected (the method as its paper describes it) or reference (as the published code behaves)."""
     width: int | None = None
     """Channels of the model's first stage."""
+    depth: int | None = None
+    """At most so many blocks per stage of the model; default: the whole network."""
     precision: str | None = None
     """float32, or bfloat16 for activations and convolutions (parameters, statistics and losses stay float32)."""
     epochs: int | None = None
@@ -50,6 +54,8 @@ class Scenario:
     """Traced hyper-parameters METHOD.LEAF=V1,V2, e.g. ft.lr=0.01,0.001; every value is a member."""
     root: int | None = None
     """Root of all random draws."""
+    imported: str | None = None
+    """Folder that `bdjax import-torch` wrote: its networks are defended instead of trained ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +93,8 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
             continue
         axis = _AXES.get(field.name, field.name)
         given[axis] = (value,) if field.name in ("dataset", "model", "attack") else value
+    if scenario.imported is not None:
+        given = {**_of_import(scenario.imported), **given}
     grid = dataclasses.replace(base, **given)
     # What the base says of methods that the command line took out goes with them.
     attack, defense = _copy(grid.attack_config, grid.attacks), _copy(grid.defense_config, grid.defenses)
@@ -132,6 +140,19 @@ def pairs(items: Sequence[str], flag: str) -> dict[str, str]:
 
 def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: dict(fields) for name, fields in tree.items() if name in methods}
+
+
+def _of_import(path: str) -> dict[str, Any]:
+    """The axes that an import folder fixes, or gives where the command line says nothing."""
+    found = imported.opened(path)
+    fixed: dict[str, Any] = {"models": (found.model,), "width": found.width, "depth": found.depth}
+    fixed["seeds"] = tuple(dict.fromkeys(seed for seed, _ in found.points))
+    fixed["poison_ratios"] = tuple(dict.fromkeys(ratio for _, ratio in found.points))
+    if found.dataset is not None:
+        fixed["datasets"] = (found.dataset,)
+    if found.triggered is not None:
+        fixed["attacks"] = (STORED,)
+    return fixed
 
 
 def _split(item: str, flag: str) -> tuple[str, str, str]:

@@ -34,7 +34,7 @@ def paper(function: Callable[..., Any]) -> str:
 def _any_spec() -> DataSpec:
     from bdjax.data import spec
 
-    return spec("digits")
+    return spec("cifar10")  # no network is too deep for its images
 
 
 def _attacks() -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, choose, unknown
-from bdjax.sweep import build
+from bdjax.sweep import build, imported
 from bdjax.sweep.build import DefenseCell, TrainCell
 from bdjax.types import PROFILES, Recipe
 
@@ -33,6 +34,8 @@ class Grid:
     profile: str = "corrected"
     width: int | None = None
     """Channels of the model's first stage; None = the model's own."""
+    depth: int | None = None
+    """At most so many blocks per stage; None = the whole network."""
     precision: str = "float32"
     """Of activations and convolutions, see :data:`bdjax.models.PRECISIONS`."""
     epochs: int | None = None
@@ -52,6 +55,8 @@ class Grid:
     """Traced hyper-parameters as a population axis, {defense: {leaf: values}}."""
     root: int = 0
     """Root of all random draws."""
+    imported: str | None = None
+    """Folder that `bdjax import-torch` wrote: its networks take the place of training."""
 
 
 class Branch(NamedTuple):
@@ -67,7 +72,7 @@ def check(grid: Grid) -> Grid:
     Raises:
       UserError: the first mistake, with what is allowed.
     """
-    from bdjax.data import DATASETS
+    from bdjax.data import known
     from bdjax.models import MODELS, PRECISIONS
 
     for axis in ("datasets", "models", "attacks", "poison_ratios", "seeds"):
@@ -78,7 +83,7 @@ def check(grid: Grid) -> Grid:
     _distinct("defenses", grid.defenses)
     _distinct("spc", grid.spc)
     for dataset in grid.datasets:
-        choose("dataset", dataset, DATASETS)
+        known(dataset)
     for model in grid.models:
         choose("model", model, MODELS)
     choose("precision", grid.precision, PRECISIONS)
@@ -92,7 +97,7 @@ def check(grid: Grid) -> Grid:
             raise UserError(f"seed {seed} is too large; allowed: 0 … {2**32 - 1}")
     for count in grid.spc:
         _whole("spc (clean samples per class)", count, 1)
-    for field in ("width", "epochs", "batch", "train_images", "test_images"):
+    for field in ("width", "depth", "epochs", "batch", "train_images", "test_images"):
         if getattr(grid, field) is not None:
             _whole(field.replace("_", " "), getattr(grid, field), 1)
     _whole("root", grid.root, 0)
@@ -103,6 +108,10 @@ def check(grid: Grid) -> Grid:
         choose("recipe field", field, Recipe._fields)
         if field in ("epochs", "batch"):
             raise UserError(f"{field} of the training is a field of the grid (--{field}), not of its recipe")
+    if grid.imported is not None:
+        imported.check_grid(grid)
+    elif STORED in grid.attacks:
+        raise UserError(f"the attack {STORED!r} is that of an import folder: name the folder with --imported")
     return grid
 
 
@@ -130,6 +139,8 @@ def cells(grid: Grid) -> list[Branch]:
                     target=grid.target,
                     root=grid.root,
                     precision=grid.precision,
+                    depth=grid.depth,
+                    imported=grid.imported,
                 )
                 _ratios_fit(train, grid)
                 branches.append(Branch(train, tuple(_defenses(grid, train))))
@@ -195,6 +206,8 @@ def _defenses(grid: Grid, train: TrainCell) -> list[DefenseCell]:
         cell = DefenseCell(train, name, dict(grid.defense_config.get(name, {})), None)
         model, _ = build.attacked(train)
         defense = build.defended(cell, model)
+        if train.attack == STORED and "triggered" in defense.needs:
+            raise UserError(f"{name} sees triggered images: name the attack of the imported networks with --attack")
         build.hyper_points(defense, grid.hyper.get(name, {}), name)
         if defense.needs & {"clean", "triggered"}:
             if not grid.spc:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import population
-from bdjax.data import sizes
 from bdjax.data.clean_subset import rows_per_class
 from bdjax.evaluation import EvalSet
 from bdjax.experiment import Data, attack_member
@@ -17,7 +16,7 @@ from bdjax.sweep import build, plan
 from bdjax.sweep.build import DefenseCell, TrainCell
 from bdjax.sweep.choice import Chosen, chosen, origin, over, training_batch
 from bdjax.sweep.plan import Grid
-from bdjax.sweep.run import member_bytes, size_told
+from bdjax.sweep.run import member_bytes, size_told, sizes_of
 from bdjax.types import Array, Attack, DataSpec, Model, Split
 
 
@@ -85,6 +84,7 @@ def overview(
     measuring: Measuring | None = None,
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
+    data_dir: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Overview:
     """Count what a grid asks for and estimate what it takes; no data are read and nothing that is already recorded is subtracted.
@@ -100,6 +100,7 @@ def overview(
       measuring: what may be measured now; None = as :class:`Measuring` says.
       only: {axis: value}, see :func:`bdjax.sweep.plan.select`.
       limit: number of cells at most.
+      data_dir: folder of the data archives, which tell which edition of a data set is at hand.
       say: told one line per measurement.
 
     Raises:
@@ -112,23 +113,24 @@ def overview(
     needs: dict[Any, tuple[int, int] | None] = {}
     cells = []
     for cell, defenses in branches:
-        rows = sizes(cell.dataset, train_images=grid.train_images, test_images=grid.test_images)
+        rows = sizes_of(grid, cell.dataset, data_dir)
         model, attack = build.attacked(cell)
         batch = training_batch(attack, rows[0])
         if (work := (cell.dataset, cell.model, batch)) not in rated:
             rated[work] = _rated(cell, rows[0], members, execution, tuned, measuring, say)
         choice, found = rated[work]
         kind = (*work, choice.execution.lowering, cell.attack if attack.batch else attack.recipe.augment)
-        if measuring.memory and kind not in needs:
+        if measuring.memory and kind not in needs and cell.imported is None:
             needs[kind] = _bytes(model, attack, rows, choice.execution)
-        images = attack.recipe.epochs * (rows[0] // batch * batch) * members
+        epochs = attack.recipe.epochs if cell.imported is None else 0
+        images = epochs * (rows[0] // batch * batch) * members
         hours = None if found is None else choice.execution.devices / found.rate / 3600
         repairs = tuple(_repairs(defense, model, grid, members, hours) for defense in defenses)
         told = "not measured" if found is None else f"measured on {found.date}"
         each, fitting = needs.get(kind) or (None, None)
         cells.append(
             Training(
-                cell.dataset, cell.model, model.width, cell.attack, batch, attack.recipe.epochs, members, images,
+                model.spec.name, cell.model, model.width, cell.attack, batch, epochs, members, images,
                 member_bytes(model), each, fitting, choice.execution, origin(choice), None if found is None else found.rate, told,
                 None if hours is None else hours * images, repairs,
             )
@@ -171,7 +173,7 @@ def _rated(
     def measure(candidates: list[Execution] | None) -> Tuned | None:
         if not measuring.tune:
             return population.remembered(model, batch, members=members, candidates=candidates)
-        named_say = None if say is None else lambda line: say(f"{cell.dataset} / {cell.model}, batch {batch}: {line}")
+        named_say = None if say is None else lambda line: say(f"{model.spec.name} / {cell.model}, batch {batch}: {line}")
         return population.tune(model, candidates=candidates, say=named_say, **options)
 
     if tuned and not execution:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 
-from bdjax.data import sizes
+from bdjax.data import sizes, spec
 from bdjax.errors import UserError
 from bdjax.population import Execution, device_memory, named
 from bdjax.sweep import build, models, plan, store
+from bdjax.sweep.adopt import adopt
 from bdjax.sweep.cells import clean_reason, place, repair, train
 from bdjax.sweep.choice import Chosen, chosen, origin
 from bdjax.sweep.plan import Branch, Grid
@@ -64,7 +65,7 @@ def run(
       UserError: a mistake in the grid, missing data, a folder that cannot be written.
     """
     out, branches = Path(out), plan.select(plan.cells(grid), only or {}, limit)
-    choices = choices_of(branches, grid, execution, tuned=tuned)
+    choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
     if strict:
         for branch in branches:
@@ -94,21 +95,26 @@ def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
 
 
 def choices_of(
-    branches: Sequence[Branch], grid: Grid, execution: Execution | Mapping[str, Any] | None, *, tuned: bool = True
+    branches: Sequence[Branch],
+    grid: Grid,
+    execution: Execution | Mapping[str, Any] | None,
+    *,
+    tuned: bool = True,
+    data_dir: str | None = None,
 ) -> list[Chosen]:
     """The execution of every branch; raises UserError for one that cannot run here."""
     members, found, choices = len(grid.seeds) * len(grid.poison_ratios), {}, []
     for cell in (branch.train for branch in branches):
         work = (cell.dataset, cell.model, build.attacked(cell)[1].recipe.batch)
         if work not in found:  # attacks share what was tuned
-            found[work] = chosen(cell, rows_of(grid, cell.dataset), members, execution, tuned=tuned)
+            found[work] = chosen(cell, sizes_of(grid, cell.dataset, data_dir)[0], members, execution, tuned=tuned)
         choices.append(found[work])
     return choices
 
 
-def rows_of(grid: Grid, name: str) -> int:
-    """Training rows of a data set of the grid, without reading it."""
-    return sizes(name, train_images=grid.train_images, test_images=grid.test_images)[0]
+def sizes_of(grid: Grid, name: str, data_dir: str | None) -> tuple[int, int]:
+    """Training and test rows of a data set of the grid, without reading them."""
+    return sizes(name, train_images=grid.train_images, test_images=grid.test_images, data_dir=data_dir)
 
 
 def refuse_infeasible(branch: Branch, dataset: Dataset) -> None:
@@ -124,8 +130,9 @@ def _run_branch(work: Work, out: Path, execution: Execution, progress: Progress)
     if not work.training and not work.repairs:
         return
     attacked = place(work.branch.train, work.cell, work.dataset, execution)
+    make = train if work.branch.train.imported is None else adopt
     for points in work.training:
-        train(attacked, points, out, progress)
+        make(attacked, points, out, progress)
     if not work.repairs:
         return
     rows = {row["member"]: row for row in store.latest([row for _, row in store.read_cell(out, work.cell)])}
@@ -210,10 +217,11 @@ def summary(works: Sequence[Work], choices: Sequence[Chosen]) -> list[str]:
         if work.training or work.repairs:
             model, attack = build.attacked(work.branch.train)
             each, shared = member_bytes(model), data_bytes(work.dataset)
+            length = "imported" if work.branch.train.imported else f"{attack.recipe.epochs} epochs"
             lines += [
                 f"{title(work.branch.train)}: width {model.width}, {len(work.dataset.train.labels)} training images, "
-                f"{attack.recipe.epochs} epochs; per member {size_told(each)} of parameters and momentum, shared "
-                f"{size_told(shared)} of images, {size_told(device_memory())} may be used"
+                f"{length}; per member {size_told(each)} of parameters and momentum, shared {size_told(shared)} of images, "
+                f"{size_told(device_memory())} may be used"
             ]
     for work, choice in zip(works, choices, strict=True):
         if work.training or work.repairs:
@@ -225,7 +233,7 @@ def summary(works: Sequence[Work], choices: Sequence[Chosen]) -> list[str]:
 
 def title(cell: build.TrainCell) -> str:
     """A training cell in words."""
-    return f"{cell.dataset} / {cell.model} / {cell.attack}"
+    return f"{spec(cell.dataset).name} / {cell.model} / {cell.attack}"
 
 
 def member_bytes(model: Any) -> int:

@@ -1,54 +1,33 @@
-"""A made-up CIFAR-10: the real layout, 6 training and 2 test rows per class, noise for images."""
+"""Every test has a cache of its own and no data directory; the real archives are decoded once for all tests."""
 
-import hashlib
-import io
-import zipfile
-
-import numpy as np
 import pytest
 
-from bdjax.data.cifar10 import CIFAR10
-from bdjax.data.table import DATASETS
-
-ROWS = {"train": 6, "test": 2}
+from tests.data import made_up
 
 
-def write_archives(folder):
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for split, rows in ROWS.items():
-        with zipfile.ZipFile(folder / f"cifar10-{split}.zip", "w") as archive:
-            for name in CIFAR10.spec.class_names:
-                for number in range(rows):
-                    file = io.BytesIO()
-                    Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "JPEG")
-                    archive.writestr(f"{split}/{name}/{number:04d}.jpg", file.getvalue())
-    (folder / "labels.txt").write_text("\n".join(CIFAR10.spec.class_names) + "\n")
-
-
-def hashes(folder):
-    return {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in CIFAR10.archives}
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch, request):
+    monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    if not request.node.get_closest_marker("real_data"):
+        monkeypatch.delenv("BDJAX_DATA_DIR", raising=False)
 
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """The folder that holds cifar10/; the table's source knows these archives; the cache lies in tmp_path/cache."""
+    """The folder that holds cifar10/, the JPEG edition with 6 training and 2 test rows per class."""
     root = tmp_path / "data"
-    write_archives(root / "cifar10")
-    counts = {split: (rows,) * 10 for split, rows in ROWS.items()}
-    monkeypatch.setitem(DATASETS, "cifar10", CIFAR10._replace(archives=hashes(root / "cifar10"), counts=counts))
-    monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("BDJAX_DATA_DIR", raising=False)
+    made_up.cifar10_jpeg(root / "cifar10")
+    made_up.declare(monkeypatch, "cifar10", "jpeg", root / "cifar10")
     return root
 
 
 @pytest.fixture
 def accept(data_dir, monkeypatch):
     """Declare the archives as they are now to be the right ones (after a test changed what they hold)."""
+    return lambda: made_up.declare(monkeypatch, "cifar10", "jpeg", data_dir / "cifar10")
 
-    def accept():
-        monkeypatch.setitem(DATASETS, "cifar10", DATASETS["cifar10"]._replace(archives=hashes(data_dir / "cifar10")))
 
-    return accept
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory):
+    """One cache for the tests on the real archives: decoding takes seconds."""
+    return tmp_path_factory.mktemp("cache")

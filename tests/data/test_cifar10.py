@@ -1,27 +1,15 @@
-"""CIFAR-10: facts checked on a made-up archive; equal rows through tensorflow-datasets; the real archives where they are."""
+"""CIFAR-10: facts checked on made-up archives of both editions."""
 
 import io
-import shutil
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 
 from bdjax.data import load
-from bdjax.data.arrays import moments
-from bdjax.data.cifar10 import CIFAR10
+from bdjax.data.cifar10 import BATCHES, CIFAR10
 from bdjax.errors import UserError
-
-
-def _rewrite(path, change):
-    """Write the archive again; ``change(name, bytes)`` gives a list of entries for each."""
-    with zipfile.ZipFile(path) as archive:
-        entries = [(name, archive.read(name)) for name in archive.namelist()]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in entries:
-            for new_name, new_data in change(name, data):
-                archive.writestr(new_name, new_data)
+from tests.data import made_up
 
 
 def _wide(name, data):
@@ -37,7 +25,10 @@ def _wide(name, data):
     [
         (lambda name, data: [] if name == "train/cat/0002.jpg" else [(name, data)], "train split has 59 rows, expected 60"),
         (lambda name, data: [(name, data), ("train/cat/x.jpg", data)][: 1 + (name == "train/cat/0002.jpg")], "has 61 rows"),
-        (lambda name, data: [(name.replace("cat/0002", "dog/9"), data)], r"rows per class of the train split are \(6, 6, 6, 5,"),
+        (
+            lambda name, data: [(name.replace("cat/0002", "dog/9"), data)],
+            "in the train split class 3 has 5 rows, expected 6, class 5 has 7 rows, expected 6",
+        ),
         (lambda name, data: [(name, data[:200] if "cat/0002" in name else data)], "row 20 of the train split cannot be read"),
         (lambda name, data: [(name, b"no image")], "row 0 of the train split cannot be read"),
         (lambda name, data: [(name.replace("cat", "cow"), data)], "expected train/<class>/<file>"),
@@ -45,7 +36,7 @@ def _wide(name, data):
     ],
 )
 def test_the_facts_are_checked(data_dir, accept, change, message):
-    _rewrite(data_dir / "cifar10" / "cifar10-train.zip", change)
+    made_up.rewrite(data_dir / "cifar10" / "cifar10-train.zip", change)
     accept()
     with pytest.raises(UserError, match=message):
         load("cifar10", data_dir)
@@ -72,51 +63,52 @@ def test_constants():
     assert spec.pad == 4 and spec.flip is True and len(spec.class_names) == spec.classes == 10
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """One cache for the tests on the real archives: decoding takes seconds."""
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture
+def binary(tmp_path, monkeypatch):
+    """Writes the binary release, with changed files, and returns (data directory, {file: records})."""
+
+    def write(**changes):
+        folder = tmp_path / "binary" / "cifar10"
+        records = made_up.cifar10_binary(folder, **changes)
+        made_up.declare(monkeypatch, "cifar10", "official", folder)
+        return tmp_path / "binary", records
+
+    return write
 
 
-class TestThroughTensorflowDatasets:
-    def test_rows_equal_those_of_the_archive(self, data_dir, tmp_path):
-        pytest.importorskip("tensorflow_datasets")
-        archive, other = load("cifar10", data_dir), load("cifar10", data_dir, via="tfds")
-        for one, two in zip((*archive.train, *archive.test), (*other.train, *other.test), strict=True):
-            np.testing.assert_array_equal(one, two)
-        assert archive.digest == other.digest
-        assert list((tmp_path / "cache" / "tfds").rglob("*.array_record*"))
-        assert "tensorflow" not in sys.modules
-
-    def test_a_damaged_record_file_is_named_and_written_again(self, data_dir, tmp_path, capsys):
-        pytest.importorskip("tensorflow_datasets")
-        expected = load("cifar10", data_dir, via="tfds").digest
-        shutil.rmtree(tmp_path / "cache" / "datasets")
-        [path] = (tmp_path / "cache" / "tfds").rglob("*train.array_record*")
-        path.write_bytes(path.read_bytes()[:40_000])
-        capsys.readouterr()
-        assert load("cifar10", data_dir, via="tfds").digest == expected
-        message = capsys.readouterr().err
-        assert "bdjax: warning:" in message and "it is prepared again" in message
-
-    def test_an_unwritable_folder_is_one_clear_line(self, data_dir, tmp_path):
-        pytest.importorskip("tensorflow_datasets")
-        (tmp_path / "cache").mkdir()
-        (tmp_path / "cache" / "tfds").write_text("not a folder")
-        with pytest.raises(UserError, match="cannot write to the cache folder"):
-            load("cifar10", data_dir, via="tfds")
+def test_the_binary_release_in_the_order_of_the_batches(binary, tmp_path):
+    data_dir, records = binary()
+    dataset = load("cifar10", data_dir)
+    for split, rows in (("train", dataset.train), ("test", dataset.test)):
+        expected = np.concatenate([records[name] for name in BATCHES[split]])
+        np.testing.assert_array_equal(rows.labels, expected[:, 0])
+        planes = expected[:, 1:].reshape(-1, 3, 32, 32)
+        np.testing.assert_array_equal(rows.images, planes.transpose(0, 2, 3, 1))
+    assert dataset.train.images[0, 0, 1, 2] == records["data_batch_1.bin"][0, 1 + 2 * 1024 + 1]  # blue, row 0, column 1
+    assert (tmp_path / "cache" / "datasets" / "cifar10-official-archive" / "manifest.json").is_file()
 
 
-@pytest.mark.real_data
-class TestRealArchives:
-    def test_rows_and_constants(self, cache):
-        dataset = load("cifar10", cache=cache)
-        assert dataset.train.images.shape == (50_000, 32, 32, 3) and dataset.test.images.shape == (10_000, 32, 32, 3)
-        assert (np.diff(dataset.train.labels) >= 0).all()
-        mean, std = moments(np.asarray(dataset.train.images))
-        np.testing.assert_allclose(mean, (0.4913, 0.4821, 0.4465), atol=2e-4)
-        np.testing.assert_allclose(std, (0.2452, 0.2428, 0.2606), atol=2e-4)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data_batch_3.bin": None}, "lacks data_batch_3.bin"),
+        ({"batches.meta.txt": b"a b"}, "batches.meta.txt names the classes a, b; expected airplane"),
+        ({"data_batch_2.bin": bytes(3074)}, "data_batch_2.bin has 3,074 bytes, no multiple of the 3073"),
+        ({"data_batch_2.bin": bytes([10]) + bytes(3072)}, "data_batch_2.bin holds the label 10; allowed are 0 to 9"),
+        ({"data_batch_2.bin": bytes(3073)}, "train split has 49 rows, expected 60"),
+        ({"data_batch_1.bin": bytes(12 * 3073)}, "class 0 has 16 rows, expected 6, class 1 has 4 rows"),
+    ],
+)
+def test_a_wrong_batch_is_named(binary, changes, message):
+    data_dir, _ = binary(**changes)
+    with pytest.raises(UserError, match=message):
+        load("cifar10", data_dir)
 
-    def test_tensorflow_datasets_gives_the_same_rows(self, cache):
-        pytest.importorskip("tensorflow_datasets")
-        assert load("cifar10", cache=cache, via="tfds").digest == load("cifar10", cache=cache).digest
+
+def test_bytes_that_are_no_archive_are_named(binary, monkeypatch):
+    data_dir, _ = binary()
+    path = data_dir / "cifar10" / "cifar-10-binary.tar.gz"
+    path.write_bytes(path.read_bytes()[:5000])
+    made_up.declare(monkeypatch, "cifar10", "official", data_dir / "cifar10")
+    with pytest.raises(UserError, match="cifar10: row 0 of the train split cannot be read"):
+        load("cifar10", data_dir)

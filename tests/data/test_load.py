@@ -42,7 +42,7 @@ def test_later_loads_map_the_cache_and_need_no_archive(data_dir, tmp_path):
     again = load("cifar10")
     assert isinstance(again.train.images, np.memmap) and not again.train.images.flags.writeable
     assert _equal(first, again)
-    assert sorted(file.name for file in (tmp_path / "cache" / "datasets" / "cifar10-archive").iterdir()) == [
+    assert sorted(file.name for file in (tmp_path / "cache" / "datasets" / "cifar10-jpeg-archive").iterdir()) == [
         "manifest.json",
         "test_images.npy",
         "test_labels.npy",
@@ -60,7 +60,7 @@ def test_the_data_directory_comes_from_the_environment(data_dir, monkeypatch):
 
 def test_prepare_writes_the_cache_and_says_where(data_dir, tmp_path):
     folder = prepare("cifar10", data_dir, cache=tmp_path / "elsewhere")
-    assert folder == tmp_path / "elsewhere" / "datasets" / "cifar10-archive" and (folder / "manifest.json").is_file()
+    assert folder == tmp_path / "elsewhere" / "datasets" / "cifar10-jpeg-archive" and (folder / "manifest.json").is_file()
     assert len(load("cifar10", cache=tmp_path / "elsewhere").train.labels) == 60
     with pytest.raises(UserError, match="nothing to prepare"):
         prepare("digits")
@@ -87,7 +87,7 @@ def _flip_byte(file):
 def test_a_damaged_cache_is_named_and_rebuilt(data_dir, tmp_path, capsys, file, damage):
     first = load("cifar10", data_dir)
     expected = [np.array(part) for part in (*first.train, *first.test)]
-    damaged = tmp_path / "cache" / "datasets" / "cifar10-archive" / file
+    damaged = tmp_path / "cache" / "datasets" / "cifar10-jpeg-archive" / file
     if file == "manifest.json" and damage is _flip_byte:
         content = json.loads(damaged.read_bytes())
         content["files"]["train_images.npy"]["sha256"] = "0" * 64
@@ -105,7 +105,7 @@ def test_a_damaged_cache_is_named_and_rebuilt(data_dir, tmp_path, capsys, file, 
 
 def test_a_damaged_cache_without_archives_is_an_error(data_dir, tmp_path, capsys):
     load("cifar10", data_dir)
-    _truncate(tmp_path / "cache" / "datasets" / "cifar10-archive" / "train_images.npy")
+    _truncate(tmp_path / "cache" / "datasets" / "cifar10-jpeg-archive" / "train_images.npy")
     with pytest.raises(UserError, match="bdjax data prepare cifar10 --data-dir DIR"):
         load("cifar10")
     assert "train_images.npy is damaged" in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_a_damaged_cache_without_archives_is_an_error(data_dir, tmp_path, capsys
 
 def test_a_missing_array_file_is_named_and_rebuilt(data_dir, tmp_path, capsys):
     load("cifar10", data_dir)
-    (tmp_path / "cache" / "datasets" / "cifar10-archive" / "test_images.npy").unlink()
+    (tmp_path / "cache" / "datasets" / "cifar10-jpeg-archive" / "test_images.npy").unlink()
     assert len(load("cifar10", data_dir).test.labels) == 20
     assert "test_images.npy" in capsys.readouterr().err
 
@@ -132,7 +132,9 @@ def test_other_archives_are_another_cache(data_dir, accept):
 def test_truncated_archives_are_named(data_dir, tmp_path, file):
     path = data_dir / "cifar10" / file
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError, match=f"{file} .* is truncated or altered"):
+    with pytest.raises(
+        UserError, match=f"{file} .* is truncated or altered: its digest sha256 .* known edition .jpeg sha256 .*again"
+    ):
         load("cifar10", data_dir)
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
@@ -143,7 +145,10 @@ def test_missing_files_say_what_to_run(data_dir, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load("cifar10", tmp_path / "nowhere")
     (data_dir / "cifar10" / "cifar10-test.zip").unlink()
-    with pytest.raises(UserError, match=r"missing in .*: cifar10-test.zip; .* `bdjax data prepare cifar10 --data-dir DIR`"):
+    with pytest.raises(
+        UserError,
+        match=r"missing in .*: cifar10-test.zip \(edition jpeg\) \(found there: .*\); .* `bdjax data prepare cifar10 --data",
+    ):
         load("cifar10", data_dir)
 
 
@@ -175,7 +180,7 @@ def test_a_full_disk_leaves_no_half_written_cache(data_dir, tmp_path, monkeypatc
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left on device"):
             load("cifar10", data_dir)
-    folder = tmp_path / "cache" / "datasets" / "cifar10-archive"
+    folder = tmp_path / "cache" / "datasets" / "cifar10-jpeg-archive"
     assert sorted(file.name for file in folder.iterdir()) == ["train_images.npy", "train_labels.npy"]
     assert len(load("cifar10", data_dir).train.labels) == 60
 

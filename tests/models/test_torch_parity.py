@@ -1,117 +1,160 @@
-"""The networks and one training step against PyTorch, on random weights with batch statistics that are not trivial."""
+"""The networks and two training steps against PyTorch, on random weights with batch statistics that are not trivial."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import tree
 from bdjax.models import MODELS
 from bdjax.training import cross_entropy, sgd
-from bdjax.types import DataSpec
+from tests.networks import DROPPING, MEAN, STD, drawn, spec
+from tests.torch_networks import NETWORKS, benchmarked, published, seen_by, state_dict, torch
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-SPEC = DataSpec("x", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), True, 4)
 LR, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
+FULL = {"preactresnet18": 64, "vgg19_bn": 64, "efficientnet_b3": 40, "mobilenet_v3_large": 16}
+NARROW = {"preactresnet18": 8, "vgg19_bn": 4, "efficientnet_b3": 10, "mobilenet_v3_large": 8}
 
 
-def names(model):
-    """[(our address, name in the reference network)] in both networks' order."""
-    if model.name == "cnn":
-        pairs = [(f"conv{i + 1}", f"features.{3 * i}") for i in range(3)] + [
-            (f"bn{i + 1}", f"features.{3 * i + 1}") for i in range(3)
-        ]
-        return [*pairs, ("linear", "linear")]
-    pairs = [("conv1", "stem"), ("linear", "linear")]
-    for _, address in model.arch.registered[1:]:
-        block, part = address.split("/")
-        stage, index = block.removeprefix("layer").split("_")
-        pairs.append((address, f"blocks.{2 * (int(stage) - 1) + int(index)}.{part.removesuffix('_0')}"))
-    return pairs
+def pair(name, width, size=32, depth=None, **fields):
+    """A network of ours with variables, and the published one with the same weights and statistics."""
+    fields = {**fields, **({"drop": False} if name in DROPPING else {})}
+    model = MODELS[name](spec(size=size), width, depth=depth, **fields)
+    variables = drawn(model)
+    net = NETWORKS[name](10, width, depth)
+    net.load_state_dict(state_dict(variables, published(model)), strict=True)
+    return model, variables, net
 
 
-def to_torch(model, variables):
-    """The reference network with our weights and statistics."""
+def benchmark_pair(name):
+    """A network of ours with variables, and the benchmarks' one."""
     from benchmarks.torch_reference import NETWORKS
 
-    net, state = NETWORKS[model.name](10, model.width), {}
-    for address, name in names(model):
-        leaves = tree.get(variables["params"], address)
-        for leaf, value in leaves.items():
-            value = np.asarray(value)
-            if leaf == "kernel":
-                value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-            state[f"{name}.{'bias' if leaf == 'bias' else 'weight'}"] = torch.tensor(value)
-        if "scale" in leaves:
-            statistics = tree.get(variables["batch_stats"], address)
-            state[f"{name}.running_mean"] = torch.tensor(np.asarray(statistics["mean"]))
-            state[f"{name}.running_var"] = torch.tensor(np.asarray(statistics["var"]))
-            state[f"{name}.num_batches_tracked"] = torch.tensor(0)
-    net.load_state_dict(state, strict=True)
-    return net
+    model = MODELS[name](spec(), 8)
+    variables = drawn(model)
+    net = NETWORKS[name](10, 8)
+    net.load_state_dict(state_dict(variables, benchmarked(model)), strict=True)
+    return model, variables, net
 
 
-@pytest.fixture(params=[("cnn", 8), ("preactresnet18", 8)], ids=lambda p: p[0])
-def pair(request):
-    model = MODELS[request.param[0]](SPEC, request.param[1])
-    variables = model.init(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), 400))
-    draw = lambda x, low, high: jax.random.uniform(next(keys), x.shape, minval=low, maxval=high)  # noqa: E731
-    statistics = {
-        p: draw(x, 0.5, 2.0) if p.endswith("var") else draw(x, -0.5, 0.5)
-        for p, x in tree.flatten(variables["batch_stats"]).items()
-    }
-    norms = {p: draw(x, 0.5, 1.5) for p, x in tree.flatten(variables["params"]).items() if p.endswith("scale")}
-    variables = {
-        "params": tree.replace(variables["params"], norms),
-        "batch_stats": tree.replace(variables["batch_stats"], statistics),
-    }
-    return model, variables, to_torch(model, variables)
-
-
-def batch():
+def batch(size=32):
     generator = np.random.default_rng(0)
-    images, labels = generator.random((8, 32, 32, 3), np.float32), generator.integers(0, 10, 8).astype(np.int32)
-    standard = (images - np.float32(SPEC.mean)) / np.float32(SPEC.std)
+    images, labels = generator.random((8, size, size, 3), np.float32), generator.integers(0, 10, 8).astype(np.int32)
+    standard = (images - np.float32(MEAN)) / np.float32(STD)
     return images, labels, torch.tensor(standard.transpose(0, 3, 1, 2))
 
 
-def test_logits_in_eval_mode(pair):
-    model, variables, net = pair
-    images, _, x = batch()
+def same_logits(model, variables, net, size=32):
+    images, _, x = batch(size)
     with torch.no_grad():
         want = net.eval()(x).numpy()
-    for lowering in ("native", "patches"):
-        got = model.rebuild(lowering=lowering).apply(variables, jnp.asarray(images)).logits
-        assert float(np.max(np.abs(want))) > 0.05
-        np.testing.assert_allclose(got, want, atol=1e-4)
+    assert float(np.std(want)) > 0.05
+    got = jax.jit(lambda v, x: model.apply(v, x).logits)(variables, jnp.asarray(images))
+    np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_two_sgd_steps_in_train_mode(pair):
+@pytest.mark.parametrize("lowering", ["native", "mixed"])
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_in_eval_mode(name, size, lowering):
+    same_logits(*pair(name, NARROW[name], size, lowering=lowering), size)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b3", "mobilenet_v3_large"])
+def test_logits_at_full_width(name):
+    same_logits(*pair(name, FULL[name]))
+
+
+@pytest.mark.parametrize("name", ["cnn", "preactresnet18"])
+def test_logits_of_the_benchmarks_networks(name):
+    same_logits(*benchmark_pair(name))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_modules_come_in_published_order(name):
+    """Keys and shapes at full width, and the registration order of our description."""
+    model = MODELS[name](spec(), FULL[name], **({"fold": False} if name == "vgg19_bn" else {}))
+    with torch.device("meta"):
+        theirs = NETWORKS[name](10, FULL[name]).state_dict()
+    ours = [module for _, module in published(model)]
+    assert list(dict.fromkeys(key.rpartition(".")[0] for key in theirs)) == ours
+    assert len(theirs) == {"preactresnet18": 102, "vgg19_bn": 118, "efficientnet_b3": 574, "mobilenet_v3_large": 312}[name]
+    learned = [value for key, value in theirs.items() if "running" not in key and "num_batches" not in key]
+    leaves = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))["params"])
+    assert sum(value.numel() for value in learned) == sum(leaf.size for leaf in leaves)
+
+
+def two_steps(model, variables, net, names, size=32):
     """Parameters, momentum through the second step, and running statistics."""
-    model, variables, net = pair
-    images, labels, x = batch()
+    images, labels, x = batch(size)
     optimiser = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     rule = sgd(MOMENTUM, DECAY)
     momentum = rule.init(variables["params"])
 
-    def loss(params, statistics):
-        out = model.apply({"params": params, "batch_stats": statistics}, jnp.asarray(images), train=True)
-        return jnp.mean(cross_entropy(out.logits, jnp.asarray(labels))), out.variables["batch_stats"]
+    @jax.jit
+    def slope(params, statistics):
+        def loss(params):
+            out = model.apply({"params": params, "batch_stats": statistics}, jnp.asarray(images), train=True)
+            return jnp.mean(cross_entropy(out.logits, jnp.asarray(labels))), out.variables["batch_stats"]
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
     params, statistics = variables["params"], variables["batch_stats"]
     for _ in range(2):
-        (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, statistics)
+        (value, statistics), gradient = slope(params, statistics)
         direction, momentum = rule.update(gradient, momentum, params)
         params = jax.tree.map(lambda p, d: p - LR * d, params, direction)
         optimiser.zero_grad()
-        theirs = torch.nn.functional.cross_entropy(net.train()(x), torch.tensor(labels.astype(np.int64)))
+        net.train()
+        for module in net.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
+        theirs = torch.nn.functional.cross_entropy(net(x), torch.tensor(labels.astype(np.int64)))
         theirs.backward()
         optimiser.step()
         assert float(value) == pytest.approx(theirs.item(), abs=1e-4)
-    ours = to_torch(model, {"params": params, "batch_stats": statistics}).state_dict()
-    for name, want in net.state_dict().items():
+    return state_dict({"params": params, "batch_stats": statistics}, names), net.state_dict()
+
+
+def agree(ours, theirs, atol=1e-4):
+    for name, want in theirs.items():
         if not name.endswith("num_batches_tracked"):
-            np.testing.assert_allclose(ours[name].numpy(), want.numpy(), atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(ours[name].numpy(), want.numpy(), atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_sgd_steps_in_train_mode(name):
+    depth = 2 if name == "efficientnet_b3" else None
+    model, variables, net = pair(name, NARROW[name], depth=depth)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    ours, theirs = two_steps(model, variables, net, published(model))
+    agree(ours, theirs)
+    moved = [float((theirs[key] - before[key]).abs().max()) for key in theirs if key.endswith(("weight", "running_var"))]
+    assert np.median(moved) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["cnn", "preactresnet18"])
+def test_two_sgd_steps_of_the_benchmarks_networks(name):
+    model, variables, net = benchmark_pair(name)
+    agree(*two_steps(model, variables, net, benchmarked(model)))
+
+
+@pytest.mark.parametrize(("size", "fold"), [(32, True), (64, True), (32, False)])
+def test_two_sgd_steps_of_vgg_from_weights_of_any_kind(size, fold):
+    """PyTorch starts with a first linear layer whose weights differ between the copies of a feature; only their projection on
+    what the map tells apart can be compared where ours is folded."""
+    model, variables, net = pair("vgg19_bn", 4, size, depth=1, fold=fold)
+    first = net.classifier[0].weight
+    unseen = 0.1 * torch.randn(first.shape, generator=torch.Generator().manual_seed(0))
+    if fold:
+        unseen -= torch.tensor(seen_by(variables, unseen.numpy(), (size // 32) ** 2))
+        with torch.no_grad():
+            first += unseen
+    same_logits(model, variables, net, size)
+    ours, theirs = two_steps(model, variables, net, published(model), size)
+    if fold:
+        whole = theirs["classifier.0.weight"].numpy()
+        theirs = {**theirs, "classifier.0.weight": torch.tensor(seen_by(variables, whole, (size // 32) ** 2))}
+        assert float(np.max(np.abs(whole - theirs["classifier.0.weight"].numpy()))) > 0.05
+    agree(ours, theirs)

@@ -6,28 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from bdjax.data.cache import written_in
-from bdjax.data.source import Source
+from bdjax.data.source import Edition, Source
 from bdjax.errors import UserError
 
 
-def encoded(source: Source, folder: Path, split: str, root: Path) -> list[tuple[bytes, int]]:
+def encoded(source: Source, edition: Edition, folder: Path, split: str, root: Path) -> list[tuple[bytes, int]]:
     """Return (image file, label) of every row, in archive order, from a tensorflow-datasets folder that is prepared if need be.
 
     Args:
-      source: the data set, with ``encoded``.
+      source: the data set.
+      edition: the release that its archives are, with ``encoded``.
       folder: of its archives.
       split: "train" or "test".
       root: the cache; the prepared data set lies in its folder ``tfds``. A damaged one is named on stderr and prepared again.
 
     Raises:
-      UserError: tensorflow-datasets is not installed, or the folder cannot be written to.
+      UserError: tensorflow-datasets is not installed, an archive cannot be read, or the folder cannot be written to.
     """
-    try:
-        from bdjax.data.tfds_archive.builder import archive_builder
-    except ImportError as error:
-        raise UserError(f"via 'tfds' needs tensorflow-datasets ({error}): pip install 'bdjax[datasets]'.") from error
-    builder = archive_builder(source, folder, root / "tfds")
-    _prepare(builder)
+    builder = prepared(source, edition, folder, root)
     try:
         return _read(builder, split)
     except (RuntimeError, OSError, ValueError, IndexError) as error:  # what array_record raises for damaged files
@@ -35,16 +31,21 @@ def encoded(source: Source, folder: Path, split: str, root: Path) -> list[tuple[
         print(f"bdjax: warning: {builder.data_path} is damaged ({reason}); it is prepared again", file=sys.stderr)
     with written_in(root / "tfds"):
         shutil.rmtree(builder.data_path)
-    builder = archive_builder(source, folder, root / "tfds")
-    _prepare(builder)
-    return _read(builder, split)
+    return _read(prepared(source, edition, folder, root), split)
 
 
-def _prepare(builder: Any) -> None:
-    import tensorflow_datasets as tfds
+def prepared(source: Source, edition: Edition, folder: Path, root: Path) -> Any:
+    """Return the builder of a data set after it has written its array_record files; arguments and errors of :func:`encoded`."""
+    try:
+        import tensorflow_datasets as tfds
 
+        from bdjax.data.tfds_archive.builder import archive_builder
+    except ImportError as error:
+        raise UserError(f"via 'tfds' needs tensorflow-datasets ({error}): pip install 'bdjax[datasets]'.") from error
+    builder = archive_builder(source, edition, folder, root / "tfds")
     with written_in(Path(builder.data_path)):
         builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    return builder
 
 
 def _read(builder: Any, split: str) -> list[tuple[bytes, int]]:

@@ -8,19 +8,22 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from bdjax.data.source import SPLITS, Source
+from bdjax.data.images import portable
+from bdjax.data.source import SPLITS, UNREADABLE, Edition, Source
+from bdjax.errors import UserError
 
 
 @dataclasses.dataclass(kw_only=True)
 class ArchiveConfig(tfds.core.BuilderConfig):
-    """Which data set is prepared, and from which folder."""
+    """Which data set is prepared, from which edition, and from which folder."""
 
     source: Source
+    edition: Edition
     folder: Path
 
 
 class ArchiveImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Rows in archive order (shuffling is off), each with the bytes of its image file, so that no encoder runs."""
+    """Rows in archive order (shuffling is off), each with the bytes of a JPEG or PNG file, so that no TensorFlow encoder runs."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -42,25 +45,33 @@ class ArchiveImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
-        for row, (data, label) in enumerate(config.source.encoded(config.folder, split)):
-            yield row, {"image": data, "label": label}
+        shape, resize = config.source.spec.image_shape, config.edition.resize
+        row = 0
+        try:
+            for row, (data, label) in enumerate(config.edition.encoded(config.folder, split)):
+                yield row, {"image": portable(data, shape, resize), "label": label}
+        except UserError:
+            raise
+        except UNREADABLE as error:  # not to be taken for a failure to write
+            raise UserError(f"{config.source.spec.name}: the {split} split cannot be read near row {row}: {error}.") from error
 
 
-def archive_builder(source: Source, folder: Path, home: Path) -> ArchiveImages:
-    """Return the builder of a data set.
+def archive_builder(source: Source, edition: Edition, folder: Path, home: Path) -> ArchiveImages:
+    """Return the builder of a data set, not prepared yet; it takes the archives as they are, checked by whoever calls.
 
     Args:
-      source: the data set, with ``encoded``.
+      source: the data set.
+      edition: the release that its archives are, with ``encoded``.
       folder: of its archives.
-      home: where tensorflow-datasets keeps prepared data. The hashes of the archives are part of the name, so that other
-        archives are another data set.
+      home: where tensorflow-datasets keeps prepared data, in ``<data set>/<edition>-<digest>``. The digest is over those of the
+        archives, so that other archives are another folder.
     """
-    facts = repr((source.version, sorted(source.archives.items())))
-    name = f"{source.spec.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
-    config = ArchiveConfig(name=name, source=source, folder=folder)
+    facts = repr((source.version, sorted(edition.archives.items()), sorted(edition.counts.items())))
+    name = f"{edition.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    config = ArchiveConfig(name=name, source=source, edition=edition, folder=folder)
 
     class Archive(ArchiveImages, skip_registration=True):  # type: ignore[call-arg]
-        name = "archive_images"
+        name = source.spec.name
         BUILDER_CONFIGS: ClassVar = [config]  # a configuration the class does not list is warned about
 
     return Archive(config=config, data_dir=home)

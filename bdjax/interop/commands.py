@@ -1,0 +1,128 @@
+"""The two commands of the door to PyTorch: parse, call, print."""
+
+from pathlib import Path
+from typing import Literal
+
+from bdjax.errors import UserError
+from bdjax.sweep.import_folder import Triggered
+
+
+def import_torch(
+    files: tuple[str, ...],
+    /,
+    *,
+    poison_ratio: float,
+    out: str = "bdjax-import",
+    dataset: str | None = None,
+    model: str | None = None,
+    seeds: tuple[int, ...] = (0,),
+    images: bool = True,
+    overwrite: bool = False,
+) -> int:
+    """Bring PyTorch checkpoints in, to be defended and measured like networks trained here.
+
+    Reads BackdoorBench's attack_result.pt and defense_result.pt, plain state dicts (.pt, .pth) and .safetensors; nothing in a
+    file is executed. Then: bdjax run --imported OUT --defense ... --spc ...
+
+    Args:
+      files: one file for all seeds, or one per seed.
+      poison_ratio: share of the training rows that was poisoned, 0 ... 1, for the records.
+      out: folder to write.
+      dataset: data set, or the path of a folder with one; default: what the files say.
+      model: network; default: what the files say, or what their tensors' names tell.
+      seeds: of the members: they decide a defense's clean rows and draws.
+      images: bring the stored triggered test images too, if there are any.
+      overwrite: replace an import folder that exists.
+    """
+    from bdjax.interop.imports import import_torch as bring
+
+    found = bring(
+        files, out, dataset=dataset, model=model, seeds=seeds, ratio=poison_ratio, triggered=images, overwrite=overwrite
+    )
+    depth = "" if found.depth is None else f", depth {found.depth}"
+    count = len(found.variables)
+    told = f"{count} network{'s' if count > 1 else ''} {found.model} (width {found.width}{depth}, {found.classes} classes)"
+    held = (
+        "no triggered images: name our attack with --attack"
+        if found.triggered is None
+        else (f"{len(found.triggered.images):,} triggered test images")
+    )
+    print(f"{told}, {held}, in {out}; defend with: bdjax run --imported {out} --defense ft fp clp")
+    return 0
+
+
+def export_torch(
+    results: str,
+    file: str,
+    /,
+    *,
+    kind: Literal["attack_result", "state_dict", "safetensors"] | None = None,
+    dataset: str | None = None,
+    model: str | None = None,
+    width: int | None = None,
+    attack: str | None = None,
+    defense: str | None = None,
+    spc: int | None = None,
+    seed: int | None = None,
+    poison_ratio: float | None = None,
+    cell: str | None = None,
+    imported: str | None = None,
+    data_dir: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write one trained or repaired network of a folder of results as a PyTorch checkpoint.
+
+    The flags from --dataset to --cell pick the network by its record; they are needed only as far as the folder holds several. An
+    attack_result holds the triggered test images as BackdoorBench does, as PNG files beside it.
+
+    Args:
+      results: folder of a run.
+      file: file to write.
+      kind: default: safetensors if the name ends so, else attack_result for a network without a defense, else state_dict.
+      dataset: data set of the network, or the path of a folder with it.
+      model: network.
+      width: channels of its first stage.
+      attack: attack it was trained with.
+      defense: the repaired network, which is made again from its key; default: as it was trained.
+      spc: clean samples per class the defender held.
+      seed: of the member.
+      poison_ratio: of the member.
+      cell: hash of the cell, as the records tell it.
+      imported: import folder the network came from; what nobody changed then comes out bit for bit.
+      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      overwrite: replace files that exist.
+    """
+    from bdjax.data import load, spec
+    from bdjax.interop.imports import export_torch as write
+    from bdjax.sweep import trained
+    from bdjax.sweep.imported import opened
+
+    named = None if dataset is None else spec(dataset).name
+    wanted = {"dataset": named, "model": model, "width": width, "attack": attack, "defense": defense, "spc": spc, "seed": seed}
+    found = trained.find(results, {**wanted, "ratio": poison_ratio, "cell": cell})
+    row, network = found.row, trained.network(found, dataset)
+    if kind is None:
+        kind = (
+            "safetensors"
+            if Path(file).suffix == ".safetensors"
+            else "attack_result"
+            if row["defense"] == "none"
+            else "state_dict"
+        )
+    variables, triggered, kept = found.variables, None, None
+    if imported is not None:
+        source = opened(imported)
+        if (row["seed"], row["ratio"]) not in source.points:
+            raise UserError(f"{imported} holds no network with seed {row['seed']} and poison ratio {row['ratio']:g}")
+        kept = source.kept[source.network[source.points.index((row["seed"], row["ratio"]))]]
+    if kind == "attack_result" or row["defense"] != "none":
+        images = load(dataset or row["dataset"], data_dir, train_images=row["train_images"], test_images=row["test_images"])
+        if row["defense"] != "none":
+            variables = trained.repaired(found, network, images, imported)
+        if kind == "attack_result":
+            pixels, truth, goals, index = trained.triggered(found, images, imported)
+            triggered = Triggered(pixels, truth, goals, index.astype("int64"), len(images.test.labels))
+    write(file, network, variables, kept=kept, kind=kind, dataset=row["dataset"], triggered=triggered, overwrite=overwrite)
+    about = ", ".join(f"{name} {row[name]}" for name in ("dataset", "model", "attack", "defense", "seed", "ratio"))
+    print(f"{file}: {kind} of {about}")
+    return 0

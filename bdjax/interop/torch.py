@@ -1,0 +1,203 @@
+"""Files of PyTorch and BackdoorBench: ``attack_result.pt``, ``defense_result.pt``, plain state dicts, safetensors.
+
+Only this module and :mod:`bdjax.interop.pickled` need PyTorch, and safetensors files need the safetensors library alone.
+"""
+
+import contextlib
+import pickle
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bdjax.errors import UserError, choose
+from bdjax.interop.attack_images import FOLDER, read_images, write_images
+from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
+from bdjax.interop.pickled import Array, load_pickled, torch_module
+from bdjax.sweep.files import refuse_existing, replacing
+from bdjax.types import Model
+
+KINDS = ("state_dict", "attack_result", "safetensors")
+_THEIR_DATASETS = {"tiny": "tiny_imagenet"}
+_OUR_DATASETS = {ours: theirs for theirs, ours in _THEIR_DATASETS.items()}
+
+
+def read(path: str | Path, *, triggered: bool = True) -> Checkpoint:
+    """Read a checkpoint; nothing in it is run.
+
+    Args:
+      path: ``attack_result.pt`` or ``defense_result.pt`` of BackdoorBench, a plain state dict (``.pt``, ``.pth``), or
+        ``.safetensors``.
+      triggered: read the stored triggered test images too, if there are any.
+
+    Returns:
+      Its tensors as NumPy arrays and what it says about itself.
+
+    Raises:
+      UserError: no such file, a truncated one, one that is no checkpoint or that asks for a Python object other than tensors,
+        numbers, arrays and images; a missing image file; a missing library.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    told = load_pickled(path)
+    if not isinstance(told, Mapping):
+        raise UserError(f"{path} holds a {type(told).__name__}, not a state dict or a result of BackdoorBench")
+    try:
+        if "model" not in told:
+            return Checkpoint(_state(told))
+        stored = told.get("bd_test") if triggered else None
+        return Checkpoint(
+            _state(told["model"]),
+            _fact(told, "model_name", str),
+            _fact(told, "num_classes", int),
+            _image_shape(told.get("img_size")),
+            _dataset(_fact(told, "clean_data", str)),
+            None if stored is None else read_images(stored, path.parent),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _state(tensors: Any) -> dict[str, np.ndarray]:
+    torch = torch_module()
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise UserError(f"it holds a {type(tensors).__name__} where a state dict should be")
+    odd = [name for name, value in tensors.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
+    if odd:
+        names = ", ".join(str(name) for name in list(tensors)[:6])
+        raise UserError(f"it is neither a state dict nor a result of BackdoorBench ({odd[0]!r} is no tensor); it holds {names}")
+    return {name: _array(torch, name, tensor) for name, tensor in tensors.items()}
+
+
+def _array(torch: Any, name: str, tensor: Any) -> np.ndarray:
+    # Stored sparse tensors are not validated by the reader: their indices may point anywhere.
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise UserError(f"{name} is not a plain dense tensor")
+    tensor = tensor.detach()
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+
+def _fact(told: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = told.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise UserError(f"its {name} is {value!r}, not {kind.__name__}")
+    return value
+
+
+def _image_shape(value: Any) -> tuple[int, int, int] | None:
+    if value is None:
+        return None
+    sizes = value.value.tolist() if isinstance(value, Array) else value
+    if not isinstance(sizes, (tuple, list)) or len(sizes) != 3 or not all(isinstance(s, int) and s > 0 for s in sizes):
+        raise UserError(f"its img_size is {sizes!r}, not (height, width, channels)")
+    return (sizes[0], sizes[1], sizes[2])
+
+
+def _dataset(name: str | None) -> str | None:
+    return None if name is None else _THEIR_DATASETS.get(name, name)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise UserError("safetensors files need the safetensors library; install it with: pip install 'bdjax[torch]'") from None
+    return safetensors
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    library = _safetensors()
+    try:
+        with library.safe_open(path, framework="numpy") as file:
+            told = file.metadata() or {}
+            state = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+    except Exception as error:  # the library's own, and those of dtypes NumPy lacks
+        raise UserError(f"{path} is truncated, damaged or no safetensors file: {error}") from None
+    return Checkpoint(state, model=told.get("model"), dataset=told.get("dataset"))
+
+
+def write(
+    path: str | Path,
+    model: Model,
+    state: Mapping[str, np.ndarray],
+    *,
+    kind: str = "state_dict",
+    dataset: str | None = None,
+    triggered: Triggered | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint; it appears complete or not at all.
+
+    Args:
+      path: the file.
+      model: the network, for its name, classes and image size.
+      state: of :func:`bdjax.interop.state.to_state`, in its order.
+      kind: "state_dict" for ``load_state_dict``, "safetensors", or "attack_result" for BackdoorBench, whose loader wants
+        "record" in the path of the file, and its data beside that folder in ``data/<name>``.
+      dataset: name of the data set; None: the model's.
+      triggered: the triggered test images, which "attack_result" needs. They become PNG files in ``bd_test_dataset`` beside the
+        file, and their absolute paths go into it.
+      overwrite: replace a file, and a folder of images, that exist.
+
+    Raises:
+      UserError: the file exists, cannot be written, a library is missing, or images are missing or do not fit.
+    """
+    path, name = Path(path), dataset or model.spec.name
+    choose("kind of checkpoint", kind, KINDS)
+    refuse_existing(path, overwrite)
+    if (path.suffix == ".safetensors") != (kind == "safetensors"):
+        raise UserError(
+            f"the name of a safetensors file ends in .safetensors and no other's does; given {path.name} for a {kind}"
+        )
+    if (triggered is not None) != (kind == "attack_result"):
+        raise UserError("an attack_result needs the triggered test images" if triggered is None else f"a {kind} holds no images")
+    if kind == "safetensors":
+        data = _safetensors().numpy.save(dict(state), metadata={"format": "pt", "model": model.name, "dataset": name})
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+        return
+    torch = torch_module()
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+    if triggered is None:
+        with replacing(path) as temporary:
+            torch.save(tensors, temporary)
+        return
+    check_triggered(triggered, model.spec.image_shape, model.spec.classes)
+    folder = path.parent.absolute() / FOLDER
+    refuse_existing(folder, overwrite)
+    theirs = _OUR_DATASETS.get(name, name)
+    with contextlib.ExitStack() as stack:
+        file, images = stack.enter_context(replacing(path)), stack.enter_context(replacing(folder))  # the file appears last
+        told = {
+            "model_name": model.name,
+            "num_classes": model.spec.classes,
+            "model": tensors,
+            "data_path": f"../data/{theirs}",
+            "img_size": tuple(model.spec.image_shape),
+            "clean_data": theirs,
+            "bd_train": None,
+            "bd_test": write_images(triggered, images, folder),
+            "bd_train_all": None,
+        }
+        torch.save(told, file, pickle_module=_OLD_NAMES, pickle_protocol=2)
+
+
+class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes NumPy's functions under the names that NumPy 1 knows too: the reference runs with that."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        module = getattr(obj, "__module__", None) or ""
+        if not module.startswith("numpy._core"):
+            super().save_global(obj, name)  # type: ignore[misc]
+            return
+        old = module.replace("numpy._core", "numpy.core", 1)
+        self.write(pickle.GLOBAL + f"{old}\n{name or obj.__qualname__}\n".encode())  # type: ignore[attr-defined]
+        self.memoize(obj)  # type: ignore[attr-defined]
+
+
+_OLD_NAMES: Any = types.SimpleNamespace(__name__="pickle", Pickler=_Pickler)

@@ -1,0 +1,63 @@
+"""The training cell of networks that come from elsewhere: they are measured and stored instead of trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from bdjax import population
+from bdjax.errors import UserError
+from bdjax.evaluation import Counts, evaluator
+from bdjax.experiment import Data, Subject
+from bdjax.keys import Stream, stream
+from bdjax.sweep import build, imported, models, provenance, store
+from bdjax.sweep.build import Point, member_hash
+from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told
+from bdjax.sweep.progress import Progress
+from bdjax.sweep.rows import measured, one
+
+
+def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:
+    """Measure imported networks as they are and store them as the trained members of their cell.
+
+    Args:
+      attacked: the training cell on the device.
+      points: seed and ratio of networks in the folder.
+      out: folder of the sweep.
+      progress: told of the beginning and the end.
+    """
+    cell, attack = attacked.cell, attacked.attack
+    assert cell.imported is not None
+    name = build.set_hash([member_hash(point) for point in points])
+    records = [row_of(attacked, point, cell, status="ok", images=0) for point in points]
+    title = f"{attacked.dataset.spec.name} / {cell.model} / {cell.attack} (imported)"
+    progress.start("train", title, epochs=0, images=0, chunks=1)
+    stacked = members_of(attacked, points)
+    networks = [imported.network(cell.imported, point.seed, point.ratio) for point in points]
+    variables = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *networks)
+    keys = jax.vmap(lambda key: stream(key, Stream.TRIGGER))(stacked.key)
+    trigger = jax.vmap(lambda key: attack.init(key, attacked.data.assets))(keys)
+    evaluate = evaluator(attacked.model, attack)
+
+    def measure(subject: Subject, data: Data) -> Counts:
+        return evaluate(subject.variables, data.test, subject.trigger, stream(subject.member.key, Stream.TRIGGER))
+
+    try:
+        subjects = Subject(stacked, variables, trigger)
+        call = provenance.timed(lambda: population.run(measure, subjects, (attacked.data,), attacked.execution))
+    except UserError:
+        raise
+    except Exception as error:
+        fail(records, error, out, attacked.name, name)
+    else:
+        counts = jax.device_get(call.result)
+        leaves = tuple(jax.device_get(jax.tree.leaves(trigger)))
+        stored = models.Stored(tuple(row["member"] for row in records), jax.device_get(variables), leaves)
+        models.save(out, attacked.name, name, stored)
+        for at, row in enumerate(records):
+            row.update(timing(call, len(points), attacked.execution), **measured(one(counts, at)))
+            if attacked.trigger_digest is None and leaves:
+                row["trigger_digest"] = build.array_digest([leaf[at] for leaf in leaves])
+    store.write_rows(out, attacked.name, name, stamped(records))
+    progress.finish(f"{title}: measured, {told(records)}")

@@ -1,0 +1,114 @@
+"""What a sweep asks of a folder of imported networks: its contents, and whether a grid or a data set fits them."""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bdjax.attacks.stored import STORED, Config
+from bdjax.errors import UserError
+from bdjax.sweep.import_folder import Import, load
+from bdjax.types import DataSpec, Split
+
+if TYPE_CHECKING:
+    from bdjax.sweep.plan import Grid
+
+TRAINING = ("epochs", "batch", "recipe")  # fields of a grid that say how networks are trained
+
+
+def opened(path: str) -> Import:
+    """The contents of an import folder, kept while its manifest stays the same."""
+    return _opened(*_stamp(path))
+
+
+def _stamp(path: str) -> tuple[str, int]:
+    manifest = Path(path) / "manifest.json"
+    return str(Path(path).resolve()), manifest.stat().st_mtime_ns if manifest.is_file() else 0
+
+
+@functools.lru_cache(maxsize=2)  # a folder of full VGGs holds gigabytes
+def _opened(path: str, stamp: int) -> Import:
+    return load(path)
+
+
+def digest(path: str) -> str:
+    """sha256 over what of an import folder decides results."""
+    return _digest(*_stamp(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(path: str, stamp: int) -> str:
+    return _opened(path, stamp).digest
+
+
+def check(found: Import, facts: DataSpec, path: str) -> None:
+    """Refuse a data set whose images or classes are not those of imported networks.
+
+    Raises:
+      UserError: they are not.
+    """
+    if found.classes != facts.classes or tuple(found.image_shape) != tuple(facts.image_shape):
+        ours, theirs = ("x".join(map(str, shape)) for shape in (facts.image_shape, found.image_shape))
+        raise UserError(
+            f"{facts.name} has {facts.classes} classes of {ours} images; the networks in {path} were imported for "
+            f"{found.classes} classes of {theirs}"
+        )
+
+
+def stored_images(path: str) -> tuple[Split, np.ndarray]:
+    """The triggered test images of an import folder with their true labels, and their attack labels i32[m].
+
+    Raises:
+      UserError: there are none.
+    """
+    held = opened(path).triggered
+    if held is None:
+        raise UserError(f"{path} holds no triggered test images: name the attack whose trigger is to be used with --attack")
+    return Split(held.images, held.labels), held.attack_labels  # type: ignore[arg-type]
+
+
+def stored_config(path: str) -> Config:
+    """What a record says of the attack behind the stored images."""
+    return _config(*_stamp(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _config(path: str, stamp: int) -> Config:
+    from bdjax.sweep.build import array_digest
+
+    images, goals = stored_images(path)
+    targets = np.unique(np.asarray(goals))
+    return Config(array_digest([images.images, images.labels, goals]), int(targets[0]) if len(targets) == 1 else None)
+
+
+def network(path: str, seed: int, ratio: float) -> Any:
+    """The variables of one imported network, host arrays."""
+    found = opened(path)
+    return found.variables[found.network[found.points.index((seed, ratio))]]
+
+
+def check_grid(grid: "Grid") -> None:
+    """Refuse a grid that asks imported networks to be something else.
+
+    Raises:
+      UserError: another model, seeds or ratios that are not in the folder, settings of a training that does not take place, or
+        no attack to measure them with.
+    """
+    path = str(grid.imported)
+    found = opened(path)
+    if grid.models != (found.model,):
+        raise UserError(f"{path} holds networks {found.model}; given {', '.join(grid.models)}")
+    for field in ("width", "depth"):
+        value = getattr(grid, field)
+        if value != getattr(found, field) and value is not None:
+            raise UserError(f"{path} holds networks of {field} {getattr(found, field)}; given {value}")
+    for field in TRAINING:
+        if getattr(grid, field):
+            raise UserError(f"imported networks are not trained: {field} has no effect")
+    missing = [(s, r) for s in grid.seeds for r in grid.poison_ratios if (s, r) not in found.points]
+    if missing:
+        there = ", ".join(f"seed {seed} ratio {ratio:g}" for seed, ratio in found.points)
+        raise UserError(f"{path} holds no network with seed {missing[0][0]} and poison ratio {missing[0][1]:g}; it holds {there}")
+    if STORED in grid.attacks:
+        stored_images(path)
