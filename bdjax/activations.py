@@ -1,6 +1,7 @@
 """Activations with the gradients that PyTorch has at their kinks.
 
-``jax.nn.relu`` and ``jax.nn.silu`` agree with PyTorch; ``jax.nn.relu6`` and what is built on it have half a slope where they bend.
+``jax.nn.relu`` and ``jax.nn.silu`` agree with PyTorch; ``jax.nn.relu6`` and what is built on it have half a slope where they
+bend.
 """
 
 import jax.numpy as jnp

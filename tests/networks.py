@@ -24,7 +24,18 @@ def reduced(name, size=32, classes=5, **fields):
     return MODELS[name](spec(classes, size), WIDTHS[name], **{**cut, **fields})
 
 
+def activated(model):
+    """Addresses of the activations after norms: all but those that end an inverted residual block."""
+    projections = {}
+    for norm in model.arch.norms:
+        block, _, name = norm.rpartition("/")
+        if name.startswith("block_"):
+            projections[block] = norm
+    return [f"{norm}/act" for norm in model.arch.norms if norm not in projections.values()]
+
+
 def shapes(model):
+    """The variables without numbers."""
     return jax.eval_shape(model.init, jax.random.key(0))
 
 

@@ -21,6 +21,7 @@ from bdjax.experiment import Subject, attack_member, defend_member, stage
 from bdjax.models import MODELS
 from bdjax.population import members
 from bdjax.types import Split
+from tests.networks import PUBLISHED, spec
 from tests.toy import patch_attack
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -91,11 +92,22 @@ def test_a_program_that_calls_the_host_cannot_be_exported():
         exported(lambda x: jax.pure_callback(lambda y: y, x, x), jnp.ones(3))
 
 
+def network(name, lowering, width=2, classes=4):
+    """A shallow network of the table, with what it draws at random in train mode."""
+    fields = {"depth": 1} if name in PUBLISHED else {}
+    return MODELS[name](spec(classes), width, lowering=lowering, **fields)
+
+
+def at_32_pixels(tree):
+    """Its images as abstract ones of 32 pixels, which every network takes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], 32, 32, 3), x.dtype) if x.ndim == 4 else x, tree)
+
+
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("name", MODELS)
-def test_training_and_evaluation_of_one_member(name, lowering, small, toy, stacked):
+def test_training_and_evaluation_of_one_member(name, lowering, toy, stacked):
     attack, data = toy
-    check(exported(attack_member(MODELS[name](small.spec, 2, lowering=lowering), attack, ROWS), one(stacked), data))
+    check(exported(attack_member(network(name, lowering), attack, ROWS), one(stacked), at_32_pixels(data)))
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -107,7 +119,7 @@ def test_training_and_evaluation_of_a_population(lowering, small, toy, stacked):
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_single_training_step_of_a_population(name, lowering, small, toy, stacked, monkeypatch):
+def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, monkeypatch):
     """The step that a dispatched loop compiles, with the arguments it is given there: images and channels of a real size."""
     attack, data = toy
     seen = []
@@ -117,9 +129,8 @@ def test_a_single_training_step_of_a_population(name, lowering, small, toy, stac
         return carry
 
     monkeypatch.setattr(training, "steps", spy)
-    spec = small.spec._replace(image_shape=(32, 32, 3))
-    train = training.trainer(MODELS[name](spec, 16, lowering=lowering), attack, ROWS)
-    images = jax.ShapeDtypeStruct((ROWS, *spec.image_shape), jnp.uint8)
+    train = training.trainer(network(name, lowering, 16), attack, ROWS)
+    images = jax.ShapeDtypeStruct((ROWS, 32, 32, 3), jnp.uint8)
     jax.eval_shape(train, *abstract((one(stacked), data.train._replace(images=images), images, data.assets)))
     step, arguments = seen[0]
 
@@ -131,10 +142,10 @@ def test_a_single_training_step_of_a_population(name, lowering, small, toy, stac
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("name", MODELS)
-def test_evaluation(name, lowering, small, toy, stacked):
-    model, (_, data) = MODELS[name](small.spec, 2, lowering=lowering), toy
+def test_evaluation(name, lowering, toy, stacked):
+    model, (_, data) = network(name, lowering), toy
     variables = jax.eval_shape(jax.vmap(model.init), stacked.key)
-    check(exported(batched(evaluator(model), 0, None), variables, data.test))
+    check(exported(batched(evaluator(model), 0, None), variables, at_32_pixels(data.test)))
 
 
 @pytest.mark.parametrize("name", ATTACKS)

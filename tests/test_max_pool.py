@@ -48,7 +48,8 @@ def test_values_and_gradients_are_pytorchs(seed):
     pooled.backward(torch.tensor(cotangent))
     got, pull = jax.vjp(max_pool, jnp.asarray(x))
     np.testing.assert_array_equal(got, pooled.detach().numpy().transpose(0, 2, 3, 1))
-    np.testing.assert_array_equal(pull(jnp.asarray(cotangent.transpose(0, 2, 3, 1)))[0], theirs.grad.numpy().transpose(0, 2, 3, 1))
+    slope = pull(jnp.asarray(cotangent.transpose(0, 2, 3, 1)))[0]
+    np.testing.assert_array_equal(slope, theirs.grad.numpy().transpose(0, 2, 3, 1))
 
 
 def test_reverse_over_reverse_and_vmap():

@@ -31,7 +31,7 @@ def head(params, z, keep):
     if "full" in params:
         y = jnp.einsum("bcs,ocs->bo", pooled(z), params["full"]) + params["bias"][None]
     else:
-        y = pool(z) @ params["kernel"] + params["bias"]
+        y = pool(z) @ params["kernel"] + params["bias"][None]
     return jax.nn.relu(y) * keep @ params["last"]
 
 
@@ -224,30 +224,73 @@ def test_adam_with_coupled_decay_or_on_larger_maps_does_not_fold():
             assert np.max(np.abs(got - want)) > 1e-4
 
 
-@pytest.mark.parametrize("h", [1, 2, 7, 8])
-def test_initial_weights(h):
-    layer = PooledLinear(64)
-    params = layer.init(jax.random.key(0), jnp.zeros((1, h, h, 128)))["params"]
-    side = min(h, 7)
-    assert params["kernel"].shape == (side * side * 128, 64) and params["bias"].shape == (64,)
-    assert float(jnp.std(params["kernel"])) == pytest.approx(0.01, rel=0.03)
-    assert abs(float(jnp.mean(params["kernel"]))) < 5e-4 and not np.any(params["bias"])
-    if h == 2:  # independent, like what folding independent weights gives
-        full = 0.01 * np.random.default_rng(0).normal(size=(64, 128, 49))
-        for u in (fold(full, h), np.asarray(params["kernel"]).reshape(4, 128, 64).transpose(2, 1, 0)):
-            np.testing.assert_allclose(np.cov(u.reshape(-1, 4).T), 1e-4 * np.eye(4), atol=6e-6)
+@pytest.mark.parametrize("h", [1, 2, 3, 7, 8])
+def test_pooled_values_are_the_pooling_or_its_coordinates(h):
+    with jax.enable_x64(True):
+        z = jax.random.normal(jax.random.key(0), (2, h, h, C), jnp.float64)
+        by_position = pooled(z).transpose(0, 2, 1)  # row t C + c of the kernel belongs to position t and channel c
+        np.testing.assert_allclose(pool(z, folded=False), by_position.reshape(2, -1), rtol=0, atol=1e-14)
+        found = pool(z)
+        assert found.shape == (2, min(h, 7) ** 2 * C)
+        # An isometry: the coordinates have the pooled values' length and products.
+        np.testing.assert_allclose(found @ found.T, (pool(z, folded=False) @ pool(z, folded=False).T), rtol=1e-12)
+    assert pool(jnp.ones((1, h, h, C), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_independent_weights_stay_independent_in_the_coordinates():
+    full = 0.01 * np.random.default_rng(0).normal(size=(64, 128, 49))
+    assert np.std(fold(full, 1)) == pytest.approx(0.01, rel=0.03)
+    np.testing.assert_allclose(np.cov(fold(full, 2).reshape(-1, 4).T), 1e-4 * np.eye(4), atol=6e-6)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_20_steps_of_the_folded_network_are_those_of_the_whole_one(size):
+    """VGG itself, its convolutions frozen: features through pooling, linear layers and dropout by the same keys."""
+    from bdjax.training import sgd as ours
+
+    spec, h = DataSpec("x", (size, size, 3), CLASSES, (0.5,) * 3, (0.25,) * 3, False, 0), size // 32
+    with jax.enable_x64(True):
+        networks = [vgg19_bn(spec, 2, depth=1, fold=fold) for fold in (False, True)]
+        generator = np.random.default_rng(0)
+        shapes = {"classifier_0": (49 * 16, 128), "classifier_3": (128, 128), "classifier_6": (128, CLASSES)}
+        whole = {
+            n: {"kernel": jnp.asarray(generator.normal(0, 0.05, shape)), "bias": jnp.zeros(shape[1])}
+            for n, shape in shapes.items()
+        }
+        first = fold(whole["classifier_0"]["kernel"].reshape(49, 16, 128).transpose(2, 1, 0), h)
+        folded = {**whole, "classifier_0": {**whole["classifier_0"], "kernel": first.transpose(2, 1, 0).reshape(-1, 128)}}
+        rule, found = optax.chain(ours(0.9, 0.05), optax.scale(-0.003)), []
+        z, labels = jnp.asarray(generator.normal(size=(BATCH, h, h, 16))), jnp.arange(BATCH, dtype=jnp.int32) % CLASSES
+        for network, params in zip(networks, (whole, folded), strict=True):
+
+            @jax.jit
+            def step(params, state, key, network=network, rule=rule):
+                def loss(params):
+                    variables = {"params": params, "batch_stats": {}}
+                    logits = network.apply(variables, z, train=True, key=key, start="features").logits
+                    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), logits
+
+                gradient, logits = jax.grad(loss, has_aux=True)(params)
+                change, state = rule.update(gradient, state, params)
+                return optax.apply_updates(params, change), state, logits
+
+            state, logits = rule.init(params), []
+            for key in jax.random.split(jax.random.key(3), 20):
+                params, state, out = step(params, state, key)
+                logits.append(out)
+            found.append(np.stack(logits))
+        assert np.max(np.abs(found[0][-1] - found[0][0])) > 0.1
+        np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-10)
 
 
 def test_no_eigenvalues_are_computed_by_the_program():
-    layer = PooledLinear(HIDDEN)
-    z = jnp.ones((2, 3, 3, C))
-    text = jax.jit(lambda v, z: layer.apply(v, z)).lower(layer.init(jax.random.key(0), z), z).as_text()
+    text = jax.jit(pool).lower(jnp.ones((2, 3, 3, C))).as_text()
     assert "eigh" not in text and "custom_call" not in text
 
 
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="square"):
-        PooledLinear(2).init(jax.random.key(0), jnp.zeros((1, 1, 2, 3)))
+        pool(jnp.zeros((1, 1, 2, 3)))
     with pytest.raises(UserError, match=r"\[out, c, 49\]"):
         fold(np.zeros((2, 3 * 49)), 1)
     with pytest.raises(UserError, match=r"\[out, c, 4\]"):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax import tree
 from bdjax.convolution import LOWERINGS
 from bdjax.defenses import DEFENSES
 from bdjax.errors import UserError
@@ -24,6 +25,7 @@ from bdjax.sweep.flags import Scenario, grid_of
 from bdjax.sweep.plan import Grid
 from bdjax.training import cross_entropy, trainer
 from bdjax.types import CleanSet, DefenderView
+from tests.networks import activated, reduced, shapes
 from tests.toy import data, one, patch_attack
 
 BF16 = jnp.dtype(jnp.bfloat16)
@@ -36,11 +38,11 @@ def dtypes(tree):
 
 
 @pytest.fixture(params=MODELS)
-def network(request, tiny_spec):
+def network(request):
     """A network in bfloat16, its variables and a batch, all abstract."""
-    model = MODELS[request.param](tiny_spec, 4, dtype=BF16)
-    images = jax.ShapeDtypeStruct((ROWS, *tiny_spec.image_shape), jnp.float32)
-    return model, jax.eval_shape(model.init, jax.random.key(0)), images, jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    model = reduced(request.param, dtype=BF16)
+    images = jax.ShapeDtypeStruct((ROWS, *model.spec.image_shape), jnp.float32)
+    return model, shapes(model), images, jax.ShapeDtypeStruct((ROWS,), jnp.int32)
 
 
 def loss(model, params, variables, images, labels):
@@ -52,7 +54,7 @@ def loss(model, params, variables, images, labels):
 def test_every_tensor_between_the_images_and_the_pooling_is_bfloat16(network, train):
     """Convolutions, norms and what they are given (in a residual network the sums), activations, stages."""
     model, variables, images, _ = network
-    norms = [f"{norm}{end}" for norm in model.arch.norms for end in ("/in", "", "/act")]
+    norms = [f"{norm}{end}" for norm in model.arch.norms for end in ("/in", "")] + activated(model)
     convs = [address for kind, address in model.arch.registered if kind == "conv"]
     body = (*convs, *norms, *model.arch.stages, "features")
     out = jax.eval_shape(lambda v, x: model.apply(v, x, train=train, record=(*body, "head")), variables, images)
@@ -67,10 +69,17 @@ def test_convolutions_take_and_give_bfloat16_in_all_three_maps_and_nothing_is_fl
     program = jax.make_jaxpr(slope)(variables["params"], variables, images, labels)
     seen = list(equations(program.jaxpr))
     convolutions = [e for e in seen if e.primitive.name == "conv_general_dilated"]
-    count = sum(kind == "conv" for kind, _ in model.arch.registered)
+    count = len(convolutions_of(model))
     assert len(convolutions) == 3 * count - 1  # nobody asks for the images' gradient
     assert {v.aval.dtype for e in convolutions for v in (*e.invars, *e.outvars)} == {BF16}
     assert not any(getattr(v.aval, "dtype", None) == jnp.float64 for e in seen for v in e.outvars)
+
+
+def convolutions_of(model):
+    """All but the depthwise ones, which are sums of products."""
+    params = shapes(model)["params"]
+    every = [address for kind, address in model.arch.registered if kind == "conv"]
+    return [address for address in every if "block_" not in address or tree.get(params, f"{address}/kernel").shape[0] == 1]
 
 
 def equations(jaxpr):

@@ -1,10 +1,11 @@
 """The two commands of the door to PyTorch: parse, call, print."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bdjax.errors import UserError
-from bdjax.sweep.import_folder import Triggered
 
 
 def import_torch(
@@ -63,6 +64,7 @@ def export_torch(
     attack: str | None = None,
     defense: str | None = None,
     spc: int | None = None,
+    hyper: str | None = None,
     seed: int | None = None,
     poison_ratio: float | None = None,
     cell: str | None = None,
@@ -85,6 +87,7 @@ def export_torch(
       attack: attack it was trained with.
       defense: the repaired network, which is made again from its key; default: as it was trained.
       spc: clean samples per class the defender held.
+      hyper: traced hyper-parameters of the repair as its record tells them, e.g. '{"lr":0.01}'.
       seed: of the member.
       poison_ratio: of the member.
       cell: hash of the cell, as the records tell it.
@@ -95,11 +98,12 @@ def export_torch(
     from bdjax.data import load, spec
     from bdjax.interop.imports import export_torch as write
     from bdjax.sweep import trained
-    from bdjax.sweep.imported import opened
+    from bdjax.sweep.files import refuse_existing
 
+    refuse_existing(Path(file), overwrite)  # before a repair that may take hours
     named = None if dataset is None else spec(dataset).name
     wanted = {"dataset": named, "model": model, "width": width, "attack": attack, "defense": defense, "spc": spc, "seed": seed}
-    found = trained.find(results, {**wanted, "ratio": poison_ratio, "cell": cell})
+    found = trained.find(results, {**wanted, "hyper": _hyper(hyper), "ratio": poison_ratio, "cell": cell})
     row, network = found.row, trained.network(found, dataset)
     if kind is None:
         kind = (
@@ -109,20 +113,44 @@ def export_torch(
             if row["defense"] == "none"
             else "state_dict"
         )
-    variables, triggered, kept = found.variables, None, None
-    if imported is not None:
-        source = opened(imported)
-        if (row["seed"], row["ratio"]) not in source.points:
-            raise UserError(f"{imported} holds no network with seed {row['seed']} and poison ratio {row['ratio']:g}")
-        kept = source.kept[source.network[source.points.index((row["seed"], row["ratio"]))]]
+    variables, triggered, told = found.variables, None, ""
+    kept = None if imported is None else _kept(imported, row)
     if kind == "attack_result" or row["defense"] != "none":
         images = load(dataset or row["dataset"], data_dir, train_images=row["train_images"], test_images=row["test_images"])
         if row["defense"] != "none":
-            variables = trained.repaired(found, network, images, imported)
+            variables, again = trained.repaired(found, network, images, imported)
+            told = "; " + ", ".join(f"{name.upper()} {_fraction(again[name])}" for name in ("acc", "asr"))
+            told += f" (its record: {_fraction(row['acc'])}, {_fraction(row['asr'])})"
         if kind == "attack_result":
-            pixels, truth, goals, index = trained.triggered(found, images, imported)
-            triggered = Triggered(pixels, truth, goals, index.astype("int64"), len(images.test.labels))
+            triggered = trained.triggered(found, images, imported)
     write(file, network, variables, kept=kept, kind=kind, dataset=row["dataset"], triggered=triggered, overwrite=overwrite)
     about = ", ".join(f"{name} {row[name]}" for name in ("dataset", "model", "attack", "defense", "seed", "ratio"))
-    print(f"{file}: {kind} of {about}")
+    print(f"{file}: {kind} of {about}{told}")
     return 0
+
+
+def _hyper(text: str | None) -> str | None:
+    """Hyper-parameters in the form of a record."""
+    from bdjax.sweep.build import canonical
+
+    try:
+        told = None if text is None else json.loads(text)
+    except json.JSONDecodeError:
+        told = text
+    if told is not None and not isinstance(told, dict):
+        raise UserError(f"--hyper takes what a record tells, e.g. '{{\"lr\":0.01}}'; given {text!r}")
+    return None if told is None else canonical(told)
+
+
+def _kept(folder: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an import kept of the file behind a record, for its export."""
+    from bdjax.sweep.import_folder import load
+
+    source = load(folder)
+    if json.loads(row["config"]).get("imported") != source.digest:
+        raise UserError(f"{folder} is not what this network was imported from")
+    return source.kept[source.network[source.points.index((row["seed"], row["ratio"]))]]
+
+
+def _fraction(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

@@ -127,7 +127,7 @@ def efficientnet_b3(
         stem=scaled(STEM, width, STEM),
         blocks=_blocks(width, depth, drop),
         last=scaled(LAST, width, STEM),
-        index=len(STAGES) + 1,
+        position=len(STAGES) + 1,
         act=nn.silu,
         squeeze_act=nn.silu,
         gate=nn.sigmoid,

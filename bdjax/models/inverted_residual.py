@@ -35,7 +35,7 @@ class Trunk(NamedTuple):
     stem: int  # channels
     blocks: tuple[Block, ...]
     last: int  # channels of the last convolution, which is 1x1
-    index: int  # position of that convolution in `features`
+    position: int  # of that convolution in `features`
     act: Activation  # of stem and last convolution
     squeeze_act: Activation
     gate: Activation
@@ -102,8 +102,8 @@ def run_trunk(x: Array, run: Pass, trunk: Trunk) -> Array:
         x = InvertedResidual(block, trunk, name=block.name)(x, run)
         if block.ends:
             x = tap(x, block.ends, run)
-    x = conv(trunk.last, 1, name=f"features_{trunk.index}_0")(x, run)
-    return norm(act=trunk.act, name=f"features_{trunk.index}_1")(x, run)
+    x = conv(trunk.last, 1, name=f"features_{trunk.position}_0")(x, run)
+    return norm(act=trunk.act, name=f"features_{trunk.position}_1")(x, run)
 
 
 def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:
@@ -125,7 +125,7 @@ def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:
                 registered.extend(("conv", f"{block.name}/{name}/{layer}") for layer in ("fc1", "fc2"))
             else:
                 unit(f"{block.name}/{name}")
-    unit(f"features_{trunk.index}")
+    unit(f"features_{trunk.position}")
     norms = tuple(address for kind, address in registered if kind == "norm")
     stages = tuple(block.ends for block in trunk.blocks if block.ends)
     return ArchSpec(

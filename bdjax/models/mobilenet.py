@@ -124,7 +124,7 @@ def mobilenet_v3_large(
         stem=scaled(STEM, width, STEM),
         blocks=_blocks(width, depth),
         last=scaled(LAST, width, STEM),
-        index=BLOCKS + 1,
+        position=BLOCKS + 1,
         act=hard_swish,
         squeeze_act=nn.relu,
         gate=hard_sigmoid,

@@ -15,7 +15,7 @@ def check_size(name: str, width: int, depth: int | None) -> None:
       UserError: a width or a depth below 1.
     """
     if width < 1 or (depth is not None and depth < 1):
-        raise UserError(f"{name} needs a width of at least 1 and a depth of at least 1 or None; given width {width}, depth {depth}")
+        raise UserError(f"{name} needs a width and a depth of at least 1 (depth None: whole); given width {width}, depth {depth}")
 
 
 def scaled(channels: int, width: int, base: int) -> int:

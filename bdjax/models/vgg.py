@@ -90,8 +90,8 @@ def vgg19_bn(
     average pooling to 7x7 and three linear layers with ReLU and dropout between them.
 
     For 10 classes at width 64 and 32 pixels 38,958,922 parameters, with ``fold=False`` 139,622,218. The features are the output
-    of the last max-pooling. The head's input, which a defense may prune, has one number per channel at 32 pixels and four at 64; with
-    ``fold=False`` the 49 pooled values per channel, position by position.
+    of the last max-pooling. The head's input, which a defense may prune, has one number per channel at 32 pixels and four at
+    64; with ``fold=False`` the 49 pooled values per channel, position by position.
 
     Args:
       spec: data set facts; images of at least 32x32 pixels.
@@ -116,7 +116,7 @@ def vgg19_bn(
     check_size("vgg19_bn", width, depth)
     height, wide, _ = spec.image_shape
     if min(height, wide) < SMALLEST:
-        raise UserError(f"vgg19_bn halves images {len(STAGES)} times and needs {SMALLEST}x{SMALLEST} pixels; given {height}x{wide}")
+        raise UserError(f"vgg19_bn halves images five times: it needs {SMALLEST}x{SMALLEST} pixels; given {height}x{wide}")
     fields = dict(
         depth=depth,
         norm_eps=norm_eps,

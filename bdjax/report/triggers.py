@@ -26,11 +26,13 @@ def pictures(record: dict[str, Any], data_dir: str | None = None, count: int = 8
       count: number of classes shown at most.
 
     Raises:
-      UserError: the data or the attack's file are not here, or the trigger is learned in training and cannot be made again.
+      UserError: the data or the attack's file are not here, or the trigger is learned in training, or known only by imported
+        images, and cannot be made again.
     """
     import jax.numpy as jnp
 
     from bdjax.attacks import ATTACKS
+    from bdjax.attacks.stored import STORED
     from bdjax.data import load
     from bdjax.evaluation import stamp_images
     from bdjax.keys import Stream, root, stream
@@ -38,6 +40,8 @@ def pictures(record: dict[str, Any], data_dir: str | None = None, count: int = 8
 
     config = json.loads(record["config"])
     told = config["attack"]
+    if told["name"] == STORED:
+        raise UserError("of this attack only stored test images are known, and they lie in the import folder, not in the records")
     dataset = load(record["dataset"], data_dir)
     attack = factory("attack", told["name"], ATTACKS)(dataset.spec, told["config"], profile=config["profile"])
     if attack.prepare is not None or attack.update is not None or not attack.recipe.shared_trigger:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bdjax import population
 from bdjax.errors import UserError
-from bdjax.evaluation import Counts, evaluator
+from bdjax.evaluation import Counts, evaluator, finite
 from bdjax.experiment import Data, Subject
 from bdjax.keys import Stream, stream
 from bdjax.sweep import build, imported, models, provenance, store
@@ -16,6 +16,7 @@ from bdjax.sweep.build import Point, member_hash
 from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import measured, one
+from bdjax.types import Array
 
 
 def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:
@@ -40,8 +41,9 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
     trigger = jax.vmap(lambda key: attack.init(key, attacked.data.assets))(keys)
     evaluate = evaluator(attacked.model, attack)
 
-    def measure(subject: Subject, data: Data) -> Counts:
-        return evaluate(subject.variables, data.test, subject.trigger, stream(subject.member.key, Stream.TRIGGER))
+    def measure(subject: Subject, data: Data) -> tuple[Counts, Array]:
+        counts = evaluate(subject.variables, data.test, subject.trigger, stream(subject.member.key, Stream.TRIGGER))
+        return counts, jax.jit(finite)(subject.variables)
 
     try:
         subjects = Subject(stacked, variables, trigger)
@@ -51,12 +53,17 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
     except Exception as error:
         fail(records, error, out, attacked.name, name)
     else:
-        counts = jax.device_get(call.result)
+        counts, whole = jax.device_get(call.result)
         leaves = tuple(jax.device_get(jax.tree.leaves(trigger)))
         stored = models.Stored(tuple(row["member"] for row in records), jax.device_get(variables), leaves)
         models.save(out, attacked.name, name, stored)
         for at, row in enumerate(records):
-            row.update(timing(call, len(points), attacked.execution), **measured(one(counts, at)))
+            row.update(timing(call, len(points), attacked.execution))
+            if whole[at]:
+                row.update(measured(one(counts, at)))
+            else:
+                row.update(status="non_finite", reason="the imported network is not finite")
+                progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
             if attacked.trigger_digest is None and leaves:
                 row["trigger_digest"] = build.array_digest([leaf[at] for leaf in leaves])
     store.write_rows(out, attacked.name, name, stamped(records))

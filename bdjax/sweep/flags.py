@@ -83,9 +83,9 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
     """The grid a command line stands for: ``base`` (None: the defaults) with what was given replaced.
 
     Raises:
-      UserError: a setting that is not METHOD.FIELD=VALUE, or that names a method which does not run.
+      UserError: a setting that is not METHOD.FIELD=VALUE, or that names a method which does not run; an import folder that
+        cannot be read, or that holds no triggered images where no attack is named.
     """
-    base = base or Grid()
     given: dict[str, Any] = {}
     for field in dataclasses.fields(scenario):
         value = getattr(scenario, field.name)
@@ -95,7 +95,9 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
         given[axis] = (value,) if field.name in ("dataset", "model", "attack") else value
     if scenario.imported is not None:
         given = {**_of_import(scenario.imported), **given}
-    grid = dataclasses.replace(base, **given)
+        if base is None and "attacks" not in given:  # the default attack is no answer to a network of an unknown one
+            imported.stored_images(scenario.imported)  # raises
+    grid = dataclasses.replace(base or Grid(), **given)
     # What the base says of methods that the command line took out goes with them.
     attack, defense = _copy(grid.attack_config, grid.attacks), _copy(grid.defense_config, grid.defenses)
     recipe, hyper = dict(grid.recipe), _copy(grid.hyper, grid.defenses)

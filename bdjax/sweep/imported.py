@@ -18,7 +18,11 @@ TRAINING = ("epochs", "batch", "recipe")  # fields of a grid that say how networ
 
 
 def opened(path: str) -> Import:
-    """The contents of an import folder, kept while its manifest stays the same."""
+    """The contents of an import folder but for what only an export needs, kept while its manifest stays the same.
+
+    Raises:
+      UserError: no such folder, a damaged one, or one that does not tell a poison ratio.
+    """
     return _opened(*_stamp(path))
 
 
@@ -29,7 +33,13 @@ def _stamp(path: str) -> tuple[str, int]:
 
 @functools.lru_cache(maxsize=2)  # a folder of full VGGs holds gigabytes
 def _opened(path: str, stamp: int) -> Import:
-    return load(path)
+    found = load(path, kept=False)
+    unknown = [seed for seed, ratio in found.points if ratio is None]
+    if unknown:
+        raise UserError(
+            f"{path} does not tell the poison ratio of seed {unknown[0]}, which records need; import it again with --poison-ratio"
+        )
+    return found
 
 
 def digest(path: str) -> str:
@@ -92,17 +102,24 @@ def check_grid(grid: "Grid") -> None:
     """Refuse a grid that asks imported networks to be something else.
 
     Raises:
-      UserError: another model, seeds or ratios that are not in the folder, settings of a training that does not take place, or
-        no attack to measure them with.
+      UserError: another model, width, depth or data set, seeds or ratios that are not in the folder, settings of a training that
+        does not take place or of an attack that has none, or no attack to measure them with.
     """
+    from bdjax.data import spec
+    from bdjax.models import by_name
+
     path = str(grid.imported)
     found = opened(path)
     if grid.models != (found.model,):
         raise UserError(f"{path} holds networks {found.model}; given {', '.join(grid.models)}")
-    for field in ("width", "depth"):
-        value = getattr(grid, field)
-        if value != getattr(found, field) and value is not None:
-            raise UserError(f"{path} holds networks of {field} {getattr(found, field)}; given {value}")
+    for dataset in grid.datasets:
+        facts = spec(dataset)
+        check(found, facts, path)
+        given = by_name(found.model, facts, width=grid.width, depth=grid.depth)
+        for field in ("width", "depth"):
+            ours, theirs = (_size(getattr(network, field)) for network in (given, found))
+            if ours != theirs:
+                raise UserError(f"{path} holds networks of {field} {theirs}; given {ours}")
     for field in TRAINING:
         if getattr(grid, field):
             raise UserError(f"imported networks are not trained: {field} has no effect")
@@ -112,3 +129,10 @@ def check_grid(grid: "Grid") -> None:
         raise UserError(f"{path} holds no network with seed {missing[0][0]} and poison ratio {missing[0][1]:g}; it holds {there}")
     if STORED in grid.attacks:
         stored_images(path)
+        settings = {"target": grid.target, "attack_config": grid.attack_config.get(STORED)}
+        for field in (name for name, value in settings.items() if value):
+            raise UserError(f"the stored images of {path} have their attack labels: {field} has no effect")
+
+
+def _size(value: int | None) -> int | str:
+    return "whole" if value is None else value

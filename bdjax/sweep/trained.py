@@ -15,11 +15,12 @@ from bdjax.evaluation import stamp_images
 from bdjax.experiment import CHUNK, Data, Subject, defend_member, stage, stage_stored
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS, by_name
-from bdjax.population import adapt, default_execution, members, run
-from bdjax.sweep import build, imported, models, store
-from bdjax.sweep.plugins import factory
-from bdjax.sweep.rows import Row
-from bdjax.types import Attack, Dataset, Model, Variables
+from bdjax.population import Execution, adapt, members, resolve, run
+from bdjax.sweep import build, imported, models, provenance, store
+from bdjax.sweep.import_folder import Triggered
+from bdjax.sweep.plugins import factory, source_digest
+from bdjax.sweep.rows import Row, measured, one
+from bdjax.types import Attack, Dataset, Model, Recipe, Variables
 
 # What can tell the networks of a folder apart.
 FACTS = ("dataset", "model", "width", "attack", "defense", "spc", "hyper", "seed", "ratio", "profile", "train_images", "cell")
@@ -31,6 +32,13 @@ class Trained(NamedTuple):
     row: Row  # the record it was asked for by: its own, or that of its repair
     variables: Variables
     trigger: tuple[np.ndarray, ...]  # leaves
+
+
+class Repaired(NamedTuple):
+    """A repaired network, made again."""
+
+    variables: Variables  # on the host
+    measured: Row  # the metric columns of its record
 
 
 def find(out: str | Path, wanted: Mapping[str, Any]) -> Trained:
@@ -77,44 +85,60 @@ def network(trained: Trained, dataset: str | None = None) -> Model:
     Args:
       trained: a member.
       dataset: data set of the member where its record's name does not find it: the path of a user's own.
-    """
-    from bdjax.data import spec
 
-    told = json.loads(trained.row["config"])["model"]
-    facts = spec(dataset or trained.row["dataset"])
+    Raises:
+      UserError: the data set is a user's own and ``dataset`` does not say where it lies.
+    """
+    from bdjax.data import DATASETS, spec
+
+    told, name = json.loads(trained.row["config"])["model"], trained.row["dataset"]
+    if dataset is None and name not in DATASETS:
+        raise UserError(f"{name} is a data set of the user's own: name its folder with --dataset")
+    facts = spec(dataset or name)
     return by_name(told["name"], facts, width=told["width"], depth=told["depth"])
 
 
-def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | None = None) -> Variables:
+def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | None = None) -> Repaired:
     """The variables after the defense of the record, which runs again from the same key: records do not hold repaired networks.
+
+    On the device and with the versions of the record they are the same; elsewhere they may differ by float error.
 
     Args:
       trained: a member found by the record of a repair.
       model: its network.
       dataset: the images its record was made with.
       folder: where the network was imported to, if it was.
+
+    Raises:
+      UserError: other images, or a method's file or an import folder that changed since.
     """
     from bdjax.defenses import DEFENSES
 
     row, config = trained.row, json.loads(trained.row["config"])
-    told = config["defense"]
-    model = adapt(model.rebuild(dtype=PRECISIONS[config["model"]["precision"]]), default_execution(model=model.name))
-    defense = factory("defense", told["name"], DEFENSES)(model, told["config"], profile=config["profile"])
+    told, execution = config["defense"], _execution(row, model)
+    model = adapt(model.rebuild(dtype=PRECISIONS[config["model"]["precision"]]), execution)
+    defense = _method("defense", told, DEFENSES)(model, told["config"], profile=config["profile"])
     hyper = build.stack_hyper(defense, [build.Point(row["seed"], row["ratio"], json.loads(row["hyper"]))])
     rows, spc = len(dataset.train.labels), row["spc"] or 0
     stack, _ = members([row["seed"]], [row["ratio"]], rows, root_number=config["root"], spc=spc)
-    attack, data = _staged(config, dataset, folder)
+    attack, data = _staged(row, dataset, folder)
     subject = Subject(
         stack._replace(hyper=hyper), *jax.tree.map(lambda x: x[None], (trained.variables, _trigger(trained, attack, data)))
     )
-    found = run(defend_member(model, attack, defense, spc, keep=True), subject, (data,), default_execution(model=model.name))
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[0], found.repair.variables)
+    found = run(defend_member(model, attack, defense, spc, keep=True), subject, (data,), execution)
+    before = {name: row[f"{name}_before"] for name in ("acc", "asr", "ra")}
+    return Repaired(one(found.repair.variables, 0), measured(one(found.counts, 0), before))
 
 
-def triggered(
-    trained: Trained, dataset: Dataset, folder: str | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The triggered test images that count for ASR: (images u8[m h w c], true labels, attack labels, indices; i32[m] each).
+def _execution(row: Row, model: Model) -> Execution:
+    """That of the record, for one member; what is fast on one kind of device may be very slow on another."""
+    if row["device"] != provenance.device():
+        return resolve({"chunk": 0, "devices": 1}, model.name)
+    return resolve(Execution(**json.loads(row["execution"]))._replace(chunk=0, devices=1), model.name)
+
+
+def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> Triggered:
+    """The triggered test images that count for ASR.
 
     Args:
       trained: a member.
@@ -122,10 +146,11 @@ def triggered(
       folder: where the network was imported to, if it was.
 
     Raises:
-      UserError: the attack is known only by images that were imported, and the folder is not given.
+      UserError: the attack is known only by images that were imported, and the folder is not given; other images, or an attack's
+        file or an import folder that changed since.
     """
     config = json.loads(trained.row["config"])
-    attack, data = _staged(config, dataset, folder)
+    attack, data = _staged(trained.row, dataset, folder)
     images = data.test.triggered
     if images is None:
         key = stream(member_key(root(config["root"]), trained.row["seed"]), Stream.TRIGGER)
@@ -134,15 +159,26 @@ def triggered(
         images = jnp.concatenate([stamp(data.test.images[i : i + CHUNK]) for i in range(0, len(data.test.labels), CHUNK)])
     truth = np.asarray(data.test.labels if data.test.truth is None else data.test.truth)
     goals = np.asarray(data.test.attack_labels)
-    counted = np.flatnonzero(goals != truth).astype(np.int32)
-    return np.asarray(images)[counted], truth[counted], goals[counted], counted
+    counted = np.flatnonzero(goals != truth)
+    places, rows = np.arange(len(truth)), len(dataset.test.labels)
+    if config["attack"]["name"] == STORED:
+        held = imported.opened(str(folder)).triggered
+        assert held is not None  # it was staged
+        places, rows = held.index, held.rows
+    return Triggered(np.asarray(images)[counted], truth[counted], goals[counted], places[counted].astype(np.int64), rows)
 
 
-def _staged(config: Mapping[str, Any], dataset: Dataset, folder: str | None) -> tuple[Attack, Data]:
+def _staged(row: Row, dataset: Dataset, folder: str | None) -> tuple[Attack, Data]:
     """The attack of a record and its data on the device."""
     from bdjax.attacks import ATTACKS
 
+    config = json.loads(row["config"])
     told = config["attack"]
+    if dataset.digest != row["data_digest"]:
+        raise UserError(
+            f"these images of {row['dataset']} are not those of the record (sha256 {dataset.digest[:12]}, "
+            f"there {row['data_digest'][:12]})"
+        )
     if told["name"] == STORED:
         if folder is None:
             raise UserError(
@@ -151,8 +187,17 @@ def _staged(config: Mapping[str, Any], dataset: Dataset, folder: str | None) -> 
         if imported.digest(folder) != config["imported"]:
             raise UserError(f"{folder} is not what this network was imported from: its contents are others")
         return stored(imported.stored_config(folder)), stage_stored(dataset, *imported.stored_images(folder))
-    attack = factory("attack", told["name"], ATTACKS)(dataset.spec, told["config"], profile=config["profile"])
+    attack = _method("attack", told, ATTACKS)(dataset.spec, told["config"], profile=config["profile"])
+    attack = attack._replace(recipe=Recipe(**config["recipe"]))
     return attack, stage(attack, dataset, root(config["root"]))
+
+
+def _method(kind: str, told: Mapping[str, Any], table: Mapping[str, Any]) -> Any:
+    """The factory of a method of a record, from the very file that it was run from."""
+    make = factory(kind, told["name"], table)
+    if source_digest(told["name"]) != told.get("source"):
+        raise UserError(f"{told['name']} was edited since the record was made; the repair or trigger would be another")
+    return make
 
 
 def _trigger(trained: Trained, attack: Attack, data: Data) -> Any:

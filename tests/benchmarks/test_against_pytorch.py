@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import tree
 from bdjax.defenses import DEFENSES
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models import MODELS
 from bdjax.types import CleanSet, DataSpec, DefenderView
+from tests.torch_networks import benchmarked, state_dict, torch
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 EPOCHS = 3
@@ -84,30 +83,6 @@ def test_compiled_networks_do_the_same_work(monkeypatch, tmp_path):
     assert all(row["compile s"] > 0 for row in rows if "torch.compile" in row["how"])
 
 
-def addresses(model):
-    """[(our address, name in the reference network)]; the torch names are those of benchmarks.torch_reference.Cnn."""
-    pairs = [(f"conv{i + 1}", f"features.{3 * i}") for i in range(3)]
-    return [*pairs, *((f"bn{i + 1}", f"features.{3 * i + 1}") for i in range(3)), ("linear", "linear")]
-
-
-def state_dict(model, variables):
-    """Our weights and statistics under PyTorch's names."""
-    state = {}
-    for address, name in addresses(model):
-        leaves = tree.get(variables["params"], address)
-        for leaf, value in leaves.items():
-            value = np.asarray(value)
-            if leaf == "kernel":
-                value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-            state[f"{name}.{'bias' if leaf == 'bias' else 'weight'}"] = torch.tensor(value)
-        if "scale" in leaves:
-            statistics = tree.get(variables["batch_stats"], address)
-            state[f"{name}.running_mean"] = torch.tensor(np.asarray(statistics["mean"]))
-            state[f"{name}.running_var"] = torch.tensor(np.asarray(statistics["var"]))
-            state[f"{name}.num_batches_tracked"] = torch.tensor(0)
-    return state
-
-
 @pytest.mark.parametrize("batch", [40, 16], ids=["one batch", "the last batch is incomplete"])
 def test_both_fine_tunings_reach_the_same_parameters(batch):
     from benchmarks.torch_reference import Cnn, Sgd, forward_of, tune
@@ -128,14 +103,14 @@ def test_both_fine_tunings_reach_the_same_parameters(batch):
         rows, mask = epoch_plan(step_key(stream(key, Stream.ORDER), jnp.int32(epoch)), jnp.ones(40, jnp.bool_), batch)
         batches.append([torch.tensor(np.asarray(r)[np.asarray(m) > 0].astype(np.int64)) for r, m in zip(rows, mask, strict=True)])
     net = Cnn(10, 8)
-    net.load_state_dict(state_dict(model, variables), strict=True)
+    net.load_state_dict(state_dict(variables, benchmarked(model)), strict=True)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     sgd = Sgd(*(float(x) for x in hyper))
     forward = forward_of(net, spec.mean, spec.std, torch.float32)
     done = tune(net, forward, torch.tensor(images), torch.tensor(labels.astype(np.int64)), batch, EPOCHS, sgd, batches)
 
     assert done == EPOCHS * 40
-    want = state_dict(model, ours.variables)
+    want = state_dict(ours.variables, benchmarked(model))
     for name, got in net.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert float((got - before[name]).abs().max()) > 1e-3, name  # it moved

@@ -35,6 +35,12 @@ MACS = {
     "mobilenet_v3_large": (7_087_040, 20_101_760),
 }
 FEATURES = {"preactresnet18": (4, 512), "vgg19_bn": (1, 512), "efficientnet_b3": (1, 1536), "mobilenet_v3_large": (1, 960)}
+STAGE_SIDES = {
+    "preactresnet18": [32, 16, 8, 4],
+    "vgg19_bn": [16, 8, 4, 2, 1],
+    "efficientnet_b3": [16, 8, 4, 2, 2, 1, 1],
+    "mobilenet_v3_large": [16, 8, 4, 2, 1],
+}
 PLUGS = {"preactresnet18": (4, 512), "vgg19_bn": (2, 512), "efficientnet_b3": (1, 384), "mobilenet_v3_large": (1, 160)}
 
 
@@ -109,12 +115,7 @@ def test_features_stages_and_the_plug(name):
         for address, (side, channels) in (("features", FEATURES[name]), (model.arch.plug_site, PLUGS[name])):
             assert found[address].shape == (2, side * factor, side * factor, channels)
         sides = [found[stage].shape[1] // factor for stage in model.arch.stages]
-        assert sides == {
-            "preactresnet18": [32, 16, 8, 4],
-            "vgg19_bn": [16, 8, 4, 2, 1],
-            "efficientnet_b3": [16, 8, 4, 2, 2, 1, 1],
-            "mobilenet_v3_large": [16, 8, 4, 2, 1],
-        }[name]
+        assert sides == STAGE_SIDES[name]
 
 
 def test_the_plug_acts_where_the_survey_has_it():
@@ -131,7 +132,8 @@ def test_reduced_networks_keep_names_and_full_ones_are_depth_none(name, depth):
     full, cut = MODELS[name](spec(), WIDTHS[name]), MODELS[name](spec(), WIDTHS[name], depth=depth)
     kept = set(cut.arch.registered)
     assert [item for item in full.arch.registered if item in kept] == list(cut.arch.registered)
-    assert set(cut.arch.feeds) <= set(full.arch.feeds) and cut.arch.stages == full.arch.stages and cut.arch.heads == full.arch.heads
+    assert set(cut.arch.feeds) <= set(full.arch.feeds)
+    assert (cut.arch.stages, cut.arch.heads) == (full.arch.stages, full.arch.heads)
     paths = tree.flatten(shapes(full)["params"])
     assert all(paths[path].shape == leaf.shape for path, leaf in tree.flatten(shapes(cut)["params"]).items())
     assert MODELS[name](spec(), WIDTHS[name], depth=99).arch == full.arch

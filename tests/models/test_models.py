@@ -11,7 +11,7 @@ from bdjax import tree
 from bdjax.errors import UserError
 from bdjax.models import MODELS, preactresnet18, vgg19_bn
 from bdjax.training import cross_entropy
-from tests.networks import DROPPING, PUBLISHED, drawn, reduced, spec
+from tests.networks import DROPPING, PUBLISHED, activated, drawn, reduced, spec
 
 IMAGES = jax.random.uniform(jax.random.key(2), (6, 32, 32, 3))
 LABELS = jnp.arange(6, dtype=jnp.int32) % 5
@@ -44,9 +44,11 @@ def test_addresses_exist_and_the_static_description_is_complete(model, variables
     kernels = {p.removesuffix("/kernel") for p in paths if p.endswith("/kernel")}
     assert kernels == {*convs, *model.arch.heads}
     assert {conv for _, conv in model.arch.feeds} <= set(convs) and len(dict(model.arch.feeds)) == len(model.arch.feeds)
-    wanted = (*convs, *norms, *(f"{n}/in" for n in norms), *model.arch.stages, model.arch.plug_site, "features", "head")
+    inside = (*convs, *norms, *(f"{n}/in" for n in norms), *activated(model))
+    wanted = (*inside, *model.arch.stages, model.arch.plug_site, "features", "head")
     taps = compiled(model, record=wanted)(variables, IMAGES).taps
     assert set(taps) == set(wanted)
+    assert all(bool(jnp.any(taps[act] != taps[act.removesuffix("/act")])) for act in activated(model))
     for norm, conv in model.arch.feeds:
         np.testing.assert_array_equal(taps[f"{norm}/in"], taps[conv])
         assert taps[norm].shape[-1] == tree.get(variables["params"], f"{norm}/scale").shape[0]
@@ -211,7 +213,7 @@ def test_without_jit_it_is_the_same():
 
 def test_mistakes_are_named():
     for make in (MODELS[name] for name in PUBLISHED):
-        with pytest.raises(UserError, match="width of at least 1"):
+        with pytest.raises(UserError, match="width and a depth of at least 1"):
             make(spec(), 0)
         with pytest.raises(UserError, match="depth 0"):
             make(spec(), 4, depth=0)

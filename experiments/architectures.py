@@ -1,0 +1,35 @@
+"""BadNets on four architectures and two data sets: do they all learn the task and the backdoor?
+
+Command:      bdjax sweep experiments/architectures.py --data-dir DIR --out results/architectures
+              small, in two parts that share a folder, because EfficientNet and MobileNet want a higher rate in so few steps:
+              bdjax sweep experiments/architectures.py --scale small --data-dir DIR --out OUT --only model=preactresnet18
+              (the same with model=vgg19_bn), then with --only model=efficientnet_b3 and model=mobilenet_v3_large
+              --config recipe.lr=0.03
+Hardware:     grid: one GPU, not run yet; small: 2 CPU cores
+Time:         small: about an hour
+Expectation:  small: ratio 0.1 teaches every network the backdoor; ratio 0 stays at the rate at which a model that was never
+              attacked calls triggered images the target. Table: experiments/results/architectures_cpu.md.
+"""
+
+import dataclasses
+
+from bdjax.sweep.plan import Grid
+
+grid = Grid(
+    datasets=("cifar10", "gtsrb"),
+    models=("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large"),
+    attacks=("badnets",),
+    defenses=(),
+    poison_ratios=(0.0, 0.1),
+    seeds=(0, 1, 2),
+)
+small = dataclasses.replace(
+    grid,
+    width=16,  # MobileNet's own; a quarter of PreActResNet-18's and VGG's, four tenths of EfficientNet's
+    depth=2,  # of EfficientNet's 26 blocks 14, of MobileNet's 15 blocks 11, of VGG's 16 convolutions 10
+    epochs=10,
+    batch=32,
+    train_images=4300,
+    test_images=1290,
+    recipe={"lr": 0.01, "augment": "none"},  # crops hide or cut the corner patch: see the README
+)

@@ -1,0 +1,99 @@
+"""A small backdoored population, the import folder its networks would come in, and commands that are to be refused."""
+
+import dataclasses
+
+import numpy as np
+
+from bdjax import cli
+from bdjax.data import load
+from bdjax.population import Execution
+from bdjax.sweep import import_folder, trained
+from bdjax.sweep import run as sweep
+from bdjax.sweep.import_folder import File, Import, Triggered
+from bdjax.sweep.plan import Grid
+from bdjax.sweep.rows import VOLATILE
+
+HOW = Execution("loop", "native", "dispatch")  # one compiled step serves any number of members: least to compile
+EXECUTION = ["--strategy", "loop", "--lowering", "native", "--loop", "dispatch"]
+DATA = ["--train-images", "200", "--test-images", "100"]
+GRID = Grid(
+    defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=8, batch=25, train_images=200,
+    test_images=100, recipe={"lr": 0.1}, defense_config={"ft": {"epochs": 2}}, hyper={"ft": {"lr": (0.01, 0.1)}},
+)  # fmt: skip
+POINTS = ((0, 0.0), (0, 0.1), (1, 0.0), (1, 0.1))
+UNTRAINED = {"epochs": None, "batch": None, "recipe": {}}  # what a grid of imported networks must not say
+
+
+def go(grid, out, **options):
+    return sweep.run(grid, out, **{"execution": HOW, **options})
+
+
+def grid_of(folder, **fields):
+    """The grid of an import folder's networks, with the data and the defenses of the population above."""
+    fields = {"attacks": ("stored",), **fields}
+    if "defenses" in fields:
+        kept = {name: part for name in ("defense_config", "hyper") for part in [getattr(GRID, name)] if "ft" in fields["defenses"]}
+        fields = {"defense_config": {}, "hyper": {}, **kept, **fields}
+    return dataclasses.replace(GRID, **UNTRAINED, imported=str(folder), **fields)
+
+
+def metrics(frame, defense):
+    """{(seed, ratio, hyper): (ACC, ASR, RA)} of a defense's records."""
+    rows = [row for row in frame.iter_rows(named=True) if row["defense"] == defense]
+    return {(r["seed"], r["ratio"], r["hyper"]): (r["acc"], r["asr"], r["ra"]) for r in rows}
+
+
+def stable(frame):
+    return [{k: v for k, v in row.items() if k not in VOLATILE} for row in frame.iter_rows(named=True)]
+
+
+def images():
+    return load("digits", train_images=200, test_images=100)
+
+
+def networks(out):
+    """The trained variables of a folder of results, one per point."""
+    return [trained.find(out, {"seed": seed, "ratio": ratio}) for seed, ratio in POINTS]
+
+
+def import_of(out, **fields):
+    """The networks of a folder of results as an import would leave them, with the triggered test images of the whole test set."""
+    found = networks(out)
+    kept = trained.triggered(found[0], images())
+    whole = Import(
+        model="cnn",
+        width=4,
+        classes=10,
+        image_shape=(16, 16, 3),
+        dataset="digits",
+        sources=tuple(File(f"net{n}.pt", f"{n}" * 64) for n in range(4)),
+        points=POINTS,
+        variables=tuple(one.variables for one in found),
+        network=(0, 1, 2, 3),
+        kept=({},) * 4,
+        triggered=kept,
+    )
+    return whole._replace(**fields)
+
+
+def saved(path, found):
+    import_folder.save(path, found)
+    return path
+
+
+def all_to_all(dataset):
+    """Stored images of an attack with a target per class."""
+    labels = np.asarray(dataset.test.labels)
+    pixels = np.asarray(dataset.test.images).copy()
+    pixels[:, -3:, -3:] = 255
+    return Triggered(pixels, labels, (labels + 1) % 10, np.arange(len(labels)), len(labels))
+
+
+def refused(capsys, *arguments):
+    """The one line of a command that is refused."""
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("bdjax: error: ") and captured.out == "", captured
+    return lines[0]
