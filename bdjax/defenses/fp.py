@@ -90,7 +90,8 @@ def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
       repeats the survey's published code: one input fewer per level, the first level *beyond* the tolerance kept, a rise stops
       as well, validation rows augmented anew at each level, and T = 100 in the tuning of any length. In both, a network with no
       correct validation row stays unpruned (the published code divides by zero) and ties pass exactly where floating point
-      decides by chance.
+      decides by chance. VGG's folded head has one input per channel at 32 pixels (and four combinations of a channel's positions
+      at 64) where the published code prunes the channel's 49 copies one by one; ``vgg19_bn(…, fold=False)`` has those.
     """
     config = configure(PRESETS, config, "fp", profile)
     period = config.epochs if config.period is None else config.period

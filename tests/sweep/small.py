@@ -30,11 +30,9 @@ def go(grid, out, **options):
 
 def grid_of(folder, **fields):
     """The grid of an import folder's networks, with the data and the defenses of the population above."""
-    fields = {"attacks": ("stored",), **fields}
-    if "defenses" in fields:
-        kept = {name: part for name in ("defense_config", "hyper") for part in [getattr(GRID, name)] if "ft" in fields["defenses"]}
-        fields = {"defense_config": {}, "hyper": {}, **kept, **fields}
-    return dataclasses.replace(GRID, **UNTRAINED, imported=str(folder), **fields)
+    settings = {} if "ft" in fields.get("defenses", GRID.defenses) else {"defense_config": {}, "hyper": {}}
+    given = {"attacks": ("stored",), **settings, **UNTRAINED, **fields}
+    return dataclasses.replace(GRID, imported=str(folder), **given)
 
 
 def metrics(frame, defense):

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.data import spec
 from bdjax.errors import UserError
-from bdjax.sweep import import_folder, imported, run
+from bdjax.models import by_name
+from bdjax.report.tables import csv, markdown
+from bdjax.sweep import adopt, import_folder, run, store
+from bdjax.sweep import imported as imports
 from bdjax.sweep.build import cell_hash
 from bdjax.sweep.plan import cells
 from tests.sweep.small import POINTS, all_to_all, go, grid_of, images, import_of, metrics, saved, stable
@@ -34,17 +38,10 @@ def stored(imported, tmp_path_factory):
 
 
 def predictions(folder, point, pixels):
-    found = imported.opened(str(folder))
-    model = import_model(found)
+    found = import_folder.load(folder)
+    model = by_name(found.model, spec(found.dataset), width=found.width)
     variables = found.variables[found.network[found.points.index(point)]]
     return np.asarray(jnp.argmax(model.apply(variables, jnp.asarray(pixels, jnp.float32) / 255).logits, -1))
-
-
-def import_model(found):
-    from bdjax.data import spec
-    from bdjax.models import by_name
-
-    return by_name(found.model, spec(found.dataset), width=found.width)
 
 
 def test_the_numbers_are_those_of_the_networks_and_the_stored_images(stored, imported):
@@ -88,14 +85,12 @@ def test_nothing_is_measured_twice_and_lost_networks_come_back(stored, imported,
     assert stable(go(grid_of(imported), out)) == stable(stored[1])
     assert "0 members to train, 0 to repair" in capfd.readouterr().err
     shutil.rmtree(out / "models")
-    next(p for p in (out / "records").rglob("*.parquet") if import_cell(p) == "clp").unlink()
+    next(p for p in (out / "records").rglob("*.parquet") if defense_of(p) == "clp").unlink()
     assert stable(go(grid_of(imported), out)) == stable(stored[1])
     assert "4 members to train, 4 to repair" in capfd.readouterr().err
 
 
-def import_cell(path):
-    from bdjax.sweep import store
-
+def defense_of(path):
     return store.read_file(path)[0]["defense"]
 
 
@@ -137,8 +132,6 @@ def test_an_attack_with_a_target_per_class(population, tmp_path):
     folder = saved(tmp_path / "in", import_of(population[0], triggered=all_to_all(images())))
     frame = go(grid_of(folder, defenses=("clp",)), tmp_path / "out")
     assert frame["target"].null_count() == 8 and set(frame["n_triggered"]) == {100} and set(frame["status"]) == {"ok"}
-    from bdjax.report.tables import csv, markdown
-
     assert "stored" in markdown(frame) and "clp" in csv(frame)
 
 
@@ -156,8 +149,6 @@ def test_a_network_that_is_not_finite_is_named_and_the_others_go_on(population, 
 
 
 def test_a_failure_is_a_record(imported, tmp_path, monkeypatch, capfd):
-    from bdjax.sweep import adopt
-
     def broken(*_):
         raise RuntimeError("no idea")
 
@@ -172,5 +163,5 @@ def test_what_only_an_export_needs_is_not_read(population, tmp_path):
     kept = tuple({"bn1.num_batches_tracked": np.int64(n)} for n in range(4))
     folder = saved(tmp_path / "in", import_of(population[0], kept=kept))
     (folder / "kept_0.npz").write_bytes(b"harmed")
-    assert imported.opened(str(folder)).kept == ({},) * 4
+    assert imports.opened(str(folder)).kept == ({},) * 4
     assert run.survey(cells(grid_of(folder))[0], images(), grid_of(folder), tmp_path / "out").training

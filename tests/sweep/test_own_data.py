@@ -8,8 +8,8 @@ import pytest
 
 from bdjax import cli
 from bdjax.data import from_arrays, write_arrays
-from bdjax.sweep import store, trained
 from bdjax.sweep import run as sweep
+from bdjax.sweep import store, trained
 from bdjax.sweep.plan import Grid
 from tests.sweep.small import EXECUTION, HOW, refused
 
@@ -83,7 +83,8 @@ def test_one_name_and_other_images_are_another_experiment(results, tiny_dataset,
     frame = store.read(out)
     pets = frame.filter(frame["dataset"] == "pets")
     assert pets.height == 4 and pets["cell"].n_unique() == 4 and pets["data_digest"].n_unique() == 2
-    both = Grid(datasets=(str(folders["images"]), str(other)), defenses=("clp",), poison_ratios=(0.1,), width=4, epochs=2, batch=40)
+    names = (str(folders["images"]), str(other))
+    both = Grid(datasets=names, defenses=("clp",), poison_ratios=(0.1,), width=4, epochs=2, batch=40)
     assert sweep.run(both, out, execution=HOW).height == 4
     assert "0 members to train, 0 to repair" in capsys.readouterr().err
     assert sweep.run(both, out, execution=HOW, only={"dataset": str(other)})["data_digest"].n_unique() == 1
@@ -120,7 +121,8 @@ def test_a_reduced_set_and_a_sweep_of_a_file(folders, tmp_path, capsys):
     file = tmp_path / "grid.py"
     file.write_text(
         "from bdjax.sweep.plan import Grid\n"
-        f"grid = Grid(datasets=({str(folders['arrays'])!r},), defenses=('clp',), poison_ratios=(0.1,), width=4, epochs=2, batch=40)\n"
+        f"grid = Grid(datasets=({str(folders['arrays'])!r},), defenses=('clp',), poison_ratios=(0.1,),\n"
+        "            width=4, epochs=2, batch=40)\n"
     )
     done("sweep", file, *EXECUTION, "--train-images", "40", "--test-images", "8", "--out", tmp_path / "out")
     frame = store.read(tmp_path / "out")
@@ -169,22 +171,18 @@ def test_pictures_and_repairs_are_made_from_the_images_of_the_record(results, fo
 def test_through_pytorch_and_back(results, folders, tmp_path, capsys, kind):
     pytest.importorskip("torch")
     folder, name = folders[kind], {"images": "pets", "arrays": "rays"}[kind]
-    which = ["--dataset", folder, "--attack", "badnets"]
-    assert "name its folder with --dataset" in refused(capsys, "export-torch", results, tmp_path / "x.pt", "--cell", cell(results, name))
-    done("export-torch", results, tmp_path / "record" / "result.pt", *which)
-    done("import-torch", tmp_path / "record" / "result.pt", "--poison-ratio", "0.1", "--dataset", folder, "--out", tmp_path / "in")
+    file, frame = tmp_path / "record" / "result.pt", store.read(results)
+    cell = frame.filter((frame["dataset"] == name) & (frame["defense"] == "none"))["cell"][0]
+    assert "name its folder with --dataset" in refused(capsys, "export-torch", results, file, "--cell", cell)
+    done("export-torch", results, file, "--dataset", folder)
+    done("import-torch", file, "--poison-ratio", "0.1", "--dataset", folder, "--out", tmp_path / "in")
     keep = ["--spc", "2", "--defense", "clp", *EXECUTION]
     done("run", "--imported", tmp_path / "in", *keep, "--out", tmp_path / "out")
     ours, theirs = (
-        {(r["defense"], r["acc"], r["asr"], r["ra"]) for r in frame.iter_rows(named=True) if r["dataset"] == name}
-        for frame in (store.read(results), store.read(tmp_path / "out"))
+        {(r["defense"], r["acc"], r["asr"], r["ra"]) for r in rows.iter_rows(named=True) if r["dataset"] == name}
+        for rows in (frame, store.read(tmp_path / "out"))
     )
     assert ours == theirs and len(ours) == 2
     moved = shutil.copytree(folder, tmp_path / "moved" / folder.name)
     done("run", "--imported", tmp_path / "in", "--dataset", moved, *keep, "--out", tmp_path / "out")
     assert "0 members to train, 0 to repair" in capsys.readouterr().err
-
-
-def cell(results, name):
-    frame = store.read(results)
-    return frame.filter((frame["dataset"] == name) & (frame["defense"] == "none"))["cell"][0]

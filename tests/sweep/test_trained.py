@@ -95,8 +95,7 @@ def test_the_execution_is_that_of_the_record_on_the_same_device_alone(population
 
 
 def test_triggered_images_are_what_was_measured(population):
-    out, frame = population
-    dataset = images()
+    out, dataset = population[0], images()
     for seed, ratio in POINTS:
         found = trained.find(out, {"seed": seed, "ratio": ratio})
         pictures = trained.triggered(found, dataset)
