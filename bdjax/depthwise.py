@@ -19,7 +19,8 @@ from jax import lax
 
 from bdjax.bilinear import mutual_gradients
 from bdjax.errors import UserError
-from bdjax.layers import Pass, he_fan_out, tap
+from bdjax.initial import he_fan_out, parameter
+from bdjax.layers import Pass, tap
 from bdjax.normalisation import at_least_float32
 from bdjax.types import Array
 
@@ -167,7 +168,7 @@ def _total(terms: Iterator[Array]) -> Array:
 class DepthwiseConv(nn.Module):
     """Depthwise convolution without bias, padding ``window // 2``; its output has the module's path as address.
 
-    The kernel f[window window 1 c] starts as :func:`he_fan_out` draws it: a std of sqrt(2 / (c window²)).
+    The kernel f[window window 1 c] starts by :func:`bdjax.initial.he_fan_out`: a std of sqrt(2 / (c window²)).
     """
 
     window: int
@@ -176,7 +177,7 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
-        kernel = self.param("kernel", he_fan_out, (self.window, self.window, 1, x.shape[-1]))
+        kernel = parameter(self, "kernel", he_fan_out, (self.window, self.window, 1, x.shape[-1]))
         dtype = self.dtype or kernel.dtype
         y = depthwise(x.astype(dtype), kernel.astype(dtype), stride=self.stride, padding=self.window // 2)
         return tap(y, "/".join(self.path), run)

@@ -6,7 +6,6 @@ Flax modules that take a :class:`Pass`, the state of one forward pass. Every ten
 
 import dataclasses
 import functools
-import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 
 from bdjax.convolution import convolve
 from bdjax.errors import UserError
+from bdjax.initial import Rule, constant, he_fan_out, parameter, uniform_fan_in
 from bdjax.normalisation import at_least_float32, batch_norm, normalise, row
 from bdjax.types import Array, Key
 
@@ -64,22 +64,6 @@ def _plug(x: Array, run: Pass) -> Array:
     return x
 
 
-def uniform_fan_in(key: Key, shape: tuple[int, ...]) -> Array:
-    """U(-b, b) with b = 1 / sqrt(fan in), PyTorch's default for convolutions and linear layers; kernels are [… in, out]."""
-    bound = 1 / math.sqrt(math.prod(shape[:-1]))
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-
-
-def he_fan_out(key: Key, shape: tuple[int, ...]) -> Array:
-    """N(0, 2 / (out kh kw)), the fan-out counted without groups, as torchvision draws the convolutions of its networks.
-
-    Args:
-      key: one key.
-      shape: [kh kw in out].
-    """
-    return jax.random.normal(key, shape) * math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
-
-
 class Conv(nn.Module):
     """Convolution; its output, with the bias where it has one, has the module's path as address."""
 
@@ -89,16 +73,16 @@ class Conv(nn.Module):
     lowering: str = "native"
     dtype: Any = None
     use_bias: bool = False
-    kernel_init: Callable[..., Array] = uniform_fan_in
+    kernel_init: Rule = uniform_fan_in
 
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
+        kernel = parameter(self, "kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
         dtype = self.dtype or kernel.dtype
         x, kernel = x.astype(dtype), kernel.astype(dtype)
         y = convolve(x, kernel, stride=self.stride, padding=self.window // 2, lowering=self.lowering)
         if self.use_bias:
-            y = y + row(self.param("bias", nn.initializers.zeros, (self.features,)).astype(dtype), y)
+            y = y + row(parameter(self, "bias", constant(0), (self.features,)).astype(dtype), y)
         return tap(y, "/".join(self.path), run)
 
 
@@ -115,8 +99,8 @@ class NormAct(nn.Module):
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
         d = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (d,))
-        bias = self.param("bias", nn.initializers.zeros, (d,))
+        scale = parameter(self, "scale", constant(1), (d,))
+        bias = parameter(self, "bias", constant(0), (d,))
         stats_mean = self.variable("batch_stats", "mean", jnp.zeros, (d,))
         stats_var = self.variable("batch_stats", "var", jnp.ones, (d,))
         address = "/".join(self.path)
@@ -161,14 +145,14 @@ class Linear(nn.Module):
     """
 
     features: int
-    kernel_init: Callable[..., Array] = uniform_fan_in
-    bias_init: Callable[..., Array] | None = None
+    kernel_init: Rule = uniform_fan_in
+    bias_init: Rule | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        init = self.bias_init or (lambda key, shape: uniform_fan_in(key, (x.shape[-1], *shape))[0])
-        bias = self.param("bias", init, (self.features,))
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
+        init = self.bias_init or (lambda shape: uniform_fan_in((x.shape[-1], *shape)))
+        bias = parameter(self, "bias", init, (self.features,))
         return x.astype(kernel.dtype) @ kernel + bias[None]
 
 

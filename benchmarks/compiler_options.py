@@ -80,7 +80,7 @@ def _step(name: str, width: int, size: int, batch: int, lowering: str, compiler_
     labels = jnp.arange(batch, dtype=jnp.int32) % 10
 
     def loss(params, statistics):
-        out = model.apply({"params": params, "batch_stats": statistics}, images, train=True)
+        out = model.apply({"params": params, "batch_stats": statistics}, images, train=True, key=jax.random.key(2))
         return jnp.mean(cross_entropy(out.logits, labels)), out.variables["batch_stats"]
 
     def step(params, statistics, state):

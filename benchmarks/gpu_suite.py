@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from bdjax.defenses import DEFENSES
 from bdjax.evaluation import evaluator
 from bdjax.experiment import Subject, attack_member, defend_member
-from bdjax.models import MODELS
+from bdjax.models import MODELS, by_name
 from bdjax.population import Execution, adapt, members, run, size
 from benchmarks.measure import badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, training_of, write
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Measure, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(MODELS), default="preactresnet18")
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--width", type=int, help="channels of the first stage; default: the network's own")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 8, 16, 32])
@@ -63,7 +63,7 @@ class Suite:
         self.command = f"python -m benchmarks.gpu_suite {shlex.join(sys.argv[1:])}"
         self.dataset = synthetic(args.batch * args.steps, 2048)
         self.attack, self.data = badnets_on(self.dataset, epochs=1, batch=args.batch)
-        self.network = MODELS[args.model](self.dataset.spec, args.width)
+        self.network = by_name(args.model, self.dataset.spec, width=args.width)
         self.macs = forward_macs(self.network, self.dataset.spec.image_shape[0])
         self.ceiling: dict[str, float] = {}
 

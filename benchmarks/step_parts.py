@@ -66,7 +66,7 @@ def _programs(name: str, width: int, size: int, batch: int, steps: int) -> dict[
     momentum = optimiser.init(params)
 
     def loss(params: Any, images: Any) -> Any:
-        out = model.apply({"params": params, "batch_stats": statistics}, images, train=True)
+        out = model.apply({"params": params, "batch_stats": statistics}, images, train=True, key=jax.random.key(2))
         return jnp.mean(cross_entropy(out.logits, labels)), out.variables["batch_stats"]
 
     flat, form = jax.tree.flatten(params)

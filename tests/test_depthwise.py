@@ -10,6 +10,7 @@ from jax import lax
 
 from bdjax.depthwise import DepthwiseConv, depthwise, live_taps
 from bdjax.errors import UserError
+from bdjax.initial import drawer
 from bdjax.layers import Pass
 
 # height, width, window, stride, padding: odd sizes, maps smaller than the kernel, strides that end before the data, no padding
@@ -148,7 +149,7 @@ def test_bfloat16_adds_up_in_float32():
 def test_the_layer_draws_he_fan_out_without_groups_and_records_its_output():
     layer = DepthwiseConv(5, 2)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 960))
-    kernel = layer.init(jax.random.key(1), x, Pass())["params"]["kernel"]
+    kernel = drawer(lambda key: layer.init(key, x, Pass()))(jax.random.key(1))["params"]["kernel"]
     assert kernel.shape == (5, 5, 1, 960)
     assert float(jnp.std(kernel)) == pytest.approx(math.sqrt(2 / (960 * 25)), rel=0.02)
     run = Pass(record={"": None})

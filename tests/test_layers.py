@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.layers import Pass, tap, uniform_fan_in
+from bdjax.initial import drawer
+from bdjax.layers import Conv, Pass, tap
 from bdjax.normalisation import batch_norm, normalise
 
 
@@ -103,7 +104,7 @@ def test_a_tap_bounds_records_and_measures():
 
 
 def test_initial_weights_follow_the_fan_in():
-    kernel = uniform_fan_in(jax.random.key(0), (3, 3, 16, 64))
-    bound = 1 / np.sqrt(3 * 3 * 16)
+    layer, bound = Conv(64, 3), 1 / np.sqrt(3 * 3 * 16)
+    kernel = drawer(lambda key: layer.init(key, jnp.zeros((1, 4, 4, 16)), Pass()))(jax.random.key(0))["params"]["kernel"]
     assert float(jnp.max(jnp.abs(kernel))) <= bound
     assert float(jnp.std(kernel)) == pytest.approx(bound / np.sqrt(3), rel=0.02)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.errors import UserError, unknown
+from bdjax.initial import drawer
 from bdjax.layers import Pass
 from bdjax.types import ArchSpec, Array, DataSpec, Key, Loop, Model, Output, Variables
 
@@ -43,9 +44,8 @@ def build(
       depth: blocks per stage that it was cut to; None = whole.
     """
 
-    def init(key: Key) -> Variables:
-        variables = network.init(key, jnp.zeros((1, *spec.image_shape)), Pass(), None)
-        return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    def shaped(key: Key) -> Any:
+        return network.init(key, jnp.zeros((1, *spec.image_shape)), Pass(), None)
 
     def apply(
         variables: Variables,
@@ -85,7 +85,7 @@ def build(
             after["plug_stats"] = run.plug_stats
         return Output(logits, after, run.taps)
 
-    return Model(init, apply, rebuild, spec, arch, name, width, loop, norm_eps, depth)
+    return Model(drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, depth)
 
 
 def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:

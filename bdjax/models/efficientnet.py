@@ -5,15 +5,15 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from bdjax.initial import Law, constant
 from bdjax.layers import Linear, Pass, dropout, tap
 from bdjax.models.build import build
 from bdjax.models.inverted_residual import Block, Trunk, describe, run_trunk
-from bdjax.models.sizes import check_size, kept, scaled
+from bdjax.models.sizes import checked_depth, kept, scaled
 from bdjax.normalisation import at_least_float32
-from bdjax.types import Array, DataSpec, Key, Loop, Model
+from bdjax.types import Array, DataSpec, Loop, Model
 
 STEM, LAST = 40, 1536
 STAGES = (  # blocks, window, stride of the first, expansion, channels
@@ -53,9 +53,8 @@ def _blocks(width: int, depth: int | None, drop: bool) -> tuple[Block, ...]:
     return tuple(found)
 
 
-def _uniform_fan_out(key: Key, shape: tuple[int, ...]) -> Array:
-    bound = 1 / math.sqrt(shape[-1])
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+def _uniform_fan_out(shape: tuple[int, ...]) -> Law:
+    return Law("uniform", 1 / math.sqrt(shape[-1]))
 
 
 class _EfficientNet(nn.Module):
@@ -71,7 +70,7 @@ class _EfficientNet(nn.Module):
             x = tap(x, "features", run)
             x = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype))
         x = dropout(tap(x, "head", run), self.rate, run, "classifier_0")
-        return Linear(self.classes, _uniform_fan_out, nn.initializers.zeros, name="classifier_1")(x)
+        return Linear(self.classes, _uniform_fan_out, constant(0), name="classifier_1")(x)
 
 
 @functools.lru_cache(maxsize=128)
@@ -113,7 +112,7 @@ def efficientnet_b3(
     Differs: as torchvision's, which the backdoor benchmarks use: norms with eps 1e-5 and momentum 0.1, kernels drawn with the
       fan-out counted without groups.
     """
-    check_size("efficientnet_b3", width, depth)
+    depth = checked_depth("efficientnet_b3", width, depth, max(blocks for blocks, *_ in STAGES))
     fields = dict(
         depth=depth,
         norm_eps=norm_eps,

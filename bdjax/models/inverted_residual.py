@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from bdjax.depthwise import DepthwiseConv
-from bdjax.layers import Conv, NormAct, Pass, SqueezeExcite, he_fan_out, stochastic_depth, tap
+from bdjax.initial import he_fan_out
+from bdjax.layers import Conv, NormAct, Pass, SqueezeExcite, stochastic_depth, tap
 from bdjax.types import ArchSpec, Array
 
 Activation = Callable[[Array], Array]

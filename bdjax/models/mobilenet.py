@@ -7,10 +7,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from bdjax.activations import hard_sigmoid, hard_swish
+from bdjax.initial import constant, normal
 from bdjax.layers import Linear, Pass, dropout, tap
 from bdjax.models.build import build
 from bdjax.models.inverted_residual import Block, Trunk, describe, run_trunk
-from bdjax.models.sizes import check_size, kept, scaled
+from bdjax.models.sizes import checked_depth, kept, scaled
 from bdjax.normalisation import at_least_float32
 from bdjax.types import Array, DataSpec, Loop, Model
 
@@ -67,7 +68,7 @@ class _MobileNet(nn.Module):
         if start != "head":
             x = tap(x, "features", run)
             x = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype))
-        linear = functools.partial(Linear, kernel_init=nn.initializers.normal(0.01), bias_init=nn.initializers.zeros)
+        linear = functools.partial(Linear, kernel_init=normal(0.01), bias_init=constant(0))
         x = hard_swish(linear(self.hidden, name="classifier_0")(tap(x, "head", run)))
         return linear(self.classes, name="classifier_3")(dropout(x, self.rate, run, "classifier_2"))
 
@@ -110,7 +111,7 @@ def mobilenet_v3_large(
     Differs: as torchvision's, which the backdoor benchmarks use: kernels are drawn with the fan-out counted without groups, and
       the gradient where an activation bends is PyTorch's.
     """
-    check_size("mobilenet_v3_large", width, depth)
+    depth = checked_depth("mobilenet_v3_large", width, depth, max(len(blocks) for _, blocks in RUNS))
     fields = dict(
         depth=depth,
         norm_eps=norm_eps,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bdjax.layers import Conv, Linear, NormAct, Pass, tap
 from bdjax.models.build import build
-from bdjax.models.sizes import check_size, kept
+from bdjax.models.sizes import checked_depth, kept
 from bdjax.normalisation import at_least_float32
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
@@ -127,7 +127,7 @@ def preactresnet18(
     Source: K. He, X. Zhang, S. Ren, J. Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016.
     Differs: no norm and ReLU after the last block, as in the networks of the backdoor benchmarks.
     """
-    check_size("preactresnet18", width, depth)
+    depth = checked_depth("preactresnet18", width, depth, BLOCKS)
     fields = dict(depth=depth, norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
     network = _PreActResNet(spec.classes, width, depth, norm_eps, norm_momentum, dtype, lowering)
     return build(

@@ -3,19 +3,21 @@
 from bdjax.errors import UserError
 
 
-def check_size(name: str, width: int, depth: int | None) -> None:
-    """Refuse a network without channels or blocks.
+def checked_depth(name: str, width: int, depth: int | None, most: int) -> int | None:
+    """The depth of a network, None where nothing is cut, so that one network has one description.
 
     Args:
       name: of the network.
       width: channels of its first stage.
       depth: blocks per stage; None = all.
+      most: blocks of its longest stage.
 
     Raises:
       UserError: a width or a depth below 1.
     """
     if width < 1 or (depth is not None and depth < 1):
-        raise UserError(f"{name} needs a width and a depth of at least 1 (depth None: whole); given width {width}, depth {depth}")
+        raise UserError(f"{name} needs a width of at least 1, and a depth of at least 1 or None; given {width} and {depth}")
+    return None if depth is None or depth >= most else depth
 
 
 def scaled(channels: int, width: int, base: int) -> int:

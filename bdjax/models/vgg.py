@@ -7,10 +7,11 @@ from typing import Any
 import flax.linen as nn
 
 from bdjax.errors import UserError
-from bdjax.layers import Conv, Linear, NormAct, Pass, dropout, he_fan_out, tap
+from bdjax.initial import constant, he_fan_out, normal
+from bdjax.layers import Conv, Linear, NormAct, Pass, dropout, tap
 from bdjax.max_pool import max_pool
 from bdjax.models.build import build
-from bdjax.models.sizes import check_size, kept, scaled
+from bdjax.models.sizes import checked_depth, kept, scaled
 from bdjax.pooled_linear import pool
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
@@ -42,7 +43,7 @@ class _Vgg(nn.Module):
     @nn.compact
     def __call__(self, x: Array, run: Pass, start: str | None) -> Array:
         conv = functools.partial(Conv, lowering=self.lowering, dtype=self.dtype, use_bias=True, kernel_init=he_fan_out)
-        linear = functools.partial(Linear, kernel_init=nn.initializers.normal(0.01), bias_init=nn.initializers.zeros)
+        linear = functools.partial(Linear, kernel_init=normal(0.01), bias_init=constant(0))
         if start is None:
             for s, (channels, convs, norms) in enumerate(_stages(self.depth), 1):
                 for conv_name, norm_name in zip(convs, norms, strict=True):
@@ -113,7 +114,7 @@ def vgg19_bn(
     Source: K. Simonyan, A. Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015.
     Differs: with batch-norm and a pooling to 7x7 as torchvision's, which the backdoor benchmarks use; folded by default.
     """
-    check_size("vgg19_bn", width, depth)
+    depth = checked_depth("vgg19_bn", width, depth, max(convolutions for _, convolutions in STAGES))
     height, wide, _ = spec.image_shape
     if min(height, wide) < SMALLEST:
         raise UserError(f"vgg19_bn halves images five times: it needs {SMALLEST}x{SMALLEST} pixels; given {height}x{wide}")

@@ -53,6 +53,7 @@ def tuning_key(model: Model, batch: int, candidates: Sequence[Execution] | None)
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "model": model.name,
         "width": model.width,
+        "depth": model.depth,
         "image": list(model.spec.image_shape),
         "classes": model.spec.classes,
         "batch": batch,

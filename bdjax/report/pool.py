@@ -3,6 +3,7 @@
 No run is dropped in silence: those that were infeasible, failed or diverged are counted beside the ones that are averaged.
 """
 
+import collections
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 METRICS = ("acc", "asr", "ra", "arr", "rdr", "der")
 BEFORE = ("acc_before", "asr_before", "ra_before")
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
-SCENARIO = ("dataset", "train_images", "model", "width", "precision", "profile", "attack", "target")
+SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "target")
 GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "cell")
-BOARD = ("dataset", "train_images", "model", "width", "precision", "profile", "defense", "variant", "spc", "hyper")
+BOARD = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "defense", "variant", "spc", "hyper")
 
 
 def table(records: "pl.DataFrame") -> "pl.DataFrame":
@@ -83,8 +84,12 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
-    told = pl.Series("precision", [precision(config) for config in records["config"]], pl.String)
-    records = records.with_columns(told)
+    configs = records["config"]
+    records = records.with_columns(
+        pl.Series("precision", [precision(config) for config in configs], pl.String),
+        pl.Series("depth", [depth(config) for config in configs], pl.String),
+        pl.Series("dataset", _told_apart(records), pl.String),
+    )
     rows = [_pooled(part, group) for part in records.partition_by(list(group), maintain_order=True)]
     numbers = [f"{metric}{end}" for metric in METRICS for end in ("", "_mean", "_low", "_high")] + list(BEFORE)
     schema = {key: records.schema[key] for key in group} | {"reason": pl.String()} | dict.fromkeys(numbers, pl.Float64())
@@ -134,6 +139,19 @@ def trained(config: str | None) -> str:
 def precision(config: str | None) -> str:
     """The dtype of activations and convolutions in a row's full static configuration; float32 where it says nothing."""
     return (json.loads(config or "{}").get("model") or {}).get("precision", "float32")
+
+
+def depth(config: str | None) -> str:
+    """Blocks per stage that a row's network was cut to, or "whole"."""
+    told = (json.loads(config or "{}").get("model") or {}).get("depth")
+    return "whole" if told is None else str(told)
+
+
+def _told_apart(records: "pl.DataFrame") -> list[str]:
+    """Names of data sets, with the beginning of their hash where several of one name and size are there: users' own may be."""
+    rows = records.select("dataset", "train_images", "test_images", "data_digest").rows()
+    several = collections.Counter((name, *sizes) for name, *sizes, _ in set(rows))
+    return [f"{name} {digest[:8]}" if several[name, *sizes] > 1 and digest else name for name, *sizes, digest in rows]
 
 
 def _variant(config: str | None) -> str:

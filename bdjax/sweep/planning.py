@@ -217,11 +217,13 @@ def lines(found: Overview) -> list[str]:
     """A plan as text."""
     told = [
         f"{found.training_cells} training cells, {found.defense_cells} defense cells: {found.compile_buckets} compile buckets",
-        f"{found.members} members to train, {found.experiments} experiments (a member under a defense)",
+        f"{found.members} members to {'train' if found.images else 'measure'}, "
+        f"{found.experiments} experiments (a member under a defense)",
     ]
     for cell in found.cells:
         name = f"{cell.dataset} / {cell.model} / {cell.attack}"
-        work = f"{cell.members} members, {cell.epochs} epochs of batch {cell.batch}, {cell.images:,} images"
+        trained = f"{cell.epochs} epochs of batch {cell.batch}, {cell.images:,} images" if cell.epochs else "imported"
+        work = f"{cell.members} members, {trained}"
         told.append(f"{name}: width {cell.width}, {work}")
         told.append(f"  memory: {_memory(cell)}")
         told.append(f"  execution: {cell.origin}: {population.named(cell.execution)}")

@@ -209,8 +209,9 @@ def summary(works: Sequence[Work], choices: Sequence[Chosen]) -> list[str]:
     repairs = sum(len(points) for work in works for _, _, points in work.repairs)
     cells = sum(1 + len(work.branch.defenses) for work in works)
     open_cells = sum(bool(work.training) + len(work.repairs) for work in works)
+    begin = "measure" if all(work.branch.train.imported for work in works) else "train"
     lines = [
-        f"{cells} cells, {cells - open_cells} finished; {open_cells} compile buckets to run: {training} members to train, "
+        f"{cells} cells, {cells - open_cells} finished; {open_cells} compile buckets to run: {training} members to {begin}, "
         f"{repairs} to repair"
     ]
     for work in works:

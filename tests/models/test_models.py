@@ -213,7 +213,7 @@ def test_without_jit_it_is_the_same():
 
 def test_mistakes_are_named():
     for make in (MODELS[name] for name in PUBLISHED):
-        with pytest.raises(UserError, match="width and a depth of at least 1"):
+        with pytest.raises(UserError, match="width of at least 1, and a depth of at least 1"):
             make(spec(), 0)
         with pytest.raises(UserError, match="depth 0"):
             make(spec(), 4, depth=0)
