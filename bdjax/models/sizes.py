@@ -16,7 +16,8 @@ def checked_depth(name: str, width: int, depth: int | None, most: int) -> int | 
       UserError: a width or a depth below 1.
     """
     if width < 1 or (depth is not None and depth < 1):
-        raise UserError(f"{name} needs a width of at least 1, and a depth of at least 1 or None; given {width} and {depth}")
+        given = f"width {width}, depth {depth}"
+        raise UserError(f"{name} needs a width of at least 1, and a depth of at least 1 or None; given {given}")
     return None if depth is None or depth >= most else depth
 
 
