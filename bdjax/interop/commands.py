@@ -57,7 +57,7 @@ def export_torch(
     file: str,
     /,
     *,
-    kind: Literal["attack_result", "state_dict", "safetensors"] | None = None,
+    kind: Literal["attack_result", "defense_result", "state_dict", "safetensors"] | None = None,
     dataset: str | None = None,
     model: str | None = None,
     width: int | None = None,
@@ -80,7 +80,7 @@ def export_torch(
     Args:
       results: folder of a run.
       file: file to write.
-      kind: default: safetensors if the name ends so, else attack_result for a network without a defense, else state_dict.
+      kind: default: safetensors if the name ends so, else defense_result for a repaired network, else attack_result.
       dataset: data set of the network, or the path of a folder with it.
       model: network.
       width: channels of its first stage.
@@ -106,13 +106,8 @@ def export_torch(
     found = trained.find(results, {**wanted, "hyper": _hyper(hyper), "ratio": poison_ratio, "cell": cell})
     row, network = found.row, trained.network(found, dataset)
     if kind is None:
-        kind = (
-            "safetensors"
-            if Path(file).suffix == ".safetensors"
-            else "attack_result"
-            if row["defense"] == "none"
-            else "state_dict"
-        )
+        result: Literal["attack_result", "defense_result"] = "attack_result" if row["defense"] == "none" else "defense_result"
+        kind = "safetensors" if Path(file).suffix == ".safetensors" else result
     variables, triggered, told = found.variables, None, ""
     kept = None if imported is None else _kept(imported, row)
     if kind == "attack_result" or row["defense"] != "none":

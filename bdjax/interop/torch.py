@@ -19,7 +19,7 @@ from bdjax.interop.pickled import Array, load_pickled, torch_module
 from bdjax.sweep.files import refuse_existing, replacing
 from bdjax.types import Model
 
-KINDS = ("state_dict", "attack_result", "safetensors")
+KINDS = ("state_dict", "attack_result", "defense_result", "safetensors")
 _THEIR_DATASETS = {"tiny": "tiny_imagenet"}
 _OUR_DATASETS = {ours: theirs for theirs, ours in _THEIR_DATASETS.items()}
 
@@ -137,8 +137,9 @@ def write(
       path: the file.
       model: the network, for its name, classes and image size.
       state: of :func:`bdjax.interop.state.to_state`, in its order.
-      kind: "state_dict" for ``load_state_dict``, "safetensors", or "attack_result" for BackdoorBench, whose loader wants
-        "record" in the path of the file, and its data beside that folder in ``data/<name>``.
+      kind: "state_dict" for ``load_state_dict``, "safetensors", or BackdoorBench's "defense_result" (the state dict with the
+        network's name and classes) and "attack_result", whose loader wants "record" in the path of the file, and its data
+        beside that folder in ``data/<name>``.
       dataset: name of the data set; None: the model's.
       triggered: the triggered test images, which "attack_result" needs. They become PNG files in ``bd_test_dataset`` beside the
         file, and their absolute paths go into it.
@@ -164,8 +165,9 @@ def write(
     torch = torch_module()
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
     if triggered is None:
+        told = {"model_name": model.name, "num_classes": model.spec.classes, "model": tensors}
         with replacing(path) as temporary:
-            torch.save(tensors, temporary)
+            torch.save(told if kind == "defense_result" else tensors, temporary)
         return
     check_triggered(triggered, model.spec.image_shape, model.spec.classes)
     folder = path.parent.absolute() / FOLDER

@@ -68,7 +68,10 @@ def test_a_repaired_network_goes_out_whole(defended, brought, tmp_path, capsys):
     row = trained.find(defended, {"defense": "ft"}).row
     told = capsys.readouterr().out
     assert f"ACC {row['acc']:.4f}, ASR {row['asr']:.4f} (its record: {row['acc']:.4f}, {row['asr']:.4f})" in told
-    state = torch.load(file, weights_only=True)
+    result = torch.load(file, weights_only=True)
+    assert (result["model_name"], result["num_classes"]) == ("cnn", 10)
+    state = result["model"]
+    assert list(read(file).state) == list(state)
     model = trained.network(trained.find(defended, {}))
     assert {name: tuple(value.shape) for name, value in state.items()} == {t.name: t.shape for t in layout(model)}
     before = torch.load(file_of(defended, tmp_path, "--imported", brought), weights_only=True)
