@@ -1,14 +1,12 @@
 """BadNets on four architectures and two data sets: do they all learn the task and the backdoor?
 
-Command:      bdjax sweep experiments/architectures.py --data-dir DIR --out results/architectures
-              small, in two parts that share a folder, because EfficientNet and MobileNet want a higher rate in so few steps:
-              bdjax sweep experiments/architectures.py --scale small --data-dir DIR --out OUT --only model=preactresnet18
-              (the same with model=vgg19_bn), then with --only model=efficientnet_b3 and model=mobilenet_v3_large
-              --config recipe.lr=0.03
+Command:      bdjax sweep experiments/architectures.py --data-dir DIR --out architectures
+              small: one command per network, since each wants its own rate and length in so few steps; they stand in
+              experiments/results/architectures_cpu.md
 Hardware:     grid: one GPU, not run yet; small: 2 CPU cores
 Time:         small: about an hour
-Expectation:  small: ratio 0.1 teaches every network the backdoor; ratio 0 stays at the rate at which a model that was never
-              attacked calls triggered images the target. Table: experiments/results/architectures_cpu.md.
+Expectation:  ratio 0.1 teaches every network the backdoor; ratio 0 stays at the rate at which a model that was never attacked
+              calls triggered images the target. EfficientNet is the slowest to learn and would need more steps than a CPU has.
 """
 
 import dataclasses

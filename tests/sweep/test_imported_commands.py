@@ -35,7 +35,7 @@ def test_run_takes_everything_from_the_folder(results, population, imported, cap
         assert metrics(frame, defense) == metrics(population[1], defense)
     assert cli.main(["run", "--imported", str(imported), *RUN, "--out", str(results)]) == 0
     captured = capsys.readouterr()
-    assert "0 members to train, 0 to repair" in captured.err and "stored" in captured.out
+    assert "0 members to measure, 0 to repair" in captured.err and "stored" in captured.out
 
 
 def test_run_takes_single_networks_and_our_own_trigger(population, bare, tmp_path):
@@ -175,6 +175,6 @@ def test_a_reduced_depth_comes_from_the_folder(tmp_path):
     folder = str(saved(tmp_path / "in", one))
     (branch,) = cells(grid_of(Scenario(imported=folder, attack="badnets")))
     assert (branch.train.width, branch.train.depth) == (4, 1)
-    for field, value in (("depth", 2), ("width", 8)):
-        with pytest.raises(ValueError, match=f"{field} {getattr(one, field)}; given {value}"):
+    for field, value, told in (("depth", 2, "whole"), ("width", 8, "8")):  # two blocks per stage are all there are
+        with pytest.raises(ValueError, match=f"{field} {getattr(one, field)}; given {told}"):
             cells(grid_of(Scenario(imported=folder, attack="badnets", **{field: value})))

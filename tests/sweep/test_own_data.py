@@ -185,4 +185,4 @@ def test_through_pytorch_and_back(results, folders, tmp_path, capsys, kind):
     assert ours == theirs and len(ours) == 2
     moved = shutil.copytree(folder, tmp_path / "moved" / folder.name)
     done("run", "--imported", tmp_path / "in", "--dataset", moved, *keep, "--out", tmp_path / "out")
-    assert "0 members to train, 0 to repair" in capsys.readouterr().err
+    assert "0 members to measure, 0 to repair" in capsys.readouterr().err
