@@ -61,8 +61,8 @@ def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
     stamped = triggered = None
     if attack.recipe.shared_trigger:
         trigger = attack.init(stream(key, Stream.TRIGGER), assets)
-        stamped = _stamp_all(attack, trigger, key, dataset.train.images) if attack.batch is None else None
-        triggered = _stamp_all(attack, trigger, key, dataset.test.images)
+        stamped = stamp_all(attack, trigger, key, dataset.train.images) if attack.batch is None else None
+        triggered = stamp_all(attack, trigger, key, dataset.test.images)
     return Data(train, stamped, EvalSet(test.images, test.labels, triggered, attack.relabel(test.labels)), assets)
 
 
@@ -79,7 +79,8 @@ def stage_stored(dataset: Dataset, triggered: Split, attack_labels: Any) -> Data
     return Data(train, None, EvalSet(test.images, test.labels, images, goals.astype(jnp.int32), truth.astype(jnp.int32)), None)
 
 
-def _stamp_all(attack: Attack, trigger: Any, key: Key, images: Any) -> Array:
+def stamp_all(attack: Attack, trigger: Any, key: Key, images: Any) -> Array:
+    """Triggered copies of any number of images u8[n h w c], :data:`CHUNK` at a time."""
     stamp = jax.jit(lambda rows: stamp_images(attack, trigger, key, rows))
     parts = [np.asarray(stamp(jnp.asarray(images[i : i + CHUNK]))) for i in range(0, len(images), CHUNK)]
     return jnp.asarray(np.concatenate(parts))

@@ -28,6 +28,18 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Array]:
     return flat
 
 
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree whose leaves are ``flat``; the inverse of :func:`flatten`."""
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *modules, name = path.split("/")
+        node = nested
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[name] = leaf
+    return nested
+
+
 def get(tree: Tree, address: str) -> Any:
     """The subtree or leaf at ``address``.
 

@@ -80,3 +80,9 @@ def test_masks_map_over_members_and_a_full_mask_is_the_identity():
     chex.assert_trees_all_equal(tree.mask_norms(PARAMS, full, bias=True), PARAMS)
     many = jax.vmap(lambda t: tree.keep_below({"a": jnp.asarray([1.0, 2.0, 3.0])}, t))(jnp.asarray([0.5, 2.5]))
     np.testing.assert_array_equal(many["a"], [[0, 0, 0], [1, 1, 0]])
+
+
+def test_unflatten_undoes_flatten():
+    nested = {"a": {"b": {"kernel": 1}, "c": 2}, "d": 3}
+    assert tree.flatten(nested) == {"a/b/kernel": 1, "a/c": 2, "d": 3}
+    assert tree.unflatten(tree.flatten(nested)) == nested

@@ -1,11 +1,11 @@
 """The two commands: checkpoints of other software to an import folder, and variables to a checkpoint."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bdjax.data.source import file_sha256
 from bdjax.errors import UserError, choose
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
 from bdjax.interop.recognise import Recognised, recognise
@@ -67,7 +67,7 @@ def import_torch(
         classes=first.spec.classes,
         image_shape=first.spec.image_shape,
         dataset=name,
-        sources=tuple(File(str(path), _sha256(path)) for path in paths),
+        sources=tuple(File(str(path), file_sha256(path)) for path in paths),
         points=tuple((seed, ratio) for seed in seeds),
         variables=tuple(variables for _, (variables, _), _, _ in read_files),
         network=tuple(range(len(seeds))) if len(paths) > 1 else (0,) * len(seeds),
@@ -188,8 +188,3 @@ def _shared(paths: Sequence[Path], images: Sequence[Triggered | None]) -> Trigge
 
 def _equal(a: Triggered, b: Triggered) -> bool:
     return a.rows == b.rows and all(np.array_equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -63,7 +63,7 @@ def from_state(model: Model, state: Mapping[str, np.ndarray]) -> Imported:
     """
     plain = cleaned(state)
     check_fit(model, plain)
-    variables: dict[str, Any] = {}
+    leaves: dict[str, np.ndarray] = {}
     kept: dict[str, np.ndarray] = {}
     for tensor in layout(model):
         if tensor.kind == "count":
@@ -77,8 +77,8 @@ def from_state(model: Model, state: Mapping[str, np.ndarray]) -> Imported:
                 kept[tensor.name] = value
         else:
             leaf = to_leaf(tensor.kind, value)
-        _put(variables, tensor.path, leaf)
-    return Imported(variables, kept)
+        leaves[tensor.path] = leaf
+    return Imported(tree.unflatten(leaves), kept)
 
 
 def to_state(model: Model, variables: Variables, kept: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
@@ -139,10 +139,3 @@ def _float32(name: str, value: np.ndarray) -> np.ndarray:
         bad = int(value.size - np.isfinite(value).sum())
         raise UserError(f"{name} has {bad} NaN or infinite values of {value.size}: the network has diverged")
     return value
-
-
-def _put(variables: dict[str, Any], path: str, leaf: np.ndarray) -> None:
-    *modules, name = path.split("/")
-    for module in modules:
-        variables = variables.setdefault(module, {})
-    variables[name] = leaf

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,14 @@ import jax.numpy as jnp
 from bdjax import population
 from bdjax.errors import UserError
 from bdjax.evaluation import Counts, evaluator, finite
-from bdjax.experiment import Data, Subject
+from bdjax.experiment import Data
 from bdjax.keys import Stream, stream
 from bdjax.sweep import build, imported, models, provenance, store
 from bdjax.sweep.build import Point, member_hash
 from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import measured, one
-from bdjax.types import Array
+from bdjax.types import Array, Member, Variables
 
 
 def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:
@@ -37,24 +38,23 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
     stacked = members_of(attacked, points)
     networks = [imported.network(cell.imported, point.seed, point.ratio) for point in points]
     variables = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *networks)
-    keys = jax.vmap(lambda key: stream(key, Stream.TRIGGER))(stacked.key)
-    trigger = jax.vmap(lambda key: attack.init(key, attacked.data.assets))(keys)
     evaluate = evaluator(attacked.model, attack)
 
-    def measure(subject: Subject, data: Data) -> tuple[Counts, Array]:
-        counts = evaluate(subject.variables, data.test, subject.trigger, stream(subject.member.key, Stream.TRIGGER))
-        return counts, jax.jit(finite)(subject.variables)
+    def measure(network: tuple[Member, Variables], data: Data) -> tuple[Counts, Array, Any]:
+        member, variables = network
+        key = stream(member.key, Stream.TRIGGER)
+        trigger = attack.init(key, data.assets)
+        return evaluate(variables, data.test, trigger, key), jax.jit(finite)(variables), trigger
 
     try:
-        subjects = Subject(stacked, variables, trigger)
-        call = provenance.timed(lambda: population.run(measure, subjects, (attacked.data,), attacked.execution))
+        call = provenance.timed(lambda: population.run(measure, (stacked, variables), (attacked.data,), attacked.execution))
     except UserError:
         raise
     except Exception as error:
         fail(records, error, out, attacked.name, name)
     else:
-        counts, whole = jax.device_get(call.result)
-        leaves = tuple(jax.device_get(jax.tree.leaves(trigger)))
+        counts, whole, trigger = jax.device_get(call.result)
+        leaves = tuple(jax.tree.leaves(trigger))
         stored = models.Stored(tuple(row["member"] for row in records), jax.device_get(variables), leaves)
         models.save(out, attacked.name, name, stored)
         for at, row in enumerate(records):

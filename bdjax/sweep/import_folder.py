@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdjax import tree
+from bdjax.data.source import file_sha256
 from bdjax.errors import UserError
 from bdjax.sweep.files import refuse_existing, replacing
 from bdjax.types import Variables
@@ -96,7 +97,7 @@ def save(path: str | Path, imported: Import, *, overwrite: bool = False) -> None
             **{fact: getattr(imported, fact) for fact in _FACTS},
             "sources": [source._asdict() for source in imported.sources],
             "points": imported.points,
-            "files": {name: _file_sha256(temporary / name) for name in parts},
+            "files": {name: file_sha256(temporary / name) for name in parts},
         }
         told["checksum"] = hashlib.sha256(_canonical(told)).hexdigest()
         (temporary / _MANIFEST).write_text(json.dumps(told, indent=1) + "\n")
@@ -124,7 +125,7 @@ def load(path: str | Path, *, kept: bool = True) -> Import:
         network=tuple(told["network"]),
         sources=tuple(File(**source) for source in told["sources"]),
         points=tuple((seed, ratio) for seed, ratio in told["points"]),
-        variables=tuple(_nested(parts[f"network_{n}.npz"]) for n in networks),
+        variables=tuple(tree.unflatten(parts[f"network_{n}.npz"]) for n in networks),
         kept=tuple(parts.get(f"kept_{n}.npz", {}) for n in networks),
         triggered=None if triggered is None else _triggered(triggered),
     )
@@ -150,7 +151,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _read(path: Path, name: str, digest: str) -> dict[str, np.ndarray]:
     if not (path / name).is_file():
         raise _damaged(path, f"{name} is missing")
-    if _file_sha256(path / name) != digest:
+    if file_sha256(path / name) != digest:
         raise _damaged(path, f"{name} does not match its checksum")
     try:
         with np.load(path / name, allow_pickle=False) as arrays:
@@ -161,17 +162,6 @@ def _read(path: Path, name: str, digest: str) -> dict[str, np.ndarray]:
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged: {reason}; import the checkpoint again")
-
-
-def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *modules, name = path.split("/")
-        node = nested
-        for module in modules:
-            node = node.setdefault(module, {})
-        node[name] = leaf
-    return nested
 
 
 def _arrays(triggered: Triggered) -> dict[str, Any]:
@@ -189,11 +179,6 @@ def _sha256(arrays: Mapping[str, Any]) -> str:
         total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical(value: Any) -> bytes:

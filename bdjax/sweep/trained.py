@@ -11,8 +11,7 @@ import numpy as np
 
 from bdjax.attacks.stored import STORED, stored
 from bdjax.errors import UserError
-from bdjax.evaluation import stamp_images
-from bdjax.experiment import CHUNK, Data, Subject, defend_member, stage, stage_stored
+from bdjax.experiment import Data, Subject, defend_member, stage, stage_stored, stamp_all
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS, by_name
 from bdjax.population import Execution, adapt, members, resolve, run
@@ -154,9 +153,7 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     images = data.test.triggered
     if images is None:
         key = stream(member_key(root(config["root"]), trained.row["seed"]), Stream.TRIGGER)
-        trigger = _trigger(trained, attack, data)
-        stamp = jax.jit(lambda rows: stamp_images(attack, trigger, key, rows))
-        images = jnp.concatenate([stamp(data.test.images[i : i + CHUNK]) for i in range(0, len(data.test.labels), CHUNK)])
+        images = stamp_all(attack, _trigger(trained, attack, data), key, dataset.test.images)
     truth = np.asarray(data.test.labels if data.test.truth is None else data.test.truth)
     goals = np.asarray(data.test.attack_labels)
     counted = np.flatnonzero(goals != truth)
