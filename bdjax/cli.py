@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from bdjax.errors import UserError, choose
 from bdjax.interop.commands import export_torch, import_torch
+from bdjax.report.show import show_attack
 from bdjax.sweep.flags import Executed, Scenario, execution_of, grid_of, pairs
 from bdjax.sweep.plan import Grid
 
@@ -207,6 +208,7 @@ COMMANDS = {
     "check": check,
     "data": data,
     "report": report,
+    "show-attack": show_attack,
     "import-torch": import_torch,
     "export-torch": export_torch,
 }

@@ -86,3 +86,8 @@ def _members_unrolled(f: Callable[[Array, Array], Array], *, merge_first: bool) 
         return jnp.stack(rows), True
 
     return mapped
+
+
+def lowering_here() -> str:
+    """The lowering of networks that belong to an attack and not to a ``Model``: what the default executions of models use."""
+    return "mixed" if jax.default_backend() == "cpu" else "unrolled"

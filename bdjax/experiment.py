@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax.attacks.assets import prepared
 from bdjax.data import clean_subset
 from bdjax.evaluation import Counts, EvalSet, evaluator, finite, stamp_images
 from bdjax.keys import Stream, stream
@@ -25,7 +26,7 @@ class Data(NamedTuple):
     train: Split
     stamped: Array | None  # u8[n h w c]: triggered copies of the training rows, where the trigger is shared
     test: EvalSet
-    assets: Any  # what the attack's `prepare` returned
+    assets: Any  # what the attack prepared for the data set
 
 
 class Subject(NamedTuple):
@@ -48,22 +49,40 @@ def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
     """Put a data set on the device and compute once what all members share.
 
     Args:
-      attack: its ``prepare`` runs here if it has one and prepares per data set.
+      attack: what it prepares per data set is read from disk, or prepared now and kept (:mod:`bdjax.attacks.assets`). What it
+        prepares per seed belongs to the members: :func:`bdjax.population.prepare`.
       dataset: host arrays.
       key: root key; the preparation draws from its own stream.
     """
-    assets = None
-    if attack.prepare is not None:
-        if attack.recipe.prepare_per != "dataset":
-            raise NotImplementedError("attacks that prepare per seed need assets per member; none is in the table yet")
-        assets = attack.prepare(stream(key, Stream.PREPARE), dataset)
+    shared = attack.prepare is not None and attack.recipe.prepare_per == "dataset"
+    assets = jax.tree.map(jnp.asarray, prepared(attack, dataset, stream(key, Stream.PREPARE))) if shared else None
     train, test = (Split(jnp.asarray(s.images), jnp.asarray(s.labels, jnp.int32)) for s in (dataset.train, dataset.test))
     stamped = triggered = None
     if attack.recipe.shared_trigger:
         trigger = attack.init(stream(key, Stream.TRIGGER), assets)
-        stamped = stamp_all(attack, trigger, key, dataset.train.images) if attack.batch is None else None
+        while_training = attack._replace(stamp=attack.train_stamp or attack.stamp)
+        stamped = stamp_all(while_training, trigger, key, dataset.train.images) if attack.batch is None else None
         triggered = stamp_all(attack, trigger, key, dataset.test.images)
     return Data(train, stamped, EvalSet(test.images, test.labels, triggered, attack.relabel(test.labels)), assets)
+
+
+def preparation(attack: Attack, dataset: Dataset) -> Callable[..., Any]:
+    """``f(key, data: Data) -> assets`` of an attack that prepares per seed; of ``dataset`` only facts are read, not images."""
+    assert attack.prepare is not None
+    prepare = attack.prepare
+
+    def run(key: Key, data: Data) -> Any:
+        return prepare(key, Dataset(dataset.spec, data.train, Split(data.test.images, data.test.labels), dataset.digest))
+
+    return run
+
+
+def trigger_form(attack: Attack, dataset: Dataset, data: Data) -> Any:
+    """The trigger of one member as shapes, for putting stored leaves together again."""
+    assets: Any = data.assets
+    if attack.prepare is not None and attack.recipe.prepare_per == "seed":
+        assets = jax.eval_shape(preparation(attack, dataset), jax.random.key(0), data)
+    return jax.eval_shape(attack.init, jax.random.key(0), assets)
 
 
 def stage_stored(dataset: Dataset, triggered: Split, attack_labels: Any) -> Data:

@@ -64,8 +64,14 @@ def _plug(x: Array, run: Pass) -> Array:
     return x
 
 
+_ZERO = constant(0)
+
+
 class Conv(nn.Module):
-    """Convolution; its output, with the bias where it has one, has the module's path as address."""
+    """Convolution; its output, with the bias where it has one, has the module's path as address.
+
+    ``bias_init`` None draws the bias as PyTorch does, from U(-b, b) with b = 1 / sqrt(window² inputs).
+    """
 
     features: int
     window: int
@@ -74,15 +80,18 @@ class Conv(nn.Module):
     dtype: Any = None
     use_bias: bool = False
     kernel_init: Rule = uniform_fan_in
+    bias_init: Rule | None = _ZERO
 
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
-        kernel = parameter(self, "kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
+        shape = (self.window, self.window, x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         dtype = self.dtype or kernel.dtype
         x, kernel = x.astype(dtype), kernel.astype(dtype)
         y = convolve(x, kernel, stride=self.stride, padding=self.window // 2, lowering=self.lowering)
         if self.use_bias:
-            y = y + row(parameter(self, "bias", constant(0), (self.features,)).astype(dtype), y)
+            init = self.bias_init or (lambda _: uniform_fan_in(shape))
+            y = y + row(parameter(self, "bias", init, (self.features,)).astype(dtype), y)
         return tap(y, "/".join(self.path), run)
 
 

@@ -111,8 +111,9 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
       report: host function ``(epoch i32[m], loss f32[m], alive bool[m])`` called once per epoch, or None.
 
     Returns:
-      ``train(member, train: Split, stamped: u8[n h w c] | None, assets) -> Trained``. ``stamped`` holds the triggered copies of
-      all rows, for attacks whose trigger is the same for all members and acts before the augmentation.
+      ``train(member, train: Split, stamped: u8[n h w c] | None, assets) -> Trained``. ``assets`` is what the attack prepared for
+      the data set; what it prepares per seed comes with the member. ``stamped`` holds the triggered copies of all rows, for
+      attacks whose trigger is the same for all members and acts before the augmentation.
 
     Raises:
       UserError: a recipe that cannot run on that many rows.
@@ -128,6 +129,7 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
     def start(member: Member, labels: Array, assets: Any) -> tuple[_State, Array, Array]:
         variables = model.init(stream(member.key, Stream.INIT))
         poisoned, feasible = attack.select(stream(member.key, Stream.SELECT), labels, member.count)
+        assets = member.assets if recipe.prepare_per == "seed" else assets
         trigger = attack.init(stream(member.key, Stream.TRIGGER), assets)
         momentum = sgd(recipe.momentum, recipe.weight_decay).init(variables["params"])
         state = _State(variables, momentum, trigger, jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.float32(0))
@@ -176,6 +178,7 @@ def _learning_rate(recipe: Recipe, epoch: Array) -> Array:
 def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _State]:
     recipe, spec = attack.recipe, model.spec
     choose("augment", recipe.augment, AUGMENT)
+    stamp = attack.train_stamp or attack.stamp
 
     def augment(key: Key, images: Array, when: str) -> Array:
         return crop_flip(key, images, spec.pad, spec.flip) if recipe.augment == when else images
@@ -188,7 +191,7 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
         if shared.stamped is not None and recipe.augment != "before":
             return to_float(augment(crop, jnp.where(hit, shared.stamped[rows], images), "after")), labels
         images = to_float(augment(crop, images, "before"))
-        return augment(crop, jnp.where(hit, attack.stamp(trigger, key, images), images), "after"), labels
+        return augment(crop, jnp.where(hit, stamp(trigger, key, images), images), "after"), labels
 
     def step(shared: _Shared, state: _State, order: tuple[Array, Array | None]) -> _State:
         rows, second = order
@@ -218,8 +221,10 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
         gradient, (ce, statistics, trigger) = jax.grad(loss, argnums=wanted, has_aux=True, allow_int=True)(
             state.variables["params"], state.trigger
         )
+        finite = jnp.isfinite(ce)
         if attack.update:
             gradient, trigger_gradient = gradient
+            finite &= jnp.isfinite(optax.tree.norm(_floating(trigger_gradient)))
             trigger = attack.update(trigger, trigger_gradient)
         direction, momentum = sgd(recipe.momentum, recipe.weight_decay).update(
             gradient, state.momentum, state.variables["params"]
@@ -230,6 +235,11 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
             "momentum": momentum,
             "trigger": trigger,
         }
-        return advance(state, jnp.isfinite(ce) & jnp.isfinite(optax.tree.norm(gradient)), ce, learned)
+        return advance(state, finite & jnp.isfinite(optax.tree.norm(gradient)), ce, learned)
 
     return step
+
+
+def _floating(gradient: Any) -> list[Array]:
+    """The leaves of a gradient that are numbers: those of integers carry none."""
+    return [leaf for leaf in jax.tree.leaves(gradient) if leaf.dtype != jax.dtypes.float0]

@@ -54,6 +54,7 @@ class Member(NamedTuple):
     count: Array  # type: ignore[assignment]  # i32[], rows poisoned = round(ratio * n), computed on the host in float64
     spc: Array  # i32[], clean samples per class the defender holds
     hyper: Any = ()  # pytree of traced hyper-parameters of the method that runs
+    assets: Any = None  # what the attack prepared for this member's seed, where it prepares per seed
 
 
 class Loop(NamedTuple):
@@ -116,7 +117,6 @@ class Recipe(NamedTuple):
     weight_decay: float = 5e-4
     augment: str = "after"  # crops and flips act "after" | "before" the trigger, the attack has its "own", or there is "none"
     second_batch: bool = False  # `Attack.batch` gets a second, independently shuffled batch
-    max_ratio: float = 0.1  # bounds the poison slots of attacks that poison inside the batch
     prepare_per: str = "dataset"  # `Attack.prepare` runs once per "dataset" or per "seed"
     shared_trigger: bool = True  # the trigger is the same for all members, so triggered copies are computed once
 
@@ -126,14 +126,18 @@ class Attack(NamedTuple):
 
     init: Callable[..., Any]  # (key, assets) -> trigger, any pytree
     select: Callable[..., tuple[Array, Array]]  # (key, labels i32[n], count i32[]) -> (poisoned bool[n], feasible bool[])
-    stamp: Callable[..., Array]  # (trigger, key, images f32[b h w c] in [0, 1]) -> f32[b h w c], values k/255
+    stamp: Callable[..., Array]  # (trigger, key, images f32[b h w c] in [0, 1]) -> f32[b h w c], values k/255: at test time
     relabel: Callable[[Array], Array]  # (labels i32[b]) -> i32[b]; test rows that count: relabel(y) != y
     recipe: Recipe
     config: Any = None  # the static configuration it was built with, for the record
-    prepare: Callable[..., Any] | None = None  # (key, Dataset) -> assets, before the population runs
+    prepare: Callable[..., Any] | None = None
+    # (key, Dataset) -> assets, nested dicts of arrays, before the population runs; kept on disk. Where Recipe.prepare_per is
+    # "seed" it runs for a population of seeds: it must trace, and the images of the data set are traced arrays
     batch: Callable[..., tuple[Array, Array, Array, Any]] | None = None
-    # (trigger, key, images, labels, ratio, other) -> (images, labels, loss, trigger): poison inside the batch
+    # (trigger, key, images f32[b h w c], labels i32[b], ratio f32[], other) -> (images, labels, loss f32[], trigger): poison
+    # inside the batch; `loss` is added to the classifier's; `other` = (images, labels) of the second batch, or None
     update: Callable[..., Any] | None = None  # (trigger, gradient) -> trigger, the trigger's own optimiser
+    train_stamp: Callable[..., Array] | None = None  # like `stamp`, while training; None = `stamp`
 
 
 class CleanSet(NamedTuple):

@@ -5,6 +5,7 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import gc
 import pathlib
 
 import jax
@@ -24,6 +25,16 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("real_data"):
                 item.add_marker(pytest.mark.skip(reason="BDJAX_DATA_DIR is not set"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Let go of compiled programs before a process holds more memory maps than Linux allows (65,530), which ends in a crash."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

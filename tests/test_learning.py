@@ -31,7 +31,7 @@ def test_digits_are_backdoored_at_ten_percent_and_not_at_zero(name):
     acc, asr = attacked(data.load("digits"), name, [0, 1, 2], 8, epochs=25, lr=0.1)
     assert acc.min() > 0.9
     assert asr[:, 1].min() > 0.9
-    # A model that nobody attacked calls some triggered images the target: up to one in seven under a blended picture, by its seed.
+    # A model that nobody attacked calls some triggered images the target: one in seven under a blended picture, for some seeds.
     assert asr[:, 0].max() < 0.3 and np.median(asr[:, 0]) < 0.1
 
 

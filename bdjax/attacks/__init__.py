@@ -2,7 +2,22 @@
 
 from bdjax.attacks.badnets import badnets
 from bdjax.attacks.blended import blended
+from bdjax.attacks.bpp import bpp
+from bdjax.attacks.input_aware import input_aware
+from bdjax.attacks.low_frequency import low_frequency
+from bdjax.attacks.sig import sig
+from bdjax.attacks.ssba import ssba
+from bdjax.attacks.wanet import wanet
 
-ATTACKS = {"badnets": badnets, "blended": blended}
+ATTACKS = {
+    "badnets": badnets,
+    "blended": blended,
+    "sig": sig,
+    "low_frequency": low_frequency,
+    "ssba": ssba,
+    "input_aware": input_aware,
+    "wanet": wanet,
+    "bpp": bpp,
+}
 
-__all__ = ["ATTACKS", "badnets", "blended"]
+__all__ = ["ATTACKS", "badnets", "blended", "bpp", "input_aware", "low_frequency", "sig", "ssba", "wanet"]

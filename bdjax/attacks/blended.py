@@ -1,16 +1,16 @@
 """Blended: a faint picture over the whole image."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks.selection import Config, any_class, labelled
+from bdjax.attacks.selection import any_class, labelled
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
-from bdjax.types import Array, Attack, DataSpec, Key, Recipe
+from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
 
 __all__ = ["Config", "blended", "picture"]
 
@@ -37,10 +37,20 @@ ELLIPSES = (  # centre x, y and radii x, y on [0, 1]², x to the right and y dow
 FINE = 8  # samples per pixel and direction
 
 
+class Config(NamedTuple):
+    """Static configuration of Blended. Shares of the picture lie in 0.001 … 1, in steps of 0.001."""
+
+    target: int = 0  # the attack label of all_to_one
+    labels: str = "all_to_one"  # "all_to_one": y -> target; "all_to_all": y -> (y + 1) mod k
+    alpha: float = 0.2  # while training
+    test_alpha: float = 0.2  # at test time
+
+
 def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Attack:
     """Blend a fixed picture D into the image, one part in five.
 
-    x' = floor((4 x + D) / 5) on the grid 0 … 255, in integers, before the augmentation, while training and at test time alike.
+    x' = floor((1 - alpha) x + alpha D) on the grid 0 … 255, before the augmentation; in integers, ((1000 - a) x + a D) // 1000
+    with a = 1000 alpha, which at alpha = 0.2 is (4 x + D) // 5. alpha may differ between training and test.
 
     Args:
       spec: data set facts; images with 3 channels.
@@ -48,25 +58,37 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
       profile: "corrected" or "reference"; this attack is the same in both.
 
     Raises:
-      UserError: an unknown field or profile, a target that is no class, or images without 3 channels.
+      UserError: an unknown field or profile, a target that is no class, a share out of range, or images without 3 channels.
 
     Source: X. Chen, C. Liu, B. Li, K. Lu, D. Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning",
-      arXiv 1712.05526, 2017, blended injection with ratio 0.2.
+      arXiv 1712.05526, 2017, blended injection, with a fainter picture in training than at test time as an option.
     Differs: the picture is drawn by :func:`picture` instead of a well-known cartoon that nobody may ship; the blend is exact in
       integers, where the survey's published code (arXiv 2411.11200) loses one level for 4 % of all pairs of values; rows of the
       target class are poisoned too, and training and test share the ratio 0.2, as there.
     """
-    resolved, relabel = labelled(spec, config, "blended", profile)
+    resolved, relabel = labelled(spec, config, "blended", profile, dict.fromkeys(PROFILES, Config()))
     height, width, channels = spec.image_shape
     if channels != 3:
         raise UserError(f"blended has a picture with 3 channels; {spec.name} has {channels}")
     pixels = picture(height, width).astype(np.int32)
+    train_share, test_share = (_thousandths(field, getattr(resolved, field)) for field in ("alpha", "test_alpha"))
 
-    def stamp(trigger: Any, key: Key, images: Array) -> Array:
-        mixed = (4 * to_uint8(images).astype(jnp.int32) + jnp.asarray(pixels)[None]) // 5
-        return to_float(mixed.astype(jnp.uint8))
+    def stamper(share: int) -> Callable[[Any, Key, Array], Array]:
+        def stamp(trigger: Any, key: Key, images: Array) -> Array:
+            mixed = ((1000 - share) * to_uint8(images).astype(jnp.int32) + jnp.asarray(share * pixels)[None]) // 1000
+            return to_float(mixed.astype(jnp.uint8))
 
-    return Attack(lambda key, assets: {}, any_class, stamp, relabel, Recipe(), resolved)
+        return stamp
+
+    train_stamp = stamper(train_share) if train_share != test_share else None
+    return Attack(lambda key, assets: {}, any_class, stamper(test_share), relabel, Recipe(), resolved, train_stamp=train_stamp)
+
+
+def _thousandths(field: str, share: float) -> int:
+    parts = round(1000 * share)
+    if not 1 <= parts <= 1000 or abs(1000 * share - parts) > 1e-6:
+        raise UserError(f"blended.{field} must lie in 0.001 … 1, in steps of 0.001; given {share}")
+    return parts
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from bdjax.types import PROFILES, Array, DataSpec, Key
 Select = Callable[[Key, Array, Array], tuple[Array, Array]]
 Relabel = Callable[[Array], Array]
 LABELS = ("all_to_one", "all_to_all")
+WITHIN = ("all", "class")
 
 
 class Config(NamedTuple):
@@ -23,17 +24,27 @@ class Config(NamedTuple):
     labels: str = "all_to_one"  # "all_to_one": y -> target; "all_to_all": y -> (y + 1) mod k
 
 
-def labelled(spec: DataSpec, config: Config | Mapping[str, Any] | None, owner: str, profile: str) -> tuple[Config, Relabel]:
-    """The checked configuration of such an attack and its label rule.
+def labelled(
+    spec: DataSpec, config: Any, owner: str, profile: str, presets: Mapping[str, Any] | None = None
+) -> tuple[Any, Relabel]:
+    """The checked configuration of an attack and its label rule.
+
+    Args:
+      spec: data set facts.
+      config: None, fields by name, or a NamedTuple of the presets' class.
+      owner: the attack's name, for messages.
+      profile: a key of ``presets``.
+      presets: {profile: NamedTuple with a field ``target`` and, for attacks that can do without one, ``labels``}; None = those of
+        :class:`Config`.
 
     Raises:
       UserError: an unknown field or profile, a target that is no class, or a target beside all_to_all, which has none.
     """
-    resolved = configure(dict.fromkeys(PROFILES, Config()), config, owner, profile)
-    choose(f"{owner}.labels", resolved.labels, LABELS)
+    resolved = configure(presets or dict.fromkeys(PROFILES, Config()), config, owner, profile)
+    labels = choose(f"{owner}.labels", getattr(resolved, "labels", LABELS[0]), LABELS)
     if not 0 <= resolved.target < spec.classes:
         raise UserError(f"{owner}.target must be a class of {spec.name}, 0 … {spec.classes - 1}; given {resolved.target}")
-    if resolved.labels == "all_to_one":
+    if labels == "all_to_one":
         return resolved, all_to_one(resolved.target)
     if resolved.target != 0:
         raise UserError(f"{owner}.target has no meaning where labels is 'all_to_all'; given {resolved.target}")
@@ -61,24 +72,71 @@ def any_class(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
     return _below(jax.random.permutation(key, labels.shape[0]), count)
 
 
-def ranked_by(order: np.ndarray) -> Select:
+def one_class(target: int, within: str = "all") -> Select:
+    """A clean-label selection: only rows of the target class, those that one random permutation ranks first among them.
+
+    With rank_i the place of row i among the n_t rows of class t, poisoned_i = (y_i = t and rank_i < k). For one key a smaller
+    count chooses a subset of what a larger one chooses.
+
+    Args:
+      target: the class t; its rows keep their label.
+      within: what the poison ratio is a share of. "all": of all n rows, k = count. "class": of the class, k = round(count n_t /
+        n), half to even, exact in integers.
+
+    Returns:
+      ``select(key, labels, count) -> (poisoned bool[n], feasible bool[])``. Not feasible, and then every row of the class is
+      marked: more rows asked for than the class has, as 1, 5 and 10 % of all rows of GTSRB and Tiny-ImageNet are.
+
+    Raises:
+      UserError: an unknown ``within``.
+
+    Source: J. Dunnett et al., "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation
+      Strategies", arXiv 2411.11200, 2024: the ratio of clean-label attacks refers to all training rows too.
+    Differs: the survey's published code aborts where the class is too small; here this is data, so that a population of ratios
+      runs in one program. Its permutation is of the class alone, from another generator: :func:`legacy_class_order` gives it.
+      "class" is the older definition; because ``count`` is already round(ratio n), its k may differ by one from round(ratio n_t).
+    """
+    choose("within", within, WITHIN)
+
+    def select(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+        rows = labels.shape[0]
+        order = jax.random.permutation(key, rows)
+        inside = labels[order] == target
+        rank = jnp.cumsum(inside, dtype=jnp.int32) - 1
+        size = jnp.sum(inside, dtype=jnp.int32)
+        wanted = count if within == "all" else _share(count, size, rows)
+        poisoned = jnp.zeros(rows, bool).at[order].set(inside & (rank < wanted), unique_indices=True)
+        # A share of an empty class is no row, and no attack.
+        return poisoned, (wanted <= size) & (count <= rows) & ((size > 0) | (count <= 0))
+
+    return select
+
+
+def ranked_by(order: np.ndarray, rows: int | None = None) -> Select:
     """A selection in a fixed order, for runs that must poison given rows: ``attack._replace(select=ranked_by(order))``.
 
     Args:
-      order: i[n], a permutation of the rows; the first ``count`` of them are poisoned, whatever the key.
+      order: i[k], different row numbers; the first ``count`` of them are poisoned, whatever the key.
+      rows: number of training rows n; those that ``order`` does not name are never poisoned. None: it names them all.
+
+    Returns:
+      A selection that is feasible where ``count`` <= k.
 
     Raises:
-      UserError: not a permutation.
+      UserError: a row named twice or that does not exist, or not all rows named where ``rows`` is None.
     """
     order = np.asarray(order)
-    if order.ndim != 1 or not np.array_equal(np.sort(order), np.arange(len(order))):
-        raise UserError("the order of poisoned rows must hold every row number once")
-    rank = np.argsort(order).astype(np.int32)
+    total = len(order) if rows is None else rows
+    if order.ndim != 1 or len(np.unique(order)) != len(order) or (len(order) and not 0 <= order.min() <= order.max() < total):
+        named = "every row number once" if rows is None else f"row numbers below {rows}, none twice"
+        raise UserError(f"the order of poisoned rows must hold {named}")
+    rank = np.full(total, np.iinfo(np.int32).max, np.int32)
+    rank[order] = np.arange(len(order))
 
     def select(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
-        if labels.shape[0] != len(rank):
-            raise UserError(f"the order of poisoned rows names {len(rank)} rows; the training set has {labels.shape[0]}")
-        return _below(jnp.asarray(rank), count)
+        if labels.shape[0] != total:
+            raise UserError(f"the order of poisoned rows names {total} rows; the training set has {labels.shape[0]}")
+        return jnp.asarray(rank) < count, count <= len(order)
 
     return select
 
@@ -88,8 +146,32 @@ def legacy_order(seed: int, rows: int) -> np.ndarray:
     return np.random.RandomState(seed).permutation(rows)
 
 
+def legacy_class_order(seed: int, labels: np.ndarray, target: int) -> np.ndarray:
+    """The order in which it poisons rows of one class: row numbers i64[n_t] on the host, for ``ranked_by(order, rows)``.
+
+    Args:
+      seed: of the legacy generator.
+      labels: i32[n], host array.
+      target: the class.
+    """
+    members = np.flatnonzero(np.asarray(labels) == target)
+    return members[legacy_order(seed, len(members))]
+
+
 def _below(rank: Array, count: Array) -> tuple[Array, Array]:
     return rank < count, count <= rank.shape[0]
+
+
+def _share(count: Array, part: Array, whole: int) -> Array:
+    """round(count part / whole), half to even, i32[]: by long division, as the product may exceed 32 bits; whole < 2²⁹."""
+
+    def digit(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        rest = 2 * state[1] + ((count >> (30 - i)) & 1) * part
+        return 2 * state[0] + rest // whole, rest % whole
+
+    quotient, rest = jax.lax.fori_loop(jnp.int32(0), jnp.int32(31), digit, (jnp.int32(0), jnp.int32(0)))
+    up = (2 * rest > whole) | ((2 * rest == whole) & (quotient % 2 == 1))
+    return quotient + up.astype(jnp.int32)
 
 
 def all_to_one(target: int) -> Relabel:

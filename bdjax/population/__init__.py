@@ -17,6 +17,7 @@ from bdjax.population.execution import (
     resolve,
 )
 from bdjax.population.memory import Footprint, device_memory, fit, footprint
+from bdjax.population.prepare import prepare
 from bdjax.population.race import named
 from bdjax.population.remember import Tuned
 from bdjax.population.stack import concatenate, members, size, take
@@ -39,6 +40,7 @@ __all__ = [
     "forms",
     "members",
     "named",
+    "prepare",
     "remembered",
     "resolve",
     "run",

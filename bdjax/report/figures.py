@@ -52,20 +52,20 @@ STYLE: dict[Any, Any] = {
 P = ParamSpec("P")
 
 
-def _styled(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
+def styled(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
     """Draw in our style and leave matplotlib's settings as they were."""
 
     @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> "Figure":
         import matplotlib as mpl
 
         with mpl.rc_context(STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return drawn
 
 
-@_styled
+@styled
 def before_after(records: "pl.DataFrame") -> "Figure":
     """ACC and ASR before (hollow) and after (filled, with its 95 % interval) each defense, one row of panels per poison ratio.
 
@@ -93,7 +93,7 @@ def before_after(records: "pl.DataFrame") -> "Figure":
     return figure
 
 
-@_styled
+@styled
 def picture_grid(images: NDArray[np.uint8], triggered: Mapping[str, NDArray[np.uint8]], names: Sequence[str] = ()) -> "Figure":
     """Test images, the same images with the trigger of each attack, and ten times what the trigger changed.
 
@@ -119,7 +119,7 @@ def picture_grid(images: NDArray[np.uint8], triggered: Mapping[str, NDArray[np.u
     return figure
 
 
-@_styled
+@styled
 def pruning_curve(records: "pl.DataFrame") -> "Figure":
     """Validation accuracy against the share of pruned channels: a thin line per member, the median bold, a dot at each stop.
 
@@ -158,7 +158,7 @@ def has_curve(row: dict[str, Any]) -> bool:
     return _curve(row) is not None
 
 
-@_styled
+@styled
 def pruned_channels(records: "pl.DataFrame") -> "Figure":
     """The share of channels pruned in each layer: the median over members and their range, one colour per poison ratio.
 

@@ -35,7 +35,7 @@ def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: s
         from bdjax.sweep.store import read
 
         records = read(folder)
-    drawings = Drawings(list(_effects(records)), list(_triggers(records, data_dir)), list(_pruning(records)))
+    drawings = Drawings(list(_effects(records)), list(_triggers(records, data_dir, folder)), list(_pruning(records)))
     text = page(records, drawings)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -80,28 +80,35 @@ def _effects(records: "pl.DataFrame") -> Iterator[Drawing]:
             yield Drawing(f"before-after-{slug}", title, figures.before_after(part))
 
 
-def _triggers(records: "pl.DataFrame", data_dir: str | None) -> Iterator[Drawing]:
+def _triggers(records: "pl.DataFrame", data_dir: str | None, folder: Path) -> Iterator[Drawing]:
     """One grid per data set, all attacks in it."""
     for part in records.partition_by("dataset", maintain_order=True):
         dataset = part["dataset"][0]
         grid: dict[str, Any] = {}
         for _, _, rows in _scenarios(part):
-            row = rows.row(0, named=True)
+            row = _most_poisoned(rows)
             config = json.loads(row["config"])["attack"]
             name = row["attack"].rpartition(":")[2]
             if any(config == known for known, _ in grid.values()):
                 continue
             try:
-                made = pictures(row, data_dir)
+                made = pictures(row, data_dir, out=folder)
             except UserError as error:
                 yield Drawing(f"triggers-{dataset}-{_slug(name)}", f"{name} on {dataset}", None, str(error))
                 continue
-            grid[name if name not in grid else f"{name} {len(grid) + 1}"] = (config, made)
+            title = f"{name}\n{made.note}" if made.note else name
+            grid[title if title not in grid else f"{title} {len(grid) + 1}"] = (config, made)
         if grid:
             made = next(iter(grid.values()))[1]
             drawn = figures.picture_grid(made.images, {name: p.triggered for name, (_, p) in grid.items()}, made.names)
             caption = f"Test images of {dataset}, the same images triggered, and ten times the change (clipped at white)"
             yield Drawing(f"triggers-{dataset}", caption, drawn)
+
+
+def _most_poisoned(rows: "pl.DataFrame") -> dict[str, Any]:
+    """The first row of those that are ok, if any, with the highest ratio: at ratio 0 a trigger that is learned learns nothing."""
+    fine = rows.filter(rows["status"] == "ok")
+    return (rows if fine.is_empty() else fine).sort("ratio", descending=True, maintain_order=True).row(0, named=True)
 
 
 def _pruning(records: "pl.DataFrame") -> Iterator[Drawing]:

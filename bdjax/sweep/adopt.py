@@ -31,6 +31,11 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
     """
     cell, attack = attacked.cell, attacked.attack
     assert cell.imported is not None
+    if attack.update is not None:
+        raise UserError(
+            f"the trigger of {cell.attack} is learned with the network, so it is not known here; leave --attack out to use the "
+            "triggered images that were imported"
+        )
     name = build.set_hash([member_hash(point) for point in points])
     records = [row_of(attacked, point, cell, status="ok", images=0) for point in points]
     title = f"{attacked.dataset.spec.name} / {cell.model} / {cell.attack} (imported)"

@@ -12,8 +12,9 @@ import numpy as np
 from bdjax.errors import UserError, unknown
 from bdjax.sweep import imported
 from bdjax.sweep.plugins import factory, source_digest
-from bdjax.types import Attack, Defense, Model
+from bdjax.types import Attack, Defense, Model, Recipe
 
+FIXED = ("second_batch", "prepare_per", "shared_trigger")  # fields of a recipe that say how an attack works
 SCHEMA = 1  # part of every hash: raise it when records stop being comparable
 
 
@@ -77,8 +78,23 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
         raise UserError(f"target is {cell.target}, and {other} in the configuration of {cell.attack}; give one")
     # Target 0 is every attack's default: passing it on only where it was changed spares attacks that have no target.
     overrides = {**({"target": cell.target} if cell.target else {}), **cell.attack_config}
-    attack = factory("attack", cell.attack, ATTACKS)(facts, overrides or None, profile=cell.profile)
-    return model, attack._replace(recipe=attack.recipe._replace(**cell.recipe))
+    make = factory("attack", cell.attack, ATTACKS)
+    attack = make(facts, overrides or None, profile=cell.profile)
+    if "architecture" in getattr(attack.config, "_fields", ()) and "architecture" not in overrides:
+        attack = make(facts, {**overrides, "architecture": cell.model}, profile=cell.profile)
+    return model, attack._replace(recipe=_recipe(attack.recipe, cell))
+
+
+def _recipe(recipe: Recipe, cell: TrainCell) -> Recipe:
+    """The recipe of an attack with what the cell changes: lengths and rates, not how the attack works."""
+    for field in FIXED:
+        if field in cell.recipe and cell.recipe[field] != getattr(recipe, field):
+            raise UserError(f"recipe.{field} is part of how {cell.attack} works and cannot be changed")
+    given = cell.recipe.get("augment", recipe.augment)
+    if given != recipe.augment and "own" in (given, recipe.augment):
+        reason = f"is a field of {cell.attack}" if recipe.augment == "own" else "cannot be 'own'"
+        raise UserError(f"recipe.augment {given!r} does not fit {cell.attack}: its augmentation {reason}")
+    return recipe._replace(**cell.recipe)
 
 
 def defended(cell: DefenseCell, model: Model) -> Defense:

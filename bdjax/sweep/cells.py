@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import population
+from bdjax.attacks.slots import per_epoch
 from bdjax.attacks.stored import STORED
 from bdjax.data import clean_subset
 from bdjax.errors import UserError
-from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored
+from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution
 from bdjax.sweep import build, imported, models, provenance, store
@@ -61,6 +62,7 @@ def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
     per_epoch = rows // batch * batch
     if going:
         stacked = population.take(stacked, going)
+        stacked = population.prepare(attack, stacked, attacked.dataset, attacked.data, execution, progress.say)
         execution = _fit(lambda model: attack_member(model, attack, rows), attacked, stacked)
     chunk = min(execution.chunk or max(len(going), 1), max(len(going), 1)) if execution.strategy != "loop" else 1
     chunks = -(-len(going) // chunk)
@@ -191,21 +193,29 @@ def _subjects(
     member = members_of(attacked, points, spc)._replace(hyper=hyper)
     index = [stored.members.index(name) for name in hashes]
     variables, leaves = jax.tree.map(lambda x: jnp.asarray(x[index]), (stored.variables, stored.trigger))
-    form = jax.eval_shape(attacked.attack.init, stream(root(attacked.cell.root), Stream.TRIGGER), attacked.data.assets)
+    form = trigger_form(attacked.attack, attacked.dataset, attacked.data)
     return Subject(member, variables, jax.tree.unflatten(jax.tree.structure(form), leaves))
 
 
 def _feasible(attacked: Attacked, stacked: Member, records: list[Row]) -> list[int]:
-    """Indices of the members whose poison set can be drawn; the others are marked, so that no time goes into their training."""
+    """Indices of the members whose poison set can be drawn; the others are marked, so that no time goes into their training.
 
-    def can(member: Member, labels: Array) -> Array:
-        return attacked.attack.select(stream(member.key, Stream.SELECT), labels, member.count)[1]
+    The rows that are poisoned are counted: with ratios of a class they are fewer than ``count``. An attack without a fixed poison
+    set has the number of one epoch, on average.
+    """
+    attack, labels = attacked.attack, attacked.data.train.labels
 
-    found = np.asarray(population.run(can, stacked, (attacked.data.train.labels,), Execution()))
-    for row, ok in zip(records, found, strict=True):
-        if not ok:
-            reason = f"{attacked.cell.attack} cannot poison {row['poisoned']} rows, {row['ratio']:g} of the training rows"
-            row.update(status="infeasible", reason=reason)
+    def can(member: Member, labels: Array) -> tuple[Array, Array]:
+        poisoned, feasible = attack.select(stream(member.key, Stream.SELECT), labels, member.count)
+        return jnp.sum(poisoned, dtype=jnp.int32), feasible
+
+    chosen, found = jax.tree.map(np.asarray, population.run(can, stacked, (labels,), Execution()))
+    for row, rows, ok in zip(records, chosen, found, strict=True):
+        if ok:
+            row["poisoned"] = int(rows) if attack.batch is None else per_epoch(row["ratio"], len(labels), attack.recipe.batch)
+        else:
+            told = f"{row['poisoned']} rows, {row['ratio']:g} of the training rows"
+            row.update(status="infeasible", reason=f"{attacked.cell.attack} cannot poison {told}")
     return [i for i, ok in enumerate(found) if ok]
 
 

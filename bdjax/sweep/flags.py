@@ -100,22 +100,26 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
     grid = dataclasses.replace(base or Grid(), **given)
     # What the base says of methods that the command line took out goes with them.
     attack, defense = _copy(grid.attack_config, grid.attacks), _copy(grid.defense_config, grid.defenses)
-    recipe, hyper = dict(grid.recipe), _copy(grid.hyper, grid.defenses)
+    recipe, own = dict(grid.recipe), _copy(grid.attack_recipe, grid.attacks)
+    hyper = _copy(grid.hyper, grid.defenses)
     for method, field_name, text in (_split(item, "config") for item in scenario.config):
         value = _value(text)
         if method == "recipe":
             recipe[field_name] = value
+        elif method.removesuffix(".recipe") in grid.attacks and method.endswith(".recipe"):
+            own.setdefault(method.removesuffix(".recipe"), {})[field_name] = value
         elif method in grid.attacks:
             attack.setdefault(method, {})[field_name] = value
         elif method in grid.defenses:
             defense.setdefault(method, {})[field_name] = value
         else:
-            raise unknown("method of --config", method, [*grid.attacks, *grid.defenses, "recipe"])
+            recipes = ["recipe", *(f"{attack}.recipe" for attack in grid.attacks)]
+            raise unknown("method of --config", method, [*grid.attacks, *grid.defenses, *recipes])
     for method, leaf, text in (_split(item, "hyper") for item in scenario.hyper):
         if method not in grid.defenses:
             raise unknown("method of --hyper", method, grid.defenses)
         hyper.setdefault(method, {})[leaf] = tuple(_number(part, f"{method}.{leaf}") for part in text.split(","))
-    return dataclasses.replace(grid, attack_config=attack, defense_config=defense, recipe=recipe, hyper=hyper)
+    return dataclasses.replace(grid, attack_config=attack, defense_config=defense, recipe=recipe, attack_recipe=own, hyper=hyper)
 
 
 def execution_of(executed: Executed) -> dict[str, Any]:

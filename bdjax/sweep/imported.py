@@ -14,7 +14,7 @@ from bdjax.types import DataSpec, Split
 if TYPE_CHECKING:
     from bdjax.sweep.plan import Grid
 
-TRAINING = ("epochs", "batch", "recipe")  # fields of a grid that say how networks are trained
+TRAINING = ("epochs", "batch", "recipe", "attack_recipe")  # fields of a grid that say how networks are trained
 
 
 def opened(path: str) -> Import:

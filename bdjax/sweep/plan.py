@@ -50,7 +50,9 @@ class Grid:
     defense_config: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Static overrides, {method: {field: value}}."""
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Further fields of the training recipe, {field: value}."""
+    """Further fields of the training recipe of all attacks, {field: value}."""
+    attack_recipe: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Fields of the recipe of one attack, {attack: {field: value}}; they win over ``recipe``, ``epochs`` and ``batch``."""
     hyper: Mapping[str, Mapping[str, Sequence[Any]]] = dataclasses.field(default_factory=dict)
     """Traced hyper-parameters as a population axis, {defense: {leaf: values}}."""
     root: int = 0
@@ -104,8 +106,10 @@ def check(grid: Grid) -> Grid:
     _named("attack_config", grid.attack_config, grid.attacks)
     _named("defense_config", grid.defense_config, grid.defenses)
     _named("hyper", grid.hyper, grid.defenses)
-    for field in grid.recipe:
+    _named("attack_recipe", grid.attack_recipe, grid.attacks)
+    for field in (*grid.recipe, *(field for given in grid.attack_recipe.values() for field in given)):
         choose("recipe field", field, Recipe._fields)
+    for field in grid.recipe:
         if field in ("epochs", "batch"):
             raise UserError(f"{field} of the training is a field of the grid (--{field}), not of its recipe")
     if grid.imported is not None:
@@ -134,7 +138,7 @@ def cells(grid: Grid) -> list[Branch]:
                     width=grid.width,
                     attack=attack,
                     attack_config=dict(grid.attack_config.get(attack, {})),
-                    recipe=_recipe(grid),
+                    recipe=_recipe(grid, attack),
                     profile=grid.profile,
                     target=grid.target,
                     root=grid.root,
@@ -181,8 +185,8 @@ def _matches(cell: DefenseCell, only: Mapping[str, str]) -> bool:
     return "spc" not in only or cell.spc is None or str(cell.spc) == only["spc"]
 
 
-def _recipe(grid: Grid) -> dict[str, Any]:
-    given = {"epochs": grid.epochs, "batch": grid.batch, **grid.recipe}
+def _recipe(grid: Grid, attack: str) -> dict[str, Any]:
+    given = {"epochs": grid.epochs, "batch": grid.batch, **grid.recipe, **grid.attack_recipe.get(attack, {})}
     return {field: value for field, value in given.items() if value is not None}
 
 
@@ -190,11 +194,12 @@ def _ratios_fit(train: TrainCell, grid: Grid) -> None:
     model, attack = build.attacked(train)
     if not 0 <= grid.target < model.spec.classes:
         raise UserError(f"target {grid.target} is not a class of {train.dataset}; allowed: 0 … {model.spec.classes - 1}")
-    over = [ratio for ratio in grid.poison_ratios if attack.batch is not None and ratio > attack.recipe.max_ratio]
+    most = getattr(attack.config, "max_ratio", 1)  # attacks that poison inside the batch make room for so much and no more
+    over = [ratio for ratio in grid.poison_ratios if ratio > most]
     if over:
         raise UserError(
-            f"poison ratio {over[0]} is above the {attack.recipe.max_ratio} that {train.attack} reserves in a batch; "
-            f"raise it with recipe.max_ratio={over[0]}"
+            f"poison ratio {over[0]} is above the {most} that {train.attack} makes room for in a batch; "
+            f"raise it with --config {train.attack}.max_ratio={over[0]}"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bdjax.attacks.stored import STORED, stored
 from bdjax.errors import UserError
-from bdjax.experiment import Data, Subject, defend_member, stage, stage_stored, stamp_all
+from bdjax.experiment import Data, Subject, defend_member, stage, stage_stored, stamp_all, trigger_form
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS, by_name
 from bdjax.population import Execution, adapt, members, resolve, run
@@ -116,13 +116,14 @@ def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | Non
     row, config = trained.row, json.loads(trained.row["config"])
     told, execution = config["defense"], _execution(row, model)
     model = adapt(model.rebuild(dtype=PRECISIONS[config["model"]["precision"]]), execution)
-    defense = _method("defense", told, DEFENSES)(model, told["config"], profile=config["profile"])
+    defense = method("defense", told, DEFENSES)(model, told["config"], profile=config["profile"])
     hyper = build.stack_hyper(defense, [build.Point(row["seed"], row["ratio"], json.loads(row["hyper"]))])
     rows, spc = len(dataset.train.labels), row["spc"] or 0
     stack, _ = members([row["seed"]], [row["ratio"]], rows, root_number=config["root"], spc=spc)
     attack, data = _staged(row, dataset, folder)
     subject = Subject(
-        stack._replace(hyper=hyper), *jax.tree.map(lambda x: x[None], (trained.variables, _trigger(trained, attack, data)))
+        stack._replace(hyper=hyper),
+        *jax.tree.map(lambda x: x[None], (trained.variables, trigger_of(trained, attack, dataset, data))),
     )
     found = run(defend_member(model, attack, defense, spc, keep=True), subject, (data,), execution)
     before = {name: row[f"{name}_before"] for name in ("acc", "asr", "ra")}
@@ -153,7 +154,7 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     images = data.test.triggered
     if images is None:
         key = stream(member_key(root(config["root"]), trained.row["seed"]), Stream.TRIGGER)
-        images = stamp_all(attack, _trigger(trained, attack, data), key, dataset.test.images)
+        images = stamp_all(attack, trigger_of(trained, attack, dataset, data), key, dataset.test.images)
     truth = np.asarray(data.test.labels if data.test.truth is None else data.test.truth)
     goals = np.asarray(data.test.attack_labels)
     counted = np.flatnonzero(goals != truth)
@@ -165,17 +166,22 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     return Triggered(np.asarray(images)[counted], truth[counted], goals[counted], places[counted].astype(np.int64), rows)
 
 
+def same_images(row: Row, dataset: Dataset) -> None:
+    """Raise :class:`UserError` if these are not the images of the record."""
+    if dataset.digest != row["data_digest"]:
+        raise UserError(
+            f"these images of {row['dataset']} are not those of the record (sha256 {dataset.digest[:12]}, "
+            f"there {row['data_digest'][:12]})"
+        )
+
+
 def _staged(row: Row, dataset: Dataset, folder: str | None) -> tuple[Attack, Data]:
     """The attack of a record and its data on the device."""
     from bdjax.attacks import ATTACKS
 
     config = json.loads(row["config"])
     told = config["attack"]
-    if dataset.digest != row["data_digest"]:
-        raise UserError(
-            f"these images of {row['dataset']} are not those of the record (sha256 {dataset.digest[:12]}, "
-            f"there {row['data_digest'][:12]})"
-        )
+    same_images(row, dataset)
     if told["name"] == STORED:
         if folder is None:
             raise UserError(
@@ -184,19 +190,36 @@ def _staged(row: Row, dataset: Dataset, folder: str | None) -> tuple[Attack, Dat
         if imported.digest(folder) != config["imported"]:
             raise UserError(f"{folder} is not what this network was imported from: its contents are others")
         return stored(imported.stored_config(folder)), stage_stored(dataset, *imported.stored_images(folder))
-    attack = _method("attack", told, ATTACKS)(dataset.spec, told["config"], profile=config["profile"])
+    attack = method("attack", told, ATTACKS)(dataset.spec, told["config"], profile=config["profile"])
     attack = attack._replace(recipe=Recipe(**config["recipe"]))
     return attack, stage(attack, dataset, root(config["root"]))
 
 
-def _method(kind: str, told: Mapping[str, Any], table: Mapping[str, Any]) -> Any:
-    """The factory of a method of a record, from the very file that it was run from."""
+def method(kind: str, told: Mapping[str, Any], table: Mapping[str, Any]) -> Any:
+    """The factory of a method of a record, from the very file that it was run from.
+
+    Args:
+      kind: "attack" or "defense", for messages.
+      told: what the record says of the method.
+      table: built-in factories.
+
+    Raises:
+      UserError: the file is not here, or was edited since.
+    """
     make = factory(kind, told["name"], table)
     if source_digest(told["name"]) != told.get("source"):
         raise UserError(f"{told['name']} was edited since the record was made; the repair or trigger would be another")
     return make
 
 
-def _trigger(trained: Trained, attack: Attack, data: Data) -> Any:
-    form = jax.eval_shape(attack.init, root(0), data.assets)
+def trigger_of(trained: Trained, attack: Attack, dataset: Dataset, data: Data) -> Any:
+    """The trigger of a trained member as its attack takes it.
+
+    Args:
+      trained: a member.
+      attack: that of its record.
+      dataset: images of the record's data set; only facts are read.
+      data: the same on the device.
+    """
+    form = trigger_form(attack, dataset, data)
     return jax.tree.unflatten(jax.tree.structure(form), [jnp.asarray(leaf) for leaf in trained.trigger])

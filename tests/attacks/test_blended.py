@@ -36,3 +36,28 @@ def test_blend_is_exact_for_every_pair_of_values(tiny_spec, compiled):
 def test_needs_three_channels(tiny_spec):
     with pytest.raises(UserError, match="3 channels; tiny has 1"):
         blended(tiny_spec._replace(image_shape=(8, 8, 1)))
+
+
+@pytest.mark.parametrize(("alpha", "part"), [(0.2, (1, 5)), (0.05, (1, 20)), (0.125, (1, 8)), (0.29, (29, 100)), (1.0, (1, 1))])
+def test_other_shares_are_exact_too(tiny_spec, alpha, part):
+    stamp = blended(tiny_spec, {"alpha": alpha, "test_alpha": alpha}).stamp
+    values = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 8, 8, 3))
+    out = np.asarray(to_uint8(stamp({}, jax.random.key(0), to_float(jnp.asarray(values)))))
+    share, whole = part
+    np.testing.assert_array_equal(out, ((whole - share) * values.astype(int) + share * picture(8, 8).astype(int)) // whole)
+
+
+def test_training_has_its_own_share_where_it_is_given(tiny_spec):
+    assert blended(tiny_spec).train_stamp is None
+    attack = blended(tiny_spec, {"alpha": 0.1, "test_alpha": 0.5})
+    black = jnp.zeros((1, 8, 8, 3), jnp.float32)
+    for stamp, whole in ((attack.train_stamp, 10), (attack.stamp, 2)):
+        found = np.asarray(to_uint8(stamp({}, jax.random.key(0), black)))[0]
+        np.testing.assert_array_equal(found, picture(8, 8) // whole)
+
+
+@pytest.mark.parametrize("config", [{"alpha": 0.0}, {"test_alpha": 1.001}, {"alpha": 0.0005}, {"alpha": 0.2003}])
+def test_shares_out_of_range(tiny_spec, config):
+    (field,) = config
+    with pytest.raises(UserError, match=f"blended.{field} must lie in 0.001 … 1, in steps of 0.001"):
+        blended(tiny_spec, config)

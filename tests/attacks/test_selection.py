@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,13 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.attacks.selection import all_to_all, all_to_one, any_class, legacy_order, ranked_by
+from bdjax.attacks.selection import (
+    _share,
+    all_to_all,
+    all_to_one,
+    any_class,
+    legacy_class_order,
+    legacy_order,
+    one_class,
+    ranked_by,
+)
 from bdjax.errors import UserError
 from bdjax.training import poison_count
 
 ROWS = 60
 LABELS = jnp.arange(ROWS, dtype=jnp.int32) % 4
 choose = jax.jit(any_class)
+of_class = {within: jax.jit(one_class(1, within)) for within in ("all", "class")}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +78,58 @@ def test_ranked_by_rejects_what_is_no_order():
         ranked_by(np.array([0, 0, 2]))
     with pytest.raises(UserError, match="names 3 rows; the training set has 60"):
         ranked_by(np.array([2, 1, 0]))(jax.random.key(0), LABELS, jnp.int32(1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**31 - 1), small=st.integers(0, 15), large=st.integers(0, 15))
+def test_rows_of_one_class_have_their_count_and_nest(seed, small, large):
+    small, large = sorted((small, large))
+    key = jax.random.key(seed)
+    few, feasible = of_class["all"](key, LABELS, jnp.int32(small))
+    many, _ = of_class["all"](key, LABELS, jnp.int32(large))
+    assert int(few.sum()) == small and int(many.sum()) == large and bool(feasible)
+    assert not np.any(np.asarray(few) & ~np.asarray(many)) and not np.any(np.asarray(many) & (np.asarray(LABELS) != 1))
+
+
+def test_every_row_of_the_class_is_as_likely():
+    keys = jax.random.split(jax.random.key(3), 2000)
+    often = np.asarray(jax.vmap(lambda k: of_class["all"](k, LABELS, jnp.int32(3))[0])(keys).mean(0, dtype=jnp.float32))
+    assert np.all(np.abs(often[1::4] - 0.2) < 0.045) and np.all(np.delete(often.reshape(-1, 4), 1, 1) == 0)
+
+
+def test_more_rows_than_the_class_has_are_infeasible_and_stay_data():
+    poisoned, feasible = of_class["all"](jax.random.key(0), LABELS, jnp.int32(16))
+    assert not feasible and np.array_equal(np.asarray(poisoned), np.asarray(LABELS) == 1)
+    for within in of_class:
+        nobody = jnp.zeros(ROWS, jnp.int32)
+        assert not of_class[within](jax.random.key(0), nobody, jnp.int32(1))[1]
+        assert of_class[within](jax.random.key(0), nobody, jnp.int32(0))[1]
+        assert not of_class[within](jax.random.key(0), LABELS, jnp.int32(ROWS + 1))[1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 30, 60])
+def test_share_of_the_class(count):
+    poisoned, feasible = of_class["class"](jax.random.key(0), LABELS, jnp.int32(count))
+    assert int(poisoned.sum()) == round(Fraction(count * 15, ROWS)) and feasible
+    assert not np.any(np.asarray(poisoned) & (np.asarray(LABELS) != 1))
+
+
+def test_shares_are_exact_beyond_32_bits():
+    generator, share = np.random.default_rng(0), jax.jit(jax.vmap(_share, (0, 0, None)))
+    for rows in (2, 3, 40, 50_000, 1_281_167, 2**29 - 1):
+        part, count = generator.integers(0, rows + 1, (2, 50))
+        expected = [round(Fraction(int(a) * int(b), rows)) for a, b in zip(part, count, strict=True)]
+        assert share(jnp.asarray(count, jnp.int32), jnp.asarray(part, jnp.int32), jnp.int32(rows)).tolist() == expected
+
+
+def test_a_fixed_order_may_leave_rows_out():
+    select = jax.jit(ranked_by(np.array([5, 2, 9]), ROWS))
+    assert np.flatnonzero(select(jax.random.key(0), LABELS, jnp.int32(2))[0]).tolist() == [2, 5]
+    assert [bool(select(jax.random.key(0), LABELS, jnp.int32(count))[1]) for count in (0, 3, 4)] == [True, True, False]
+    with pytest.raises(UserError, match="row numbers below 60, none twice"):
+        ranked_by(np.array([5, 60]), ROWS)
+    order = legacy_class_order(0, np.array([0, 1, 0, 1, 1]), 1)
+    assert order.tolist() == np.array([1, 3, 4])[np.random.RandomState(0).permutation(3)].tolist()
 
 
 def test_labels():

@@ -14,27 +14,34 @@ from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
 from bdjax.experiment import attack_member, stage
 from bdjax.models import cnn
-from bdjax.population import members
+from bdjax.population import members, prepare, take
 from bdjax.types import PROFILES, Attack
 
 ROWS = 160
 EVERY = [(name, profile) for name in ATTACKS for profile in PROFILES]
+CORRECTED = [(name, "corrected") for name in ATTACKS]
+SHORTER = {  # networks that attacks train themselves
+    "ssba": {"width": 4, "bits": 4, "epochs": 40, "batch": 32, "lr": 3e-3},
+    "input_aware": {"width": 4, "mask_epochs": 1, "mask_batch": 32},
+}
 
 
 @pytest.fixture(params=EVERY, ids=["-".join(pair) for pair in EVERY])
 def attack(request, tiny_spec):
     name, profile = request.param
-    made = ATTACKS[name](tiny_spec, profile=profile)
+    made = ATTACKS[name](tiny_spec, SHORTER.get(name), profile=profile)
     return made._replace(recipe=made.recipe._replace(epochs=1, batch=32))
 
 
 @pytest.fixture(scope="module")
 def ready(tiny_dataset):
-    """``ready(attack) -> (assets, trigger)``, prepared once per data set."""
+    """``ready(attack, key) -> trigger``, with assets prepared once."""
+    kept = {}
 
     def make(attack: Attack, key):
-        assets = attack.prepare(jax.random.key(9), tiny_dataset) if attack.prepare else None
-        return assets, attack.init(key, assets)
+        if attack.prepare and attack.config not in kept:
+            kept[attack.config] = attack.prepare(jax.random.key(9), tiny_dataset)
+        return attack.init(key, kept.get(attack.config))
 
     return make
 
@@ -65,7 +72,7 @@ def test_a_configuration_rebuilds_the_attack(name, tiny_spec):
 
 
 def test_stamp_keeps_shape_dtype_range_and_grid_and_changes_the_image(attack, ready, tiny_dataset):
-    _, trigger = ready(attack, jax.random.key(1))
+    trigger = ready(attack, jax.random.key(1))
     images = to_float(jnp.asarray(tiny_dataset.test.images[:6]))
     out = jax.jit(attack.stamp)(trigger, jax.random.key(0), images)
     chex.assert_trees_all_equal_shapes_and_dtypes(out, images)
@@ -75,13 +82,11 @@ def test_stamp_keeps_shape_dtype_range_and_grid_and_changes_the_image(attack, re
     assert same(out, jax.jit(attack.stamp)(trigger, jax.random.key(0), images))
 
 
-def test_shared_triggers_depend_on_no_key(attack, ready, tiny_dataset):
-    if not attack.recipe.shared_trigger:
-        pytest.skip("its trigger differs between members")
+def test_triggers_depend_on_the_key_unless_they_are_shared(attack, ready, tiny_dataset):
     images = to_float(jnp.asarray(tiny_dataset.test.images[:2]))
-    _, a = ready(attack, jax.random.key(1))
-    _, b = ready(attack, jax.random.key(2))
-    assert same(attack.stamp(a, jax.random.key(3), images), attack.stamp(b, jax.random.key(4), images))
+    a, b = ready(attack, jax.random.key(1)), ready(attack, jax.random.key(2))
+    alike = same(attack.stamp(a, jax.random.key(3), images), attack.stamp(b, jax.random.key(4), images))
+    assert alike == attack.recipe.shared_trigger
 
 
 def test_selection_is_one_program_for_all_counts_and_nests(attack, tiny_dataset):
@@ -89,15 +94,19 @@ def test_selection_is_one_program_for_all_counts_and_nests(attack, tiny_dataset)
     chex.clear_trace_counter()
     select = jax.jit(chex.assert_max_traces(attack.select, n=1))
     sets = [np.asarray(select(jax.random.key(5), labels, jnp.int32(count))[0]) for count in (0, 3, 16, 40)]
-    assert [s.sum() for s in sets] == [0, 3, 16, 40] and all(s.dtype == bool for s in sets)
+    assert all(s.dtype == bool for s in sets)
+    assert not select(jax.random.key(5), labels, jnp.int32(ROWS + 1))[1]
+    together, feasible = jax.vmap(attack.select, in_axes=(None, None, 0))(
+        jax.random.key(5), labels, jnp.array([3, 16], jnp.int32)
+    )
+    assert same(together, np.stack(sets[1:3])) and feasible.tolist() == [True, True]
+    if attack.batch is not None:  # poisoned inside the batch: no row is chosen before
+        assert not np.any(sets)
+        return
+    assert [s.sum() for s in sets] == [0, 3, 16, 40]
     assert all(not np.any(a & ~b) for a, b in itertools.pairwise(sets))
     assert same(sets[2], select(jax.random.key(5), labels, jnp.int32(16))[0])
     assert not same(sets[2], select(jax.random.key(6), labels, jnp.int32(16))[0])
-    assert not select(jax.random.key(5), labels, jnp.int32(ROWS + 1))[1]
-    together, feasible = jax.vmap(attack.select, in_axes=(None, None, 0))(
-        jax.random.key(5), labels, jnp.array([3, 40], jnp.int32)
-    )
-    assert same(together, np.stack([sets[1], sets[3]])) and feasible.tolist() == [True, True]
 
 
 def test_labels_change_for_some_class_and_stay_classes(attack):
@@ -107,13 +116,37 @@ def test_labels_change_for_some_class_and_stay_classes(attack):
     assert np.any(np.asarray(out) != np.asarray(labels)) and np.all((np.asarray(out) >= 0) & (np.asarray(out) < 4))
 
 
-@pytest.mark.parametrize("attack", [(name, "corrected") for name in ATTACKS], ids=ATTACKS, indirect=True)
-def test_members_of_all_ratios_train_in_one_program(attack, tiny_dataset):
+@pytest.mark.parametrize("attack", CORRECTED, ids=ATTACKS, indirect=True)
+def test_poison_inside_the_batch_has_one_program_for_all_ratios_and_leaves_ratio_zero_alone(attack, ready, tiny_dataset):
+    if attack.batch is None:
+        assert attack.update is None and not attack.recipe.second_batch  # they would have nobody to call them
+        return
+    chex.clear_trace_counter()
+    poison = jax.jit(chex.assert_max_traces(attack.batch, n=1))
+    trigger = ready(attack, jax.random.key(1))
+    images, labels = to_float(jnp.asarray(tiny_dataset.train.images[:32])), jnp.asarray(tiny_dataset.train.labels[:32])
+    other = (images[::-1], labels[::-1]) if attack.recipe.second_batch else None
+    found = {r: poison(trigger, jax.random.key(2), images, labels, jnp.float32(r), other) for r in (0.0, 0.05, 0.1)}
+    chex.assert_trees_all_equal_shapes_and_dtypes(*(out[:2] for out in found.values()), (images, labels))
+    chex.assert_trees_all_equal_shapes_and_dtypes(*(out[3] for out in found.values()), trigger)
+    assert same(found[0.0][1], labels) and float(found[0.0][2]) == 0
+    moved = {r: int(jnp.sum(out[1] != labels)) for r, out in found.items()}
+    expected = {r: int(jnp.sum((attack.relabel(labels) != labels)[: int(32 * r)])) for r in found}
+    assert moved == expected and expected[0.1] > 0  # the first floor(32 r) places carry the attack label
+
+
+@pytest.mark.parametrize("attack", CORRECTED, ids=ATTACKS, indirect=True)
+def test_members_of_all_ratios_train_in_one_program_and_alone_they_are_the_same(attack, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path))
     data = stage(attack, tiny_dataset, jax.random.key(0))
     run = attack_member(cnn(tiny_dataset.spec, 4, lowering="patches"), attack, ROWS)
     chex.clear_trace_counter()
     together = jax.jit(jax.vmap(chex.assert_max_traces(run, n=1), in_axes=(0, None)))
-    several, _ = members([0, 1], [0.0, 0.1], ROWS)
+
+    def stack(seeds, ratios):
+        return prepare(attack, members(seeds, ratios, ROWS)[0], tiny_dataset, data)
+
+    several = stack([0, 1], [0.0, 0.1])
     trained, counts = together(several, data)
     assert trained.alive.tolist() == [True] * 4 and trained.feasible.tolist() == [True] * 4
     assert counts.clean.tolist() == [80] * 4 and np.all(
@@ -123,5 +156,8 @@ def test_members_of_all_ratios_train_in_one_program(attack, tiny_dataset):
     assert same(trained, again)
     leaves = np.asarray(trained.variables["params"]["linear"]["kernel"])
     assert len({leaf.tobytes() for leaf in leaves}) == 4  # every member its own network
-    other, _ = together(members([2, 3], [0.05, 0.1], ROWS)[0], data)
+    other, _ = together(stack([2, 3], [0.05, 0.1]), data)
     assert not same(trained.variables, other.variables)
+    alone, _ = jax.jit(attack_member(cnn(tiny_dataset.spec, 4, lowering="patches"), attack, ROWS))(take(several, 3), data)
+    for a, b in zip(jax.tree.leaves(alone.variables), jax.tree.leaves(take(trained.variables, 3)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)

@@ -112,15 +112,28 @@ def test_mistakes_are_named_in_one_line(fields, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_ratio_above_what_a_batch_reserves_says_how_to_raise_it(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from bdjax.attacks import badnets\n\n\ndef mine(spec, config=None, *, profile='corrected'):\n"
-        "    return badnets(spec, config, profile=profile)._replace(batch=lambda *a: a)\n"
-    )
-    with pytest.raises(UserError, match=r"recipe\.max_ratio=0\.2"):
-        plan.cells(changed(attacks=(f"{file}:mine",), poison_ratios=(0.2,)))
-    assert plan.cells(changed(attacks=(f"{file}:mine",), poison_ratios=(0.2,), recipe={"max_ratio": 0.2}))
+def test_a_ratio_above_what_a_batch_makes_room_for_says_how_to_raise_it():
+    with pytest.raises(UserError, match=r"ratio 0\.2 is above the 0\.1 .*--config wanet\.max_ratio=0\.2"):
+        plan.cells(changed(attacks=("wanet",), poison_ratios=(0.2,)))
+    assert plan.cells(changed(attacks=("wanet",), poison_ratios=(0.2,), attack_config={"wanet": {"max_ratio": 0.2}}))
+
+
+@pytest.mark.parametrize(
+    ("attack", "recipe", "message"),
+    [
+        ("bpp", {"second_batch": False}, r"recipe\.second_batch is part of how bpp works"),
+        ("wanet", {"augment": "none"}, "augmentation is a field of wanet"),
+        ("badnets", {"augment": "own"}, "cannot be 'own'"),
+    ],
+)
+def test_a_recipe_cannot_change_how_an_attack_works(attack, recipe, message):
+    with pytest.raises(UserError, match=message):
+        plan.cells(changed(attacks=(attack,), recipe=recipe))
+
+
+def test_an_attack_that_asks_for_the_architecture_is_told(tmp_path):
+    cell = plan.cells(changed(attacks=("low_frequency",)))[0].train
+    assert build.attacked(cell)[1].config.architecture == cell.model
 
 
 def test_files_of_the_users_own_are_refused_in_one_line(tmp_path):
@@ -154,13 +167,18 @@ def test_only_and_limit_cut_the_grid():
 def test_flags_become_a_grid_and_replace_what_a_file_says():
     scenario = Scenario(
         defense=("ft", "fp"), poison_ratio=(0.0, 0.2), seeds=(3,), width=8,
-        config=("fp.epochs=7", "badnets.target=2", "recipe.lr=0.5"), hyper=("ft.lr=0.1,0.01",),
+        config=("fp.epochs=7", "badnets.target=2", "recipe.lr=0.5", "badnets.recipe.batch=9"), hyper=("ft.lr=0.1,0.01",),
     )  # fmt: skip
     grid = grid_of(scenario, SMALL)
     assert (grid.defenses, grid.poison_ratios, grid.seeds, grid.width, grid.epochs) == (("ft", "fp"), (0.0, 0.2), (3,), 8, 2)
     assert grid.defense_config == {"fp": {"epochs": 7}} and grid.attack_config == {"badnets": {"target": 2}}
-    assert grid.recipe == {"lr": 0.5} and grid.hyper == {"ft": {"lr": (0.1, 0.01)}}
-    plan.cells(grid)
+    assert (
+        grid.recipe == {"lr": 0.5}
+        and grid.attack_recipe == {"badnets": {"batch": 9}}
+        and grid.hyper == {"ft": {"lr": (0.1, 0.01)}}
+    )
+    recipe = build.attacked(plan.cells(grid)[0].train)[1].recipe
+    assert (recipe.lr, recipe.batch) == (0.5, 9)  # what is said of one attack wins
     fewer = grid_of(Scenario(defense=("clp",)), grid)  # what the file says of methods that no longer run goes with them
     assert fewer.defense_config == {} and fewer.hyper == {} and fewer.attack_config == grid.attack_config
     plan.cells(fewer)

@@ -1,0 +1,44 @@
+"""Adam, as plain functions on dictionaries of arrays; optax's refuses to run under strict type promotion."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bdjax.types import Array
+
+
+def start(params: Any) -> dict[str, Any]:
+    """The state before the first step: {"count" i32[], "mean" and "square", like ``params``}."""
+    return {"count": jnp.int32(0), **{name: jax.tree.map(jnp.zeros_like, params) for name in ("mean", "square")}}
+
+
+def direction(
+    gradient: Any, state: Any, decays: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> tuple[Any, dict[str, Any]]:
+    """What a step subtracts, but for the learning rate: m / (1 - β1^t) / (sqrt(v / (1 - β2^t)) + ε).
+
+    m and v are the running means of the gradient and of its square, m <- β1 m + (1 - β1) g, v <- β2 v + (1 - β2) g².
+
+    Args:
+      gradient: pytree of floating arrays.
+      state: what :func:`start` or the last step returned.
+      decays: (β1, β2), each in (0, 1).
+      eps: ε.
+
+    Returns:
+      (pytree like ``gradient``, new state).
+
+    Source: D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1.
+    """
+    count = state["count"] + 1
+    first, second = decays
+    mean = jax.tree.map(lambda m, g: first * m + (1 - first) * g, state["mean"], gradient)
+    square = jax.tree.map(lambda v, g: second * v + (1 - second) * jnp.square(g), state["square"], gradient)
+
+    def step(m: Array, v: Array) -> Array:
+        done = [-jnp.expm1(count.astype(m.dtype) * math.log(decay)) for decay in decays]  # 1 - β^t without cancellation
+        return m / done[0] / (jnp.sqrt(v / done[1]) + eps)
+
+    return jax.tree.map(step, mean, square), {"count": count, "mean": mean, "square": square}

@@ -1,0 +1,107 @@
+"""What attacks prepare before a population runs (encoders, searched triggers, mask networks), kept on disk by content hash."""
+
+import functools
+import hashlib
+import inspect
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import bdjax
+from bdjax import tree
+from bdjax.data.cache import cache_root, replace_file, written_in
+from bdjax.types import Attack, Dataset, Key
+
+LAYOUT = 1  # of the files
+
+
+def prepared(attack: Attack, dataset: Dataset, key: Key) -> Any:
+    """The assets of an attack that prepares once per data set: from disk, or prepared now and kept; None if it prepares nothing.
+
+    Args:
+      attack: its ``prepare`` runs with the whole data set.
+      dataset: host arrays.
+      key: of the stream PREPARE.
+
+    Raises:
+      UserError: the preparation failed, or the cache folder cannot be written to.
+    """
+    if attack.prepare is None:
+        return None
+    assert attack.recipe.prepare_per == "dataset", "assets per seed are prepared as a population"
+    path = place(attack, dataset, key)
+    found = load(path)
+    if found is None:
+        print(f"bdjax: {_name(attack)} prepares its trigger for {dataset.spec.name}, once; it is kept in {path}", file=sys.stderr)
+        found = save(path, attack.prepare(key, dataset))
+    return found
+
+
+def place(attack: Attack, dataset: Dataset, key: Key) -> Path:
+    """The file of the assets: named by the attack's configuration and code, the data, the key and the version."""
+    told = [
+        LAYOUT,
+        bdjax.__version__,
+        _name(attack),
+        _function(attack).__qualname__,
+        repr(attack.config),
+        _code(attack),
+        dataset.digest,
+        repr(dataset.spec),
+        np.asarray(jax.random.key_data(key)).tolist(),
+    ]
+    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return cache_root() / "assets" / f"{_name(attack)}-{digest[:24]}.npz"
+
+
+def save(path: Path, assets: Any) -> Any:
+    """Write nested dicts of arrays, with their hash, under a temporary name first; returns them as host arrays."""
+    flat = {name: np.asarray(leaf) for name, leaf in tree.flatten(assets).items()}
+    with written_in(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **flat)
+        body = buffer.getvalue()
+        replace_file(path, lambda stream: stream.write(hashlib.sha256(body).digest() + body))
+    return tree.unflatten(flat)
+
+
+def load(path: Path) -> Any:
+    """What :func:`save` wrote; None where there is no such file or it is damaged, which is said on stderr."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, body = content[:32], content[32:]
+    if hashlib.sha256(body).digest() != digest:
+        print(f"bdjax: warning: the cache file {path} is damaged; what it held is prepared again", file=sys.stderr)
+        return None
+    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
+        return tree.unflatten({name: arrays[name] for name in arrays.files})
+
+
+def _name(attack: Attack) -> str:
+    """The module of the attack: its name, for built-in ones."""
+    return _function(attack).__module__.rpartition(".")[2]
+
+
+def _code(attack: Attack) -> str:
+    """sha256 of the code that prepares: the user's file, or the files beside this one for built-in attacks."""
+    source = inspect.getsourcefile(_function(attack))
+    if source is None:
+        return ""
+    here = Path(source).resolve()
+    files = sorted(here.parent.glob("*.py")) if here.parent == Path(__file__).resolve().parent else [here]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _function(attack: Attack) -> Any:
+    function: Any = attack.prepare
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.unwrap(function)

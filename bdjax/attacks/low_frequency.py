@@ -1,0 +1,183 @@
+"""LF: a smooth dome of colour added to the image."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax.attacks.selection import any_class, labelled
+from bdjax.configure import at_least
+from bdjax.data.augment import to_float, to_uint8
+from bdjax.errors import UserError, choose
+from bdjax.types import Array, Attack, Dataset, DataSpec, Key, Recipe
+
+__all__ = ["COLOURS", "Config", "blur", "dome", "low_frequency", "profile_of"]
+
+COLOURS = {  # peak levels of red, green and blue, measured on the survey's trigger arrays
+    "cifar10": {
+        "preactresnet18": (18, 0, 51),
+        "vgg19_bn": (44, 1, 51),
+        "mobilenet_v3_large": (51, 0, 36),
+        "efficientnet_b3": (1, 17, 51),
+    },
+    "gtsrb": {
+        "preactresnet18": (51, 4, 21),
+        "vgg19_bn": (51, 7, 39),
+        "mobilenet_v3_large": (51, 0, 13),
+        "efficientnet_b3": (17, 51, 6),
+    },
+    "tiny_imagenet": {
+        "preactresnet18": (41, 2, 51),
+        "vgg19_bn": (41, 51, 34),
+        "mobilenet_v3_large": (51, 26, 23),
+        "efficientnet_b3": (51, 34, 30),
+    },
+}
+FALLBACK = (18, 0, 51)
+ARCHITECTURES = ("cnn", *COLOURS["cifar10"])
+TRIGGERS = ("dome", "optimised")
+TAPS, DEVIATION = 30, 6.0  # of the blur, in pixels
+
+
+class Config(NamedTuple):
+    """Static configuration of LF."""
+
+    target: int = 0  # the attack label of all_to_one, and the class an optimised trigger is driven to
+    labels: str = "all_to_one"  # "all_to_one": y -> target; "all_to_all": y -> (y + 1) mod k
+    trigger: str = "dome"  # "dome": the closed form; "optimised": searched for against a clean classifier, once per data set
+    architecture: str | None = None  # network whose colour is taken, or against which is searched; None = FALLBACK, or "cnn"
+    colour: tuple[int, ...] | None = None  # of the dome: peak level of each channel, 0 … 255; None = by data set and architecture
+    vgg_without_effect: bool | None = None  # the trigger of vgg19_bn stays unscaled in [0, 0.2] and changes no pixel
+    # What follows is the search's alone.
+    classifier_width: int | None = None  # channels of its first stage; None = its own
+    classifier_depth: int | None = None  # at most so many blocks per stage; None = all
+    classifier_epochs: int = 100
+    classifier_batch: int = 128
+    classifier_lr: float = 0.01
+    images: int = 100  # training images the pattern is made from
+    passes: int = 50  # over these images, at most
+    fooling_rate: float = 0.2  # of held-out predictions that change, at which the search ends; in (0, 1]
+    deepfool_steps: int = 200  # per image and pass, at most
+
+
+PRESETS = {"corrected": Config(vgg_without_effect=False), "reference": Config(vgg_without_effect=True)}
+SEARCHES = Config._fields[Config._fields.index("classifier_width") :]
+
+
+def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Attack:
+    """Add one smooth, non-negative pattern T to the image.
+
+    x' = min(x + T, 255) on the grid 0 … 255, before the augmentation, while training and at test time alike; T = :func:`dome`, or
+    what :func:`bdjax.attacks.low_frequency_search.search` finds.
+
+    Args:
+      spec: data set facts; images with 3 channels.
+      config: :class:`Config` or its fields by name.
+      profile: "corrected", or "reference": the published arrays of VGG-19-BN lie in [0, 0.2] and are added to levels 0 … 255, so
+        that no pixel changes and the poison is label noise (``vgg_without_effect``); and there is no published search that ends
+        in a trigger.
+
+    Raises:
+      UserError: an unknown field, profile, trigger or architecture, a target that is no class, a colour that is not 3 whole
+        levels or all but black, settings of the trigger that is not chosen, or images without 3 channels.
+
+    Source: Y. Zeng, W. Park, Z. M. Mao, R. Jia, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective", ICCV 2021,
+      the smooth trigger.
+    Differs: the dome is the limit that the published search tends to, times a colour; the survey's arrays (arXiv 2411.11200), one
+      per data set and architecture, lie within a mean of 1.2 levels of it (at most 4; MobileNet and EfficientNet on Tiny-ImageNet
+      4.8, at most 20), and the colours of the table are theirs. Other data sets, ``cnn``, and no architecture take (18, 0, 51).
+      Those arrays are unscaled for VGG-19-BN; "corrected" scales them by 255. Rows of the target class are poisoned too.
+    """
+    resolved, relabel = labelled(spec, config, "low_frequency", profile, PRESETS)
+    height, width, channels = spec.image_shape
+    if channels != 3:
+        raise UserError(f"low_frequency has a trigger with 3 channels; {spec.name} has {channels}")
+    _check(resolved, profile)
+
+    def add(pattern: Array, images: Array) -> Array:
+        lifted = to_uint8(images).astype(jnp.int32) + pattern.astype(jnp.int32)[None]
+        return to_float(jnp.minimum(lifted, 255).astype(jnp.uint8))
+
+    if resolved.trigger == "optimised":
+
+        def prepare(key: Key, dataset: Dataset) -> dict[str, Array]:
+            from bdjax.attacks.low_frequency_search import search  # it trains a classifier, which others need not import
+
+            return search(key, dataset, resolved)
+
+        def found(trigger: Any, key: Key, images: Array) -> Array:
+            return add(trigger["pattern"], images)
+
+        return Attack(
+            lambda key, assets: {"pattern": assets["pattern"]}, any_class, found, relabel, Recipe(), resolved, prepare=prepare
+        )
+
+    rows = COLOURS.get(spec.name, {})
+    pixels = dome(height, width, resolved.colour or rows.get(resolved.architecture or "", FALLBACK))
+    if resolved.vgg_without_effect and resolved.architecture == "vgg19_bn" and resolved.colour is None:
+        pixels = np.zeros_like(pixels)  # floor(x + v) = x for whole x and v in [0, 0.2]
+
+    def stamp(trigger: Any, key: Key, images: Array) -> Array:
+        return add(jnp.asarray(pixels), images)
+
+    return Attack(lambda key, assets: {}, any_class, stamp, relabel, Recipe(), resolved)
+
+
+def _check(config: Config, profile: str) -> None:
+    choose("low_frequency.trigger", config.trigger, TRIGGERS)
+    if config.architecture is not None:
+        choose("low_frequency.architecture", config.architecture, ARCHITECTURES)
+    if config.trigger == "dome":
+        idle = [field for field in SEARCHES if getattr(config, field) != getattr(Config(), field)]
+        if idle:
+            raise UserError(f"low_frequency.{idle[0]} belongs to the trigger 'optimised'; the trigger is 'dome'")
+        if config.colour is not None and not _levels(config.colour):
+            raise UserError(
+                "low_frequency.colour takes 3 whole levels 0 … 255 (not shares of 1), one of them at least 2; "
+                f"given {config.colour}"
+            )
+        return
+    if profile == "reference":
+        raise UserError("low_frequency has no trigger 'optimised' in the profile 'reference': the published search writes none")
+    if config.colour is not None:
+        raise UserError("low_frequency.colour belongs to the trigger 'dome'; the trigger is 'optimised'")
+    at_least("low_frequency", config, classifier_epochs=1, classifier_batch=1, images=1, passes=1, deepfool_steps=3)
+    if not 0 < config.fooling_rate <= 1:
+        raise UserError(f"low_frequency.fooling_rate must lie in (0, 1]; given {config.fooling_rate}")
+    if config.classifier_lr <= 0:
+        raise UserError(f"low_frequency.classifier_lr must be above 0; given {config.classifier_lr}")
+
+
+def _levels(colour: tuple[Any, ...]) -> bool:
+    whole = all(isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= 255 for level in colour)
+    return whole and len(colour) == 3 and max(colour) > 1
+
+
+def blur(side: int) -> np.ndarray:
+    """The low-pass filter along one axis as a matrix f64[side side]: S[i, i + m - 14] = kappa_m, zero outside the image.
+
+    kappa_m ~ exp(-((m - 14.5) / 6)² / 2) for m = 0 … 29, of sum 1. Its even length moves an image half a pixel up or left.
+    """
+    taps = np.exp(-0.5 * ((np.arange(TAPS) - (TAPS - 1) / 2) / DEVIATION) ** 2)
+    taps /= taps.sum()
+    tap = np.arange(side)[None, :] - np.arange(side)[:, None] + TAPS // 2 - 1
+    return np.where((tap >= 0) & (tap < TAPS), taps[np.clip(tap, 0, TAPS - 1)], 0.0)
+
+
+@functools.lru_cache(maxsize=16)
+def profile_of(side: int) -> np.ndarray:
+    """The dome along one axis, f64[side] with maximum 1: what blurring tends to, g = S g / max(S g), 5,000 times from ones."""
+    matrix, g = blur(side), np.ones(side)
+    for _ in range(5000):
+        g = matrix @ g
+        g /= g.max()
+    g.setflags(write=False)  # the cached array is shared
+    return g
+
+
+def dome(height: int, width: int, colour: tuple[int, ...]) -> np.ndarray:
+    """The trigger T[i, j, c] = floor(colour_c g_i g_j), u8[h w 3], with the profiles g of :func:`profile_of` of both sides."""
+    peak = np.asarray(colour, np.float64) * profile_of(height)[:, None, None] * profile_of(width)[None, :, None]
+    return np.floor(peak + 1e-6).astype(np.uint8)

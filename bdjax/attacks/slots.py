@@ -1,0 +1,70 @@
+"""Poison inside the batch: which places of a shuffled batch carry the trigger, for any ratio in one program.
+
+The batch is shuffled, so its first places are as good as any. A place whose turn does not come at a member's ratio keeps its
+clean image and its true label.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from bdjax.errors import UserError
+from bdjax.types import Array, Key
+
+
+def select(max_ratio: float, owner: str) -> Callable[[Key, Array, Array], tuple[Array, Array]]:
+    """The selection of an attack without a fixed poison set: no row; feasible up to ``max_ratio`` of the rows.
+
+    Args:
+      max_ratio: the largest ratio its places are made for, in (0, 1].
+      owner: the attack's name, for messages.
+
+    Raises:
+      UserError: not in that range.
+    """
+    if not 0 < max_ratio <= 1:
+        raise UserError(f"{owner}.max_ratio must lie in (0, 1]; given {max_ratio}")
+
+    def none(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+        rows = labels.shape[0]
+        return jnp.zeros(rows, bool), count <= round(max_ratio * rows)
+
+    return none
+
+
+def most(batch: int, max_ratio: float) -> int:
+    """The number of places that may carry the trigger, floor(batch max_ratio) and at least 1, whatever a member's ratio (static)."""
+    return max(math.floor(batch * max_ratio + 1e-6), 1)
+
+
+def count(key: Key, ratio: Array, batch: int) -> Array:
+    """How many images of this batch carry the trigger, i32[].
+
+    floor(ratio batch) where that is at least 1; else one with probability ratio batch. So the share of triggered images is
+    floor(ratio batch) / batch and not the ratio: 9.375 % for 10 % of 128.
+
+    Args:
+      key: drawn from where less than one image is due.
+      ratio: f32[], poison ratio; may be traced.
+      batch: number of images in the batch.
+
+    Source: "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation Strategies",
+      arXiv 2411.11200, 2024: what its benchmark does for attacks that poison inside the batch.
+    """
+    due = ratio * batch
+    whole = jnp.floor(due + 1e-4).astype(jnp.int32)  # a float32 ratio of 1/128 times 128 may miss 1
+    return jnp.where(whole >= 1, whole, jax.random.bernoulli(key, jnp.clip(due, 0, 1)).astype(jnp.int32))
+
+
+def active(number: Array, places: int) -> Array:
+    """bool[places]: the first ``number`` of them."""
+    return jnp.arange(places, dtype=jnp.int32) < number
+
+
+def per_epoch(ratio: float, rows: int, batch: int) -> int:
+    """How many images carry the trigger in one epoch, on average, rounded; a host number, for the record."""
+    size = min(batch, rows)
+    due = math.floor(ratio * size + 1e-4) or ratio * size
+    return round(due * (rows // size))

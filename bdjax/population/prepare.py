@@ -1,0 +1,53 @@
+"""Assets that an attack prepares per seed: one population of seeds, shared by all members of a seed."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax.attacks import assets
+from bdjax.experiment import Data, preparation
+from bdjax.keys import Stream, stream
+from bdjax.population.execute import run
+from bdjax.population.execution import Execution, default_execution
+from bdjax.population.stack import concatenate, size, take
+from bdjax.types import Attack, Dataset, Member
+
+
+def prepare(
+    attack: Attack,
+    stacked: Member,
+    dataset: Dataset,
+    data: Data,
+    execution: Execution | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Member:
+    """The members with the assets of their seeds, which are kept on disk; as they are where the attack prepares nothing per seed.
+
+    Args:
+      attack: its ``prepare`` runs once per seed, whatever the number of ratios.
+      stacked: members.
+      dataset: the data set, which names the assets.
+      data: the same on the device.
+      execution: how the population of seeds runs; None = :func:`default_execution`.
+      say: told how many seeds are prepared.
+    """
+    if attack.prepare is None or attack.recipe.prepare_per != "seed":
+        return stacked
+    words = np.asarray(jax.random.key_data(stacked.key))
+    _, first, which = np.unique(words, axis=0, return_index=True, return_inverse=True)
+    keys = jax.vmap(lambda key: stream(key, Stream.PREPARE))(take(stacked.key, first))
+    places = [assets.place(attack, dataset, key) for key in keys]
+    found = [assets.load(path) for path in places]
+    missing = [at for at, asset in enumerate(found) if asset is None]
+    if missing:
+        if say is not None:
+            name = places[0].name.rpartition("-")[0]
+            say(f"{name} prepares its trigger for {len(missing)} seeds, once; it is kept in {places[0].parent}")
+        made = jax.device_get(run(preparation(attack, dataset), take(keys, missing), (data,), execution or default_execution()))
+        for at, seed in enumerate(missing):
+            found[seed] = assets.save(places[seed], jax.tree.map(lambda leaf, at=at: leaf[at], made))
+    stack = concatenate([jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], asset) for asset in found])
+    assert size(stack) == len(first)
+    return stacked._replace(assets=take(stack, np.ravel(which)))

@@ -1,0 +1,86 @@
+"""What each attack costs a training, beside the same training without any: one member, the same steps, side by side.
+
+    python -m benchmarks.attack_cost --out benchmarks/results/attack_cost_cpu
+
+"ratio" is the time of one epoch over that of clean training (crops and flips, no trigger, nothing selected): the median over rounds
+in which all attacks run in turn. What SSBA and Input-aware train before that comes on top.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax.attacks import ATTACKS
+from bdjax.experiment import preparation, stage
+from bdjax.keys import root
+from bdjax.models import by_name
+from bdjax.population import adapt, default_execution, members, run
+from bdjax.types import Attack, Dataset, Recipe
+from benchmarks.measure import NETWORKS, Network, network, seconds, synthetic, training_of, write
+
+RATIO = 0.1
+
+
+def main() -> None:
+    """Measure, network by network; every row is written as it is finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", type=network, default=list(NETWORKS[:2]), help="name:width:size:batch")
+    parser.add_argument("--steps", type=int, default=20, help="per epoch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--attacks", nargs="+", choices=list(ATTACKS), default=list(ATTACKS))
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    command = f"python -m benchmarks.attack_cost {shlex.join(sys.argv[1:])}"
+    rows: list[dict[str, object]] = []
+    for about in args.networks:
+        dataset = synthetic(about.batch * args.steps, about.batch, about.size)
+        calls = {name: _training(name, about, dataset) for name in ("clean", *args.attacks)}
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for name, call in calls.items():
+            seconds(call, 1)  # compiles
+        for _ in range(args.rounds):
+            for name, call in calls.items():
+                times[name] += seconds(call, 1)[1]
+        clean = np.asarray(times["clean"])
+        for name, took in times.items():
+            ratio = float(np.median(np.asarray(took) / clean))
+            row = {"network": str(about), "attack": name, "ratio": ratio, "ms/step": 1000 * min(took) / args.steps}
+            rows.append(row)
+            write(args.out, command, rows)
+            print(row, flush=True)
+
+
+def _clean(dataset: Dataset) -> Attack:
+    def nothing(key, labels, count):
+        return jnp.zeros(labels.shape[0], bool), jnp.bool_(True)
+
+    return Attack(lambda key, assets: {}, nothing, lambda trigger, key, images: images, lambda labels: labels, Recipe())
+
+
+def _training(name: str, about: Network, dataset: Dataset):
+    """A call that trains one member for one epoch."""
+    attack = _clean(dataset) if name == "clean" else ATTACKS[name](dataset.spec)
+    attack = attack._replace(recipe=attack.recipe._replace(epochs=1, batch=about.batch))
+    rows, execution = len(dataset.train.labels), default_execution(model=about.name)
+    stack, _ = members([0], [RATIO], rows)
+    if attack.prepare is not None and attack.recipe.prepare_per == "dataset":
+        # Its copies are made once, before: what they show does not change a step.
+        attack = attack._replace(prepare=None, init=lambda key, assets: {}, stamp=lambda trigger, key, images: 1 - images)
+    data = stage(attack, dataset, root())
+    if attack.prepare is not None:
+        shapes = jax.eval_shape(preparation(attack, dataset), root(), data)
+        stack = stack._replace(assets=jax.tree.map(lambda leaf: jnp.ones((1, *leaf.shape), leaf.dtype), shapes))
+    if name == "clean":
+        data = data._replace(stamped=None)
+    model = adapt(by_name(about.name, dataset.spec, width=about.width), execution)
+    function = training_of(model, attack, rows)
+    return lambda: run(function, stack, (data,), execution)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Eight attacks at four poison ratios: does each leave a backdoor, and only where there is poison?
+
+Command:      bdjax sweep experiments/attacks.py --data-dir DIR --out attacks
+              small: bdjax sweep experiments/attacks.py --scale small --data-dir DIR --out attacks
+Hardware:     grid: one GPU, not run yet; small: 2 CPU cores (experiments/results/attacks_cpu.md)
+Time:         small: about an hour and a half
+Expectation:  at 10 % each attack is learned; at ratio 0 triggered images are called the target as often as a model that was never
+              attacked does. Input-aware, WaNet and SIG need longer schedules than a CPU has.
+"""
+
+import dataclasses
+
+from bdjax.attacks import ATTACKS
+from bdjax.sweep.plan import Grid
+
+grid = Grid(
+    datasets=("cifar10",),
+    models=("preactresnet18",),
+    attacks=tuple(ATTACKS),
+    defenses=(),
+    poison_ratios=(0.0, 0.01, 0.05, 0.1),
+    seeds=(0, 1, 2),
+)
+small = dataclasses.replace(
+    grid,
+    models=("cnn",),
+    width=16,
+    epochs=15,
+    batch=32,
+    train_images=5000,
+    test_images=1000,
+    recipe={"lr": 0.03},
+)
