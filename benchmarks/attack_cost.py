@@ -2,8 +2,8 @@
 
     python -m benchmarks.attack_cost --out benchmarks/results/attack_cost_cpu
 
-"ratio" is the time of one epoch over that of clean training (crops and flips, no trigger, nothing selected): the median over rounds
-in which all attacks run in turn. What SSBA and Input-aware train before that comes on top.
+"ratio" is the time of one epoch over that of clean training (crops and flips, no trigger, nothing selected): the median over
+rounds in which all attacks run in turn. What SSBA and Input-aware train before that comes on top.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
         dataset = synthetic(about.batch * args.steps, about.batch, about.size)
         calls = {name: _training(name, about, dataset) for name in ("clean", *args.attacks)}
         times: dict[str, list[float]] = {name: [] for name in calls}
-        for name, call in calls.items():
+        for call in calls.values():
             seconds(call, 1)  # compiles
         for _ in range(args.rounds):
             for name, call in calls.items():

@@ -35,7 +35,7 @@ def select(max_ratio: float, owner: str) -> Callable[[Key, Array, Array], tuple[
 
 
 def most(batch: int, max_ratio: float) -> int:
-    """The number of places that may carry the trigger, floor(batch max_ratio) and at least 1, whatever a member's ratio (static)."""
+    """The number of places that may carry the trigger, floor(batch max_ratio) and at least 1, whatever the ratio (static)."""
     return max(math.floor(batch * max_ratio + 1e-6), 1)
 
 
