@@ -13,15 +13,18 @@ from bdjax.attacks import ATTACKS
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
 from bdjax.experiment import attack_member, stage
+from bdjax.keys import root
 from bdjax.models import cnn
 from bdjax.population import members, prepare, take
 from bdjax.types import PROFILES, Attack
 
 ROWS = 160
+NETS = ("bdjax.attacks.input_aware_net", "bdjax.attacks.ssba_net")
+ROOT = root()
 EVERY = [(name, profile) for name in ATTACKS for profile in PROFILES]
 CORRECTED = [(name, "corrected") for name in ATTACKS]
 SHORTER = {  # networks that attacks train themselves
-    "ssba": {"width": 4, "bits": 4, "epochs": 40, "batch": 32, "lr": 3e-3},
+    "ssba": {"width": 8, "bits": 1, "epochs": 80, "batch": 16, "lr": 1e-3},
     "input_aware": {"width": 4, "mask_epochs": 1, "mask_batch": 32},
 }
 
@@ -33,14 +36,26 @@ def attack(request, tiny_spec):
     return made._replace(recipe=made.recipe._replace(epochs=1, batch=32))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache folder of this module's own: what an attack prepares is prepared once for all tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("BDJAX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        for net in NETS:  # as the classifier below: one formulation for all members compiles faster than one each
+            patched.setattr(f"{net}.lowering_here", lambda: "patches")
+        yield
+
+
 @pytest.fixture(scope="module")
 def ready(tiny_dataset):
-    """``ready(attack, key) -> trigger``, with assets prepared once."""
+    """``ready(attack, key) -> trigger``, with what the attack prepares for the root key or for seed 0."""
     kept = {}
 
     def make(attack: Attack, key):
-        if attack.prepare and attack.config not in kept:
-            kept[attack.config] = attack.prepare(jax.random.key(9), tiny_dataset)
+        if attack.prepare is not None and attack.config not in kept:
+            data = stage(attack._replace(recipe=attack.recipe._replace(shared_trigger=False)), tiny_dataset, ROOT)
+            one = prepare(attack, members([0], [0.1], ROWS)[0], tiny_dataset, data)
+            kept[attack.config] = data.assets if data.assets is not None else take(one.assets, 0)
         return attack.init(key, kept.get(attack.config))
 
     return make
@@ -136,9 +151,8 @@ def test_poison_inside_the_batch_has_one_program_for_all_ratios_and_leaves_ratio
 
 
 @pytest.mark.parametrize("attack", CORRECTED, ids=ATTACKS, indirect=True)
-def test_members_of_all_ratios_train_in_one_program_and_alone_they_are_the_same(attack, tiny_dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path))
-    data = stage(attack, tiny_dataset, jax.random.key(0))
+def test_members_of_all_ratios_train_in_one_program_and_alone_they_are_the_same(attack, tiny_dataset):
+    data = stage(attack, tiny_dataset, ROOT)
     run = attack_member(cnn(tiny_dataset.spec, 4, lowering="patches"), attack, ROWS)
     chex.clear_trace_counter()
     together = jax.jit(jax.vmap(chex.assert_max_traces(run, n=1), in_axes=(0, None)))
@@ -159,5 +173,7 @@ def test_members_of_all_ratios_train_in_one_program_and_alone_they_are_the_same(
     other, _ = together(stack([2, 3], [0.05, 0.1]), data)
     assert not same(trained.variables, other.variables)
     alone, _ = jax.jit(attack_member(cnn(tiny_dataset.spec, 4, lowering="patches"), attack, ROWS))(take(several, 3), data)
+    # An attack that learns has an Adam, which turns the rounding error of a gradient of 0 into a whole step.
+    tolerance = 2e-5 if attack.update is None else 2e-3
     for a, b in zip(jax.tree.leaves(alone.variables), jax.tree.leaves(take(trained.variables, 3)), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+        np.testing.assert_allclose(a, b, atol=tolerance)
