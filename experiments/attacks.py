@@ -30,7 +30,15 @@ small = dataclasses.replace(
     train_images=5000,
     test_images=1000,
     recipe={"lr": 0.03},
-    # Crops shift a fixed trigger and hide a patch: learned, but not in so few steps. WaNet, Bpp and Input-aware keep theirs.
-    attack_recipe={name: {"augment": "none"} for name in ("badnets", "blended", "sig", "low_frequency")},
-    attack_config={"ssba": {"width": 8, "bits": 16, "epochs": 10, "batch": 16, "lr": 5e-4}},
+    attack_recipe={
+        # Crops shift a fixed trigger and hide a patch: learned, but not in so few steps.
+        **{name: {"augment": "none"} for name in ("badnets", "blended", "sig", "low_frequency")},
+        "input_aware": {"epochs": 20, "lr": 0.05},
+        "wanet": {"epochs": 20},
+        "bpp": {"epochs": 20},
+    },
+    attack_config={
+        "ssba": {"width": 8, "bits": 16, "epochs": 10, "batch": 16, "lr": 5e-4},
+        "input_aware": {"width": 4, "mask_epochs": 3, "mask_batch": 32},
+    },
 )

@@ -19,8 +19,18 @@ jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+# Files whose tests share something that takes long to make: one process runs them all, or all of one attack.
+TOGETHER = ("test_ssba", "test_input_aware", "test_low_frequency", "test_attack_sheet")
+BY_ATTACK = "contract/test_attacks.py"
+
+
 def pytest_collection_modifyitems(items):
-    """Tests on the real archives run where BDJAX_DATA_DIR names them, and only there."""
+    """Tests on the real archives run where BDJAX_DATA_DIR names them, and only there; what shares a fixture runs in one process."""
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        elif item.path.as_posix().endswith(BY_ATTACK) and hasattr(item, "callspec"):
+            item.add_marker(pytest.mark.xdist_group(item.callspec.id.partition("-")[0]))
     if not os.environ.get("BDJAX_DATA_DIR"):
         for item in items:
             if item.get_closest_marker("real_data"):

@@ -14,13 +14,14 @@ import pytest
 
 from bdjax import training
 from bdjax.attacks import ATTACKS
+from bdjax.attacks.ssba_net import drawers
 from bdjax.convolution import LOWERINGS
 from bdjax.defenses import DEFENSES
 from bdjax.evaluation import evaluator
-from bdjax.experiment import Subject, attack_member, defend_member, stage
+from bdjax.experiment import Subject, attack_member, defend_member, preparation, stage
 from bdjax.models import MODELS
 from bdjax.population import members
-from bdjax.types import Split
+from bdjax.types import Recipe, Split
 from tests.networks import PUBLISHED, spec
 from tests.toy import patch_attack
 
@@ -28,7 +29,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 # Custom calls that mean the same everywhere: annotations for the partitioner, which compile to nothing.
 NEUTRAL = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"}
 SHORT = {"epochs": 1, "batch": 8}
+SHORT_ATTACKS = {"ssba": {"width": 2, "bits": 2}, "input_aware": {"width": 2, "mask_epochs": 1, "mask_batch": 8}}
 ROWS, SPC = 16, 2
+EACH = [*(("cnn", lowering) for lowering in LOWERINGS), *((name, "unrolled") for name in MODELS if name != "cnn")]
 
 
 def abstract(tree):
@@ -103,8 +106,7 @@ def at_32_pixels(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], 32, 32, 3), x.dtype) if x.ndim == 4 else x, tree)
 
 
-@pytest.mark.parametrize("lowering", LOWERINGS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "lowering"), EACH)
 def test_training_and_evaluation_of_one_member(name, lowering, toy, stacked):
     attack, data = toy
     check(exported(attack_member(network(name, lowering), attack, ROWS), one(stacked), at_32_pixels(data)))
@@ -117,8 +119,7 @@ def test_training_and_evaluation_of_a_population(lowering, small, toy, stacked):
     check(exported(batched(run, 0, None), stacked, data))
 
 
-@pytest.mark.parametrize("lowering", LOWERINGS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "lowering"), EACH)
 def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, monkeypatch):
     """The step that a dispatched loop compiles, with the arguments it is given there: images and channels of a real size."""
     attack, data = toy
@@ -140,8 +141,7 @@ def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, mo
     check(exported(batched(step, 0, 0, 0), *jax.tree.map(widened, arguments)))
 
 
-@pytest.mark.parametrize("lowering", LOWERINGS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "lowering"), EACH)
 def test_evaluation(name, lowering, toy, stacked):
     model, (_, data) = network(name, lowering), toy
     variables = jax.eval_shape(jax.vmap(model.init), stacked.key)
@@ -151,10 +151,19 @@ def test_evaluation(name, lowering, toy, stacked):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks(name, small, stacked):
     """Every attack of the table trains and is measured, as a population."""
-    attack = ATTACKS[name](small.spec)
+    attack = ATTACKS[name](small.spec, SHORT_ATTACKS.get(name))
     attack = attack._replace(recipe=attack.recipe._replace(epochs=1, batch=8))
     run = attack_member(MODELS["cnn"](small.spec, 2, lowering="patches"), attack, ROWS)
-    check(exported(batched(run, 0, None), stacked, stage(attack, small, jax.random.key(0))))
+    unprepared = attack if attack.prepare is None else attack._replace(prepare=None, recipe=Recipe(shared_trigger=False))
+    data = stage(unprepared, small, jax.random.key(0))
+    if attack.prepare is not None and attack.recipe.prepare_per == "seed":
+        prepared = batched(preparation(attack, small), 0, None)
+        check(exported(prepared, stacked.key, data))
+        stacked = stacked._replace(assets=jax.eval_shape(prepared, stacked.key, data))
+    elif attack.prepare is not None:  # prepared on the host; a step sees no more than its copies, a test its encoder
+        encoder = drawers(attack.config.width, attack.config.bits, small.spec.image_shape)["encoder"]
+        data = data._replace(assets={"encoder": jax.eval_shape(encoder, jax.random.key(0))["params"]}, stamped=data.train.images)
+    check(exported(batched(run, 0, None), stacked, data))
 
 
 @pytest.mark.parametrize(
