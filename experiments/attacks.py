@@ -33,9 +33,9 @@ small = dataclasses.replace(
     attack_recipe={
         # Crops shift a fixed trigger and hide a patch: learned, but not in so few steps.
         **{name: {"augment": "none"} for name in ("badnets", "blended", "sig", "low_frequency")},
-        "input_aware": {"epochs": 20, "lr": 0.05},
-        "wanet": {"epochs": 20},
-        "bpp": {"epochs": 20},
+        "input_aware": {"epochs": 12},
+        "wanet": {"epochs": 10},
+        "bpp": {"epochs": 10},
     },
     attack_config={
         "ssba": {"width": 8, "bits": 16, "epochs": 10, "batch": 16, "lr": 5e-4},

@@ -25,7 +25,7 @@ BY_ATTACK = "contract/test_attacks.py"
 
 
 def pytest_collection_modifyitems(items):
-    """Tests on the real archives run where BDJAX_DATA_DIR names them, and only there; what shares a fixture runs in one process."""
+    """Tests on the real archives run where BDJAX_DATA_DIR names them; what shares a fixture runs in one process."""
     for item in items:
         if item.path.stem in TOGETHER:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -87,7 +87,7 @@ def load(path: Path) -> Any:
 
 def _name(attack: Attack) -> str:
     """The module of the attack: its name, for built-in ones."""
-    return _function(attack).__module__.rpartition(".")[2]
+    return attack.init.__module__.rpartition(".")[2]
 
 
 def _code(attack: Attack) -> str:
