@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.attacks import ATTACKS
-from bdjax.experiment import preparation, stage
+from bdjax.experiment import stage
 from bdjax.keys import root
 from bdjax.models import by_name
 from bdjax.population import adapt, default_execution, members, run
 from bdjax.types import Attack, Dataset, Recipe
-from benchmarks.measure import NETWORKS, Network, network, seconds, synthetic, training_of, write
+from benchmarks.measure import NETWORKS, Network, attacked_by, network, seconds, synthetic, training_of, write
 
 RATIO = 0.1
 
@@ -55,28 +55,23 @@ def main() -> None:
             print(row, flush=True)
 
 
-def _clean(dataset: Dataset) -> Attack:
+def _clean(batch: int) -> Attack:
     def nothing(key, labels, count):
         return jnp.zeros(labels.shape[0], bool), jnp.bool_(True)
 
-    return Attack(lambda key, assets: {}, nothing, lambda trigger, key, images: images, lambda labels: labels, Recipe())
+    return Attack(lambda key, assets: {}, nothing, lambda trigger, key, images: images, lambda labels: labels, Recipe(1, batch))
 
 
 def _training(name: str, about: Network, dataset: Dataset):
     """A call that trains one member for one epoch."""
-    attack = _clean(dataset) if name == "clean" else ATTACKS[name](dataset.spec)
-    attack = attack._replace(recipe=attack.recipe._replace(epochs=1, batch=about.batch))
     rows, execution = len(dataset.train.labels), default_execution(model=about.name)
     stack, _ = members([0], [RATIO], rows)
-    if attack.prepare is not None and attack.recipe.prepare_per == "dataset":
-        # Its copies are made once, before: what they show does not change a step.
-        attack = attack._replace(prepare=None, init=lambda key, assets: {}, stamp=lambda trigger, key, images: 1 - images)
-    data = stage(attack, dataset, root())
-    if attack.prepare is not None:
-        shapes = jax.eval_shape(preparation(attack, dataset), root(), data)
-        stack = stack._replace(assets=jax.tree.map(lambda leaf: jnp.ones((1, *leaf.shape), leaf.dtype), shapes))
     if name == "clean":
-        data = data._replace(stamped=None)
+        attack = _clean(about.batch)
+        data = stage(attack, dataset, root())._replace(stamped=None)
+    else:
+        attack, data, assets = attacked_by(name, dataset, epochs=1, batch=about.batch)
+        stack = stack._replace(assets=jax.tree.map(lambda leaf: leaf[None], assets))
     model = adapt(by_name(about.name, dataset.spec, width=about.width), execution)
     function = training_of(model, attack, rows)
     return lambda: run(function, stack, (data,), execution)

@@ -16,12 +16,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from bdjax.attacks import ATTACKS
 from bdjax.defenses import DEFENSES
 from bdjax.evaluation import evaluator
 from bdjax.experiment import Subject, attack_member, defend_member
 from bdjax.models import MODELS, by_name
 from bdjax.population import Execution, adapt, members, run, size
-from benchmarks.measure import badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, training_of, write
+from benchmarks.measure import attacked_by, badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, training_of, write
 
 LOWERINGS = ("unrolled", "native", "patches", "mixed")
 
@@ -48,6 +49,11 @@ def main() -> None:
             for lowering in args.lowerings:
                 suite.attempt("train", dtype, lowering, count, suite.train)
             suite.attempt("evaluate", dtype, args.lowerings[0], count, suite.evaluate)
+    for name in ATTACKS:
+        for count in args.members:
+            suite.attempt(
+                f"attack {name}", args.dtypes[0], args.lowerings[0], count, lambda *a, name=name: suite.attacked(name, *a)
+            )
     for name in DEFENSES:
         for count in args.members:
             suite.attempt(
@@ -102,6 +108,16 @@ class Suite:
         first, later = seconds(lambda: run(function, stack, (self.data,), execution), 3)
         rate = count * rows / min(later)
         return {"img/s": rate, "MFU": 6 * self.macs * rate / self.ceiling[dtype], "first call s": first}
+
+    def attacked(self, name: str, dtype: str, lowering: str, count: int) -> dict[str, float]:
+        model, execution = self.model(dtype, lowering)
+        attack, data, assets = attacked_by(name, self.dataset, epochs=1, batch=self.args.batch)
+        rows = len(self.dataset.train.labels)
+        stack, _ = members(range(count), [0.1], rows)
+        stack = stack._replace(assets=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), assets))
+        function = training_of(model, attack, rows)
+        first, later = seconds(lambda: run(function, stack, (data,), execution), 3)
+        return {"img/s": count * rows / min(later), "first call s": first}
 
     def evaluate(self, dtype: str, lowering: str, count: int) -> dict[str, float]:
         model, execution = self.model(dtype, lowering)

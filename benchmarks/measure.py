@@ -17,7 +17,7 @@ import optax
 
 import bdjax
 from bdjax.attacks import ATTACKS
-from bdjax.experiment import Data, stage
+from bdjax.experiment import Data, preparation, stage
 from bdjax.keys import root
 from bdjax.training import Trained, trainer
 from bdjax.types import Attack, Dataset, DataSpec, Member, Model, Split
@@ -36,9 +36,24 @@ def synthetic(rows: int, test_rows: int, size: int = 32, classes: int = 10) -> D
 
 def badnets_on(dataset: Dataset, *, epochs: int, batch: int) -> tuple[Attack, Data]:
     """BadNets with a short recipe, and its data on the device."""
-    attack = ATTACKS["badnets"](dataset.spec)
+    return attacked_by("badnets", dataset, epochs=epochs, batch=batch)[:2]
+
+
+def attacked_by(name: str, dataset: Dataset, *, epochs: int, batch: int) -> tuple[Attack, Data, Any]:
+    """An attack with a short recipe, its data on the device, and the assets of a member (None where it prepares none per seed).
+
+    Nothing is prepared: what networks draw does not change what a step costs. An attack that prepares for the data set gets
+    inverted images as its copies, one that prepares per seed gets networks of ones.
+    """
+    attack = ATTACKS[name](dataset.spec)
     attack = attack._replace(recipe=attack.recipe._replace(epochs=epochs, batch=batch))
-    return attack, stage(attack, dataset, root())
+    if attack.prepare is not None and attack.recipe.prepare_per == "dataset":
+        attack = attack._replace(prepare=None, init=lambda key, assets: {}, stamp=lambda trigger, key, images: 1 - images)
+    data = stage(attack, dataset, root())
+    if attack.prepare is None:
+        return attack, data, None
+    shapes = jax.eval_shape(preparation(attack, dataset), root(), data)
+    return attack, data, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
 
 
 def training_of(model: Model, attack: Attack, rows: int) -> Callable[..., Trained]:
