@@ -3,7 +3,7 @@
 Command:      bdjax sweep experiments/attacks.py --data-dir DIR --out attacks
               small: bdjax sweep experiments/attacks.py --scale small --data-dir DIR --out attacks
 Hardware:     grid: one GPU, not run yet; small: 2 CPU cores (experiments/results/attacks_cpu.md)
-Time:         small: about an hour and a half
+Time:         small: an hour and a half; one attack at a time with --only attack=NAME
 Expectation:  at 10 % each attack is learned; at ratio 0 triggered images are called the target as often as a model that was never
               attacked does. Input-aware, WaNet and SIG need longer schedules than a CPU has.
 """
