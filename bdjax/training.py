@@ -55,6 +55,12 @@ def poison_count(ratio: float, rows: int) -> int:
     return int(np.round(np.float64(ratio) * rows))
 
 
+def first_trigger(attack: Attack, member: Member, assets: Any) -> Any:
+    """The trigger a member starts with; ``assets`` is what the attack prepared for the data set, if it prepares for that."""
+    own = member.assets if attack.recipe.prepare_per == "seed" else assets
+    return attack.init(stream(member.key, Stream.TRIGGER), own)
+
+
 def sgd(momentum: float | Array, weight_decay: float | Array) -> optax.GradientTransformation:
     """PyTorch's SGD without the learning rate: g + wd p, then buf = mu buf + g. Decay acts on all parameters, norms included."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))  # type: ignore[arg-type]
@@ -129,8 +135,7 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
     def start(member: Member, labels: Array, assets: Any) -> tuple[_State, Array, Array]:
         variables = model.init(stream(member.key, Stream.INIT))
         poisoned, feasible = attack.select(stream(member.key, Stream.SELECT), labels, member.count)
-        assets = member.assets if recipe.prepare_per == "seed" else assets
-        trigger = attack.init(stream(member.key, Stream.TRIGGER), assets)
+        trigger = first_trigger(attack, member, assets)
         momentum = sgd(recipe.momentum, recipe.weight_decay).init(variables["params"])
         state = _State(variables, momentum, trigger, jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.float32(0))
         return state, poisoned, feasible

@@ -88,7 +88,7 @@ def bpp(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
             shifted = jnp.clip(to_uint8(plain).astype(jnp.int32) + residual, 0, 255).astype(jnp.uint8)
             parts.append(jnp.where(number > 0, to_float(shifted), plain))
         images = jnp.concatenate([*parts, images[most + negatives :]])
-        labels = jnp.concatenate([jnp.where(hit, relabel(labels[:most]), labels[:most]), labels[most:]])
+        labels = slots.relabelled(hit, labels, relabel)
         return batch_augment(augment_key, images, spec, resolved.augment), labels, jnp.float32(0), trigger
 
     recipe = Recipe(schedule="constant", augment="own", second_batch=resolved.neg_ratio > 0, shared_trigger=True)

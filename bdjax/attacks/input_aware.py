@@ -12,7 +12,7 @@ from bdjax.attacks.input_aware_mask import DECAYS, TINY, distance, mask_training
 from bdjax.attacks.input_aware_net import SHRINK, generator, standardise
 from bdjax.attacks.selection import labelled
 from bdjax.configure import at_least
-from bdjax.data.augment import to_float
+from bdjax.data.augment import truncate
 from bdjax.errors import UserError
 from bdjax.types import Array, Attack, DataSpec, Key, Recipe
 
@@ -98,8 +98,7 @@ def input_aware(spec: DataSpec, config: Config | Mapping[str, Any] | None = None
 
     def stamp(trigger: Any, key: Key, images: Array) -> Array:
         drawn, _ = pattern.apply({"params": trigger["generator"], "batch_stats": trigger["statistics"]}, images)
-        mixed = images + (drawn - images) * coverage(trigger, images)
-        return to_float(jnp.clip(jnp.floor(255 * mixed + 1e-3), 0, 255).astype(jnp.uint8))
+        return truncate(images + (drawn - images) * coverage(trigger, images))
 
     def batch(
         trigger: Any, key: Key, images: Array, labels: Array, ratio: Array, other: tuple[Array, Array]
@@ -125,11 +124,10 @@ def input_aware(spec: DataSpec, config: Config | Mapping[str, Any] | None = None
         apart, drawn_apart = (distance(*(standardise(x, spec) for x in two)) for two in (pair, patterns))
         spread = jnp.where(active, apart / (drawn_apart + TINY), 0)
         loss = resolved.div_weight * jnp.sum(spread) / jnp.maximum(number, 1).astype(spread.dtype)
-        triggered = jnp.where(active, relabel(labels[:places]), labels[:places])
         statistics = jax.tree.map(lambda new, old: jnp.where(number > 0, new, old), after, trigger["statistics"])
         return (
             jnp.concatenate([own, foreign, rest]),
-            jnp.concatenate([triggered, labels[places:]]),
+            slots.relabelled(active, labels, relabel),
             loss,
             {**trigger, "statistics": statistics},
         )

@@ -63,6 +63,12 @@ def active(number: Array, places: int) -> Array:
     return jnp.arange(places, dtype=jnp.int32) < number
 
 
+def relabelled(hit: Array, labels: Array, relabel: Callable[[Array], Array]) -> Array:
+    """Labels i32[b] with the attack label at the first places that carry the trigger, ``hit`` bool[places]."""
+    first, rest = labels[: hit.shape[0]], labels[hit.shape[0] :]
+    return jnp.concatenate([jnp.where(hit, relabel(first), first), rest])
+
+
 def per_epoch(ratio: float, rows: int, batch: int) -> int:
     """How many images carry the trigger in one epoch, on average, rounded; a host number, for the record."""
     size = min(batch, rows)

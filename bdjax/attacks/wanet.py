@@ -12,7 +12,7 @@ from bdjax.attacks.batch_augment import HOW, batch_augment
 from bdjax.attacks.selection import labelled
 from bdjax.attacks.warp import bend, enlarge
 from bdjax.configure import at_least
-from bdjax.data.augment import to_float
+from bdjax.data.augment import truncate
 from bdjax.errors import UserError, choose
 from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
 
@@ -75,8 +75,7 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
         return {"field": draw_field(key, resolved.grid, height, width)}
 
     def stamp(trigger: Any, key: Key, images: Array) -> Array:
-        bent = bend(images, displacement(trigger))
-        return to_float(jnp.floor(255 * bent + 1e-3).astype(jnp.uint8))
+        return truncate(bend(images, displacement(trigger)))
 
     def batch(trigger: Any, key: Key, images: Array, labels: Array, ratio: Array, other: Any) -> tuple[Array, Array, Array, Any]:
         size = images.shape[0]
@@ -98,7 +97,7 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
         bent = bend(head, jnp.concatenate([field, noise]))
         head = jnp.where(jnp.concatenate([hit, bent_too])[:, None, None, None], bent, head)
         images = jnp.concatenate([head, images[most + cross :]])
-        labels = jnp.concatenate([jnp.where(hit, relabel(labels[:most]), labels[:most]), labels[most:]])
+        labels = slots.relabelled(hit, labels, relabel)
         return batch_augment(augment_key, images, spec, resolved.augment), labels, jnp.float32(0), trigger
 
     recipe = Recipe(schedule="constant", augment="own", shared_trigger=False)

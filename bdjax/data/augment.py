@@ -22,6 +22,11 @@ def to_uint8(images: Array) -> Array:
     return jnp.clip(jnp.round(images * 255), 0, 255).astype(jnp.uint8)
 
 
+def truncate(images: Array) -> Array:
+    """Return f32[...] pixels in [0, 1] rounded down to the grid, floor(255 x + 0.001) / 255: what lies on it stays."""
+    return to_float(jnp.clip(jnp.floor(255 * images + 1e-3), 0, 255).astype(jnp.uint8))
+
+
 def crop_flip(key: Key, images: Array, pad: int, flip: bool) -> Array:
     """Pad with black, crop back to the original size at a random offset, mirror with probability 1/2; drawn per image.
 

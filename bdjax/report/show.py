@@ -17,7 +17,7 @@ from bdjax.population import Execution
 from bdjax.report.attack_sheet import Shown, attack_sheet
 from bdjax.report.learned import Learning, Named, Say, ready
 from bdjax.report.quality import Summary, quality, summary
-from bdjax.sweep.build import attacked
+from bdjax.sweep.build import asks_architecture, attacked
 from bdjax.sweep.files import replacing
 from bdjax.sweep.flags import Scenario, grid_of
 from bdjax.sweep.plan import Grid, cells, check
@@ -202,7 +202,7 @@ def _all_used(learning: Learning, chosen: Sequence[Named], config: Sequence[str]
         fixed = {one.name for one in chosen} - {*learned}
         idle = [item for item in recipes if item.partition(".recipe.")[0] in fixed]
     else:
-        adapts = any("architecture" in getattr(one.attack.config, "_fields", ()) for one in chosen)
+        adapts = any(asks_architecture(one.attack) for one in chosen)
         idle = [flag for flag in given if not (adapts and flag == "--model")] + recipes
     if idle:
         raise UserError(f"{', '.join(idle)}: no network is trained to show these attacks, so this has no meaning here")

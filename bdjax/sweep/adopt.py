@@ -17,6 +17,7 @@ from bdjax.sweep.build import Point, member_hash
 from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import measured, one
+from bdjax.training import first_trigger
 from bdjax.types import Array, Member, Variables
 
 
@@ -31,25 +32,21 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
     """
     cell, attack = attacked.cell, attacked.attack
     assert cell.imported is not None
-    if attack.update is not None:
-        raise UserError(
-            f"the trigger of {cell.attack} is learned with the network, so it is not known here; leave --attack out to use the "
-            "triggered images that were imported"
-        )
     name = build.set_hash([member_hash(point) for point in points])
     records = [row_of(attacked, point, cell, status="ok", images=0) for point in points]
     title = f"{attacked.dataset.spec.name} / {cell.model} / {cell.attack} (imported)"
     progress.start("train", title, epochs=0, images=0, chunks=1)
     stacked = members_of(attacked, points)
+    stacked = population.prepare(attack, stacked, attacked.dataset, attacked.data, attacked.execution, progress.say)
     networks = [imported.network(cell.imported, point.seed, point.ratio) for point in points]
     variables = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *networks)
     evaluate = evaluator(attacked.model, attack)
 
     def measure(network: tuple[Member, Variables], data: Data) -> tuple[Counts, Array, Any]:
         member, variables = network
-        key = stream(member.key, Stream.TRIGGER)
-        trigger = attack.init(key, data.assets)
-        return evaluate(variables, data.test, trigger, key), jax.jit(finite)(variables), trigger
+        trigger = first_trigger(attack, member, data.assets)
+        counts = evaluate(variables, data.test, trigger, stream(member.key, Stream.TRIGGER))
+        return counts, jax.jit(finite)(variables), trigger
 
     try:
         call = provenance.timed(lambda: population.run(measure, (stacked, variables), (attacked.data,), attacked.execution))

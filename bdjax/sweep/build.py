@@ -80,9 +80,19 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     overrides = {**({"target": cell.target} if cell.target else {}), **cell.attack_config}
     make = factory("attack", cell.attack, ATTACKS)
     attack = make(facts, overrides or None, profile=cell.profile)
-    if "architecture" in getattr(attack.config, "_fields", ()) and "architecture" not in overrides:
+    if asks_architecture(attack) and "architecture" not in overrides:
         attack = make(facts, {**overrides, "architecture": cell.model}, profile=cell.profile)
+    if cell.imported is not None and attack.update is not None:
+        raise UserError(
+            f"the trigger of {cell.attack} is learned with the network, so it is not known here; leave --attack out to use the "
+            "triggered images that were imported"
+        )
     return model, attack._replace(recipe=_recipe(attack.recipe, cell))
+
+
+def asks_architecture(attack: Attack) -> bool:
+    """Whether the configuration of an attack wants to be told the network's name."""
+    return "architecture" in getattr(attack.config, "_fields", ())
 
 
 def _recipe(recipe: Recipe, cell: TrainCell) -> Recipe:

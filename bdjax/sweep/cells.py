@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import population
-from bdjax.attacks.slots import per_epoch
+from bdjax.attacks import slots
 from bdjax.attacks.stored import STORED
 from bdjax.data import clean_subset
 from bdjax.errors import UserError
@@ -212,7 +212,9 @@ def _feasible(attacked: Attacked, stacked: Member, records: list[Row]) -> list[i
     chosen, found = jax.tree.map(np.asarray, population.run(can, stacked, (labels,), Execution()))
     for row, rows, ok in zip(records, chosen, found, strict=True):
         if ok:
-            row["poisoned"] = int(rows) if attack.batch is None else per_epoch(row["ratio"], len(labels), attack.recipe.batch)
+            row["poisoned"] = (
+                int(rows) if attack.batch is None else slots.per_epoch(row["ratio"], len(labels), attack.recipe.batch)
+            )
         else:
             told = f"{row['poisoned']} rows, {row['ratio']:g} of the training rows"
             row.update(status="infeasible", reason=f"{attacked.cell.attack} cannot poison {told}")

@@ -90,6 +90,7 @@ def test_check_trains_nothing(imported, capsys, tmp_path):
         (["--config", "stored.target=1"], "attack_config has no effect"),
         (["--target", "1"], "the stored images of"),
         (["--attack", "badnet"], "Did you mean 'badnets'?"),
+        (["--attack", "input_aware"], "the trigger of input_aware is learned with the network"),
         (["--dataset", "digts"], "Did you mean 'digits'?"),
         (["--dataset", "gtsrb"], "gtsrb has 43 classes of 32x32x3 images; the networks in"),
         (["--dataset", "cifar10"], "imported for 10 classes of 16x16x3"),
