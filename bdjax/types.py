@@ -83,6 +83,7 @@ class ArchSpec(NamedTuple):
     heads: tuple[str, ...]  # linear layers, in execution order
     stages: tuple[str, ...]  # addresses of the stage outputs, in execution order
     plug_site: str  # where a defense may insert a 1x1 convolution and a norm
+    copies: float = 1.0  # entries of the published first head layer per entry of ours: 49/h² where VGG's is folded
 
 
 class Model(NamedTuple):
@@ -104,6 +105,7 @@ class Model(NamedTuple):
     loop: Loop
     norm_eps: float = 1e-5  # added to the variance in its norms
     depth: int | None = None  # blocks per stage that it was cut to; None = whole
+    norm_momentum: float = 0.1  # weight of the new value in their running statistics
 
 
 class Recipe(NamedTuple):

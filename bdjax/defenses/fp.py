@@ -11,7 +11,8 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import Hyper, cosine_by_epoch, training_rows, tuner
+from bdjax.defenses.schedules import cosine_by_epoch
+from bdjax.defenses.tuning import Hyper, training_rows, tuner
 from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.loops import steps

@@ -14,11 +14,12 @@ import numpy as np
 import optax
 
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.schedules import Schedule
 from bdjax.evaluation import finite
 from bdjax.keys import Stream, step_key, stream
 from bdjax.loops import epochs as run_epochs
 from bdjax.loops import steps as run_steps
-from bdjax.training import advance, cosine, cross_entropy, sgd
+from bdjax.training import advance, cross_entropy, sgd
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 
 
@@ -43,48 +44,41 @@ class Tuned(NamedTuple):
 
     variables: Variables
     loss: Array  # f32[epochs]: mean over the batches of the epoch, unweighted
+    measured: Array  # f32[epochs, j]: the further numbers of the gradient, likewise
     alive: Array  # bool[]: loss and gradients stayed finite
     stopped: Array  # i32[]: the step at which they did not, whence the member is frozen; -1 = none
     steps: Array  # i32[]: batches with at least one row, over all epochs
 
 
-class Schedule(NamedTuple):
-    """A learning rate; ``state`` is any pytree, for schedules that watch the loss."""
+class Optimiser(NamedTuple):
+    """How a gradient becomes a step."""
 
-    init: Callable[[Any], Any]  # (hyper) -> state
-    rate: Callable[[Any, Any, Array, Array], Array]  # (hyper, state, epoch i32[], step i32[]) -> f32[]
-    observe: Callable[[Any, Array], Any]  # (state, mean loss of the epoch f32[]) -> state
+    init: Callable[[Any, Any], Any]  # (hyper, params) -> state
+    direction: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+    # (hyper, gradient, state, params) -> (what is subtracted, but for the learning rate; new state)
 
 
 Gradient = Callable[[Variables, Batch, Any, Key], tuple[Any, Any, Array]]
-# (variables, batch, extra, key) -> (gradient of the parameters, new batch statistics, loss f[])
+# (variables, batch, extra, key) -> (gradient of the parameters, new batch statistics, loss f[] or f[1 + j] with further numbers)
 
 
 class _State(NamedTuple):
     variables: Variables
-    momentum: Any
+    optimiser: Any
     step: Array
     alive: Array
     stopped: Array
-    total: Array  # sum of the losses of this epoch
+    total: Array  # f32[1 + j]: sums of the loss and of what is measured beside it in this epoch
     batches: Array  # non-empty batches of this epoch
 
 
 class _Shared(NamedTuple):
-    images: Array
-    labels: Array
+    clean: CleanSet
     key: Key
     hyper: Any
     schedule: Any
     epoch: Array
     extra: Any
-
-
-def cosine_by_epoch(period: int) -> Schedule:
-    """:func:`cosine` of the epoch, from ``hyper.lr``."""
-    return Schedule(
-        lambda hyper: (), lambda hyper, state, epoch, step: cosine(hyper.lr, epoch, period), lambda state, loss: state
-    )
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
@@ -113,6 +107,11 @@ def training_rows(clean: CleanSet) -> Array:
     return clean.role == 1
 
 
+def bits_by_index(key: Key, index: Array) -> Array:
+    """Random u32[n], each from ``key`` and its ``index`` i32[n] alone: other entries, and how many there are, change nothing."""
+    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype=jnp.uint32))(index)
+
+
 def epoch_plan(key: Key, present: Array, batch: int) -> tuple[Array, Array]:
     """Shuffle the present rows into batches of ``batch``; the last one keeps what is left.
 
@@ -129,11 +128,26 @@ def epoch_plan(key: Key, present: Array, batch: int) -> tuple[Array, Array]:
     size = min(batch, n)
     trips = -(-n // size)
     place = jnp.maximum(jnp.cumsum(present, dtype=jnp.int32) - 1, 0)
-    draw = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype=jnp.uint32))(place)
-    order = jnp.lexsort((draw, ~present)).astype(jnp.int32)
+    order = jnp.lexsort((bits_by_index(key, place), ~present)).astype(jnp.int32)
     rows = jnp.zeros((trips * size,), jnp.int32).at[:n].set(order)
     mask = jnp.zeros((trips * size,), jnp.float32).at[:n].set(present[order].astype(jnp.float32))
     return rows.reshape(trips, size), mask.reshape(trips, size)
+
+
+def gathered(clean: CleanSet, extra: Any, rows: Array) -> tuple[Array, Array]:
+    """The clean set's own rows."""
+    return clean.images[rows], clean.labels[rows]
+
+
+def _sgd(hyper: Any, params: Any) -> optax.GradientTransformation:
+    dtype = jax.tree.leaves(params)[0].dtype
+    return sgd(hyper.momentum.astype(dtype), hyper.weight_decay.astype(dtype))
+
+
+SGD = Optimiser(
+    lambda hyper, params: _sgd(hyper, params).init(params),
+    lambda hyper, gradient, state, params: _sgd(hyper, params).update(gradient, state, params),
+)
 
 
 def tuner(
@@ -145,29 +159,36 @@ def tuner(
     gradient: Gradient | None = None,
     project: Callable[[Any, Any], Any] | None = None,
     augment: bool = True,
+    measured: int = 0,
+    optimiser: Optimiser = SGD,
+    gather: Callable[[CleanSet, Any, Array], tuple[Array, Array]] = gathered,
 ) -> Callable[..., Tuned]:
-    """Build the fine-tuning of one member with SGD: g + wd p, buf = mu buf + g, p - lr buf.
+    """Build the fine-tuning of one member: p - lr direction, with SGD's g + wd p, buf = mu buf + g unless told otherwise.
 
     Args:
       model: network; its ``loop`` decides how the steps run.
       epochs: passes over the rows that count, at least 1.
       batch: rows per batch; the last incomplete one is kept.
-      schedule: learning rate, see :func:`cosine_by_epoch`.
+      schedule: learning rate, see :mod:`bdjax.defenses.schedules`.
       gradient: what is descended; None = :func:`cross_entropy_gradient`.
       project: ``(params, extra) -> params`` after every step, or None.
       augment: random crops and flips as in training, drawn anew for every step.
+      measured: how many numbers the gradient gives beside the loss.
+      optimiser: see :class:`Optimiser`.
+      gather: ``(clean, extra, rows i32[b]) -> (images u8 or f32 [b h w c], labels i32[b])``, before the augmentation; by default
+        the rows of the clean set. With another one rows may number anything: as many as ``present`` has.
 
     Returns:
-      ``tune(key, variables, clean: CleanSet, present: bool[n], hyper, extra=()) -> Tuned``. ``hyper`` has the leaves of
-      :class:`Hyper` (and may have more), ``extra`` is any pytree of arrays that the hooks read: masks, a teacher.
+      ``tune(key, variables, clean: CleanSet, present: bool[n], hyper, extra=()) -> Tuned``. ``hyper`` has the leaves that the
+      optimiser and the schedule read, those of :class:`Hyper` by default, and may have more; ``extra`` is any pytree of arrays
+      that the hooks read: masks, a teacher.
     """
-    step = _step(model, gradient or cross_entropy_gradient(model), schedule, project, augment)
+    step = _step(model, gradient or cross_entropy_gradient(model), schedule, project, augment, optimiser, gather)
 
     @jax.jit
     def start(variables: Variables, hyper: Any) -> tuple[_State, Any]:
-        momentum = _sgd(hyper, variables["params"]).init(variables["params"])
-        counters = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.float32(0), jnp.int32(0)
-        return _State(dict(variables), momentum, *counters), schedule.init(hyper)
+        counters = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.zeros(1 + measured, jnp.float32), jnp.int32(0)
+        return _State(dict(variables), optimiser.init(hyper, variables["params"]), *counters), schedule.init(hyper)
 
     @jax.jit
     def plan(key: Key, epoch: Array, present: Array) -> tuple[Array, Array]:
@@ -175,51 +196,52 @@ def tuner(
 
     @jax.jit
     def close(state: _State, rate: Any) -> tuple[_State, Any, Array]:
-        loss = state.total / jnp.maximum(state.batches, 1).astype(jnp.float32)
-        return state._replace(total=jnp.float32(0), batches=jnp.int32(0)), schedule.observe(rate, loss), loss
+        means = state.total / jnp.maximum(state.batches, 1).astype(jnp.float32)
+        return state._replace(total=jnp.zeros_like(means), batches=jnp.int32(0)), schedule.observe(rate, means[0]), means
 
     def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
         def epoch(carry: tuple[_State, Any], e: Array) -> tuple[tuple[_State, Any], Array]:
             state, rate = carry
-            shared = _Shared(clean.images, clean.labels, key, hyper, rate, e, extra)
-            state, rate, loss = close(run_steps(step, state, plan(key, e, present), shared, model.loop), rate)
-            return (state, rate), loss
+            shared = _Shared(clean, key, hyper, rate, e, extra)
+            state, rate, means = close(run_steps(step, state, plan(key, e, present), shared, model.loop), rate)
+            return (state, rate), means
 
         hyper = jax.tree.map(jnp.asarray, hyper)
-        (state, _), losses = run_epochs(epoch, start(variables, hyper), epochs, model.loop)
-        return Tuned(state.variables, losses, state.alive, state.stopped, state.step)
+        (state, _), means = run_epochs(epoch, start(variables, hyper), epochs, model.loop)
+        return Tuned(state.variables, means[:, 0], means[:, 1:], state.alive, state.stopped, state.step)
 
     return tune
 
 
-def _sgd(hyper: Any, params: Any) -> optax.GradientTransformation:
-    dtype = jax.tree.leaves(params)[0].dtype
-    return sgd(hyper.momentum.astype(dtype), hyper.weight_decay.astype(dtype))
-
-
 def _step(
-    model: Model, gradient: Gradient, schedule: Schedule, project: Callable[[Any, Any], Any] | None, augment: bool
+    model: Model,
+    gradient: Gradient,
+    schedule: Schedule,
+    project: Callable[[Any, Any], Any] | None,
+    augment: bool,
+    optimiser: Optimiser,
+    gather: Callable[[CleanSet, Any, Array], tuple[Array, Array]],
 ) -> Callable[[_Shared, _State, tuple[Array, Array]], _State]:
     spec = model.spec
 
     def step(shared: _Shared, state: _State, x: tuple[Array, Array]) -> _State:
         rows, mask = x
-        images = shared.images[rows]
+        images, labels = gather(shared.clean, shared.extra, rows)
         if augment:
             images = crop_flip(step_key(stream(shared.key, Stream.AUGMENT), state.step), images, spec.pad, spec.flip)
         network = step_key(stream(shared.key, Stream.NETWORK), state.step)
         present = jnp.sum(mask) > 0
-        slope, statistics, loss = gradient(
-            state.variables, Batch(to_float(images), shared.labels[rows], mask), shared.extra, network
-        )
+        images = to_float(images) if images.dtype == jnp.uint8 else images
+        slope, statistics, loss = gradient(state.variables, Batch(images, labels, mask), shared.extra, network)
         params = state.variables["params"]
-        direction, momentum = _sgd(shared.hyper, params).update(slope, state.momentum, params)
+        direction, memory = optimiser.direction(shared.hyper, slope, state.optimiser, params)
         lr = schedule.rate(shared.hyper, shared.schedule, shared.epoch, state.step)
         params = jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction)
         if project is not None:
             params = project(params, shared.extra)
-        learned = {"variables": {**state.variables, "params": params, "batch_stats": statistics}, "momentum": momentum}
-        new = advance(state, jnp.isfinite(loss) & finite(slope), loss, learned)._replace(batches=state.batches + 1)
+        learned = {"variables": {**state.variables, "params": params, "batch_stats": statistics}, "optimiser": memory}
+        loss = jnp.atleast_1d(loss)
+        new = advance(state, jnp.isfinite(loss[0]) & finite(slope), loss, learned)._replace(batches=state.batches + 1)
         # An empty batch touches nothing at all.
         return jax.tree.map(lambda a, b: jnp.where(present, a, b), new, state)
 

@@ -27,6 +27,7 @@ def build(
     width: int,
     loop: Loop,
     norm_eps: float,
+    norm_momentum: float,
     rebuild: Callable[..., Model],
     depth: int | None = None,
 ) -> Model:
@@ -40,6 +41,7 @@ def build(
       width: channels of its first stage.
       loop: how its loops run.
       norm_eps: added to the variance in its norms.
+      norm_momentum: weight of the new value in their running statistics.
       rebuild: ``(**fields) -> Model``.
       depth: blocks per stage that it was cut to; None = whole.
     """
@@ -85,7 +87,7 @@ def build(
             after["plug_stats"] = run.plug_stats
         return Output(logits, after, run.taps)
 
-    return Model(drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, depth)
+    return Model(drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, depth, norm_momentum)
 
 
 def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:

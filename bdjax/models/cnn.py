@@ -80,5 +80,6 @@ def cnn(
         width=width,
         loop=loop,
         norm_eps=norm_eps,
+        norm_momentum=norm_momentum,
         rebuild=lambda **new: cnn(spec, width, **{**fields, **new}),
     )

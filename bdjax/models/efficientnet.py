@@ -144,5 +144,6 @@ def efficientnet_b3(
         depth=depth,
         loop=loop,
         norm_eps=norm_eps,
+        norm_momentum=norm_momentum,
         rebuild=lambda **new: efficientnet_b3(spec, width, **{**fields, **new}),
     )

@@ -143,5 +143,6 @@ def mobilenet_v3_large(
         depth=depth,
         loop=loop,
         norm_eps=norm_eps,
+        norm_momentum=norm_momentum,
         rebuild=lambda **new: mobilenet_v3_large(spec, width, **{**fields, **new}),
     )

@@ -139,5 +139,6 @@ def preactresnet18(
         depth=depth,
         loop=loop,
         norm_eps=norm_eps,
+        norm_momentum=norm_momentum,
         rebuild=lambda **new: preactresnet18(spec, width, **{**fields, **new}),
     )

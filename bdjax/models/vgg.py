@@ -12,7 +12,7 @@ from bdjax.layers import Conv, Linear, NormAct, Pass, dropout, tap
 from bdjax.max_pool import max_pool
 from bdjax.models.build import build
 from bdjax.models.sizes import checked_depth, kept, scaled
-from bdjax.pooled_linear import pool
+from bdjax.pooled_linear import GRID, pool
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolutions; each ends with a max-pooling
@@ -59,7 +59,7 @@ class _Vgg(nn.Module):
         return linear(self.classes, name="classifier_6")(x)
 
 
-def _arch(depth: int | None) -> ArchSpec:
+def _arch(depth: int | None, copies: float) -> ArchSpec:
     stages = list(_stages(depth))
     pairs = tuple((norm, conv) for _, convs, norms in stages for conv, norm in zip(convs, norms, strict=True))
     last = stages[-1][2]
@@ -70,6 +70,7 @@ def _arch(depth: int | None) -> ArchSpec:
         heads=("classifier_0", "classifier_3", "classifier_6"),
         stages=tuple(f"stage{s}" for s in range(1, len(STAGES) + 1)),
         plug_site=f"{last[-2]}/act" if len(last) > 1 else f"stage{len(STAGES) - 1}",  # the last convolution's input
+        copies=copies,
     )
 
 
@@ -128,15 +129,16 @@ def vgg19_bn(
         drop=drop,
         fold=fold,
     )
-    rate = DROPOUT if drop else 0.0
+    rate, side = DROPOUT if drop else 0.0, min(height // SMALLEST, GRID)
     return build(
         _Vgg(spec.classes, width, depth, norm_eps, norm_momentum, dtype, lowering, rate, fold),
         spec=spec,
-        arch=_arch(depth),
+        arch=_arch(depth, GRID**2 / side**2 if fold else 1.0),
         name="vgg19_bn",
         width=width,
         depth=depth,
         loop=loop,
         norm_eps=norm_eps,
+        norm_momentum=norm_momentum,
         rebuild=lambda **new: vgg19_bn(spec, width, **{**fields, **new}),
     )

@@ -81,15 +81,15 @@ def before_after(records: "pl.DataFrame") -> "Figure":
     ratios = sorted({row["ratio"] for row in rows})
     groups = [[row for row in rows if row["ratio"] == ratio] for ratio in ratios]
     heights = [0.32 * len(group) + 0.75 for group in groups]
-    figure, axes = _panels(len(ratios), 2, (8.4, sum(heights) + 0.4), gridspec_kw={"height_ratios": heights}, sharex=True)
+    figure, axes = panels_of(len(ratios), 2, (8.4, sum(heights) + 0.4), gridspec_kw={"height_ratios": heights}, sharex=True)
     for (left, right), ratio, group in zip(axes, ratios, groups, strict=True):
-        _dumbbells(left, group, "acc", COLORS[0], f"{_ratio_title(ratio)} · accuracy (ACC)")
+        _dumbbells(left, group, "acc", COLORS[0], f"{ratio_title(ratio)} · accuracy (ACC)")
         _dumbbells(right, group, "asr", COLORS[1], "attack success (ASR)")
         left.set_yticks(range(len(group)), _labels(group))
         right.set_yticks(range(len(group)), [""] * len(group))
     for axis in axes[-1]:
         axis.set_xlabel("percent of test images")
-    _key(figure, [("before the defense", {"marker": "o", "markerfacecolor": PAPER, "color": GREY})], [("after", COLORS[:2])])
+    legend(figure, [("before the defense", {"marker": "o", "markerfacecolor": PAPER, "color": GREY})], [("after", COLORS[:2])])
     return figure
 
 
@@ -106,7 +106,7 @@ def picture_grid(images: NDArray[np.uint8], triggered: Mapping[str, NDArray[np.u
     for attack, stamped in triggered.items():
         change = np.abs(stamped.astype(np.int16) - images.astype(np.int16))
         rows += [(attack, stamped), ("change × 10", np.minimum(10 * change, 255).astype(np.uint8))]
-    figure, axes = _panels(len(rows), len(images), (0.95 * len(images) + 1.1, 0.95 * len(rows) + 0.35))
+    figure, axes = panels_of(len(rows), len(images), (0.95 * len(images) + 1.1, 0.95 * len(rows) + 0.35))
     for row, (title, pictures) in zip(axes, rows, strict=True):
         for axis, picture in zip(row, pictures, strict=True):
             shown = picture if picture.shape[-1] == 3 else picture[..., 0]
@@ -135,7 +135,7 @@ def pruning_curve(records: "pl.DataFrame") -> "Figure":
         raise UserError("no record holds a pruning curve (a trace of pruned, correct, validation and level)")
     ratios = sorted({row["ratio"] for row, *_ in found})
     budgets = sorted({row["spc"] or 0 for row, *_ in found})
-    figure, panels = _panels(1, len(ratios), (max(2.9 * len(ratios), 4.2) + 0.4, 2.9), sharey=True)
+    figure, panels = panels_of(1, len(ratios), (max(2.9 * len(ratios), 4.2) + 0.4, 2.9), sharey=True)
     for axis, ratio in zip(panels[0], ratios, strict=True):
         for spc in budgets:
             color = COLORS[budgets.index(spc) % len(COLORS)]
@@ -145,11 +145,11 @@ def pruning_curve(records: "pl.DataFrame") -> "Figure":
                 axis.plot(100 * share[level], 100 * hits[level], "o", color=color, ms=4.5)
             if len(group) > 2 and all(np.array_equal(share, group[0][0]) for share, _, _ in group):
                 axis.plot(100 * group[0][0], 100 * np.median([hits for _, hits, _ in group], axis=0), color=color, lw=2.2)
-        axis.set(title=_ratio_title(ratio), xlabel="channels pruned, percent", xlim=(-2, 102), ylim=(-2, 104))
+        axis.set(title=ratio_title(ratio), xlabel="channels pruned, percent", xlim=(-2, 102), ylim=(-2, 104))
         axis.grid(True)
     panels[0][0].set_ylabel("validation accuracy, percent")
     told = [(f"{spc} per class", {"color": COLORS[i % len(COLORS)]}) for i, spc in enumerate(budgets)]
-    _key(figure, [*told, ("where it stopped", {"marker": "o", "color": INK, "ls": "none"})])
+    legend(figure, [*told, ("where it stopped", {"marker": "o", "color": INK, "ls": "none"})])
     return figure
 
 
@@ -173,7 +173,7 @@ def pruned_channels(records: "pl.DataFrame") -> "Figure":
         raise UserError("no record holds pruning masks")
     layers = list(found[0][1])
     ratios = sorted({ratio for ratio, _ in found})
-    figure, panels = _panels(1, 1, (6.4, 0.26 * len(layers) + 1.3))
+    figure, panels = panels_of(1, 1, (6.4, 0.26 * len(layers) + 1.3))
     axis = panels[0][0]
     for i, ratio in enumerate(ratios):
         shares = np.array([[100 * len(m[a]["pruned"]) / m[a]["d"] for a in layers] for r, m in found if r == ratio])
@@ -184,7 +184,7 @@ def pruned_channels(records: "pl.DataFrame") -> "Figure":
     axis.set_yticks(range(len(layers)), [f"{a} ({found[0][1][a]['d']})" for a in layers])
     axis.set(xlabel="channels pruned, percent of the layer", xlim=(-2, 102), ylim=(len(layers) - 0.4, -0.6))
     axis.grid(True, axis="x")
-    _key(figure, [(_ratio_title(r), {"color": COLORS[i % len(COLORS)], "marker": "o"}) for i, r in enumerate(ratios)])
+    legend(figure, [(ratio_title(r), {"color": COLORS[i % len(COLORS)], "marker": "o"}) for i, r in enumerate(ratios)])
     return figure
 
 
@@ -216,7 +216,8 @@ def _labels(rows: list[dict[str, Any]]) -> list[str]:
     return [text + part for text, part in zip(told, partly, strict=True)]
 
 
-def _ratio_title(ratio: float) -> str:
+def ratio_title(ratio: float) -> str:
+    """A poison ratio in words."""
     return "never attacked" if ratio == 0 else f"{setting('ratio', ratio)} % poisoned"
 
 
@@ -231,7 +232,7 @@ def _curve(row: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64
     return np.array(trace["pruned"]) / channels, np.array(trace["correct"]) / trace["validation"], int(trace["level"])
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple["Figure", Any]:
+def panels_of(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple["Figure", Any]:
     """A figure with axes [rows, columns]."""
     from matplotlib.figure import Figure
 
@@ -239,7 +240,9 @@ def _panels(rows: int, columns: int, size: tuple[float, float], **options: Any) 
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _key(figure: "Figure", lines: Sequence[tuple[str, dict[str, Any]]], pairs: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
+def legend(
+    figure: "Figure", lines: Sequence[tuple[str, dict[str, Any]]], pairs: Sequence[tuple[str, Sequence[str]]] = ()
+) -> None:
     """One legend for the whole figure, under it."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdjax.errors import UserError
-from bdjax.report import figures, tables
+from bdjax.report import figures, tables, tuned
 from bdjax.report.page import Drawing, Drawings, page
 from bdjax.report.pool import precision, trained
 from bdjax.report.triggers import pictures
+from bdjax.sweep import arrays
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,7 +36,13 @@ def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: s
         from bdjax.sweep.store import read
 
         records = read(folder)
-    drawings = Drawings(list(_effects(records)), list(_triggers(records, data_dir, folder)), list(_pruning(records)))
+    drawings = Drawings(
+        list(_effects(records)),
+        list(_triggers(records, data_dir, folder)),
+        list(_pruning(records)),
+        list(_courses(records)),
+        list(_recovered(records, folder)),
+    )
     text = page(records, drawings)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -123,6 +130,58 @@ def _pruning(records: "pl.DataFrame") -> Iterator[Drawing]:
             if _layers(rows) > 1:
                 caption = f"{defense} against {title}: channels pruned in each layer, median and range over members"
                 yield Drawing(f"pruned-channels-{_slug(defense)}-{slug}", caption, figures.pruned_channels(rows))
+
+
+def _courses(records: "pl.DataFrame") -> Iterator[Drawing]:
+    """What happened by epoch, per training configuration and defense, with the most clean samples there are."""
+    for title, slug, part in _scenarios(records):
+        for rows in part.filter(part["defense"] != "none").partition_by("defense", maintain_order=True):
+            most = rows if rows["spc"].is_null().all() else rows.filter(rows["spc"] == rows["spc"].max())
+            if any(tuned.courses(row) for row in most.to_dicts()):
+                defense = rows["defense"][0].rpartition(":")[2]
+                caption = f"{defense} against {title}{_per_class(most)}: by epoch; one line per member, the median bold"
+                yield Drawing(f"course-{_slug(defense)}-{slug}", caption, tuned.course(most))
+
+
+def _recovered(records: "pl.DataFrame", folder: Path) -> Iterator[Drawing]:
+    """The triggers that were found, of the first seed at each ratio, with the most clean samples there are."""
+    for title, slug, part in _scenarios(records):
+        fine = part.filter((part["status"] == "ok") & part["trace"].is_not_null() & (part["defense"] != "none"))
+        for rows in fine.partition_by("defense", maintain_order=True):
+            most = rows if rows["spc"].is_null().all() else rows.filter(rows["spc"] == rows["spc"].max())
+            members = []
+            for row in most.sort("ratio", "seed").unique("ratio", keep="first", maintain_order=True).to_dicts():
+                try:
+                    found = tuned.recovered(row, arrays.read(folder, row) if '"array"' in row["trace"] else {})
+                except UserError as error:
+                    yield Drawing(f"recovered-{slug}", f"recovered triggers, {title}", None, str(error))
+                    continue
+                if found:
+                    rate = "never attacked" if row["ratio"] == 0 else f"{100 * row['ratio']:g} % poisoned"
+                    members.append((f"{rate}\nseed {row['seed']}", found))
+            if members:
+                defense = rows["defense"][0].rpartition(":")[2]
+                caption = (
+                    f"{defense} against {title}{_per_class(most)}: recovered triggers, the norm of each mask and its anomaly "
+                    "index; flagged classes framed in colour"
+                )
+                yield Drawing(
+                    f"recovered-{_slug(defense)}-{slug}", caption, tuned.recovered_triggers(members, _names(rows["dataset"][0]))
+                )
+
+
+def _per_class(rows: "pl.DataFrame") -> str:
+    return "" if rows["spc"][0] is None else f", {rows['spc'][0]} per class"
+
+
+def _names(dataset: str) -> tuple[str, ...]:
+    """Names of the classes, where the data set is known here."""
+    from bdjax.data import spec
+
+    try:
+        return spec(dataset).class_names
+    except UserError:
+        return ()
 
 
 def _layers(rows: "pl.DataFrame") -> int:

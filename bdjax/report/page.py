@@ -35,6 +35,8 @@ class Drawings(NamedTuple):
     effects: list[Drawing]
     triggers: list[Drawing]
     pruning: list[Drawing]
+    courses: list[Drawing]
+    recovered: list[Drawing]
 
 
 def page(records: "pl.DataFrame", drawings: Drawings) -> str:
@@ -50,6 +52,8 @@ def page(records: "pl.DataFrame", drawings: Drawings) -> str:
         ("effect", "Before and after", _effects(drawings.effects)),
         ("triggers", "What the triggers look like", _figures(drawings.triggers)),
         ("pruning", "What pruning does", _figures(drawings.pruning)),
+        ("recovered", "The triggers that were recovered", _figures(drawings.recovered)),
+        ("course", "What happened on the way", _figures(drawings.courses)),
         ("all", "Every scenario", _table(full(records), "Results per scenario and defense", tall=True)),
         ("provenance", "Where the numbers come from", _provenance(records)),
     ]

@@ -18,10 +18,10 @@ from bdjax.errors import UserError
 from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution
-from bdjax.sweep import build, imported, models, provenance, store
+from bdjax.sweep import arrays, build, imported, models, provenance, store
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, canonical, member_hash
 from bdjax.sweep.progress import Progress
-from bdjax.sweep.rows import Row, blank, measured, now, one, told_masks, told_trace
+from bdjax.sweep.rows import Row, blank, measured, now, one, told_masks
 from bdjax.types import Array, Attack, Dataset, Defense, Member, Model
 
 
@@ -143,11 +143,17 @@ def repair(
             for at, i in enumerate(going):
                 row, mine = records[i], one(defended, at)
                 row.update(timing(call, len(going), execution))
-                row.update(masks=told_masks(mine.repair.masks), trace=told_trace(mine.repair.trace))
+                row.update(masks=told_masks(mine.repair.masks))
+                if hasattr(mine.repair.trace, "_asdict"):
+                    told_fields, large = arrays.parted(mine.repair.trace)
+                    row["trace"] = canonical(told_fields)
+                    if large:
+                        arrays.write(out, name, row["member"], large)
                 if mine.finite and getattr(mine.repair.trace, "alive", True):
                     row.update(measured(mine.counts, base[i]))
                 else:
-                    row.update(status="non_finite", reason="the repaired network is not finite")
+                    what = "a loss or gradient of the repair" if mine.finite else "the repaired network"
+                    row.update(status="non_finite", reason=f"{what} is not finite")
                     progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
     store.write_rows(out, name, build.set_hash([row["member"] for row in records]), stamped(records))
     progress.finish(f"{title}: {told(records)}")

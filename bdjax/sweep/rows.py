@@ -113,11 +113,6 @@ def told_masks(masks: Mapping[str, Any] | None) -> str | None:
     return canonical(told)
 
 
-def told_trace(trace: Any) -> str | None:
-    """A method's trace, a NamedTuple of arrays of one member, as JSON by field."""
-    return canonical(trace) if hasattr(trace, "_asdict") else None
-
-
 def one(stacked: Any, index: int) -> Any:
     """Member ``index`` of a stack of host arrays."""
     import jax

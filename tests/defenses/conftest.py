@@ -79,4 +79,5 @@ def distance():
     return lambda a, b: max(
         float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        if np.size(x)
     )

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses.tuning import Hyper, Schedule, cosine, cosine_by_epoch, cross_entropy_gradient, epoch_plan, masked_mean, tuner
+from bdjax.defenses.schedules import Schedule, cosine_by_epoch
+from bdjax.defenses.tuning import Hyper, cross_entropy_gradient, epoch_plan, masked_mean, tuner
 from bdjax.models import cnn
+from bdjax.training import cosine
 from bdjax.types import Loop
 
 KEY = jax.random.key(7)

@@ -1,0 +1,31 @@
+"""AMSGrad for the fine-tuning loop: what the benchmark calls Adam."""
+
+from typing import Any
+
+import numpy as np
+
+from bdjax import adam, tree
+from bdjax.defenses.tuning import Optimiser
+from bdjax.types import Model
+
+DECAYS, EPS = (0.9, 0.999), 1e-8
+
+
+def amsgrad(model: Model) -> Optimiser:
+    """:func:`bdjax.adam.amsgrad_direction` on all parameters of ``model``, without weight decay.
+
+    VGG's folded first linear layer takes steps sqrt(copies) = 7/h times as long, with ε as many times larger: at 1x1 maps (32
+    pixels) exactly what AMSGrad on the published layer, with 49 copies of each weight, does to the function; at larger maps its
+    size, not its every direction (:mod:`bdjax.pooled_linear`).
+    """
+    kernel, factor = f"{model.arch.heads[0]}/kernel", float(np.sqrt(model.arch.copies))
+
+    def direction(hyper: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        if factor == 1:
+            return adam.amsgrad_direction(gradient, state, DECAYS, EPS)
+        # A gradient divided by the factor gives the same step but for ε, which it makes larger.
+        gradient = tree.map_at(lambda g: g / factor, gradient, (kernel,))
+        step, state = adam.amsgrad_direction(gradient, state, DECAYS, EPS)
+        return tree.map_at(lambda s: s * factor, step, (kernel,)), state
+
+    return Optimiser(lambda hyper, params: adam.amsgrad_start(params), direction)

@@ -1,0 +1,208 @@
+"""NAD: fine-tune while matching the attention maps of a fine-tuned teacher."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import tree
+from bdjax.configure import at_least, configure
+from bdjax.defenses.schedules import constant, cosine_by_epoch, plateau
+from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
+from bdjax.pooled_linear import pool_matrix
+from bdjax.training import cross_entropy
+from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+
+SMALLEST = 1e-6  # added to the norm of an attention map
+
+
+class Config(NamedTuple):
+    """Static configuration; None = as the profile and the data set say."""
+
+    teacher_epochs: int = 10
+    epochs: int = 10  # of the student
+    batch: int = 256
+    period: int | None = None  # epochs from the teacher's first learning rate down to 0; 0 = it waits for a plateau instead
+    power: int = 2  # p of the attention map
+    all_taps: bool | None = None  # the last three stages that have an attention map, not the published code's taps
+    repeated_statistics: bool | None = None  # running statistics move several times per student step, as in the published code
+
+
+class NADHyper(NamedTuple):
+    """Traced hyper-parameters; each f32[]."""
+
+    lr: Any = np.float32(0.01)
+    momentum: Any = np.float32(0.9)
+    weight_decay: Any = np.float32(5e-4)
+    beta1: Any = np.float32(500)  # weight of the attention loss of the earliest of three maps
+    beta2: Any = np.float32(1000)
+    beta3: Any = np.float32(1000)  # of the last one
+
+
+class NADTrace(NamedTuple):
+    """What happened while tuning."""
+
+    teacher_loss: Array  # f32[teacher epochs]: mean cross-entropy of the epoch
+    loss: Array  # f32[epochs]: mean cross-entropy of the student
+    attention: Array  # f32[epochs]: weighted attention loss of the student
+    alive: Array  # bool[]: losses and gradients stayed finite
+    stopped: Array  # i32[]: the first step, of the teacher or the student, at which they did not; -1 = none
+
+
+PRESETS = {
+    "corrected": Config(all_taps=True, repeated_statistics=False),
+    "reference": Config(period=100, all_taps=False, repeated_statistics=True),
+}
+TINY: dict[str, Any] = {"batch": 128, "period": 0}  # on Tiny-ImageNet, in both
+
+
+def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
+    """Tune a copy of the network as the teacher, then the network itself to have the teacher's attention.
+
+    Teacher: cross-entropy, SGD. Student, from the original network: CE + sum_l beta_l mean((Q_l/(‖Q_l‖ + 1e-6) - the same of the
+    teacher)²), Q_l = sum_c |A_c|^p over the channels of tap l, norm over its positions, mean over rows and positions; constant
+    learning rate; teacher in eval mode; both see the same augmented batch.
+
+    Args:
+      model: network.
+      config: :class:`Config` or its fields by name.
+      profile: "corrected" or "reference".
+
+    Returns:
+      A defense with hyper-parameters :class:`NADHyper` and trace :class:`NADTrace`.
+
+    Raises:
+      UserError: an unknown field or profile, or a value out of range.
+
+    Source: Y. Li, X. Lyu, N. Koren, L. Lyu, B. Li, X. Ma, "Neural Attention Distillation: Erasing Backdoor Triggers from Deep
+      Neural Networks", ICLR 2021; settings of J. Dunnett et al., arXiv 2411.11200, 2024.
+    Differs: a map of one position is 1 whatever the network does, so it teaches nothing. "reference" has the taps of the survey's
+      published code: the last two stages of PreActResNet-18 (and of ``cnn``), the 7x7 pooling of VGG, which says something from
+      64 pixels on, and nothing that has more than one position for the other two, where NAD is then ten epochs of fine-tuning at
+      a constant rate. "corrected" takes the last three stages with at least 2x2 positions in every network, the last one with
+      beta3. The published code runs truncated copies of the student beside it, so that running statistics move 2 to 4 times per
+      step; "reference" repeats that, "corrected" moves them once. Student epochs are the teacher's ten in both. The teacher's
+      cosine has a half-period of ten times its epochs (100 in "reference"; on Tiny-ImageNet its rate waits for a plateau).
+    """
+    tiny = model.spec.name == "tiny_imagenet"
+    presets = {name: preset._replace(**TINY) if tiny else preset for name, preset in PRESETS.items()}
+    config = configure(presets, config, "nad", profile)
+    batch, period = config.batch, 10 * config.teacher_epochs if config.period is None else config.period
+    config = config._replace(period=period)
+    at_least("nad", config, teacher_epochs=1, epochs=1, batch=1, period=0, power=1)
+    taps = _last_stages(model) if config.all_taps else _published_taps(model)
+    schedule = cosine_by_epoch(period) if period else plateau()
+    teach = tuner(model, epochs=config.teacher_epochs, batch=batch, schedule=schedule)
+    gradient = _distilling(model, taps, config)
+    learn = tuner(model, epochs=config.epochs, batch=batch, schedule=constant(), gradient=gradient, measured=2)
+
+    def repair(key: Key, view: DefenderView, hyper: NADHyper) -> Repair:
+        assert view.clean is not None
+        teaching, learning = jax.random.split(key)
+        hyper = jax.tree.map(jnp.asarray, hyper)
+        rows = training_rows(view.clean)
+        teacher = teach(teaching, view.variables, view.clean, rows, hyper)
+        extra = (teacher.variables, (hyper.beta1, hyper.beta2, hyper.beta3))
+        student = learn(learning, view.variables, view.clean, rows, hyper, extra)
+        stopped = jnp.where(teacher.alive, student.stopped, teacher.stopped)
+        entropy, attention = student.measured[:, 0], student.measured[:, 1]
+        trace = NADTrace(teacher.loss, entropy, attention, teacher.alive & student.alive, stopped)
+        return Repair(student.variables, None, trace)
+
+    return Defense(repair, NADHyper(), frozenset({"clean"}), config)
+
+
+class Tap(NamedTuple):
+    """Where an attention map is taken."""
+
+    address: str
+    beta: int  # 0, 1 or 2: which weight it has
+    grid: int | None = None  # positions a side that its map is pooled to first; None = as it is
+
+
+def attention(features: Array, power: int) -> Array:
+    """sum_c |A_c|^power per position, over its norm: f[b h w c] -> f[b h w]."""
+    energy = jnp.sum(jnp.abs(features) ** power, -1)
+    square = jnp.sum(jnp.square(energy), (1, 2))
+    # The root has no slope at 0, where a row's map is dead: that row then teaches nothing.
+    size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return energy / (size + SMALLEST)[:, None, None]
+
+
+def _sides(model: Model) -> dict[str, int]:
+    """Positions a side of every stage's output and of the features."""
+    wanted = (*model.arch.stages, "features")
+    images = jax.ShapeDtypeStruct((1, *model.spec.image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    taps = jax.eval_shape(lambda v, x: model.apply(v, x, record=wanted).taps, variables, images)
+    return {address: taps[address].shape[1] for address in wanted}
+
+
+def _last_stages(model: Model) -> tuple[Tap, ...]:
+    sides = _sides(model)
+    telling = [stage for stage in model.arch.stages if sides[stage] > 1][-3:]
+    return tuple(Tap(stage, 3 - len(telling) + i) for i, stage in enumerate(telling))
+
+
+def _published_taps(model: Model) -> tuple[Tap, ...]:
+    """The published code's taps but for those of one position, whose loss and gradient are 0."""
+    sides, stages = _sides(model), model.arch.stages
+    if model.name in ("preactresnet18", "cnn"):
+        return tuple(Tap(stage, i) for i, stage in enumerate(stages[-2:]) if sides[stage] > 1)
+    if model.name == "vgg19_bn" and sides["features"] > 1:
+        return (Tap("features", 2, 7),)
+    return ()
+
+
+def _updates(model: Model, norm: str) -> int:
+    """How often the published code moves the running statistics of a norm per student step."""
+    if model.name != "preactresnet18":
+        return 2
+    return 3 if norm.startswith("layer4") else 4
+
+
+def _distilling(model: Model, taps: tuple[Tap, ...], config: Config) -> Gradient:
+    record = tuple((tap.address, _map(tap, config.power)) for tap in taps)
+    momentum = model.norm_momentum
+
+    def repeated(old: Any, new: Any) -> Any:
+        """The statistics after several updates from one batch, from those after one."""
+        values = {}
+        for norm in model.arch.norms:
+            factor = (1 - (1 - momentum) ** _updates(model, norm)) / momentum
+            before, after = tree.get(old, norm), tree.get(new, norm)
+            values[norm] = jax.tree.map(lambda a, b, factor=factor: a + factor * (b - a), before, after)
+        return tree.replace(new, values)
+
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+        teacher, betas = extra
+        goals = model.apply(teacher, batch.images, record=record).taps if taps else {}
+
+        def loss(params: Any) -> tuple[Array, Any]:
+            student = {**variables, "params": params}
+            out = model.apply(student, batch.images, train=True, mask=batch.mask, key=key, record=record)
+            entropy = masked_mean(cross_entropy(out.logits, batch.labels), batch.mask)
+            apart = jnp.zeros_like(entropy)
+            for tap in taps:
+                square = jnp.mean(jnp.square(out.taps[tap.address] - goals[tap.address]), (1, 2))
+                apart = apart + betas[tap.beta].astype(square.dtype) * masked_mean(square, batch.mask)
+            return entropy + apart, (out.variables["batch_stats"], jnp.stack([entropy, apart]))
+
+        (value, (statistics, parts)), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        if config.repeated_statistics:
+            statistics = repeated(variables["batch_stats"], statistics)
+        return slope, statistics, jnp.concatenate([value[None], parts])
+
+    return gradient
+
+
+def _map(tap: Tap, power: int) -> Callable[[Array, Array | None], Array]:
+    def measure(features: Array, mask: Array | None) -> Array:
+        if tap.grid is not None:
+            side = jnp.asarray(pool_matrix(features.shape[1]), features.dtype)
+            features = jnp.einsum("sh,tw,bhwc->bstc", side, side, features)
+        return attention(features, power)
+
+    return measure

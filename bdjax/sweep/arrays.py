@@ -1,0 +1,63 @@
+"""Large arrays of a method's trace, such as recovered triggers: one NumPy archive per record, beside the records."""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bdjax.errors import UserError
+from bdjax.sweep.store import replace_file
+
+LIMIT = 4096  # numbers; a larger field of a trace is no text for a table
+
+
+def parted(trace: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """A trace, a NamedTuple of arrays of one member, as what its record tells and what is kept beside the records.
+
+    A field of more than :data:`LIMIT` numbers is told as {"array": its shape}.
+    """
+    fields = {name: np.asarray(value) for name, value in trace._asdict().items()}
+    large = {name: value for name, value in fields.items() if value.size > LIMIT}
+    return {name: {"array": list(value.shape)} if name in large else value for name, value in fields.items()}, large
+
+
+def place(out: Path, cell: str, member: str) -> Path:
+    """Where the arrays of one record lie."""
+    return out / "arrays" / cell / f"{member}.npz"
+
+
+def write(out: Path, cell: str, member: str, fields: Mapping[str, NDArray[Any]]) -> None:
+    """Store the arrays of one record, complete or not at all; float64 and float32 are kept as they are.
+
+    Raises:
+      UserError: the folder cannot be written or the disk is full.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict(fields))  # type: ignore[arg-type]
+    replace_file(place(out, cell, member), buffer.getvalue())
+
+
+def read(out: str | Path, row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The arrays of a record by field; none where its trace has no large field.
+
+    Args:
+      out: folder of the sweep.
+      row: a record.
+
+    Raises:
+      UserError: they are missing or damaged (the archive's checksums are compared).
+    """
+    path = place(Path(out), row["cell"], row["member"])
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it and the record of its cell, and run the same command again"
+        ) from error
