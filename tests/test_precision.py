@@ -26,6 +26,7 @@ from bdjax.sweep.plan import Grid
 from bdjax.training import cross_entropy, trainer
 from bdjax.types import CleanSet, DefenderView
 from tests.networks import activated, reduced, shapes
+from tests.short import shortened
 from tests.toy import data, one, patch_attack
 
 BF16 = jnp.dtype(jnp.bfloat16)
@@ -158,8 +159,7 @@ def test_defenses_compute_in_the_models_precision_and_keep_float32_variables(nam
     repaired = []
     for dtype in BOTH:
         model, _ = trained(dtype, epochs=5, lr=0.05)
-        fields = DEFENSES[name](model).config._fields
-        defense = DEFENSES[name](model, {k: v for k, v in {"epochs": 3, "batch": 16}.items() if k in fields})
+        defense = shortened(DEFENSES[name], model, epochs=3, batch=16)
         split = data(tiny_dataset)
         clean = CleanSet(split.images[:32], split.labels[:32], jnp.where(jnp.arange(32) < 8, 2, 1).astype(jnp.int8), jnp.int32(8))
         view = DefenderView(trained(None, epochs=5, lr=0.05)[1].variables, clean if "clean" in defense.needs else None)

@@ -106,7 +106,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
     choose("i_bau.patch_rule", config.patch_rule, PATCH_RULES)
     choose("i_bau.space", config.space, SPACES)
     choose("i_bau.optimiser", config.optimiser, OPTIMISERS)
-    if not 0 <= config.share <= 1 or abs(config.share * SHARE % 1 - 0.5) < 0.499:
+    if not 0 <= config.share <= 1 or abs(config.share * SHARE - round(config.share * SHARE)) > 1e-6:
         raise UserError(f"i_bau.share must lie in [0, 1], in steps of 1e-4; given {config.share}")
     plain = Optimiser(lambda hyper, params: adam.start(params), lambda hyper, g, state, params: adam.direction(g, state))
     optimiser = plain if config.optimiser == "adam" else amsgrad(model)

@@ -102,7 +102,7 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
     at_least("nc", config, search_epochs=1, batch=1, patience=1, early_patience=1, epochs=1, period=0, max_flagged=1)
     if config.max_flagged > model.spec.classes:
         config = config._replace(max_flagged=model.spec.classes)
-    if not 0 < config.stamped_share < 1 or abs(config.stamped_share * SHARE % 1 - 0.5) < 0.499:
+    if not 0 < config.stamped_share < 1 or abs(config.stamped_share * SHARE - round(config.stamped_share * SHARE)) > 1e-6:
         raise UserError(f"nc.stamped_share must lie in (0, 1), in steps of 1e-4; given {config.stamped_share}")
     assert config.epochs is not None and config.period is not None
     rules = Rules(config.search_epochs, config.batch, config.patience, config.early_patience, config.early_ratio)

@@ -14,17 +14,10 @@ from bdjax.defenses import DEFENSES
 from bdjax.errors import UserError
 from bdjax.models import cnn
 from bdjax.types import PROFILES, CleanSet, DefenderView
+from tests.short import shortened
 
 REFUSED = {("nc", "reference")}  # the published code cannot run
 EVERY = [(name, profile) for name in DEFENSES for profile in PROFILES if (name, profile) not in REFUSED]
-SHORT = {
-    "epochs": 2,
-    "batch": 8,
-    "teacher_epochs": 2,
-    "search_epochs": 3,
-    "rounds": 2,
-    "attack_steps": 2,
-}  # of these fields, those that a method has
 NEEDS = {"clean", "triggered", "test_accuracy"}
 SPC = 4
 # Attention losses weigh 1000 times as much as the cross-entropy, and rounding with them.
@@ -35,8 +28,7 @@ TOLERANCE = {"nad": 1e-3}
 def built(name, profile, spec):
     """The defense with few iterations, its jitted repair, and how often that was traced."""
     model = cnn(spec, 4, lowering="patches")
-    fields = DEFENSES[name](model, profile=profile).config._fields
-    defense = DEFENSES[name](model, {k: v for k, v in SHORT.items() if k in fields}, profile=profile)
+    defense = shortened(DEFENSES[name], model, profile)
     traces = []
 
     def repair(key, view, hyper):

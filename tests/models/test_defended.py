@@ -46,6 +46,26 @@ def test_fine_tuning_moves_every_layer(name):
         assert all(bool(jnp.any(one[leaf] != other[leaf])) for leaf in one.keys() & {"kernel", "scale"}), address
 
 
+SHORTEST = {"epochs": 1, "batch": 15, "teacher_epochs": 1, "search_epochs": 1, "rounds": 1, "iterations": 1, "attack_steps": 1}
+
+
+@pytest.mark.slow  # compiling: 20 seconds each
+@pytest.mark.parametrize("method", ["nad", "nc", "ft_sam", "fst", "i_bau", "sau"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tuning_defenses_run_on_every_network(name, method):
+    """Second derivatives, perturbed inputs and attention maps, through every kind of layer."""
+    model = network(name)
+    fields = DEFENSES[method](model).config._fields
+    before, found = repaired(model, method, **{k: v for k, v in SHORTEST.items() if k in fields})
+    assert bool(found.trace.alive)
+    if method == "nc":
+        start = (np.tanh(1) / 2 + 0.5) * 32 * 32
+        assert np.all(np.abs(np.asarray(found.trace.norm) - start) > 1)  # the masks moved
+    else:
+        kernels = [f"{address}/kernel" for kind, address in model.arch.registered if kind == "conv"]
+        assert all(bool(jnp.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k))) for k in kernels)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_fine_pruning_cuts_inputs_of_the_first_linear_layer_and_no_other(name):
     model = network(name)

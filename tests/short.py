@@ -1,0 +1,9 @@
+"""Lengths of defenses cut for tests."""
+
+LENGTHS = {"epochs": 2, "batch": 8, "teacher_epochs": 2, "search_epochs": 3, "rounds": 2, "attack_steps": 2, "iterations": 2}
+
+
+def shortened(make, model, profile="corrected", **changed):
+    """The defense of a factory with short lengths; of :data:`LENGTHS` and ``changed`` those fields that it has."""
+    fields = make(model, profile=profile).config._fields
+    return make(model, {k: v for k, v in {**LENGTHS, **changed}.items() if k in fields}, profile=profile)
