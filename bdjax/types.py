@@ -134,7 +134,8 @@ class Attack(NamedTuple):
     config: Any = None  # the static configuration it was built with, for the record
     prepare: Callable[..., Any] | None = None
     # (key, Dataset) -> assets, nested dicts of arrays, before the population runs; kept on disk. Where Recipe.prepare_per is
-    # "seed" it runs for a population of seeds: it must trace, and the images of the data set are traced arrays
+    # "seed" it runs for a population of seeds: it must trace, and the images of the data set are traced arrays. There an entry
+    # "stopped" i32[], the step at which something was not finite (-1 = none), makes the members of that seed non-finite
     batch: Callable[..., tuple[Array, Array, Array, Any]] | None = None
     # (trigger, key, images f32[b h w c], labels i32[b], ratio f32[], other) -> (images, labels, loss f32[], trigger): poison
     # inside the batch; `loss` is added to the classifier's; `other` = (images, labels) of the second batch, or None

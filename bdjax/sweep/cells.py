@@ -78,6 +78,7 @@ def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
             fail([records[i] for i in going], error, out, attacked.name, name)
         else:
             trained, counts = jax.device_get(call.result)
+            frozen = _frozen(stacked.assets, len(going))
             leaves = tuple(jax.tree.leaves(trained.trigger))
             members = tuple(records[i]["member"] for i in going)
             models.save(out, attacked.name, name, models.Stored(members, trained.variables, leaves))
@@ -87,13 +88,20 @@ def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Prog
                 row.update(timing(call, len(going), execution), images=processed, loss=canonical(mine.loss))
                 if attacked.trigger_digest is None and leaves:
                     row["trigger_digest"] = build.array_digest(jax.tree.leaves(mine.trigger))
-                if mine.alive:
+                if mine.alive and frozen[at] < 0:
                     row.update(measured(one(counts, at)))
                 else:
-                    row.update(status="non_finite", reason=f"loss or gradient is not finite from step {mine.stopped} of training")
+                    what, step = ("training", mine.stopped) if frozen[at] < 0 else ("the attack's preparation", frozen[at])
+                    row.update(status="non_finite", reason=f"loss or gradient is not finite from step {step} of {what}")
                     progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
     store.write_rows(out, attacked.name, name, stamped(records))
     progress.finish(f"{title}: trained, {told(records)}")
+
+
+def _frozen(assets: Any, count: int) -> list[int]:
+    """The step at which each member's preparation was frozen because it was not finite; -1 = none."""
+    told = assets.get("stopped") if isinstance(assets, dict) else None
+    return [-1] * count if told is None else np.asarray(told).tolist()
 
 
 def repair(

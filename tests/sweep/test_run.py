@@ -203,6 +203,29 @@ def test_a_diverged_training_is_a_record_and_passes_its_status_on(tmp_path):
     assert all("is not finite from step" in reason for reason in frame["reason"])
 
 
+def test_a_preparation_that_is_not_finite_makes_the_members_of_its_seed_non_finite(tmp_path, monkeypatch):
+    monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import jax\nimport jax.numpy as jnp\nfrom bdjax.attacks import badnets\n\n\n"
+        "def mine(spec, config=None, *, profile='corrected'):\n"
+        "    attack = badnets(spec, config, profile=profile)\n"
+        "    def prepare(key, dataset):\n"
+        "        draw = jax.random.uniform(key)\n"
+        "        return {'draw': draw, 'stopped': jnp.where(draw > 0.5, 7, -1).astype(jnp.int32)}\n"
+        "    recipe = attack.recipe._replace(prepare_per='seed', shared_trigger=False)\n"
+        "    return attack._replace(prepare=prepare, recipe=recipe, init=lambda key, assets: {'draw': assets['draw']})\n"
+    )
+    frame = go(changed(attacks=(f"{file}:mine",), defenses=("clp",), seeds=(0, 1, 2, 3), poison_ratios=(0.1,)), tmp_path / "out")
+    trained = {row["seed"]: row for row in frame.filter(frame["defense"] == "none").iter_rows(named=True)}
+    assert {row["status"] for row in trained.values()} == {"ok", "non_finite"}
+    for row in trained.values():
+        wild = row["status"] == "non_finite"
+        assert (row["reason"] or "").endswith("from step 7 of the attack's preparation") == wild and (row["acc"] is None) == wild
+    repaired = {row["seed"]: row["status"] for row in frame.filter(frame["defense"] == "clp").iter_rows(named=True)}
+    assert repaired == {seed: row["status"] for seed, row in trained.items()}
+
+
 def test_a_clean_subset_larger_than_a_class_is_a_record_in_a_sweep_and_an_error_in_a_run(first, tmp_path):
     out = copy(first[0], tmp_path / "many")
     frame = go(changed(spc=(2, 11)), out)
