@@ -2,10 +2,10 @@
 
 Command:      bdjax sweep experiments/attacks.py --data-dir DIR --out attacks
               small: bdjax sweep experiments/attacks.py --scale small --data-dir DIR --out attacks
-              small, Bpp longer: … --only attack=bpp --poison-ratio 0.1 --train-images 10000 --out attacks_bpp \
-                --config bpp.recipe.epochs=130 bpp.recipe.lr=0.03
+              small, Bpp longer: … --only attack=bpp --poison-ratio 0.1 --train-images 50000 --out attacks_bpp \
+                --config bpp.recipe.epochs=36
 Hardware:     grid: one GPU, not run yet; small: 2 CPU cores (experiments/results/attacks_cpu.md)
-Time:         small: an hour and a half, Bpp longer: 20 minutes; one attack at a time with --only attack=NAME
+Time:         small: an hour and a half, Bpp longer: half an hour; one attack at a time with --only attack=NAME
 Expectation:  at 10 % each attack is learned; at ratio 0 triggered images are called the target as often as a model that was never
               attacked does. Input-aware, WaNet and SIG need longer schedules than a CPU has.
 """
