@@ -168,6 +168,8 @@ def test_defenses_compute_in_the_models_precision_and_keep_float32_variables(nam
             return defense.repair(key, view, hyper)
 
         hyper = jax.tree.map(jnp.asarray, defense.hyper)
+        if name == "nad":  # with its weights of 1000 rounding would decide
+            hyper = hyper._replace(**{f"beta{i}": jnp.float32(1) for i in (1, 2, 3)})
         used = {v.aval.dtype for e in equations(jax.make_jaxpr(repair)(jax.random.key(0), view, hyper).jaxpr) for v in e.outvars}
         assert (BF16 in used) == (dtype is not None and "clean" in defense.needs)
         found = jax.device_get(jax.jit(repair)(jax.random.key(0), view, hyper))

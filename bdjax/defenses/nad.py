@@ -11,6 +11,7 @@ from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.defenses.schedules import constant, cosine_by_epoch, plateau
 from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
+from bdjax.normalisation import at_least_float32
 from bdjax.pooled_linear import pool_matrix
 from bdjax.training import cross_entropy
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
@@ -124,6 +125,7 @@ class Tap(NamedTuple):
 
 def attention(features: Array, power: int) -> Array:
     """sum_c |A_c|^power per position, over its norm: f[b h w c] -> f[b h w]."""
+    features = features.astype(at_least_float32(features.dtype))
     energy = jnp.sum(jnp.abs(features) ** power, -1)
     square = jnp.sum(jnp.square(energy), (1, 2))
     # The root has no slope at 0, where a row's map is dead: that row then teaches nothing.
