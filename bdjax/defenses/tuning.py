@@ -199,6 +199,10 @@ def tuner(
         means = state.total / jnp.maximum(state.batches, 1).astype(jnp.float32)
         return state._replace(total=jnp.zeros_like(means), batches=jnp.int32(0)), schedule.observe(rate, means[0]), means
 
+    @jax.jit  # un-jitted, an index is sent from the host
+    def parted(means: Array) -> tuple[Array, Array]:
+        return means[:, 0], means[:, 1:]
+
     def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
         def epoch(carry: tuple[_State, Any], e: Array) -> tuple[tuple[_State, Any], Array]:
             state, rate = carry
@@ -208,7 +212,8 @@ def tuner(
 
         hyper = jax.tree.map(jnp.asarray, hyper)
         (state, _), means = run_epochs(epoch, start(variables, hyper), epochs, model.loop)
-        return Tuned(state.variables, means[:, 0], means[:, 1:], state.alive, state.stopped, state.step)
+        loss, beside = parted(means)
+        return Tuned(state.variables, loss, beside, state.alive, state.stopped, state.step)
 
     return tune
 
