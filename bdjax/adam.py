@@ -32,16 +32,13 @@ def direction(
 
     Source: D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1.
     """
-    count = state["count"] + 1
-    first, second = decays
-    mean = jax.tree.map(lambda m, g: first * m + (1 - first) * g, state["mean"], gradient)
-    square = jax.tree.map(lambda v, g: second * v + (1 - second) * jnp.square(g), state["square"], gradient)
+    new = _moments(gradient, state, decays)
 
     def step(m: Array, v: Array) -> Array:
-        done = _warmed(count.astype(m.dtype), decays)
+        done = _warmed(new["count"].astype(m.dtype), decays)
         return m / done[0] / (jnp.sqrt(v / done[1]) + eps)
 
-    return jax.tree.map(step, mean, square), {"count": count, "mean": mean, "square": square}
+    return jax.tree.map(step, new["mean"], new["square"]), new
 
 
 def amsgrad_start(params: Any) -> dict[str, Any]:
@@ -62,15 +59,22 @@ def amsgrad_direction(
     Source: S. J. Reddi, S. Kale, S. Kumar, "On the Convergence of Adam and Beyond", ICLR 2018, Algorithm 2, with PyTorch's
       correction of the bias.
     """
-    # Adam's own step is dropped by the compiler: nobody reads it.
-    _, after = direction(gradient, {name: state[name] for name in ("count", "mean", "square")}, decays, eps)
-    largest = jax.tree.map(jnp.maximum, state["largest"], after["square"])
+    new = _moments(gradient, state, decays)
+    largest = jax.tree.map(jnp.maximum, state["largest"], new["square"])
 
     def step(m: Array, v: Array) -> Array:
-        done = _warmed(after["count"].astype(m.dtype), decays)
+        done = _warmed(new["count"].astype(m.dtype), decays)
         return m / done[0] / (jnp.sqrt(v) / jnp.sqrt(done[1]) + eps)
 
-    return jax.tree.map(step, after["mean"], largest), {**after, "largest": largest}
+    return jax.tree.map(step, new["mean"], largest), {**new, "largest": largest}
+
+
+def _moments(gradient: Any, state: Any, decays: tuple[float, float]) -> dict[str, Any]:
+    """The count and the running means after this gradient."""
+    first, second = decays
+    mean = jax.tree.map(lambda m, g: first * m + (1 - first) * g, state["mean"], gradient)
+    square = jax.tree.map(lambda v, g: second * v + (1 - second) * jnp.square(g), state["square"], gradient)
+    return {"count": state["count"] + 1, "mean": mean, "square": square}
 
 
 def _warmed(count: Array, decays: tuple[float, float]) -> tuple[Array, Array]:

@@ -57,6 +57,23 @@ def at_least(owner: str, config: Any, **bounds: int) -> None:
             raise UserError(f"{owner}.{field} must be at least {least}; given {getattr(config, field)}")
 
 
+def of_ten_thousand(name: str, share: float, *, ends: bool) -> int:
+    """``share`` as a whole number of 1 / 10,000, so that counts of rows are computed in integers.
+
+    Args:
+      name: the field's, for messages.
+      share: in [0, 1].
+      ends: whether 0 and 1 are allowed.
+
+    Raises:
+      UserError: it lies outside, or between two steps of 1e-4.
+    """
+    whole = round(share * 10_000)
+    if not (0 <= whole <= 10_000 if ends else 0 < whole < 10_000) or abs(share * 10_000 - whole) > 1e-6:
+        raise UserError(f"{name} must lie in {'[0, 1]' if ends else '(0, 1)'}, in steps of 1e-4; given {share}")
+    return whole
+
+
 def _typed(value: Any, hint: Any, name: str) -> Any:
     """``value`` as the plain Python type that the annotation asks for (one of a union's)."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -136,6 +136,12 @@ def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int
     return carry, _map(lambda *leaves: jnp.stack(leaves), *ys)
 
 
+def inner(count: int, step: Callable[[Any, Any], Any], carry: Any, loop: Loop) -> Any:
+    """``lax.fori_loop(0, count, step, carry)`` inside a body of :func:`steps`; written out where bodies are dispatched, as loops
+    are slow there."""
+    return lax.fori_loop(0, count, step, carry, unroll=loop.kind == "dispatch" or None)
+
+
 def tell(f: Callable[..., None], *values: Array) -> None:
     """Call the host function ``f`` with the values of the whole population, f(m …), or of the one member that runs alone.
 

@@ -11,17 +11,18 @@ take the forms in turn; the figure is the median. Lengths are cut (`--cut`), the
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bdjax.defenses import DEFENSES
 from bdjax.experiment import Data, Subject, defend_member
 from bdjax.models import by_name
 from bdjax.population import Execution, adapt, default_execution, members, run
+from bdjax.types import Attack, Model
 from benchmarks.measure import Network, badnets_on, network, seconds, synthetic, write
 
 CUT = {
@@ -61,17 +62,16 @@ def _row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     about: Network = args.network
     dataset = synthetic(2000, args.test_rows, about.size)
     attack, data = badnets_on(dataset, epochs=1, batch=about.batch)
+    model = by_name(about.name, dataset.spec, width=about.width)
     config = CUT.get(name) if args.cut else None
     forms = {"population": default_execution(model=about.name)}
     forms["batched"] = forms["population"]._replace(**BATCHED)
-    calls, first = {}, {}
+    seeds, calls, first = range(args.members), {}, {}
     for form, execution in forms.items():
-        calls[form] = _call(name, config, about, attack, (data, dataset), args, execution, range(args.members))
+        calls[form] = _calls(name, config, model, attack, data, args.spc, execution, [seeds])[0]
         first[form] = seconds(calls[form], 0)[0]
-    single = [_call(name, config, about, attack, (data, dataset), args, forms["population"], [s]) for s in range(args.members)]
+    single = _calls(name, config, model, attack, data, args.spc, forms["population"], [[seed] for seed in seeds])
     alone = seconds(single[0], 0)[0]
-    for call in single[1:2]:
-        seconds(call, 0)
     times: dict[str, list[float]] = {form: [] for form in (*calls, "one by one")}
     for _ in range(args.rounds):
         for form, call in calls.items():
@@ -92,17 +92,23 @@ def _row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _call(name: str, config: Any, about: Network, attack: Any, staged: Any, args: Any, execution: Execution, seeds: Any) -> Any:
-    """A call that repairs the members of these seeds, untrained networks: what they have learned does not change the work."""
-    data, dataset = staged
-    model = adapt(by_name(about.name, dataset.spec, width=about.width), execution)
+def _calls(
+    name: str, config: Any, model: Model, attack: Attack, data: Data, spc: int, execution: Execution, groups: Any
+) -> list[Callable[[], Any]]:
+    """Per group of seeds a call that repairs its members, with one program for all groups of a size.
+
+    The networks are untrained: what they have learned does not change the work, but for NC's early stopping.
+    """
+    model = adapt(model, execution)
     defense = DEFENSES[name](model, config)
-    stack, _ = members(list(seeds), [0.1], len(dataset.train.labels), spc=args.spc, hyper=defense.hyper)
-    variables = jax.jit(jax.vmap(model.init))(stack.key)
-    subjects = Subject(stack, jax.tree.map(jnp.asarray, variables), {})
-    function = defend_member(model, attack, defense, args.spc)
-    placed: Data = data
-    return lambda: run(function, subjects, (placed,), execution)
+    function, init = defend_member(model, attack, defense, spc), jax.jit(jax.vmap(model.init))
+
+    def call(seeds: Any) -> Callable[[], Any]:
+        stack, _ = members(list(seeds), [0.1], len(data.train.labels), spc=spc, hyper=defense.hyper)
+        subjects = Subject(stack, init(stack.key), {})
+        return lambda: run(function, subjects, (data,), execution)
+
+    return [call(seeds) for seeds in groups]
 
 
 if __name__ == "__main__":

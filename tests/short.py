@@ -1,6 +1,19 @@
-"""Lengths of defenses cut for tests."""
+"""Lengths of defenses cut for tests, and what of them refuses a profile."""
 
-LENGTHS = {"epochs": 2, "batch": 8, "teacher_epochs": 2, "search_epochs": 3, "rounds": 2, "attack_steps": 2, "iterations": 2}
+LENGTHS = {
+    "epochs": 2,
+    "batch": 8,
+    "teacher_epochs": 2,
+    "search_epochs": 3,
+    "rounds": 2,
+    "attack_steps": 2,
+    "iterations": 2,
+    "unlearn_epochs": 2,
+    "recover_epochs": 2,
+    "warmup_epochs": 1,
+}
+
+REFUSED = {("nc", "reference")}  # the published code cannot run
 
 
 def shortened(make, model, profile="corrected", **changed):

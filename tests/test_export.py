@@ -23,7 +23,7 @@ from bdjax.models import MODELS
 from bdjax.population import members
 from bdjax.types import Recipe, Split
 from tests.networks import PUBLISHED, spec
-from tests.short import shortened
+from tests.short import REFUSED, shortened
 from tests.toy import patch_attack
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -166,16 +166,16 @@ def test_attacks(name, small, stacked):
     check(exported(batched(run, 0, None), stacked, data))
 
 
+FORMS = [("cnn", "patches", "corrected"), ("cnn", "patches", "reference"), ("preactresnet18", "unrolled", "corrected")]
+
+
 @pytest.mark.parametrize(
-    ("model_name", "lowering", "profile"),
-    [("cnn", "patches", "corrected"), ("cnn", "patches", "reference"), ("preactresnet18", "unrolled", "corrected")],
+    ("name", "model_name", "lowering", "profile"),
+    [(name, *form) for name in DEFENSES for form in FORMS if (name, form[-1]) not in REFUSED],
 )
-@pytest.mark.parametrize("name", DEFENSES)
 def test_defenses(name, model_name, lowering, profile, small, toy, stacked):
     """Every defense of the table repairs and is measured, as a population."""
     model, (attack, data) = MODELS[model_name](small.spec, 2, lowering=lowering), toy
-    if (name, profile) == ("nc", "reference"):
-        return  # refused: the published code cannot run
     defense = shortened(DEFENSES[name], model, profile, epochs=1)
     hyper = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2,), np.asarray(x).dtype), defense.hyper)
     variables, trigger = jax.eval_shape(jax.vmap(lambda k: (model.init(k), attack.init(k, None))), stacked.key)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from bdjax import adam, tree
-from bdjax.defenses.tuning import Optimiser
+from bdjax.defenses.descent import Optimiser
 from bdjax.types import Model
 
 DECAYS, EPS = (0.9, 0.999), 1e-8

@@ -10,8 +10,9 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
+from bdjax.defenses.descent import SGD, Optimiser
 from bdjax.defenses.schedules import cosine_by_epoch
-from bdjax.defenses.tuning import SGD, Batch, Gradient, Optimiser, cross_entropy_gradient, training_rows, tuner
+from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, training_rows, tuner
 from bdjax.errors import choose
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
 
@@ -89,7 +90,7 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         epochs=length,
         batch=config.batch,
         schedule=cosine_by_epoch(length),
-        gradient=_shifting(model, heads, whole),
+        gradient=_shifting(model, whole),
         project=(lambda params, extra: rescaled(params, extra[0])) if whole else None,
         measured=1,
         optimiser=SGD if whole else _only(heads),
@@ -107,7 +108,8 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         drawing, tuning = jax.random.split(key)
         variables, old = begin(drawing, view.variables)
         tuned = tune(tuning, variables, view.clean, training_rows(view.clean), hyper, (old, hyper.alpha))
-        return Repair(tuned.variables, None, FSTTrace(tuned.loss, tuned.measured[:, 0], tuned.alive, tuned.stopped))
+        (overlap,) = tuned.measured
+        return Repair(tuned.variables, None, FSTTrace(tuned.loss, overlap, tuned.alive, tuned.stopped))
 
     return Defense(repair, FSTHyper(np.float32(lr), np.float32(alpha)), frozenset({"clean"}), config)
 
@@ -151,7 +153,7 @@ def _only(heads: tuple[str, ...]) -> Optimiser:
     return Optimiser(SGD.init, direction)
 
 
-def _shifting(model: Model, heads: tuple[str, ...], whole: bool) -> Gradient:
+def _shifting(model: Model, whole: bool) -> Gradient:
     plain = cross_entropy_gradient(model)
 
     def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
@@ -160,8 +162,6 @@ def _shifting(model: Model, heads: tuple[str, ...], whole: bool) -> Gradient:
         overlap = jnp.stack([jnp.sum(before * tree.get(variables["params"], path)) for path, before in old.items()]).sum()
         if whole:  # the penalty is linear: its gradient is alpha W0
             slope = tree.replace(slope, {path: tree.get(slope, path) + alpha.astype(w.dtype) * w for path, w in old.items()})
-        else:
-            slope = tree.replace(jax.tree.map(jnp.zeros_like, slope), {head: tree.get(slope, head) for head in heads})
         return slope, statistics, jnp.stack([loss, overlap.astype(loss.dtype)])
 
     return gradient

@@ -89,7 +89,8 @@ def ft_sam(model: Model, config: Config | Mapping[str, Any] | None = None, *, pr
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         tuned = tune(key, view.variables, view.clean, training_rows(view.clean), hyper, (hyper.rho, hyper.smoothing))
-        return Repair(tuned.variables, None, FTSAMTrace(tuned.loss, tuned.measured[:, 0], tuned.alive, tuned.stopped))
+        (perturbed,) = tuned.measured
+        return Repair(tuned.variables, None, FTSAMTrace(tuned.loss, perturbed, tuned.alive, tuned.stopped))
 
     return Defense(repair, FTSAMHyper(), frozenset({"clean"}), config)
 

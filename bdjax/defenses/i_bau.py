@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import adam
-from bdjax.configure import at_least, configure
+from bdjax.configure import at_least, configure, of_ten_thousand
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses import descent
 from bdjax.defenses.amsgrad import amsgrad
-from bdjax.defenses.tuning import Optimiser, bits_by_index, epoch_plan, masked_mean, training_rows
-from bdjax.errors import UserError, choose
-from bdjax.evaluation import finite
+from bdjax.defenses.descent import Optimiser, State
+from bdjax.defenses.tuning import bits_by_index, epoch_plan, masked_mean, training_rows
+from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.loops import epochs as run_epochs
+from bdjax.loops import inner
 from bdjax.loops import steps as run_steps
-from bdjax.training import advance, cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.training import cross_entropy
+from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Loop, Model, Repair, Variables
 
 PATCH_RULES, SPACES, OPTIMISERS = ("at_least_one", "floor"), ("pixel", "normalised"), ("amsgrad", "adam")
 CONVERGED = 1e-10  # ‖v_{k+1} - v_k‖ at which the fixed-point iteration stops
-SHARE = 10_000  # the share of patched images is a whole number of 1 / SHARE
 
 
 class Config(NamedTuple):
@@ -62,16 +63,6 @@ PRESETS = {
 }
 
 
-class _State(NamedTuple):
-    variables: Variables
-    optimiser: Any
-    step: Array
-    alive: Array
-    stopped: Array
-    total: Array  # f32[2]: sums of loss and residual in this round
-    batches: Array  # non-empty batches of this round
-
-
 def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Alternate between one universal perturbation δ and the network, tuned with the gradient through δ's optimum.
 
@@ -106,8 +97,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
     choose("i_bau.patch_rule", config.patch_rule, PATCH_RULES)
     choose("i_bau.space", config.space, SPACES)
     choose("i_bau.optimiser", config.optimiser, OPTIMISERS)
-    if not 0 <= config.share <= 1 or abs(config.share * SHARE - round(config.share * SHARE)) > 1e-6:
-        raise UserError(f"i_bau.share must lie in [0, 1], in steps of 1e-4; given {config.share}")
+    of_ten_thousand("i_bau.share", config.share, ends=True)
     plain = Optimiser(lambda hyper, params: adam.start(params), lambda hyper, g, state, params: adam.direction(g, state))
     optimiser = plain if config.optimiser == "adam" else amsgrad(model)
     perturb, unlearn = _perturbing(model, config), _unlearning(model, config, optimiser)
@@ -120,40 +110,39 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
         return rows, mask, trips, clean.labels[rows]
 
     @jax.jit
-    def cache(key: Key, clean: CleanSet) -> tuple[Array, Array, Array]:
-        """One augmented pass over the rows, kept: images u8[trips b h w c], labels i32[trips b], mask f32[trips b]."""
+    def cache(key: Key, clean: CleanSet) -> tuple[Any, Any]:
+        """One augmented pass over the rows, kept: images u8[trips b h w c], labels i32[trips b], mask f32[trips b], numbers
+        i32[trips]; and images, labels and mask of its first batch."""
         rows, mask, trips, labels = plan(key, clean)
         draw = stream(key, Stream.AUGMENT)
         images = jax.lax.map(lambda x: crop_flip(step_key(draw, x[0]), clean.images[x[1]], spec.pad, spec.flip), (trips, rows))
-        return images, labels, mask
+        return (images, labels, mask, trips), (images[0], labels[0], mask[0])
 
     @jax.jit
-    def start(variables: Variables, hyper: Any) -> _State:
-        counters = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.zeros(2, jnp.float32), jnp.int32(0)
-        return _State(dict(variables), optimiser.init(hyper, variables["params"]), *counters)
+    def start(variables: Variables, hyper: Any) -> State:
+        return descent.begin(optimiser, variables, hyper, measured=1)
 
     @jax.jit
-    def close(state: _State, delta: Array) -> tuple[_State, tuple[Array, Array]]:
-        means = state.total / jnp.maximum(state.batches, 1).astype(jnp.float32)
-        size = jnp.sqrt(jnp.sum(jnp.square(delta))).astype(jnp.float32)
-        return state._replace(total=jnp.zeros_like(means), batches=jnp.int32(0)), (means, size)
+    def close(state: State, delta: Array) -> tuple[State, tuple[Array, Array]]:
+        state, means = descent.close(state)
+        return state, (means, jnp.sqrt(jnp.sum(jnp.square(delta))).astype(jnp.float32))
 
     def repair(key: Key, view: DefenderView, hyper: IBAUHyper) -> Repair:
         assert view.clean is not None
         clean, (kept_key, fresh_key, patch_key) = view.clean, jax.random.split(key, 3)
         hyper = jax.tree.map(jnp.asarray, hyper)
-        images, labels, mask = cache(kept_key, clean)
+        kept, first = cache(kept_key, clean)
 
-        def round_(state: _State, number: Array) -> tuple[_State, tuple[Array, Array]]:
+        def round_(state: State, number: Array) -> tuple[State, tuple[Array, Array]]:
             own = step_key(fresh_key, number)
             zero = jnp.zeros(spec.image_shape, jax.tree.leaves(state.variables["params"])[0].dtype)
             delta = run_steps(perturb, zero, plan(own, clean)[:3], (own, state.variables, clean, hyper), model.loop)
-            shared = (step_key(patch_key, number), delta, images[0], labels[0], mask[0], hyper)
-            trips = jnp.arange(len(labels), dtype=jnp.int32)
-            return close(run_steps(unlearn, state, (images, labels, mask, trips), shared, model.loop), delta)
+            shared = (step_key(patch_key, number), delta, first, hyper)
+            return close(run_steps(unlearn, state, kept, shared, model.loop), delta)
 
         state, (means, size) = run_epochs(round_, start(view.variables, hyper), config.rounds, model.loop)
-        return Repair(state.variables, None, IBAUTrace(means[:, 0], size, means[:, 1], state.alive, state.stopped))
+        loss, residual = descent.by_number(means)
+        return Repair(state.variables, None, IBAUTrace(loss, size, residual, state.alive, state.stopped))
 
     return Defense(repair, IBAUHyper(), frozenset({"clean"}), config)
 
@@ -161,7 +150,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
 def patched(key: Key, mask: Array, config: Config) -> Array:
     """f32[b], 1 for the rows that get the perturbation: so many of those with mask 1, drawn at random."""
     n = jnp.sum(mask).astype(jnp.int32)
-    count = n * round(config.share * SHARE) // SHARE
+    count = n * of_ten_thousand("i_bau.share", config.share, ends=True) // 10_000
     if config.patch_rule == "at_least_one":
         count = jnp.maximum(count, 1)
     # Drawn by place, and present rows come first: padding changes no draw.
@@ -200,7 +189,7 @@ def _perturbing(model: Model, config: Config) -> Callable[..., Array]:
     return perturb
 
 
-def fixed_point(pull: Callable[[Array], Array], slope: Array, iterations: int, unroll: bool = False) -> tuple[Array, Array]:
+def fixed_point(pull: Callable[[Array], Array], slope: Array, iterations: int, loop: Loop) -> tuple[Array, Array]:
     """v_k of v_0 = 0, v_{k+1} = ``pull(v_k)`` + ``slope``, and the length of the last change.
 
     Stops moving once a change is shorter than :data:`CONVERGED`.
@@ -213,43 +202,38 @@ def fixed_point(pull: Callable[[Array], Array], slope: Array, iterations: int, u
         return jnp.where(done, v, new), jnp.where(done, change, length), done | (length < CONVERGED)
 
     first = (jnp.zeros_like(slope), jnp.zeros_like(slope, shape=()), jnp.bool_(False))
-    v, change, _ = jax.lax.fori_loop(0, iterations, step, first, unroll=unroll or None)
+    v, change, _ = inner(iterations, step, first, loop)
     return v, change
 
 
-def _unlearning(model: Model, config: Config, optimiser: Optimiser) -> Callable[..., _State]:
+def _unlearning(model: Model, config: Config, optimiser: Optimiser) -> Callable[..., State]:
     add = _add(model, config)
-    unroll = model.loop.kind == "dispatch"  # there the step is dispatched, because loops are slow
 
     def mean_loss(params: Any, variables: Variables, images: Array, labels: Array, mask: Array) -> Array:
         return masked_mean(cross_entropy(model.apply({**variables, "params": params}, images).logits, labels), mask)
 
-    def unlearn(shared: Any, state: _State, x: tuple[Array, Array, Array, Array]) -> _State:
-        key, delta, first_images, first_labels, first_mask, hyper = shared
+    def unlearn(shared: Any, state: State, x: tuple[Array, Array, Array, Array]) -> State:
+        key, delta, (first, first_labels, first_mask), hyper = shared
         images, labels, mask, trip = x
-        first, images = to_float(first_images), to_float(images)
+        first, images = to_float(first), to_float(images)
         variables, params = state.variables, state.variables["params"]
         chosen = patched(step_key(key, trip), mask, config)[:, None, None, None].astype(delta.dtype)
 
-        def outer(d: Array, p: Any) -> Array:
+        def upper(d: Array, p: Any) -> Array:
             return mean_loss(p, variables, add(images, chosen * d[None]), labels, mask)
 
-        def inner(d: Array, p: Any) -> Array:
+        def lower(d: Array, p: Any) -> Array:
             size = hyper.penalty.astype(d.dtype) * jnp.sum(jnp.square(d))
             return size - mean_loss(p, variables, add(first, d[None]), first_labels, first_mask).astype(d.dtype)
 
         def moved(d: Array, p: Any) -> Array:
-            return d - hyper.inner_lr.astype(d.dtype) * jax.grad(inner)(d, p)
+            return d - hyper.inner_lr.astype(d.dtype) * jax.grad(lower)(d, p)
 
-        loss, (by_delta, by_params) = jax.value_and_grad(outer, (0, 1))(delta, params)
+        loss, (by_delta, by_params) = jax.value_and_grad(upper, (0, 1))(delta, params)
         _, back = jax.vjp(moved, delta, params)
-        v, residual = fixed_point(lambda v: back(v)[0], by_delta, config.iterations, unroll)
+        v, residual = fixed_point(lambda v: back(v)[0], by_delta, config.iterations, model.loop)
         slope = jax.tree.map(jnp.add, by_params, back(v)[1])
-        direction, memory = optimiser.direction(hyper, slope, state.optimiser, params)
-        params = jax.tree.map(lambda p, d: p - hyper.lr.astype(p.dtype) * d, params, direction)
-        learned = {"variables": {**variables, "params": params}, "optimiser": memory}
-        ok = jnp.isfinite(loss) & finite(slope)
-        new = advance(state, ok, jnp.stack([loss, residual.astype(loss.dtype)]), learned)._replace(batches=state.batches + 1)
-        return jax.tree.map(lambda a, b: jnp.where(jnp.sum(mask) > 0, a, b), new, state)
+        told = jnp.stack([loss, residual.astype(loss.dtype)])
+        return descent.descend(state, optimiser, hyper, hyper.lr, slope, told, mask)
 
     return unlearn

@@ -108,7 +108,7 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         extra = (teacher.variables, (hyper.beta1, hyper.beta2, hyper.beta3))
         student = learn(learning, view.variables, view.clean, rows, hyper, extra)
         stopped = jnp.where(teacher.alive, student.stopped, teacher.stopped)
-        entropy, attention = student.measured[:, 0], student.measured[:, 1]
+        entropy, attention = student.measured
         trace = NADTrace(teacher.loss, entropy, attention, teacher.alive & student.alive, stopped)
         return Repair(student.variables, None, trace)
 
@@ -121,6 +121,15 @@ class Tap(NamedTuple):
     address: str
     beta: int  # 0, 1 or 2: which weight it has
     grid: int | None = None  # positions a side that its map is pooled to first; None = as it is
+
+
+PUBLISHED_TAPS = {
+    "preactresnet18": (Tap("stage3", 0), Tap("stage4", 1)),
+    "cnn": (Tap("stage2", 0), Tap("stage3", 1)),
+    "vgg19_bn": (Tap("features", 2, 7),),
+}
+# How often the published code moves running statistics per student step, by how the norm's name starts; 2 in other networks.
+UPDATES = {"preactresnet18": (("layer4", 3), ("", 4))}
 
 
 def attention(features: Array, power: int) -> Array:
@@ -150,19 +159,13 @@ def _last_stages(model: Model) -> tuple[Tap, ...]:
 
 def _published_taps(model: Model) -> tuple[Tap, ...]:
     """The published code's taps but for those of one position, whose loss and gradient are 0."""
-    sides, stages = _sides(model), model.arch.stages
-    if model.name in ("preactresnet18", "cnn"):
-        return tuple(Tap(stage, i) for i, stage in enumerate(stages[-2:]) if sides[stage] > 1)
-    if model.name == "vgg19_bn" and sides["features"] > 1:
-        return (Tap("features", 2, 7),)
-    return ()
+    sides = _sides(model)
+    return tuple(tap for tap in PUBLISHED_TAPS.get(model.name, ()) if sides[tap.address] > 1)
 
 
 def _updates(model: Model, norm: str) -> int:
     """How often the published code moves the running statistics of a norm per student step."""
-    if model.name != "preactresnet18":
-        return 2
-    return 3 if norm.startswith("layer4") else 4
+    return next((times for start, times in UPDATES.get(model.name, ()) if norm.startswith(start)), 2)
 
 
 def _distilling(model: Model, taps: tuple[Tap, ...], config: Config) -> Gradient:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.configure import at_least, configure
+from bdjax.configure import at_least, configure, of_ten_thousand
 from bdjax.data.augment import to_float
 from bdjax.defenses.nc_search import Rules, searcher, stamp
 from bdjax.defenses.schedules import cosine_by_epoch, plateau
@@ -16,7 +16,6 @@ from bdjax.errors import UserError
 from bdjax.types import PROFILES, Array, CleanSet, DefenderView, Defense, Key, Model, Repair
 
 CONSISTENCY = 1.4826  # median absolute deviation of a normal distribution, as a standard deviation
-SHARE = 10_000  # the stamped share is a whole number of 1 / SHARE
 
 
 class Config(NamedTuple):
@@ -102,8 +101,7 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
     at_least("nc", config, search_epochs=1, batch=1, patience=1, early_patience=1, epochs=1, period=0, max_flagged=1)
     if config.max_flagged > model.spec.classes:
         config = config._replace(max_flagged=model.spec.classes)
-    if not 0 < config.stamped_share < 1 or abs(config.stamped_share * SHARE - round(config.stamped_share * SHARE)) > 1e-6:
-        raise UserError(f"nc.stamped_share must lie in (0, 1), in steps of 1e-4; given {config.stamped_share}")
+    of_ten_thousand("nc.stamped_share", config.stamped_share, ends=False)
     assert config.epochs is not None and config.period is not None
     rules = Rules(config.search_epochs, config.batch, config.patience, config.early_patience, config.early_ratio)
     search = searcher(model, rules)
@@ -127,7 +125,7 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
         if model.loop.kind != "scan":
             return tune(*args)
         none = jnp.zeros(config.epochs, jnp.float32)
-        same = Tuned(dict(variables), none, none[:, None][:, :0], jnp.bool_(True), jnp.int32(-1), jnp.int32(0))
+        same = Tuned(dict(variables), none, (), jnp.bool_(True), jnp.int32(-1), jnp.int32(0))
         return jax.lax.cond(count > 0, lambda: tune(*args), lambda: same)
 
     def repair(key: Key, view: DefenderView, hyper: NCHyper) -> Repair:
@@ -158,6 +156,11 @@ def outliers(norm: Array, threshold: Array) -> tuple[Array, Array]:
     return index, (norm <= median) & (index > threshold.astype(norm.dtype))
 
 
+def _share_of(rows: Any, share: float) -> Any:
+    """How many of so many rows are stamped: rows - floor((1 - share) rows), for an int or i32[]."""
+    return rows - (10_000 - of_ten_thousand("nc.stamped_share", share, ends=False)) * rows // 10_000
+
+
 def split(key: Key, labels: Array, rows: Array, classes: int, share: float) -> Array:
     """The training rows that are stamped, ``share`` of each class; what does not divide is drawn over the classes.
 
@@ -171,8 +174,7 @@ def split(key: Key, labels: Array, rows: Array, classes: int, share: float) -> A
     Returns:
       bool[n].
     """
-    total = jnp.sum(rows, dtype=jnp.int32)
-    count = total - (SHARE - round(share * SHARE)) * total // SHARE
+    count = _share_of(jnp.sum(rows, dtype=jnp.int32), share)
     within, among = jax.random.split(key)
     # The rank of each row inside its class, in random order; draws by place among the training rows: padding changes none.
     draw = bits_by_index(within, jnp.maximum(jnp.cumsum(rows, dtype=jnp.int32) - 1, 0))
@@ -195,8 +197,7 @@ def _virtual(rows: Array, stamped: Array, count: Array, config: Config) -> tuple
     n = rows.shape[0]
     several = jnp.arange(1, config.max_flagged + 1, dtype=jnp.int32)[:, None] <= count
     present = jnp.concatenate([(rows & ~stamped)[None], stamped[None] & several]).reshape(-1)
-    most = n - (SHARE - round(config.stamped_share * SHARE)) * n // SHARE
-    room = n + (config.max_flagged - 1) * most
+    room = n + (config.max_flagged - 1) * _share_of(n, config.stamped_share)
     order = jnp.argsort(~present, stable=True).astype(jnp.int32)[:room]
     return order, present[order] & (count > 0)
 

@@ -11,6 +11,7 @@ from bdjax.configure import at_least, configure
 from bdjax.defenses.amsgrad import amsgrad
 from bdjax.defenses.schedules import constant
 from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
+from bdjax.loops import inner
 from bdjax.normalisation import at_least_float32
 from bdjax.training import cross_entropy
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
@@ -101,7 +102,7 @@ def sau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         tuned = tune(key, view.variables, view.clean, training_rows(view.clean), hyper, (view.variables, hyper))
-        clean, shared, fooled = (tuned.measured[:, i] for i in range(3))
+        clean, shared, fooled = tuned.measured
         return Repair(tuned.variables, None, SAUTrace(tuned.loss, clean, shared, fooled, tuned.alive, tuned.stopped))
 
     return Defense(repair, SAUHyper(), frozenset({"clean"}), config)
@@ -139,7 +140,7 @@ def shared_perturbation(model: Model, variables: Variables, before: Variables, b
     def move(_: Any, delta: Array) -> Array:
         return jnp.clip(delta - radius * jnp.sign(jax.grad(objective)(delta)), -radius, radius)
 
-    return jax.lax.fori_loop(0, steps, move, jnp.full_like(images, 1) * radius, unroll=(model.loop.kind == "dispatch") or None)
+    return inner(steps, move, jnp.full_like(images, 1) * radius, model.loop)
 
 
 def _unlearning(model: Model, config: Config) -> Gradient:

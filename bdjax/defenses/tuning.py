@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses import descent
+from bdjax.defenses.descent import SGD, Optimiser, State
 from bdjax.defenses.schedules import Schedule
-from bdjax.evaluation import finite
 from bdjax.keys import Stream, step_key, stream
 from bdjax.loops import epochs as run_epochs
 from bdjax.loops import steps as run_steps
-from bdjax.training import advance, cross_entropy, sgd
+from bdjax.training import cross_entropy
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 
 
@@ -44,32 +44,14 @@ class Tuned(NamedTuple):
 
     variables: Variables
     loss: Array  # f32[epochs]: mean over the batches of the epoch, unweighted
-    measured: Array  # f32[epochs, j]: the further numbers of the gradient, likewise
+    measured: tuple[Array, ...]  # j times f32[epochs]: the further numbers of the gradient, likewise
     alive: Array  # bool[]: loss and gradients stayed finite
     stopped: Array  # i32[]: the step at which they did not, whence the member is frozen; -1 = none
     steps: Array  # i32[]: batches with at least one row, over all epochs
 
 
-class Optimiser(NamedTuple):
-    """How a gradient becomes a step."""
-
-    init: Callable[[Any, Any], Any]  # (hyper, params) -> state
-    direction: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
-    # (hyper, gradient, state, params) -> (what is subtracted, but for the learning rate; new state)
-
-
 Gradient = Callable[[Variables, Batch, Any, Key], tuple[Any, Any, Array]]
 # (variables, batch, extra, key) -> (gradient of the parameters, new batch statistics, loss f[] or f[1 + j] with further numbers)
-
-
-class _State(NamedTuple):
-    variables: Variables
-    optimiser: Any
-    step: Array
-    alive: Array
-    stopped: Array
-    total: Array  # f32[1 + j]: sums of the loss and of what is measured beside it in this epoch
-    batches: Array  # non-empty batches of this epoch
 
 
 class _Shared(NamedTuple):
@@ -139,17 +121,6 @@ def gathered(clean: CleanSet, extra: Any, rows: Array) -> tuple[Array, Array]:
     return clean.images[rows], clean.labels[rows]
 
 
-def _sgd(hyper: Any, params: Any) -> optax.GradientTransformation:
-    dtype = jax.tree.leaves(params)[0].dtype
-    return sgd(hyper.momentum.astype(dtype), hyper.weight_decay.astype(dtype))
-
-
-SGD = Optimiser(
-    lambda hyper, params: _sgd(hyper, params).init(params),
-    lambda hyper, gradient, state, params: _sgd(hyper, params).update(gradient, state, params),
-)
-
-
 def tuner(
     model: Model,
     *,
@@ -186,25 +157,20 @@ def tuner(
     step = _step(model, gradient or cross_entropy_gradient(model), schedule, project, augment, optimiser, gather)
 
     @jax.jit
-    def start(variables: Variables, hyper: Any) -> tuple[_State, Any]:
-        counters = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.zeros(1 + measured, jnp.float32), jnp.int32(0)
-        return _State(dict(variables), optimiser.init(hyper, variables["params"]), *counters), schedule.init(hyper)
+    def start(variables: Variables, hyper: Any) -> tuple[State, Any]:
+        return descent.begin(optimiser, variables, hyper, measured), schedule.init(hyper)
 
     @jax.jit
     def plan(key: Key, epoch: Array, present: Array) -> tuple[Array, Array]:
         return epoch_plan(step_key(stream(key, Stream.ORDER), epoch), present, batch)
 
     @jax.jit
-    def close(state: _State, rate: Any) -> tuple[_State, Any, Array]:
-        means = state.total / jnp.maximum(state.batches, 1).astype(jnp.float32)
-        return state._replace(total=jnp.zeros_like(means), batches=jnp.int32(0)), schedule.observe(rate, means[0]), means
-
-    @jax.jit  # un-jitted, an index is sent from the host
-    def parted(means: Array) -> tuple[Array, Array]:
-        return means[:, 0], means[:, 1:]
+    def close(state: State, rate: Any) -> tuple[State, Any, Array]:
+        state, means = descent.close(state)
+        return state, schedule.observe(rate, means[0]), means
 
     def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
-        def epoch(carry: tuple[_State, Any], e: Array) -> tuple[tuple[_State, Any], Array]:
+        def epoch(carry: tuple[State, Any], e: Array) -> tuple[tuple[State, Any], Array]:
             state, rate = carry
             shared = _Shared(clean, key, hyper, rate, e, extra)
             state, rate, means = close(run_steps(step, state, plan(key, e, present), shared, model.loop), rate)
@@ -212,8 +178,8 @@ def tuner(
 
         hyper = jax.tree.map(jnp.asarray, hyper)
         (state, _), means = run_epochs(epoch, start(variables, hyper), epochs, model.loop)
-        loss, beside = parted(means)
-        return Tuned(state.variables, loss, beside, state.alive, state.stopped, state.step)
+        loss, *beside = descent.by_number(means)
+        return Tuned(state.variables, loss, tuple(beside), state.alive, state.stopped, state.step)
 
     return tune
 
@@ -226,28 +192,28 @@ def _step(
     augment: bool,
     optimiser: Optimiser,
     gather: Callable[[CleanSet, Any, Array], tuple[Array, Array]],
-) -> Callable[[_Shared, _State, tuple[Array, Array]], _State]:
+) -> Callable[[_Shared, State, tuple[Array, Array]], State]:
     spec = model.spec
 
-    def step(shared: _Shared, state: _State, x: tuple[Array, Array]) -> _State:
+    def step(shared: _Shared, state: State, x: tuple[Array, Array]) -> State:
         rows, mask = x
         images, labels = gather(shared.clean, shared.extra, rows)
         if augment:
             images = crop_flip(step_key(stream(shared.key, Stream.AUGMENT), state.step), images, spec.pad, spec.flip)
         network = step_key(stream(shared.key, Stream.NETWORK), state.step)
-        present = jnp.sum(mask) > 0
         images = to_float(images) if images.dtype == jnp.uint8 else images
         slope, statistics, loss = gradient(state.variables, Batch(images, labels, mask), shared.extra, network)
-        params = state.variables["params"]
-        direction, memory = optimiser.direction(shared.hyper, slope, state.optimiser, params)
         lr = schedule.rate(shared.hyper, shared.schedule, shared.epoch, state.step)
-        params = jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction)
-        if project is not None:
-            params = project(params, shared.extra)
-        learned = {"variables": {**state.variables, "params": params, "batch_stats": statistics}, "optimiser": memory}
-        loss = jnp.atleast_1d(loss)
-        new = advance(state, jnp.isfinite(loss[0]) & finite(slope), loss, learned)._replace(batches=state.batches + 1)
-        # An empty batch touches nothing at all.
-        return jax.tree.map(lambda a, b: jnp.where(present, a, b), new, state)
+        return descent.descend(
+            state,
+            optimiser,
+            shared.hyper,
+            lr,
+            slope,
+            jnp.atleast_1d(loss),
+            mask,
+            project=None if project is None else lambda params: project(params, shared.extra),
+            learned={"batch_stats": statistics},
+        )
 
     return step

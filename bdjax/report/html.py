@@ -136,7 +136,7 @@ def _courses(records: "pl.DataFrame") -> Iterator[Drawing]:
     """What happened by epoch, per training configuration and defense, with the most clean samples there are."""
     for title, slug, part in _scenarios(records):
         for rows in part.filter(part["defense"] != "none").partition_by("defense", maintain_order=True):
-            most = rows if rows["spc"].is_null().all() else rows.filter(rows["spc"] == rows["spc"].max())
+            most = _most_clean(rows)
             if any(tuned.courses(row) for row in most.to_dicts()):
                 defense = rows["defense"][0].rpartition(":")[2]
                 caption = f"{defense} against {title}{_per_class(most)}: by epoch; one line per member, the median bold"
@@ -148,17 +148,16 @@ def _recovered(records: "pl.DataFrame", folder: Path) -> Iterator[Drawing]:
     for title, slug, part in _scenarios(records):
         fine = part.filter((part["status"] == "ok") & part["trace"].is_not_null() & (part["defense"] != "none"))
         for rows in fine.partition_by("defense", maintain_order=True):
-            most = rows if rows["spc"].is_null().all() else rows.filter(rows["spc"] == rows["spc"].max())
+            most = _most_clean(rows)
             members = []
             for row in most.sort("ratio", "seed").unique("ratio", keep="first", maintain_order=True).to_dicts():
                 try:
-                    found = tuned.recovered(row, arrays.read(folder, row) if '"array"' in row["trace"] else {})
+                    found = tuned.recovered(row, arrays.read(folder, row))
                 except UserError as error:
                     yield Drawing(f"recovered-{slug}", f"recovered triggers, {title}", None, str(error))
                     continue
                 if found:
-                    rate = "never attacked" if row["ratio"] == 0 else f"{100 * row['ratio']:g} % poisoned"
-                    members.append((f"{rate}\nseed {row['seed']}", found))
+                    members.append((f"{figures.ratio_title(row['ratio'])}\nseed {row['seed']}", found))
             if members:
                 defense = rows["defense"][0].rpartition(":")[2]
                 caption = (
@@ -168,6 +167,11 @@ def _recovered(records: "pl.DataFrame", folder: Path) -> Iterator[Drawing]:
                 yield Drawing(
                     f"recovered-{_slug(defense)}-{slug}", caption, tuned.recovered_triggers(members, _names(rows["dataset"][0]))
                 )
+
+
+def _most_clean(rows: "pl.DataFrame") -> "pl.DataFrame":
+    """The rows with the most clean samples per class; all where the defense takes none."""
+    return rows if rows["spc"].is_null().all() else rows.filter(rows["spc"] == rows["spc"].max())
 
 
 def _per_class(rows: "pl.DataFrame") -> str:

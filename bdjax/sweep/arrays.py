@@ -42,14 +42,14 @@ def write(out: Path, cell: str, member: str, fields: Mapping[str, NDArray[Any]])
 
 
 def read(out: str | Path, row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of a record by field; none where its trace has no large field.
+    """The arrays of a record by field; none where there is no archive of it, as of every record without a large field.
 
     Args:
       out: folder of the sweep.
       row: a record.
 
     Raises:
-      UserError: they are missing or damaged (the archive's checksums are compared).
+      UserError: they are damaged (the archive's checksums are compared).
     """
     path = place(Path(out), row["cell"], row["member"])
     if not path.exists():

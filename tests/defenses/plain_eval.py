@@ -1,64 +1,21 @@
-"""The small network, its losses and two optimisers in plain float64 code, for the written-out loops of I-BAU, SAU and NC.
-
-Nothing here comes from the package: convolutions as shifted images, norms and softmax written out.
-"""
+"""The small network in eval and train mode, Adam, and Neural Cleanse's search, for the written-out loops of I-BAU, SAU and NC."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-EPS = 1e-5  # added to the variance in the norms
-
-
-def _convolve(x, kernel, stride):
-    side = x.shape[1]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [x[:, i : i + side : stride, j : j + side : stride] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifted, 3) @ kernel.reshape(-1, kernel.shape[-1])
+from tests.defenses.plain_network import EPS, cross_entropies, filled, follow, forward
 
 
 def network(spec, params, statistics, images, train=False):
     """Logits f64[b k] of images in [0, 1], and what the statistics become."""
-    after = {}
-    x = (images - jnp.asarray(spec.mean).reshape(1, 1, 1, 3)) / jnp.asarray(spec.std).reshape(1, 1, 1, 3)
-    for layer, stride in ((1, 1), (2, 2), (3, 2)):
-        x = _convolve(x, params[f"conv{layer}"]["kernel"], stride)
-        flat, norm, running = x.reshape(-1, x.shape[-1]), params[f"bn{layer}"], statistics[f"bn{layer}"]
-        mean, var = running["mean"], running["var"]
-        after[f"bn{layer}"] = running
-        if train:
-            n = flat.shape[0]
-            mean = flat.sum(0) / n
-            var = ((flat - mean[None]) ** 2).sum(0) / n
-            after[f"bn{layer}"] = {
-                "mean": 0.9 * running["mean"] + 0.1 * mean,
-                "var": 0.9 * running["var"] + 0.1 * var * n / (n - 1),
-            }
-        flat = (flat - mean[None]) / jnp.sqrt(var + EPS)[None] * norm["scale"][None] + norm["bias"][None]
-        x = jnp.where(flat > 0, flat, 0.0).reshape(x.shape)
-    pooled = x.sum((1, 2)) / (x.shape[1] * x.shape[2])
-    return pooled @ params["linear"]["kernel"] + params["linear"]["bias"][None], after
+    logits, _, measured = forward(params, images, spec, None if train else statistics)
+    return logits, follow(statistics, measured) if train else statistics
 
 
 def log_softmax(z):
     z = z - z.max(1, keepdims=True)
     return z - jnp.log(jnp.exp(z).sum(1, keepdims=True))
-
-
-def cross_entropy(z, y):
-    """Per row."""
-    return -jnp.take_along_axis(log_softmax(z), y[:, None], 1)[:, 0]
-
-
-def pixels(clean, widen):
-    """The clean rows as the network gets them: the float32 numbers nearest to k / 255, in 64 bits."""
-    return widen(np.asarray(clean.images).astype(np.float32) / np.float32(255))
-
-
-def batches(order, mask):
-    """The rows of each batch that has any."""
-    order, mask = np.asarray(order), np.asarray(mask)
-    return [rows[m > 0] for rows, m in zip(order, mask, strict=True) if m.any()]
 
 
 class Adam:
@@ -88,7 +45,7 @@ def trained(spec, variables, images, labels, steps=60, lr=0.3):
     def step(variables):
         def loss(params):
             z, after = network(spec, params, variables["batch_stats"], images, True)
-            return cross_entropy(z, labels).mean(), after
+            return cross_entropies(z, labels).mean(), after
 
         slope, after = jax.grad(loss, has_aux=True)(variables["params"])
         return {"params": jax.tree.map(lambda p, g: p - lr * g, variables["params"], slope), "batch_stats": after}
@@ -153,7 +110,7 @@ def searched(spec, variables, images, plans, rules, hyper):
             m, q = squash(free["mask"]), squash(free["pattern"])
             z, _ = network(spec, variables["params"], variables["batch_stats"], (1 - m)[None] * x + (m * q)[None])
             y = jnp.full(len(x), target)
-            return cross_entropy(z, y).mean() + cost * m.sum(), ((z.argmax(1) == target).mean(), m.sum())
+            return cross_entropies(z, y).mean() + cost * m.sum(), ((z.argmax(1) == target).mean(), m.sum())
 
         return jax.grad(loss, has_aux=True)(free)
 
@@ -165,7 +122,7 @@ def searched(spec, variables, images, plans, rules, hyper):
         success, size, costs, cost = [], [], [], float(hyper.cost)
         for plan in plans:
             seen = []
-            for rows in batches(*plan):
+            for rows in filled(*plan):
                 slope, told = slope_of(free, images[rows], target, cost)
                 free = adam.step(free, slope, float(hyper.search_lr))
                 seen.append([float(x) for x in told])

@@ -12,6 +12,7 @@ from bdjax.keys import Stream, step_key, stream
 from bdjax.pooled_linear import pool
 from bdjax.types import ArchSpec, Loop, Model, Output
 
+EPS = 1e-5  # added to the variance in the norms
 LAYERS = (("1", 1), ("2", 2), ("3", 2))  # number, stride
 
 
@@ -25,8 +26,13 @@ def batches(key, rows, batch, epochs):
     plans = []
     for e in range(epochs):
         order, mask = epoch_plan(step_key(stream(key, Stream.ORDER), e), jnp.ones(rows, bool), batch)
-        plans.append([np.asarray(o)[np.asarray(m) > 0] for o, m in zip(order, mask, strict=True)])
+        plans.append(filled(order, mask))
     return plans
+
+
+def filled(order, mask):
+    """The rows of each batch that has any."""
+    return [rows[m > 0] for rows, m in zip(np.asarray(order), np.asarray(mask), strict=True) if m.any()]
 
 
 def _convolve(x, kernel, stride):
@@ -36,7 +42,7 @@ def _convolve(x, kernel, stride):
     return jnp.einsum("pbhwc,pcd->bhwd", jnp.stack(pieces), kernel.reshape(9, *kernel.shape[2:]))
 
 
-def forward(params, images, spec, statistics=None, eps=1e-5):
+def forward(params, images, spec, statistics=None, eps=EPS):
     """(logits f[b k], outputs of the three stages, {norm: {"mean", "var"}} of this batch).
 
     Without ``statistics`` in train mode: the norms take the batch's mean and biased variance; what is returned for the running
@@ -104,7 +110,7 @@ def dense(spec, hidden=3, *, folded=None):
       folded: other than None: the image is averaged to one position, which the first layer sees as VGG's does on a 1x1 map: its
         folded layer (True) or the whole one, 49 copies of each colour (False).
     """
-    arch = ArchSpec((), (), (), ("first", "last"), ("stage1",), "features", 49.0 if folded else 1.0)
+    arch = ArchSpec((), (), (), ("first", "last"), ("stage1",), "features", copies=49.0 if folded else 1.0)
     shapes = {"first": (3 * 49 if folded is False else 3, hidden), "last": (hidden, spec.classes)}
 
     def init(key):

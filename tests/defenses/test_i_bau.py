@@ -12,7 +12,8 @@ from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models import cnn
 from bdjax.types import DefenderView, Loop
-from tests.defenses.plain_eval import Adam, batches, cross_entropy, network, pixels
+from tests.defenses.plain_eval import Adam, network
+from tests.defenses.plain_network import cross_entropies, filled, pixels
 
 KEY = jax.random.key(11)
 # Far from the defaults, so that a few steps show every term.
@@ -55,15 +56,15 @@ def written(spec, space):
     def perturbing(delta, params, statistics, images, penalty):
         everywhere = np.ones(len(images))
         own = logits(params, statistics, images, delta, 0 * everywhere).argmax(1)
-        return -cross_entropy(logits(params, statistics, images, delta, everywhere), own).mean() + penalty * (delta**2).sum()
+        return -cross_entropies(logits(params, statistics, images, delta, everywhere), own).mean() + penalty * (delta**2).sum()
 
     def outer(delta, params, statistics, images, labels, where):
-        return cross_entropy(logits(params, statistics, images, delta, where), labels).mean()
+        return cross_entropies(logits(params, statistics, images, delta, where), labels).mean()
 
     def moved(delta, params, statistics, images, labels, inner_lr, penalty):  # the map whose fixed point is sought
         def inner(delta):
             z = logits(params, statistics, images, delta, np.ones(len(images)))
-            return -cross_entropy(z, labels).mean() + penalty * (delta**2).sum()
+            return -cross_entropies(z, labels).mean() + penalty * (delta**2).sum()
 
         return delta - inner_lr * jax.grad(inner)(delta)
 
@@ -79,12 +80,12 @@ def by_hand(spec, variables, images, labels, present, config, hyper):
     params, statistics = variables["params"], variables["batch_stats"]
     kept_key, fresh_key, patch_key = jax.random.split(KEY, 3)
     kept_order = epoch_plan(stream(kept_key, Stream.ORDER), present, config.batch)
-    kept = batches(*kept_order)
+    kept = filled(*kept_order)
     adam = Adam(params, largest=config.optimiser == "amsgrad")
     losses, sizes, residuals, counts = [], [], [], []
     for number in range(config.rounds):
         delta = jnp.zeros(spec.image_shape)
-        for rows in batches(*epoch_plan(stream(step_key(fresh_key, number), Stream.ORDER), present, config.batch)):
+        for rows in filled(*epoch_plan(stream(step_key(fresh_key, number), Stream.ORDER), present, config.batch)):
             delta = delta - hyper.perturbation_lr * perturbing(delta, params, statistics, images[rows], hyper.penalty)
         first = images[kept[0]], labels[kept[0]]
         of_round, rest = [], []
@@ -116,7 +117,7 @@ def test_the_method_is_the_one_written_out(name, model, variables, clean, padded
     config = i_bau(model, config, profile=profile).config
     found = repaired(model, name, wide(variables), rows, hyper64())[0]
     expected, losses, sizes, residuals, counts = by_hand(
-        plain_spec, wide(variables), pixels(rows, wide), rows.labels, rows.role == 1, config, hyper64()
+        plain_spec, wide(variables), pixels(rows), rows.labels, rows.role == 1, config, hyper64()
     )
     assert counts == ([1] * 6 if name == "corrected" else [2, 2, 1] * 2)
     assert distance(found.variables["params"], expected["params"]) < 1e-9
@@ -175,11 +176,11 @@ def test_without_patched_images_it_is_amsgrad_on_the_clean_loss(model, variables
     rows, hyper = clean(2), hyper64()
     stacked = jax.tree.map(lambda a, b: np.stack([a, b]), hyper, hyper64(perturbation_lr=0.1, inner_lr=3))
     found = built(model, *PLAIN)(wide(variables), rows, stacked)
-    images, start = pixels(rows, wide), wide(variables)
+    images, start = pixels(rows), wide(variables)
 
     @jax.jit
     def slope(params):
-        return jax.grad(lambda p: cross_entropy(network(plain_spec, p, start["batch_stats"], images)[0], rows.labels).mean())(
+        return jax.grad(lambda p: cross_entropies(network(plain_spec, p, start["batch_stats"], images)[0], rows.labels).mean())(
             params
         )
 
@@ -209,22 +210,22 @@ def test_the_fixed_point_iteration_sums_powers_of_the_jacobian(iterations, wide)
     jacobian, slope = generator.normal(size=(6, 6)), generator.normal(size=6)
     expected = sum((np.linalg.matrix_power(jacobian.T, i) @ slope for i in range(iterations)), np.zeros(6))
     change = np.linalg.matrix_power(jacobian.T, max(iterations - 1, 0)) @ slope if iterations else np.zeros(6)
-    for unroll in (False, True):
-        v, residual = fixed_point(lambda v: jnp.asarray(jacobian.T) @ v, jnp.asarray(slope), iterations, unroll)
+    for loop in (Loop(), Loop("dispatch")):
+        v, residual = fixed_point(lambda v: jnp.asarray(jacobian.T) @ v, jnp.asarray(slope), iterations, loop)
         np.testing.assert_allclose(np.asarray(v), expected, rtol=1e-12)
         np.testing.assert_allclose(float(residual), np.linalg.norm(change), rtol=1e-12)
 
 
 def test_the_fixed_point_iteration_stops_once_it_has_converged(wide):
     slope = np.full(4, 0.5)  # of length 1
-    v, residual = fixed_point(lambda v: 2**-40 * v, jnp.asarray(slope), 5)
+    v, residual = fixed_point(lambda v: 2**-40 * v, jnp.asarray(slope), 5, Loop())
     np.testing.assert_allclose(float(residual), 2**-40, rtol=1e-3)  # of the second change, the first below 1e-10
     np.testing.assert_array_equal(np.asarray(v), slope * (1 + 2**-40))
 
 
 def test_forward_over_reverse_gives_the_same_hypergradient(variables, clean, wide, distance, plain_spec):
     """The two forms of the implicit gradient, and the sum of powers of the whole Jacobian, on the network written out."""
-    images, labels, start = pixels(clean(1), wide), clean(1).labels, wide(variables)
+    images, labels, start = pixels(clean(1)), clean(1).labels, wide(variables)
     _, outer, pulled, moved = written(plain_spec, "pixel")
     delta = jnp.asarray(np.random.default_rng(0).normal(0, 0.1, plain_spec.image_shape))
     params, rest = start["params"], (start["batch_stats"], images, labels, 0.7, 0.05)
@@ -233,7 +234,7 @@ def test_forward_over_reverse_gives_the_same_hypergradient(variables, clean, wid
     def inner_slope(d, p):  # of the inner loss, from the map d - 0.7 slope
         return (d - moved(d, p, *rest)) / 0.7
 
-    v, _ = fixed_point(lambda v: pulled(v, delta, params, *rest)[0], slope, 5)
+    v, _ = fixed_point(lambda v: pulled(v, delta, params, *rest)[0], slope, 5, Loop())
     jacobian = np.asarray(jax.jit(jax.jacrev(moved))(delta, params, *rest)).reshape(192, 192)
     powers = sum(np.linalg.matrix_power(jacobian.T, i) @ np.asarray(slope).ravel() for i in range(5))
     np.testing.assert_allclose(np.asarray(v).ravel(), powers, rtol=1e-9, atol=1e-12)

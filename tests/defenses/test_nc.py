@@ -13,7 +13,8 @@ from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models import cnn
 from bdjax.types import CleanSet, DefenderView
-from tests.defenses.plain_eval import batches, cross_entropy, knowing, network, pixels, planted, searched
+from tests.defenses.plain_eval import knowing, network, planted, searched
+from tests.defenses.plain_network import cross_entropies, filled, pixels
 
 KEY = jax.random.key(19)
 SHORT = {
@@ -194,7 +195,7 @@ def by_hand(spec, variables, images, labels, present, config, hyper):
     def slope_of(params, statistics, x, y):
         def loss(params):
             z, after = network(spec, params, statistics, x, True)
-            return cross_entropy(z, y).mean(), after
+            return cross_entropies(z, y).mean(), after
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -203,7 +204,7 @@ def by_hand(spec, variables, images, labels, present, config, hyper):
     losses = []
     for e in range(config.epochs):
         lr, of_epoch = hyper.lr * (1 + np.cos(np.pi * e / config.period)) / 2, []
-        for rows in batches(*epoch_plan(step_key(stream(tuning, Stream.ORDER), e), jnp.ones(len(y), bool), config.batch)):
+        for rows in filled(*epoch_plan(step_key(stream(tuning, Stream.ORDER), e), jnp.ones(len(y), bool), config.batch)):
             (loss, statistics), slope = slope_of(params, statistics, x[rows], y[rows])
             buffer = jax.tree.map(lambda b, g, p: hyper.momentum * b + g + hyper.weight_decay * p, buffer, slope, params)
             params = jax.tree.map(lambda p, b, lr=lr: p - lr * b, params, buffer)
@@ -220,7 +221,7 @@ def test_the_method_is_the_one_written_out(max_flagged, model, known, clean, pad
     hyper = hyper64(outlier=-1) if max_flagged == 2 else hyper64()
     found = built(model, *config._asdict().items())(wide(known), rows, hyper)
     expected, search, index, flagged, losses, unlearned, size = by_hand(
-        plain_spec, wide(known), pixels(rows, wide), rows.labels, rows.role == 1, config, hyper
+        plain_spec, wide(known), pixels(rows), rows.labels, rows.role == 1, config, hyper
     )
     assert unlearned == max_flagged and size == 14 + 6 * max_flagged
     assert found.trace.flagged.tolist() == flagged and int(found.trace.unlearned) == unlearned

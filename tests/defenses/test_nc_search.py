@@ -12,7 +12,8 @@ from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models import cnn
 from bdjax.types import Loop
-from tests.defenses.plain_eval import knowing, pixels, searched, steered
+from tests.defenses.plain_eval import knowing, searched, steered
+from tests.defenses.plain_network import pixels
 
 KEY = jax.random.key(17)
 # Costs that move soon and classes that stop soon.
@@ -97,7 +98,7 @@ def test_the_search_is_the_one_written_out(model, known, clean, padded, wide, pl
     rows = padded(clean(5), 6)  # 20 rows that count: batches of 12 and 8, and an empty one
     found = searching(model)(wide(known), rows, hyper64())
     plans = [epoch_plan(step_key(stream(KEY, Stream.ORDER), e), rows.role == 1, 12) for e in range(RULES.epochs)]
-    expected = searched(plain_spec, wide(known), pixels(rows, wide), plans, RULES, hyper64())
+    expected = searched(plain_spec, wide(known), pixels(rows), plans, RULES, hyper64())
     for name in ("mask", "pattern", "norm"):
         np.testing.assert_allclose(np.asarray(getattr(found, name)), expected[name], rtol=1e-9, atol=1e-10, err_msg=name)
     for name in ("success", "size", "cost"):

@@ -12,7 +12,8 @@ from bdjax.defenses.tuning import Batch, epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.types import DefenderView, Loop
-from tests.defenses.plain_eval import Adam, batches, cross_entropy, knowing, log_softmax, network, pixels
+from tests.defenses.plain_eval import Adam, knowing, log_softmax, network
+from tests.defenses.plain_network import cross_entropies, filled, pixels
 
 KEY = jax.random.key(13)
 # Far from the defaults, so that a few steps show every term.
@@ -64,7 +65,7 @@ def written(spec, train):
         middle = (p + p0) / 2
         js = ((p * jnp.log(p) + p0 * jnp.log(p0)) / 2 - middle * jnp.log(middle)).sum(1)
         n = len(labels)
-        adversarial = -((alone * cross_entropy(z, labels)).sum() + (alone0 * cross_entropy(z0, labels)).sum()) / (2 * n)
+        adversarial = -((alone * cross_entropies(z, labels)).sum() + (alone0 * cross_entropies(z0, labels)).sum()) / (2 * n)
         return beta_a * adversarial + beta_s * (unshared * js).sum() / n
 
     def unlearning(params, statistics, images, there, labels, fooled, target, weights):
@@ -75,7 +76,7 @@ def written(spec, train):
         pi, nu = (p * own).sum(1), (p * (1 - own)).sum(1)
         term = jnp.log(1e-6 + jnp.minimum(nu, 0.999)) + jnp.log(1 + 1e-6 - jnp.maximum(pi, 0.001))
         shared = -(fooled * term).sum() / (2 * n)
-        clean, adversarial = cross_entropy(z[:n], labels).mean(), cross_entropy(z[n:], labels).mean()
+        clean, adversarial = cross_entropies(z[:n], labels).mean(), cross_entropies(z[n:], labels).mean()
         return weights[0] * clean + weights[1] * adversarial + weights[2] * shared, (after, clean, shared)
 
     return jax.jit(logits), jax.jit(jax.grad(attack)), jax.jit(jax.value_and_grad(unlearning, has_aux=True))
@@ -112,7 +113,7 @@ def by_hand(spec, before, images, labels, present, config, hyper):
     losses, cleans, shareds, shares, to_label = [], [], [], [], 0
     for epoch in range(config.epochs):
         of_epoch = []
-        for rows in batches(*epoch_plan(step_key(stream(KEY, Stream.ORDER), epoch), present, config.batch)):
+        for rows in filled(*epoch_plan(step_key(stream(KEY, Stream.ORDER), epoch), present, config.batch)):
             x, y = images[rows], labels[rows]
             delta, _ = perturbed(spec, now, before, x, y, hyper, config.attack_steps, config.train_bn)
             there = added(x, delta)
@@ -142,7 +143,7 @@ def test_the_method_is_the_one_written_out(name, model, backdoored, clean, padde
     rows = rows._replace(labels=jnp.where(jnp.arange(26) % 2 == 0, brighter.astype(jnp.int32), rows.labels))
     config = sau(model, CASES[name]).config
     found = case(model, name)(wide(backdoored), rows, hyper)
-    images, present = pixels(rows, wide), rows.role == 1
+    images, present = pixels(rows), rows.role == 1
     expected, told, to_label = by_hand(plain_spec, wide(backdoored), images, rows.labels, present, config, hyper)
     assert distance(found.variables, expected) < 1e-9
     assert distance(expected["params"], backdoored["params"]) > 0.05  # it moved
