@@ -19,22 +19,31 @@ jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-# Files whose tests share something that takes long to make: one process runs them all, or all of one attack.
-TOGETHER = ("test_ssba", "test_input_aware", "test_low_frequency", "test_attack_sheet")
-BY_ATTACK = "contract/test_attacks.py"
+# The tests of a file share what they compile: one process runs them all. In these it runs all of one method or one network.
+BY_METHOD = ("contract/test_attacks.py", "contract/test_defenses.py", "models/test_defended.py", "test_export.py")
 
 
 def pytest_collection_modifyitems(items):
-    """Tests on the real archives run where BDJAX_DATA_DIR names them; what shares a fixture runs in one process."""
+    """Tests on the real archives run where BDJAX_DATA_DIR names them; what shares programs runs in one process."""
     for item in items:
-        if item.path.stem in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        elif item.path.as_posix().endswith(BY_ATTACK) and hasattr(item, "callspec"):
-            item.add_marker(pytest.mark.xdist_group(item.callspec.id.partition("-")[0]))
+        path = item.path.as_posix()
+        group = f"{path} {item.callspec.id.partition('-')[0]}" if path.endswith(BY_METHOD) and hasattr(item, "callspec") else path
+        item.add_marker(pytest.mark.xdist_group(group))
     if not os.environ.get("BDJAX_DATA_DIR"):
         for item in items:
             if item.get_closest_marker("real_data"):
                 item.add_marker(pytest.mark.skip(reason="BDJAX_DATA_DIR is not set"))
+
+
+# Most of the time of these goes to compiling, for programs that run for milliseconds; the optimisations that are left out are
+# LLVM's: XLA's own, which rewrite what is computed, stay.
+LIGHTLY = ("/tests/defenses/", "/tests/models/", "/tests/contract/", "/tests/test_precision.py", "/tests/test_transfers.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_compiler(request):
+    """Compile the programs of some files with few optimisations of the machine code."""
+    jax.config.update("jax_disable_most_optimizations", any(part in request.path.as_posix() for part in LIGHTLY))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,7 @@ from bdjax.evaluation import evaluator
 from bdjax.experiment import Subject, attack_member, defend_member, preparation, stage
 from bdjax.models import MODELS
 from bdjax.population import members
-from bdjax.types import Recipe, Split
+from bdjax.types import PROFILES, Recipe, Split
 from tests.networks import PUBLISHED, spec
 from tests.short import REFUSED, shortened
 from tests.toy import patch_attack
@@ -166,13 +166,14 @@ def test_attacks(name, small, stacked):
     check(exported(batched(run, 0, None), stacked, data))
 
 
-FORMS = [("cnn", "patches", "corrected"), ("cnn", "patches", "reference"), ("preactresnet18", "unrolled", "corrected")]
+# On the residual network one of each kind: tuned, through second derivatives, pruned, with a plug.
+FORMS = [
+    *((name, "cnn", "patches", profile) for name in DEFENSES for profile in PROFILES if (name, profile) not in REFUSED),
+    *((name, "preactresnet18", "unrolled", "corrected") for name in ("ft", "i_bau", "anp", "npd")),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "model_name", "lowering", "profile"),
-    [(name, *form) for name in DEFENSES for form in FORMS if (name, form[-1]) not in REFUSED],
-)
+@pytest.mark.parametrize(("name", "model_name", "lowering", "profile"), FORMS)
 def test_defenses(name, model_name, lowering, profile, small, toy, stacked):
     """Every defense of the table repairs and is measured, as a population."""
     model, (attack, data) = MODELS[model_name](small.spec, 2, lowering=lowering), toy

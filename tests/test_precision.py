@@ -154,26 +154,41 @@ def test_updates_too_small_for_bfloat16_are_not_lost(trained, tiny_dataset):
     assert np.corrcoef(*moved)[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("name", DEFENSES)
-def test_defenses_compute_in_the_models_precision_and_keep_float32_variables(name, trained, tiny_dataset):
-    repaired = []
-    for dtype in BOTH:
+@pytest.fixture(scope="module")
+def case(trained, tiny_dataset):
+    """``case(name, dtype) -> (defense, view, hyper)`` on the trained member."""
+
+    def make(name, dtype):
         model, _ = trained(dtype, epochs=5, lr=0.05)
         defense = shortened(DEFENSES[name], model, epochs=3, batch=16)
         split = data(tiny_dataset)
         clean = CleanSet(split.images[:32], split.labels[:32], jnp.where(jnp.arange(32) < 8, 2, 1).astype(jnp.int8), jnp.int32(8))
         view = DefenderView(trained(None, epochs=5, lr=0.05)[1].variables, clean if "clean" in defense.needs else None)
-
-        def repair(key, view, hyper, defense=defense):
-            return defense.repair(key, view, hyper)
-
         hyper = jax.tree.map(jnp.asarray, defense.hyper)
         if name == "nad":  # with its weights of 1000 rounding would decide
             hyper = hyper._replace(**{f"beta{i}": jnp.float32(1) for i in (1, 2, 3)})
-        used = {v.aval.dtype for e in equations(jax.make_jaxpr(repair)(jax.random.key(0), view, hyper).jaxpr) for v in e.outvars}
+        return defense, view, hyper
+
+    return make
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_defenses_compute_in_the_models_precision_and_keep_float32_variables(name, case):
+    for dtype in BOTH:
+        defense, view, hyper = case(name, dtype)
+        program, found = jax.make_jaxpr(defense.repair, return_shape=True)(jax.random.key(0), view, hyper)
+        used = {v.aval.dtype for e in equations(program.jaxpr) for v in e.outvars}
         assert (BF16 in used) == (dtype is not None and "clean" in defense.needs)
-        found = jax.device_get(jax.jit(repair)(jax.random.key(0), view, hyper))
         assert dtypes(found.variables) == {np.dtype(np.float32)}
+
+
+# Two programs each, and what they share is the tuning loop, so but for two they run with the slow tests.
+@pytest.mark.parametrize("name", [n if n in ("ft", "nad") else pytest.param(n, marks=pytest.mark.slow) for n in DEFENSES])
+def test_defenses_repair_in_bfloat16_as_in_float32(name, case):
+    repaired = []
+    for dtype in BOTH:
+        defense, view, hyper = case(name, dtype)
+        found = jax.device_get(jax.jit(defense.repair)(jax.random.key(0), view, hyper))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.variables))
         repaired.append(found)
     full, half = repaired

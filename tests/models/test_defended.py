@@ -35,17 +35,6 @@ def network(name):
     return reduced(name, classes=CLASSES, lowering="mixed", **({"drop": True} if name in DROPPING else {}))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_fine_tuning_moves_every_layer(name):
-    model = network(name)
-    before, found = repaired(model, "ft", epochs=2, batch=8)
-    assert bool(found.trace.alive)
-    layers = [address for _, address in model.arch.registered] + list(model.arch.heads)
-    for address in layers:
-        one, other = (tree.get(v["params"], address) for v in (before, found.variables))
-        assert all(bool(jnp.any(one[leaf] != other[leaf])) for leaf in one.keys() & {"kernel", "scale"}), address
-
-
 SHORTEST = {"epochs": 1, "batch": 15, "teacher_epochs": 1, "search_epochs": 1, "rounds": 1, "iterations": 1, "attack_steps": 1}
 
 
@@ -67,9 +56,13 @@ def test_tuning_defenses_run_on_every_network(name, method):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_fine_pruning_cuts_inputs_of_the_first_linear_layer_and_no_other(name):
+def test_fine_pruning_cuts_inputs_of_the_first_linear_layer_and_no_other_and_its_tuning_moves_every_layer(name):
     model = network(name)
-    _, found = repaired(model, "fp", epochs=1, batch=8, granularity=0.25)
+    before, found = repaired(model, "fp", epochs=2, batch=8, granularity=0.25)
+    assert bool(found.trace.alive)
+    for address in [address for _, address in model.arch.registered] + list(model.arch.heads):
+        one, other = (tree.get(v["params"], address) for v in (before, found.variables))
+        assert all(bool(jnp.any(one[leaf] != other[leaf])) for leaf in one.keys() & {"kernel", "scale"}), address
     first, *others = model.arch.heads
     assert list(found.masks) == [first]
     keep, kernel = np.asarray(found.masks[first]), np.asarray(tree.get(found.variables["params"], first)["kernel"])
