@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from bdjax.errors import UserError, choose
 from bdjax.interop.commands import export_torch, import_torch
+from bdjax.report.compare import compare_masks
 from bdjax.report.show import show_attack
 from bdjax.sweep.flags import Executed, Scenario, execution_of, grid_of, pairs
 from bdjax.sweep.plan import Grid
@@ -209,6 +210,7 @@ COMMANDS = {
     "data": data,
     "report": report,
     "show-attack": show_attack,
+    "compare-masks": compare_masks,
     "import-torch": import_torch,
     "export-torch": export_torch,
 }

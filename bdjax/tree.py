@@ -101,9 +101,13 @@ def full_masks(params: Tree, addresses: tuple[str, ...], leaf: str = "scale") ->
 
 def mask_norms(params: Tree, masks: Masks, *, bias: bool) -> dict[str, Any]:
     """Multiply the scale (and, if ``bias``, the bias) of every masked norm by its keep factors f[d]."""
-    leaves = ("scale", "bias") if bias else ("scale",)
-    values = {f"{a}/{leaf}": get(params, f"{a}/{leaf}") * keep for a, keep in masks.items() for leaf in leaves}
-    return replace(params, values)
+    return scale_norms(params, masks, masks if bias else {})
+
+
+def scale_norms(params: Tree, scales: Masks, biases: Masks) -> dict[str, Any]:
+    """Multiply the scales of norms by factors f[d], and the biases by others; a norm that is not named stays."""
+    factors = {f"{a}/{leaf}": f for leaf, each in (("scale", scales), ("bias", biases)) for a, f in each.items()}
+    return replace(params, {path: get(params, path) * factor for path, factor in factors.items()})
 
 
 def mask_outputs(params: Tree, masks: Masks) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class ArchSpec(NamedTuple):
     heads: tuple[str, ...]  # linear layers, in execution order
     stages: tuple[str, ...]  # addresses of the stage outputs, in execution order
     plug_site: str  # where a defense may insert a 1x1 convolution and a norm
+    activations: tuple[str, ...] = ()  # those that a defense may bound, in execution order
     copies: float = 1.0  # entries of the published first head layer per entry of ours: 49/h² where VGG's is folded
 
 

@@ -1,13 +1,20 @@
 """Defenses, by name: each entry is a factory ``(model, config=None, *, profile="corrected") -> Defense``."""
 
+from bdjax.defenses.anp import anp
+from bdjax.defenses.awn import awn
+from bdjax.defenses.bnp import bnp
 from bdjax.defenses.clp import clp
 from bdjax.defenses.fp import fp
 from bdjax.defenses.fst import fst
 from bdjax.defenses.ft import ft
 from bdjax.defenses.ft_sam import ft_sam
 from bdjax.defenses.i_bau import i_bau
+from bdjax.defenses.mm_bd import mm_bd
 from bdjax.defenses.nad import nad
 from bdjax.defenses.nc import nc
+from bdjax.defenses.npd import npd
+from bdjax.defenses.pbe import pbe
+from bdjax.defenses.rnp import rnp
 from bdjax.defenses.sau import sau
 
 DEFENSES = {
@@ -19,7 +26,32 @@ DEFENSES = {
     "fst": fst,
     "i_bau": i_bau,
     "sau": sau,
+    "anp": anp,
     "clp": clp,
+    "rnp": rnp,
+    "awn": awn,
+    "bnp": bnp,
+    "npd": npd,
+    "pbe": pbe,
+    "mm_bd": mm_bd,
 }
 
-__all__ = ["DEFENSES", "clp", "fp", "fst", "ft", "ft_sam", "i_bau", "nad", "nc", "sau"]
+__all__ = [
+    "DEFENSES",
+    "anp",
+    "awn",
+    "bnp",
+    "clp",
+    "fp",
+    "fst",
+    "ft",
+    "ft_sam",
+    "i_bau",
+    "mm_bd",
+    "nad",
+    "nc",
+    "npd",
+    "pbe",
+    "rnp",
+    "sau",
+]

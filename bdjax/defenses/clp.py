@@ -10,6 +10,7 @@ from jax import lax
 
 from bdjax import tree
 from bdjax.configure import configure
+from bdjax.defenses.channels import limit
 from bdjax.types import ArchSpec, Array, DefenderView, Defense, Key, Model, Repair, Variables
 
 
@@ -136,12 +137,3 @@ def _largest_eigenvalue(gram: Array) -> Array:
 
     projector = lax.fori_loop(0, 32, square, scaled(gram))
     return jnp.sum(gram * projector, (1, 2))
-
-
-def limit(scores: Array, u: Array, leave_out_non_finite: bool | None) -> Array:
-    """mean + u std over the channels, f[d] -> f[]; std with n - 1."""
-    counted = jnp.isfinite(scores) if leave_out_non_finite else jnp.ones_like(scores, bool)
-    n = jnp.sum(counted, dtype=scores.dtype)
-    mean = jnp.sum(jnp.where(counted, scores, 0)) / n
-    variance = jnp.sum(jnp.where(counted, jnp.square(scores - mean), 0)) / (n - 1)
-    return mean + u.astype(scores.dtype) * jnp.sqrt(variance)

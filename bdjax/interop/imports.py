@@ -7,11 +7,13 @@ import numpy as np
 
 from bdjax.data.source import file_sha256
 from bdjax.errors import UserError, choose
+from bdjax.interop import inserts
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
 from bdjax.interop.recognise import Recognised, recognise
 from bdjax.interop.state import Imported, cleaned, from_state, to_state
 from bdjax.interop.torch import read, write
 from bdjax.models import MODELS, by_name
+from bdjax.sweep.files import refuse_existing
 from bdjax.sweep.import_folder import File, Import, save
 from bdjax.types import DataSpec, Model, Variables
 
@@ -38,6 +40,8 @@ def import_torch(
       ratio: poison ratio the networks were trained with, for the records, in [0, 1]; None: not known.
       triggered: import the stored triggered test images too, if there are any.
       overwrite: replace an import folder that exists.
+
+    A second file of a plug or of bounds beside a checkpoint, which an export leaves, is read with it.
 
     Returns:
       What was written.
@@ -89,12 +93,13 @@ def export_torch(
     triggered: Triggered | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write one member's variables as a PyTorch checkpoint.
+    """Write one member's variables as a PyTorch checkpoint, and a plug or bounds as a second file (:mod:`bdjax.interop.inserts`).
 
     Args:
       path: the file.
       model: the network.
-      variables: {"params", "batch_stats"} of one member, float32.
+      variables: {"params", "batch_stats"} of one member, float32; with "plug" and "plug_stats" or "bounds" where a repair left
+        them.
       kept: of the import they descend from, so that what nobody changed comes out bit for bit.
       kind: see :func:`bdjax.interop.torch.write`; None: "safetensors" where the name ends so, "attack_result" where images are
         given, else "state_dict".
@@ -107,8 +112,11 @@ def export_torch(
     """
     if kind is None:
         kind = "safetensors" if Path(path).suffix == ".safetensors" else "state_dict" if triggered is None else "attack_result"
-    state = to_state(model, variables, kept)
+    plain, inserted = inserts.parted(variables)
+    state = to_state(model, plain, kept)
+    refuse_existing(inserts.place(path), overwrite)
     write(path, model, state, kind=kind, dataset=dataset, triggered=triggered, overwrite=overwrite)
+    inserts.write(path, inserted, overwrite=overwrite)
 
 
 def model_of(imported: Import) -> Model:
@@ -135,6 +143,7 @@ def _import(path: Path, dataset: str | None, model: str | None, triggered: bool)
         state = cleaned(told.state)
         network = _network(told, model, recognise(state), facts, state)
         result = from_state(network, state)
+        result = result._replace(variables=inserts.read(path, network, result.variables))
         if told.classes not in (None, facts.classes):
             raise UserError(f"it says num_classes {told.classes}, but its last layer has {facts.classes}")
         if told.triggered is not None:

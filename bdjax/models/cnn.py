@@ -70,6 +70,7 @@ def cnn(
         heads=("linear",),
         stages=tuple(f"stage{i}" for i in range(1, STAGES + 1)),
         plug_site="features",
+        activations=tuple(f"{norm}/act" for norm, _ in pairs),
     )
     network = _Cnn(spec.classes, width, norm_eps, norm_momentum, dtype, lowering)
     return build(

@@ -115,18 +115,21 @@ def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:
       heads: its linear layers, in order.
     """
     registered: list[tuple[str, str]] = []
+    activations: list[tuple[Activation | None, str]] = []
 
-    def unit(address: str) -> None:
+    def unit(address: str, act: Activation | None) -> None:
         registered.extend((("conv", f"{address}_0"), ("norm", f"{address}_1")))
+        activations.append((act, f"{address}_1/act"))
 
-    unit("features_0")
+    unit("features_0", trunk.act)
     for block in trunk.blocks:
         for kind, name in _units(block):
             if kind == "squeeze":
                 registered.extend(("conv", f"{block.name}/{name}/{layer}") for layer in ("fc1", "fc2"))
+                activations.append((trunk.squeeze_act, f"{block.name}/{name}/fc1/act"))
             else:
-                unit(f"{block.name}/{name}")
-    unit(f"features_{trunk.position}")
+                unit(f"{block.name}/{name}", None if kind == "project" else block.act)
+    unit(f"features_{trunk.position}", trunk.act)
     norms = tuple(address for kind, address in registered if kind == "norm")
     stages = tuple(block.ends for block in trunk.blocks if block.ends)
     return ArchSpec(
@@ -136,4 +139,5 @@ def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:
         heads=heads,
         stages=stages,
         plug_site=stages[-1],
+        activations=tuple(address for act, address in activations if act is trunk.act),  # MobileNet's ReLUs are left out
     )

@@ -90,6 +90,7 @@ def _arch(depth: int | None) -> ArchSpec:
         heads=("linear",),
         stages=tuple(f"stage{s + 1}" for s in range(len(STRIDES))),
         plug_site=f"{norms[-2]}/act",  # the input of the last block's convolutions, not of its identity shortcut
+        activations=tuple(f"{norm}/act" for norm in norms),
     )
 
 

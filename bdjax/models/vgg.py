@@ -70,6 +70,7 @@ def _arch(depth: int | None, copies: float) -> ArchSpec:
         heads=("classifier_0", "classifier_3", "classifier_6"),
         stages=tuple(f"stage{s}" for s in range(1, len(STAGES) + 1)),
         plug_site=f"{last[-2]}/act" if len(last) > 1 else f"stage{len(STAGES) - 1}",  # the last convolution's input
+        activations=tuple(f"{norm}/act" for norm, _ in pairs),
         copies=copies,
     )
 

@@ -125,10 +125,17 @@ def load(path: str | Path, *, kept: bool = True) -> Import:
         network=tuple(told["network"]),
         sources=tuple(File(**source) for source in told["sources"]),
         points=tuple((seed, ratio) for seed, ratio in told["points"]),
-        variables=tuple(tree.unflatten(parts[f"network_{n}.npz"]) for n in networks),
+        variables=tuple(_variables(parts[f"network_{n}.npz"]) for n in networks),
         kept=tuple(parts.get(f"kept_{n}.npz", {}) for n in networks),
         triggered=None if triggered is None else _triggered(triggered),
     )
+
+
+def _variables(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    found = tree.unflatten(leaves)
+    if "bounds" in found:  # by address, not by module
+        found["bounds"] = tree.flatten(found["bounds"])
+    return found
 
 
 def _manifest(path: Path) -> dict[str, Any]:

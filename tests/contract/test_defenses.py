@@ -14,14 +14,16 @@ from bdjax.defenses import DEFENSES
 from bdjax.errors import UserError
 from bdjax.models import cnn
 from bdjax.types import PROFILES, CleanSet, DefenderView
-from tests.short import shortened
+from tests.short import REFUSED, shortened
 
-REFUSED = {("nc", "reference")}  # the published code cannot run
 EVERY = [(name, profile) for name in DEFENSES for profile in PROFILES if (name, profile) not in REFUSED]
 NEEDS = {"clean", "triggered", "test_accuracy"}
 SPC = 4
 # Attention losses weigh 1000 times as much as the cross-entropy, and rounding with them.
 TOLERANCE = {"nad": 1e-3}
+ADDED = {"plug", "plug_stats", "bounds"}  # collections that a repair may add
+# These read all clean rows as they are: the order, which is all that a key decides, changes no more than rounding.
+KEYLESS = {("clp", "corrected"), ("clp", "reference"), ("bnp", "corrected"), ("mm_bd", "reference")}
 
 
 @functools.cache
@@ -103,7 +105,10 @@ def test_repair_keeps_structure_shapes_and_dtypes_and_says_what_it_did(case, vie
     model, defense, repair, _ = case
     view = views(model, defense, 0)
     found = repair(jax.random.key(0), view, arrays(defense.hyper))
-    chex.assert_trees_all_equal_shapes_and_dtypes(found.variables, dict(view.variables))
+    assert set(found.variables) - set(view.variables) <= ADDED
+    chex.assert_trees_all_equal_shapes_and_dtypes({name: found.variables[name] for name in view.variables}, dict(view.variables))
+    logits = jax.jit(model.apply)(found.variables, jnp.zeros((2, *model.spec.image_shape))).logits
+    assert logits.shape == (2, model.spec.classes)
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.variables))
     assert hasattr(found.trace, "_fields") and all(isinstance(x, jax.Array) for x in jax.tree.leaves(found.trace))
     for address, keep in (found.masks or {}).items():
@@ -112,13 +117,16 @@ def test_repair_keeps_structure_shapes_and_dtypes_and_says_what_it_did(case, vie
         assert np.all((np.asarray(keep) >= 0) & (np.asarray(keep) <= 1))
 
 
-def test_one_program_serves_all_keys_members_and_hyper_parameters(case, views):
+def test_one_program_serves_all_keys_members_and_hyper_parameters(case, views, request):
     model, defense, repair, traces = case
     hyper = arrays(defense.hyper)
     first = repair(jax.random.key(0), views(model, defense, 0), hyper)
     assert same(first, repair(jax.random.key(0), views(model, defense, 0), hyper))
     other = repair(jax.random.key(1), views(model, defense, 0), hyper)
-    assert same(first, other) == (not defense.needs)  # only a data-free method draws nothing
+    if request.node.callspec.params["case"] in KEYLESS:
+        assert same(first.variables, other.variables)
+    else:
+        assert not same(first, other)
     moved = repair(jax.random.key(0), views(model, defense, 1), jax.tree.map(lambda x: x / 2, hyper))
     assert not same(first.variables, moved.variables)
     assert len(traces) == 1
@@ -136,7 +144,7 @@ def test_members_together_equal_members_alone(name, tiny_spec, views):
     for i, one in enumerate(several):
         alone, member = repair(*one), jax.tree.map(lambda x, i=i: x[i], together)
         chex.assert_trees_all_close(member.variables, alone.variables, rtol=1e-4, atol=TOLERANCE.get(name, 1e-5))
-        chex.assert_trees_all_equal(member.masks, alone.masks)
+        chex.assert_trees_all_close(member.masks, alone.masks, atol=1e-5 if name == "awn" else 0)  # its masks are soft
 
 
 def test_what_is_not_named_in_needs_is_not_read(case, views):

@@ -1,0 +1,108 @@
+"""What methods that score or mask the channels of norms share: thresholds, the curve of a mask, the published norms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bdjax import tree
+from bdjax.data.augment import crop_flip, to_float
+from bdjax.keys import step_key
+from bdjax.loops import steps
+from bdjax.types import Array, CleanSet, Key, Masks, Model, Variables
+
+GRID = 10_000  # soft masks are rounded to 1 / GRID before they are compared, so that thresholds are integers
+PUBLISHED_EPS, PUBLISHED_MOMENTUM = 1e-5, 0.1  # of the norms into which the survey's published code copies a network
+
+
+def limit(scores: Array, u: Array, leave_out_non_finite: bool | None) -> Array:
+    """mean + u std over the channels, f[d] -> f[]; std with n - 1."""
+    counted = jnp.isfinite(scores) if leave_out_non_finite else jnp.ones_like(scores, bool)
+    n = jnp.sum(counted, dtype=scores.dtype)
+    mean = jnp.sum(jnp.where(counted, scores, 0)) / n
+    variance = jnp.sum(jnp.where(counted, jnp.square(scores - mean), 0)) / (n - 1)
+    return mean + u.astype(scores.dtype) * jnp.sqrt(variance)
+
+
+def clipped(masks: Masks) -> Masks:
+    """Masks cut to [0, 1]."""
+    return jax.tree.map(lambda m: jnp.clip(m, 0, 1), masks)
+
+
+def rounded(masks: Masks) -> Masks:
+    """Soft masks in [0, 1] as whole numbers i32 of 1 / :data:`GRID`."""
+    return {norm: jnp.round(m * GRID).astype(jnp.int32) for norm, m in masks.items()}
+
+
+def kept(whole: Masks, limit: Array, dtype: Any) -> Masks:
+    """0/1 masks that prune the channels whose number from :func:`rounded` is at most ``limit`` i32[]; -1 prunes none."""
+    return {norm: (q > limit).astype(dtype) for norm, q in whole.items()}
+
+
+def pruned_by_limit(whole: Masks, limits: Array) -> Array:
+    """How many channels each limit prunes, i32[L]."""
+    every = jnp.concatenate(list(whole.values()))
+    return jnp.sum(every[None] <= limits[:, None], 1, dtype=jnp.int32)
+
+
+def curve(model: Model, batch: int, augment: bool) -> Callable[..., Array]:
+    """Build ``correct(key, variables, clean, wanted bool[n], whole, limits i32[L]) -> i32[L]``.
+
+    Counts the wanted rows that the network gets right in eval mode when the scales of the channels below each limit are 0.
+
+    Args:
+      model: network.
+      batch: rows at once.
+      augment: crop and flip the rows, drawn anew for each limit.
+    """
+    spec = model.spec
+
+    def step(shared: Any, correct: Array, x: tuple[Array, Array, Array, Array]) -> Array:
+        key, variables, clean, whole, limits = shared
+        rows, counted, level, trip = x
+        images = clean.images[rows]
+        if augment:
+            images = crop_flip(step_key(key, trip), images, spec.pad, spec.flip)
+        params = variables["params"]
+        masks = kept(whole, limits[level], jax.tree.leaves(params)[0].dtype)
+        logits = model.apply({**variables, "params": tree.mask_norms(params, masks, bias=False)}, to_float(images)).logits
+        right = counted & (jnp.argmax(logits, -1).astype(clean.labels.dtype) == clean.labels[rows])
+        return correct.at[level].add(jnp.sum(right, dtype=jnp.int32))
+
+    @jax.jit
+    def plan(wanted: Array, limits: Array) -> tuple[Array, Any]:
+        n, count = wanted.shape[0], limits.shape[0]
+        size = min(batch, n)
+        trips = -(-n // size)
+        # The wanted rows first: where others are many, most batches count nothing.
+        order = jnp.pad(jnp.argsort(~wanted, stable=True).astype(jnp.int32), (0, trips * size - n))
+        counted = wanted[order] & (jnp.arange(trips * size) < n)
+        levels = jnp.repeat(jnp.arange(count, dtype=jnp.int32), trips)
+        each = (order.reshape(trips, size), counted.reshape(trips, size))
+        tiled = jax.tree.map(lambda a: jnp.tile(a, (count, 1)), each)
+        return jnp.zeros(count, jnp.int32), (*tiled, levels, jnp.arange(count * trips, dtype=jnp.int32))
+
+    def correct(key: Key, variables: Variables, clean: CleanSet, wanted: Array, whole: Masks, limits: Array) -> Array:
+        zero, xs = plan(wanted, limits)
+        return steps(step, zero, xs, (key, variables, clean, whole, limits), model.loop)
+
+    return correct
+
+
+def published_norms(model: Model) -> Model:
+    """The network with the norms into which the survey's published code copies it: another ε and momentum for MobileNet."""
+    if (model.norm_eps, model.norm_momentum) == (PUBLISHED_EPS, PUBLISHED_MOMENTUM):
+        return model
+    return model.rebuild(norm_eps=PUBLISHED_EPS, norm_momentum=PUBLISHED_MOMENTUM)
+
+
+def seen_through(model: Model, eps: float, variables: Variables) -> Variables:
+    """Variables with which ``model`` computes in eval mode what it would with the given ones and this ``eps`` in its norms."""
+    if model.norm_eps == eps:
+        return variables
+    factors = {}
+    for norm in model.arch.norms:
+        var = tree.get(variables["batch_stats"], norm)["var"]
+        factors[norm] = jnp.sqrt(var + model.norm_eps) / jnp.sqrt(var + eps)
+    return {**variables, "params": tree.scale_norms(variables["params"], factors, {})}
