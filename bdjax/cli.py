@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from bdjax.errors import UserError, choose
 from bdjax.interop.commands import export_torch, import_torch
 from bdjax.report.compare import compare_masks
+from bdjax.report.curves import pruning_curve
 from bdjax.report.show import show_attack
 from bdjax.sweep.flags import Executed, Scenario, execution_of, grid_of, pairs
 from bdjax.sweep.plan import Grid
@@ -211,6 +212,7 @@ COMMANDS = {
     "report": report,
     "show-attack": show_attack,
     "compare-masks": compare_masks,
+    "pruning-curve": pruning_curve,
     "import-torch": import_torch,
     "export-torch": export_torch,
 }

@@ -170,6 +170,16 @@ class Repair(NamedTuple):
     trace: Any = ()  # the method's own NamedTuple of arrays: what happened on the way
 
 
+class Curve(NamedTuple):
+    """The pruning curve of a defense, for analysis: which networks it chose among."""
+
+    label: str  # what the points are, e.g. "threshold"
+    points: tuple[float, ...]  # one per level, in the order of pruning
+    reads: tuple[str, ...]  # the fields of the trace that say which channel goes when
+    at: Callable[..., Variables]
+    # (variables before the repair, *fields, level i32[]) -> variables pruned to that level and not tuned
+
+
 class Defense(NamedTuple):
     """A backdoor defense; built by a factory ``ft(model, config=None, *, profile="corrected")``."""
 
@@ -178,3 +188,4 @@ class Defense(NamedTuple):
     needs: frozenset[str]  # of {"clean", "triggered", "test_accuracy"}; empty = data-free
     config: Any = None  # the static configuration it was built with, for the record
     validation: bool = False  # draws validation rows from the first ranks (spec: FP, ANP, Grad-Prune)
+    curve: Curve | None = None  # for methods that prune more and more

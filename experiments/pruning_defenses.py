@@ -34,8 +34,8 @@ small = dataclasses.replace(
     recipe={"lr": 0.03, "augment": "none"},  # crops hide or cut the corner patch: a small network needs far longer with them
     defense_config={"anp": {"iterations": 200, "batch": 128}, "npd": {"epochs": 20}},
     hyper={
-        "anp": {"lr": (0.2,)},  # the paper's rate, for a tenth of the survey's iterations
-        "rnp": {"lr": (1e-2,)},  # the paper's
+        "anp": {"lr": (0.2, 0.05)},  # the paper's rate, for a tenth of the survey's iterations, and a milder one
+        "rnp": {"lr": (1e-2,), "recover_lr": (0.2, 0.02)},  # the paper's; at the milder rate masks do not all fall to 0 at once
         "awn": {"lr": (0.1,)},
         "bnp": {"u": (3.0, 1.5)},
         "clp": {"u": (3.0, 1.5)},

@@ -11,7 +11,7 @@ from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses import descent
-from bdjax.defenses.channels import GRID, clipped, curve, kept, pruned_by_limit, published_norms, rounded
+from bdjax.defenses.channels import GRID, clipped, curve, kept, pruned_by_limit, published_norms, rounded, threshold_curve
 from bdjax.defenses.descent import SGD, State
 from bdjax.defenses.tuning import training_rows
 from bdjax.keys import step_key
@@ -20,8 +20,8 @@ from bdjax.loops import steps as run_steps
 from bdjax.training import cross_entropy
 from bdjax.types import Array, DefenderView, Defense, Key, Masks, Model, Repair, Variables
 
-LEVELS = 19  # thresholds 0, 0.05 … 0.90
-STEP = 500  # between two of them, in 1 / GRID
+STEP = 500  # between two thresholds, in 1 / GRID
+LIMITS = (-1, *range(0, 19 * STEP, STEP))  # the network as it is, then thresholds 0, 0.05 … 0.90
 
 
 class Config(NamedTuple):
@@ -110,7 +110,7 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         state = descent.begin(SGD, {"params": masks}, hyper, measured=0)
         history = jnp.zeros((2, config.iterations), jnp.float32)
         keys = tuple(jax.random.split(key, 3))
-        limits = jnp.concatenate([jnp.full(1, -1), STEP * jnp.arange(LEVELS)]).astype(jnp.int32)
+        limits = jnp.asarray(LIMITS, jnp.int32)
         trips = jnp.arange(config.iterations, dtype=jnp.int32)
         return (state, history), (order, jnp.sum(rows, dtype=jnp.int32)), keys, limits, trips, view.clean.role == 2
 
@@ -147,7 +147,8 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         return Repair({**view.variables, "params": params}, keep, trace)
 
     needs = {"clean", "test_accuracy"} if config.judged_by_test else {"clean"}
-    return Defense(repair, ANPHyper(), frozenset(needs), config, validation=True)
+    along = threshold_curve(norms, LIMITS, STEP, model, model.norm_eps)
+    return Defense(repair, ANPHyper(), frozenset(needs), config, validation=True, curve=along)
 
 
 def chosen(correct: Array, rows: Array, test_accuracy: Array | None, tolerance: Array) -> Array:

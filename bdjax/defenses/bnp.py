@@ -10,7 +10,7 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.channels import limit, published_norms
+from bdjax.defenses.channels import limit, outlier_curve, published_norms
 from bdjax.defenses.tuning import epoch_plan, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.loops import steps as run_steps
@@ -36,11 +36,12 @@ class BNPHyper(NamedTuple):
 
 
 class BNPTrace(NamedTuple):
-    """What was measured, one entry per norm in execution order."""
+    """What was measured, one entry per norm (or channel) in execution order."""
 
     threshold: Array  # f[layers]
     largest: Array  # f[layers]: the largest score of the layer
     pruned: Array  # i32[layers]: channels pruned
+    scores: Array  # f[channels]: layer after layer
 
 
 class Moments(NamedTuple):
@@ -100,6 +101,7 @@ def bnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
             jnp.stack(list(limits.values())),
             jnp.stack([jnp.max(score) for score in scores.values()]),
             jnp.stack(list(tree.pruned_count(masks).values())),
+            jnp.concatenate(list(scores.values())),
         )
         return tree.mask_norms(variables["params"], masks, bias=True), masks, trace
 
@@ -110,7 +112,8 @@ def bnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         return Repair({**view.variables, "params": params}, masks, trace)
 
     u = 4 if model.spec.name == "tiny_imagenet" else 3
-    return Defense(repair, BNPHyper(np.float32(u)), frozenset({"clean"}), config)
+    along = outlier_curve(model.arch.norms, config.leave_out_non_finite)
+    return Defense(repair, BNPHyper(np.float32(u)), frozenset({"clean"}), config, curve=along)
 
 
 def divergence(moments: Moments, running: Mapping[str, Array], log_factor: float) -> Array:

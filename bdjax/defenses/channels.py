@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bdjax import tree
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.keys import step_key
 from bdjax.loops import steps
-from bdjax.types import Array, CleanSet, Key, Masks, Model, Variables
+from bdjax.types import Array, CleanSet, Curve, Key, Masks, Model, Variables
 
 GRID = 10_000  # soft masks are rounded to 1 / GRID before they are compared, so that thresholds are integers
 PUBLISHED_EPS, PUBLISHED_MOMENTUM = 1e-5, 0.1  # of the norms into which the survey's published code copies a network
@@ -88,6 +89,48 @@ def curve(model: Model, batch: int, augment: bool) -> Callable[..., Array]:
         return steps(step, zero, xs, (key, variables, clean, whole, limits), model.loop)
 
     return correct
+
+
+def threshold_curve(norms: tuple[str, ...], limits: tuple[int, ...], step: int, model: Model, eps: float) -> Curve:
+    """The curve of a method whose trace has ``masks``, soft ones, norm after norm.
+
+    Args:
+      norms: addresses in the order of the trace.
+      limits: per level, the largest number of :func:`rounded` that is pruned.
+      step: between the thresholds of two levels, in 1 / :data:`GRID`; level 0, the network as it is, lies one below 0.
+      model: network of the variables.
+      eps: of the norms of the network that was judged, see :func:`seen_through`.
+    """
+
+    def at(variables: Variables, masks: Array, level: Array) -> Variables:
+        params = variables["params"]
+        whole = rounded(split(masks, {norm: tree.get(params, norm)["scale"] for norm in norms}))
+        keep = kept(whole, jnp.asarray(limits, jnp.int32)[level], jax.tree.leaves(params)[0].dtype)
+        return seen_through(model, eps, {**variables, "params": tree.mask_norms(params, keep, bias=False)})
+
+    return Curve("threshold", tuple(round((i - 1) * step / GRID, 4) for i in range(len(limits))), ("masks",), at)
+
+
+LEVELS_OF_U = tuple(round(6 - 0.25 * i, 2) for i in range(27))  # standard deviations: from pruning hardly any channel to many
+
+
+def outlier_curve(norms: tuple[str, ...], leave_out_non_finite: bool | None) -> Curve:
+    """The curve of a method whose trace has ``scores``, norm after norm, of which those beyond mean + u std are pruned."""
+
+    def at(variables: Variables, flat: Array, level: Array) -> Variables:
+        params = variables["params"]
+        scores = split(flat, {norm: tree.get(params, norm)["scale"] for norm in norms})
+        u = jnp.asarray(LEVELS_OF_U, jnp.float32)[level]
+        masks = tree.keep_below(scores, {norm: limit(score, u, leave_out_non_finite) for norm, score in scores.items()})
+        return {**variables, "params": tree.mask_norms(params, masks, bias=True)}
+
+    return Curve("standard deviations u", LEVELS_OF_U, ("scores",), at)
+
+
+def split(flat: Array, like: dict[str, Array]) -> dict[str, Array]:
+    """A vector over channels, layer after layer, as one vector per address with as many channels as there."""
+    ends = np.cumsum([len(each) for each in like.values()])[:-1]
+    return dict(zip(like, jnp.split(flat, ends), strict=True))
 
 
 def published_norms(model: Model) -> Model:

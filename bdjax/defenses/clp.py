@@ -10,7 +10,7 @@ from jax import lax
 
 from bdjax import tree
 from bdjax.configure import configure
-from bdjax.defenses.channels import limit
+from bdjax.defenses.channels import limit, outlier_curve
 from bdjax.types import ArchSpec, Array, DefenderView, Defense, Key, Model, Repair, Variables
 
 
@@ -28,11 +28,12 @@ class Hyper(NamedTuple):
 
 
 class CLPTrace(NamedTuple):
-    """What was measured, one entry per norm in the order of :func:`pairs`."""
+    """What was measured, one entry per norm (or channel) in the order of :func:`pairs`."""
 
     threshold: Array  # f[layers]
     largest: Array  # f[layers]: the largest score of the layer
     pruned: Array  # i32[layers]: channels pruned
+    scores: Array  # f[channels]: layer after layer
 
 
 PRESETS = {
@@ -79,6 +80,7 @@ def clp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
             jnp.stack(list(limits.values())),
             jnp.stack([jnp.max(score) for score in scores.values()]),
             jnp.stack(list(tree.pruned_count(masks).values())),
+            jnp.concatenate(list(scores.values())),
         )
         return params, masks, trace
 
@@ -86,7 +88,8 @@ def clp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         params, masks, trace = prune(view.variables, jax.tree.map(jnp.asarray, hyper))
         return Repair({**view.variables, "params": params}, masks, trace)
 
-    return Defense(repair, Hyper(), frozenset(), config)
+    along = outlier_curve(tuple(norm for norm, _ in paired), config.leave_out_non_finite)
+    return Defense(repair, Hyper(), frozenset(), config, curve=along)
 
 
 def pairs(arch: ArchSpec) -> tuple[tuple[str, str], ...]:

@@ -16,7 +16,7 @@ from bdjax.defenses.tuning import Hyper, training_rows, tuner
 from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.loops import steps
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Curve, DefenderView, Defense, Key, Model, Repair, Variables
 
 HELD = 2**22  # numbers of masked head inputs that may exist at once while the levels are measured
 DECIMALS = 10_000  # the tolerance is a whole number of 1 / DECIMALS
@@ -53,6 +53,7 @@ class FPTrace(NamedTuple):
     correct: Array  # i32[L]: validation rows classified correctly
     validation: Array  # i32[]: validation rows
     level: Array  # i32[]: the level whose mask was kept
+    rank: Array  # i32[d]: place of each head input in the order of pruning
     loss: Array  # f32[epochs]: mean cross-entropy of the epoch
     alive: Array  # bool[]: loss and gradients stayed finite
     stopped: Array  # i32[]: the first step at which they did not; -1 = none
@@ -123,7 +124,19 @@ def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
         trace = FPTrace(*seen, tuned.loss, tuned.alive, tuned.stopped)
         return Repair(tuned.variables, {head: keep}, trace)
 
-    return Defense(repair, FPHyper(), frozenset({"clean"}), config, validation=True)
+    return Defense(repair, FPHyper(), frozenset({"clean"}), config, validation=True, curve=_curve(head, config.granularity))
+
+
+def _curve(head: str, granularity: float) -> Curve:
+    shares = tuple(round(i * granularity, 9) for i in range(math.ceil(round(1 / granularity, 9))))
+
+    def at(variables: Variables, rank: Array, level: Array) -> Variables:
+        kernel = tree.get(variables["params"], head)["kernel"]
+        pruned = np.array([math.ceil(round(share * len(kernel), 9)) for share in shares], np.int32)
+        keep = (rank >= jnp.asarray(pruned)[level]).astype(kernel.dtype)
+        return {**variables, "params": tree.mask_inputs(variables["params"], {head: keep})}
+
+    return Curve("share of the head's inputs", shares, ("rank",), at)
 
 
 def levels(features: int, granularity: float, off_by_one: bool) -> np.ndarray:
@@ -183,8 +196,8 @@ def _measurer(model: Model, config: Config) -> Callable[..., Array]:
     return measure
 
 
-def _judge(model: Model, config: Config) -> Callable[..., tuple[Array, tuple[Array, Array, Array, Array]]]:
-    """``judge(key, variables, clean, inputs, tolerance) -> (keep f[d], (pruned, correct, validation, level))``."""
+def _judge(model: Model, config: Config) -> Callable[..., tuple[Array, tuple[Array, Array, Array, Array, Array]]]:
+    """``judge(key, variables, clean, inputs, tolerance) -> (keep f[d], (pruned, correct, validation, level, rank))``."""
     spec = model.spec
 
     def right(variables: Variables, inputs: Array, keep: Array, labels: Array, counted: Array) -> Array:
@@ -246,7 +259,7 @@ def _judge(model: Model, config: Config) -> Callable[..., tuple[Array, tuple[Arr
             correct, tolerance, rise_stops=bool(config.rise_stops), keep_failing_level=bool(config.keep_failing_level)
         )
         keep = (rank >= pruned[level]).astype(inputs.dtype)
-        return keep, (pruned, correct, jnp.sum(clean.role == 2, dtype=jnp.int32), level)
+        return keep, (pruned, correct, jnp.sum(clean.role == 2, dtype=jnp.int32), level, rank)
 
     def judge(key: Key, variables: Variables, clean: CleanSet, inputs: Array, tolerance: Array) -> Any:
         pruned = jnp.asarray(levels(inputs.shape[1], config.granularity, bool(config.off_by_one)))

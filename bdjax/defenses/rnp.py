@@ -11,7 +11,17 @@ from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses import descent
-from bdjax.defenses.channels import GRID, clipped, curve, kept, pruned_by_limit, published_norms, rounded, seen_through
+from bdjax.defenses.channels import (
+    GRID,
+    clipped,
+    curve,
+    kept,
+    pruned_by_limit,
+    published_norms,
+    rounded,
+    seen_through,
+    threshold_curve,
+)
 from bdjax.defenses.descent import SGD, State
 from bdjax.defenses.tuning import Hyper, epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
@@ -20,8 +30,8 @@ from bdjax.loops import steps as run_steps
 from bdjax.training import cosine, cross_entropy
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
 
-LEVELS = 50  # thresholds 0, 0.02 … 0.98
-STEP = 200  # between two of them, in 1 / GRID
+STEP = 200  # between two thresholds, in 1 / GRID
+LIMITS = (-1, *range(-1, 50 * STEP - 1, STEP))  # the network as it is, then masks below 0, 0.02 … 0.98
 STARTS = ("backdoored", "random")
 
 
@@ -108,8 +118,7 @@ def rnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     def found(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Any:
         masks, told, alive, stopped = attempt(key, variables, clean, hyper)
         whole = rounded({norm: jnp.where(alive, m, 1) for norm, m in masks.items()})
-        limits = jnp.concatenate([jnp.full(1, -1), STEP * jnp.arange(LEVELS) - 1]).astype(jnp.int32)
-        return whole, limits, training_rows(clean), told, alive, stopped
+        return whole, jnp.asarray(LIMITS, jnp.int32), training_rows(clean), told, alive, stopped
 
     @jax.jit
     def decide(variables: Variables, whole: Masks, limits: Array, correct: Array, counted: Array, hyper: Any) -> Any:
@@ -131,7 +140,8 @@ def rnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         variables, keep, seen = decide(view.variables, whole, limits, correct, counted, hyper)
         return Repair(variables, keep, RNPTrace(*(*told, *seen, alive, stopped)))
 
-    return Defense(repair, RNPHyper(), frozenset({"clean"}), config)
+    along = threshold_curve(norms, LIMITS, STEP, model, masked.norm_eps)
+    return Defense(repair, RNPHyper(), frozenset({"clean"}), config, curve=along)
 
 
 def chosen(correct: Array, rows: Array, tolerance: Array) -> Array:

@@ -19,7 +19,7 @@ from bdjax.sweep import build, imported, models, provenance, store
 from bdjax.sweep.import_folder import Triggered
 from bdjax.sweep.plugins import factory, source_digest
 from bdjax.sweep.rows import Row, measured, one
-from bdjax.types import Attack, Dataset, Model, Recipe, Variables
+from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Variables
 
 # What can tell the networks of a folder apart.
 FACTS = ("dataset", "model", "width", "attack", "defense", "spc", "hyper", "seed", "ratio", "profile", "train_images", "cell")
@@ -62,14 +62,22 @@ def find(out: str | Path, wanted: Mapping[str, Any]) -> Trained:
         told = "; ".join(f"{fact}: {_listed(values)}" for fact in FACTS if len(values := {row[fact] for row in rest}) > 1)
         count = str(len(found)) if found else "no"
         raise UserError(f"{count} networks of {folder} match {asked}; it holds {told or f'{len(rest)} records'}")
-    row = found[0]
+    return held(folder, found[0])
+
+
+def held(folder: Path, row: Row) -> Trained:
+    """The trained member behind a record of its own or of its repair.
+
+    Raises:
+      UserError: its weights are gone.
+    """
     config = {key: value for key, value in json.loads(row["config"]).items() if key not in ("defense", "spc")}
     cell, member = build.short_hash(config), build.member_hash(build.Point(row["seed"], row["ratio"], {}))
     places = models.find(folder, cell)
     if member not in places:
         raise UserError(f"the weights of this member are no longer in {folder / 'models' / cell}; the same run makes them")
-    held = models.load(folder, cell, [places[member]])
-    variables, trigger = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (held.variables, held.trigger))
+    there = models.load(folder, cell, [places[member]])
+    variables, trigger = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (there.variables, there.trigger))
     return Trained(row, variables, trigger)
 
 
@@ -111,16 +119,12 @@ def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | Non
     Raises:
       UserError: other images, or a method's file or an import folder that changed since.
     """
-    from bdjax.defenses import DEFENSES
-
     row, config = trained.row, json.loads(trained.row["config"])
-    told, execution = config["defense"], _execution(row, model)
-    model = adapt(model.rebuild(dtype=PRECISIONS[config["model"]["precision"]]), execution)
-    defense = method("defense", told, DEFENSES)(model, told["config"], profile=config["profile"])
+    model, defense, execution = defended(row, model)
     hyper = build.stack_hyper(defense, [build.Point(row["seed"], row["ratio"], json.loads(row["hyper"]))])
     rows, spc = len(dataset.train.labels), row["spc"] or 0
     stack, _ = members([row["seed"]], [row["ratio"]], rows, root_number=config["root"], spc=spc)
-    attack, data = _staged(row, dataset, folder)
+    attack, data = staged(row, dataset, folder)
     subject = Subject(
         stack._replace(hyper=hyper),
         *jax.tree.map(lambda x: x[None], (trained.variables, trigger_of(trained, attack, dataset, data))),
@@ -150,7 +154,7 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
         file or an import folder that changed since.
     """
     config = json.loads(trained.row["config"])
-    attack, data = _staged(trained.row, dataset, folder)
+    attack, data = staged(trained.row, dataset, folder)
     images = data.test.triggered
     if images is None:
         key = stream(member_key(root(config["root"]), trained.row["seed"]), Stream.TRIGGER)
@@ -160,9 +164,9 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     counted = np.flatnonzero(goals != truth)
     places, rows = np.arange(len(truth)), len(dataset.test.labels)
     if config["attack"]["name"] == STORED:
-        held = imported.opened(str(folder)).triggered
-        assert held is not None  # it was staged
-        places, rows = held.index, held.rows
+        stored_images = imported.opened(str(folder)).triggered
+        assert stored_images is not None  # it was staged
+        places, rows = stored_images.index, stored_images.rows
     return Triggered(np.asarray(images)[counted], truth[counted], goals[counted], places[counted].astype(np.int64), rows)
 
 
@@ -175,8 +179,22 @@ def same_images(row: Row, dataset: Dataset) -> None:
         )
 
 
-def _staged(row: Row, dataset: Dataset, folder: str | None) -> tuple[Attack, Data]:
-    """The attack of a record and its data on the device."""
+def defended(row: Row, model: Model) -> tuple[Model, Defense, Execution]:
+    """The network of a record as its execution wants it, the defense of the record, and that execution for one member.
+
+    Raises:
+      UserError: the defense's file is not here, or was edited since.
+    """
+    from bdjax.defenses import DEFENSES
+
+    config = json.loads(row["config"])
+    told, execution = config["defense"], _execution(row, model)
+    model = adapt(model.rebuild(dtype=PRECISIONS[config["model"]["precision"]]), execution)
+    return model, method("defense", told, DEFENSES)(model, told["config"], profile=config["profile"]), execution
+
+
+def staged(row: Row, dataset: Dataset, folder: str | None) -> tuple[Attack, Data]:
+    """The attack of a record and its data on the device; ``folder`` is where the network was imported to, if it was."""
     from bdjax.attacks import ATTACKS
 
     config = json.loads(row["config"])
