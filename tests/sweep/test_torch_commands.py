@@ -120,6 +120,28 @@ def test_a_repair_among_several_rates_and_its_images(population, tmp_path):
         assert (row["acc"], row["asr"], row["ra"]) == metrics(population[1], "ft")[0, 0.1, rate]
 
 
+INSERTING = {
+    "npd": ({"plug", "plug_stats"}, ["--config", "npd.epochs=2", "npd.warmup_epochs=1"]),
+    "mm_bd": ({"bounds"}, ["--config", "mm_bd.epochs=6", "mm_bd.batch=8", "--hyper", "mm_bd.lr=1", "mm_bd.weight=10"]),
+}
+
+
+@pytest.mark.parametrize("defense", INSERTING)
+def test_a_plug_and_bounds_go_out_and_come_back_by_the_commands(brought, tmp_path, defense):
+    """What a repair inserts lies in a second file beside the checkpoint; the network that comes back measures the same."""
+    added, settings = INSERTING[defense]
+    done("run", "--imported", brought, *RUN, "--defense", defense, *settings, "--out", tmp_path / "repaired")
+    file = tmp_path / "repaired.pt"
+    done("export-torch", tmp_path / "repaired", file, "--defense", defense, "--imported", brought, "--kind", "attack_result")
+    done("import-torch", file, "--poison-ratio", "0.1", "--out", tmp_path / "in")
+    assert added <= set(import_folder.load(tmp_path / "in").variables[0])
+    done("run", "--imported", tmp_path / "in", *RUN, "--defense", "none", "--out", tmp_path / "out")
+    row = store.read(tmp_path / "out").row(0, named=True)
+    want = trained.find(tmp_path / "repaired", {"defense": defense}).row
+    assert (row["acc"], row["asr"], row["ra"]) == (want["acc"], want["asr"], want["ra"])
+    assert (want["acc"], want["asr"]) != (want["acc_before"], want["asr_before"])
+
+
 def test_several_files_and_seeds(population, tmp_path):
     files = [tmp_path / str(seed) / "attack_result.pt" for seed in (0, 1)]
     for seed, file in enumerate(files):
