@@ -10,6 +10,7 @@ from bdjax.errors import UserError
 from bdjax.report import figures, tables, tuned
 from bdjax.report.page import Drawing, Drawings, page
 from bdjax.report.pool import precision, trained
+from bdjax.report.trajectory import trajectories, trajectory
 from bdjax.report.triggers import pictures
 from bdjax.sweep import arrays
 
@@ -39,7 +40,7 @@ def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: s
     drawings = Drawings(
         list(_effects(records)),
         list(_triggers(records, data_dir, folder)),
-        list(_pruning(records)),
+        [*_pruning(records), *_trajectories(records)],
         list(_courses(records)),
         list(_recovered(records, folder)),
     )
@@ -130,6 +131,19 @@ def _pruning(records: "pl.DataFrame") -> Iterator[Drawing]:
             if _layers(rows) > 1:
                 caption = f"{defense} against {title}: channels pruned in each layer, median and range over members"
                 yield Drawing(f"pruned-channels-{_slug(defense)}-{slug}", caption, figures.pruned_channels(rows))
+
+
+def _trajectories(records: "pl.DataFrame") -> Iterator[Drawing]:
+    """The rounds of methods that prune one filter at a time, with the most clean samples there are."""
+    for title, slug, part in _scenarios(records):
+        for rows in part.filter(part["trace"].is_not_null()).partition_by("defense", maintain_order=True):
+            most = _most_clean(rows)
+            if any(trajectory(row) for row in most.to_dicts()):
+                defense = rows["defense"][0].rpartition(":")[2]
+                caption = (
+                    f"{defense} against {title}{_per_class(most)}: round by round, a line per member, a dot at what was kept"
+                )
+                yield Drawing(f"trajectory-{_slug(defense)}-{slug}", caption, trajectories(most))
 
 
 def _courses(records: "pl.DataFrame") -> Iterator[Drawing]:
