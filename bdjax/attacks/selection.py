@@ -65,7 +65,7 @@ def any_class(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
     Returns:
       (poisoned bool[n], feasible bool[]: there are that many rows).
 
-    Source: J. Dunnett et al., "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation
+    Source: K. Dunnett et al., "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation
       Strategies", arXiv 2411.11200, 2024: the ratio refers to all training rows.
     Differs: the permutation is drawn from a JAX key; :func:`ranked_by` takes the survey's own order instead.
     """
@@ -90,7 +90,7 @@ def one_class(target: int, within: str = "all") -> Select:
     Raises:
       UserError: an unknown ``within``.
 
-    Source: J. Dunnett et al., "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation
+    Source: K. Dunnett et al., "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation
       Strategies", arXiv 2411.11200, 2024: the ratio of clean-label attacks refers to all training rows too.
     Differs: the survey's published code aborts where the class is too small; here this is data, so that a population of ratios
       runs in one program. Its permutation is of the class alone, from another generator: :func:`legacy_class_order` gives it.

@@ -86,7 +86,7 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     Raises:
       UserError: an unknown field or profile, or a value out of range.
 
-    Source: D. Wu, Y. Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021; settings of J. Dunnett et
+    Source: D. Wu, Y. Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021; settings of K. Dunnett et
       al., arXiv 2411.11200, 2024 (the original's rate is 0.2).
     Differs: "corrected" keeps the accuracy of the validation rows themselves, 10000 (c_0 - c_t) <= round(10000 tolerance) c_0,
       and prunes nothing where c_0 = 0.

@@ -86,7 +86,7 @@ def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
       UserError: an unknown field or profile, or a value out of range.
 
     Source: K. Liu, B. Dolan-Gavitt, S. Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", RAID
-      2018; settings of J. Dunnett et al., arXiv 2411.11200, 2024.
+      2018; settings of K. Dunnett et al., arXiv 2411.11200, 2024.
     Differs: as in the survey, in both profiles: columns of the first linear layer instead of channels of the last convolution,
       ranked by the signed mean (features of a pre-activation network have any sign), judged on validation rows. "reference"
       repeats the survey's published code: one input fewer per level, the first level *beyond* the tolerance kept, a rise stops

@@ -69,7 +69,7 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       UserError: an unknown field, value or profile, or a value out of range.
 
     Source: R. Min, Z. Qin, L. Shen, M. Cheng, "Towards Stable Backdoor Purification through Feature Shift Tuning", NeurIPS 2023;
-      settings of J. Dunnett et al., arXiv 2411.11200, 2024.
+      settings of K. Dunnett et al., arXiv 2411.11200, 2024.
     Differs: as in the survey, in both profiles, all linear layers of the head are drawn anew and not the last one alone, and a
       batch has 256 rows (paper: 128). The cosine spans the epochs of any length. ``variant="head_only"`` is the first public
       revision of the survey's code, whose numbers may be the published ones: backbone frozen but for its running statistics, no

@@ -46,7 +46,7 @@ def ft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
       UserError: an unknown field or profile, or a value out of range.
 
     Source: K. Liu, B. Dolan-Gavitt, S. Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", RAID
-      2018, where it is the baseline; settings of J. Dunnett et al., arXiv 2411.11200, 2024.
+      2018, where it is the baseline; settings of K. Dunnett et al., arXiv 2411.11200, 2024.
     Differs: in the model's precision, float32 unless it was built otherwise, and without the loss scaling of the survey's
       published code, which skips the first steps. The profiles differ in runs of other than 100 epochs only: T = epochs in
       "corrected", 100 in "reference", where the rate rises again after 100 epochs.

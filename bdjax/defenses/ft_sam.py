@@ -69,7 +69,7 @@ def ft_sam(model: Model, config: Config | Mapping[str, Any] | None = None, *, pr
       UserError: an unknown field, value or profile, or a value out of range.
 
     Source: M. Zhu, S. Wei, L. Shen, Y. Fan, B. Wu, "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware
-      Minimization", ICCV 2023; settings of J. Dunnett et al., arXiv 2411.11200, 2024: rho 2 and smoothing 0.1 on every data set.
+      Minimization", ICCV 2023; settings of K. Dunnett et al., arXiv 2411.11200, 2024: rho 2 and smoothing 0.1 on every data set.
     Differs: "reference" advances the cosine once per step with a half-period of 100 steps, as the survey's published code does
       (the rate rises again after 100 steps and ends near its first value where an epoch has an even number of batches);
       "corrected" advances it once per epoch and ends at 0. For VGG's folded first linear layer θ² and |θ| g are those of the

@@ -83,7 +83,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
       UserError: an unknown field, value or profile, or a value out of range.
 
     Source: Y. Zeng, S. Chen, W. Park, Z. M. Mao, M. Jin, R. Jia, "Adversarial Unlearning of Backdoors via Implicit
-      Hypergradient", ICLR 2022; settings of J. Dunnett et al., arXiv 2411.11200, 2024: AMSGrad at 1e-4, batches of 256, the
+      Hypergradient", ICLR 2022; settings of K. Dunnett et al., arXiv 2411.11200, 2024: AMSGrad at 1e-4, batches of 256, the
       training rows.
     Differs: "reference" patches floor(n / 100) images of a batch of n, none where n < 100, and then fine-tunes on clean images
       alone; "corrected" patches at least one, as in the authors' batches of 100, and keeps δ in pixels as they do, where the

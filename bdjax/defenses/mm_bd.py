@@ -81,7 +81,7 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
       UserError: an unknown field, value or profile, or a value out of range.
 
     Source: H. Wang, Z. Xiang, D. J. Miller, G. Kesidis, "MM-BD: Post-Training Detection of Backdoor Attacks with Arbitrary
-      Backdoor Pattern Types Using a Maximum Margin Statistic", IEEE S&P 2024, its mitigation; settings of J. Dunnett et al.,
+      Backdoor Pattern Types Using a Maximum Margin Statistic", IEEE S&P 2024, its mitigation; settings of K. Dunnett et al.,
       arXiv 2411.11200, 2024.
     Differs: in the survey's published code the bounds are never applied, so that it returns the backdoored network: "reference"
       does that, at once. ``rule="original"`` has the rate 0.1 of the paper's code and its rule: after two fifths of the epochs

@@ -78,7 +78,7 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       UserError: an unknown field or profile, or a value out of range.
 
     Source: Y. Li, X. Lyu, N. Koren, L. Lyu, B. Li, X. Ma, "Neural Attention Distillation: Erasing Backdoor Triggers from Deep
-      Neural Networks", ICLR 2021; settings of J. Dunnett et al., arXiv 2411.11200, 2024.
+      Neural Networks", ICLR 2021; settings of K. Dunnett et al., arXiv 2411.11200, 2024.
     Differs: a map of one position is 1 whatever the network does, so it teaches nothing. "reference" has the taps of the survey's
       published code: the last two stages of PreActResNet-18 (and of ``cnn``), the 7x7 pooling of VGG, which says something from
       64 pixels on, and nothing that has more than one position for the other two, where NAD is then ten epochs of fine-tuning at

@@ -83,7 +83,7 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
       UserError: the profile "reference", an unknown field or profile, or a value out of range.
 
     Source: B. Wang, Y. Yao, S. Shan, H. Li, B. Viswanath, H. Zheng, B. Y. Zhao, "Neural Cleanse: Identifying and Mitigating
-      Backdoor Attacks in Neural Networks", IEEE S&P 2019; settings of J. Dunnett et al., arXiv 2411.11200, 2024.
+      Backdoor Attacks in Neural Networks", IEEE S&P 2019; settings of K. Dunnett et al., arXiv 2411.11200, 2024.
     Differs: the published code stops with an error once a class is flagged, and would return the untouched network if it did
       not, so there is no profile "reference". Here the stamped share is drawn within each class (at 2 per class over classes at
       random), triggers act in floating point before the augmentation, and the tuned network is returned. As in the survey, not

@@ -84,7 +84,7 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       UserError: an unknown field or profile, or a value out of range.
 
     Source: M. Zhu, S. Wei, H. Zha, B. Wu, "Neural Polarizer: A Lightweight and Effective Backdoor Defense via Purifying Poisoned
-      Features", NeurIPS 2023; settings and places of J. Dunnett et al., arXiv 2411.11200, 2024.
+      Features", NeurIPS 2023; settings and places of K. Dunnett et al., arXiv 2411.11200, 2024.
     Differs: on Tiny-ImageNet "reference" steps along the gradient of a mean, which hardly moves δ, and "corrected" along its sign
       as on the other data sets; the plug's norm is in train mode there in both, as in the survey, its running statistics
       following the clean images alone. Images are cropped and flipped as in the survey, not in the paper. The published code

@@ -77,7 +77,7 @@ def pbe(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       UserError: an unknown field, value or profile, or a value out of range.
 
     Source: B. Mu, Z. Niu, L. Wang, X. Wang, Q. Miao, R. Jin, G. Hua, "Progressive Backdoor Erasing via Connecting Backdoor and
-      Adversarial Attacks", CVPR 2023, as J. Dunnett et al., arXiv 2411.11200, 2024, evaluate it: adversarial fine-tuning with a
+      Adversarial Attacks", CVPR 2023, as K. Dunnett et al., arXiv 2411.11200, 2024, evaluate it: adversarial fine-tuning with a
       clean data set, without the purification of data, the two passes in turn in every epoch.
     Differs: "reference" repeats the survey's published code: δ lives on normalised images and they are cut to [0, 1], which on
       CIFAR-10 and Tiny-ImageNet changes them far beyond the radius; and while perturbing, the norms are in whatever mode was used

@@ -101,7 +101,7 @@ def rnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       UserError: an unknown field, value or profile, or a value out of range.
 
     Source: Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y.-G. Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML
-      2023; settings of J. Dunnett et al., arXiv 2411.11200, 2024 (the original unlearns at 0.01).
+      2023; settings of K. Dunnett et al., arXiv 2411.11200, 2024 (the original unlearns at 0.01).
     Differs: no gradient clipping in either profile: the published code clips before there is a gradient. "reference" crops and
       flips the rows of every accuracy, so that chance can end the pruning before it begins, and has ε = 1e-5 in MobileNet's
       norms, in the returned network too. The published code crashes where all attempts fail.

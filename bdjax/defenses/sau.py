@@ -77,7 +77,7 @@ def sau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       UserError: an unknown field or profile, or a value out of range.
 
     Source: S. Wei, M. Zhang, H. Zha, B. Wu, "Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial
-      Examples", NeurIPS 2023; settings of J. Dunnett et al., arXiv 2411.11200, 2024: 100 epochs, 20 on Tiny-ImageNet.
+      Examples", NeurIPS 2023; settings of K. Dunnett et al., arXiv 2411.11200, 2024: 100 epochs, 20 on Tiny-ImageNet.
     Differs: the same in both profiles. As in the survey, norms stay in eval mode (``train_bn`` switches the unlearning step to
       train mode) and lambda_adversarial is 0. The published loop stops perturbing once all images are shared; a shared image has
       gradient 0 and no longer moves, so the fixed number of steps here is the same. VGG's folded first linear layer: see
