@@ -1,5 +1,6 @@
 """ACC and ASR along a pruning curve: what a stopping rule chose, and what it could have chosen."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATES = ("acc", "asr", "ra")
+COLUMNS = 4  # panels side by side
 
 
 class Group(NamedTuple):
-    """Members of one cell that differ in their seeds alone (and in hyper-parameters, whose levels are the same networks)."""
+    """Members of one cell that differ in their seeds alone."""
 
     about: Row  # of the first member
+    setting: str  # the hyper-parameters that differ between the members of the cell
     label: str
     points: tuple[float, ...]
     rates: dict[str, np.ndarray]  # f64[m L] in [0, 1]
@@ -31,19 +34,22 @@ class Group(NamedTuple):
 
 
 def grouped(found: list[Measured]) -> list[Group]:
-    """One group per cell and poison ratio."""
+    """One group per cell, poison ratio and choice of hyper-parameters."""
     return list(_groups(found))
 
 
 def _groups(found: list[Measured]) -> Iterator[Group]:
     for cell in found:
         every = metrics.rates(cell.counts)
-        for ratio in sorted({row["ratio"] for row in cell.rows}):
-            index = [i for i, row in enumerate(cell.rows) if row["ratio"] == ratio]
+        hypers = {row["hyper"]: json.loads(row["hyper"]) for row in cell.rows}
+        moving = [leaf for leaf in next(iter(hypers.values())) if len({hyper[leaf] for hyper in hypers.values()}) > 1]
+        for ratio, hyper in sorted({(row["ratio"], row["hyper"]) for row in cell.rows}):
+            index = [i for i, row in enumerate(cell.rows) if (row["ratio"], row["hyper"]) == (ratio, hyper)]
+            setting = ", ".join(f"{leaf} {hypers[hyper][leaf]:g}" for leaf in moving)
             rates = {name: np.asarray(rate, float)[index] for name, rate in zip(RATES, every, strict=True)}
             mine = [cell.rows[i] for i in index]
             chosen = np.array([[row[name] if row[name] is not None else np.nan for name in RATES[:2]] for row in mine])
-            yield Group(mine[0], cell.label, cell.points, rates, chosen)
+            yield Group(mine[0], setting, cell.label, cell.points, rates, chosen)
 
 
 def frame(found: list[Measured]) -> "pl.DataFrame":
@@ -68,8 +74,9 @@ def markdown(groups: list[Group]) -> str:
     for group in groups:
         about = group.about
         held = "no data" if about["spc"] is None else f"{about['spc']} per class"
+        facts = (about["dataset"], about["model"], about["attack"], ratio_title(about["ratio"]), held, group.setting)
         lines += [
-            f"**{about['dataset']}, {about['model']}, {about['attack']}, {ratio_title(about['ratio'])}, {held}**",
+            f"**{', '.join(fact for fact in facts if fact)}**",
             "",
             f"| {group.label} | " + " | ".join(f"{name.upper()} %" for name in RATES) + " | n |",
             "|" + "---:|" * (len(RATES) + 2),
@@ -88,8 +95,12 @@ def picture(groups: list[Group]) -> "Figure":
     Args:
       groups: of one defense; a column of panels each.
     """
-    figure, panels = panels_of(1, len(groups), (3.1 * len(groups) + 0.6, 3.1), sharey=True)
-    for axis, group in zip(panels[0], groups, strict=True):
+    columns = min(len(groups), COLUMNS)
+    rows = -(-len(groups) // columns)
+    figure, panels = panels_of(rows, columns, (3.1 * columns + 0.6, 2.9 * rows + 0.3), sharey=True)
+    for axis in panels.flat[len(groups) :]:
+        axis.set_visible(False)
+    for axis, group in zip(panels.flat, groups, strict=False):
         down = group.points[0] > group.points[-1]
         for name, color in zip(RATES[:2], COLORS, strict=False):
             for line in group.rates[name]:
@@ -100,12 +111,15 @@ def picture(groups: list[Group]) -> "Figure":
         for i, color in enumerate(COLORS[:2]):
             axis.plot(np.full(len(group.chosen), place), 100 * group.chosen[:, i], "o", color=color, ms=5, clip_on=False)
         about = group.about
-        held = "" if about["spc"] is None else f" · {about['spc']} per class"
-        axis.set(title=f"{about['attack']} · {ratio_title(about['ratio'])}{held}", xlabel=group.label, ylim=(-2, 104))
+        held = "" if about["spc"] is None else f"{about['spc']} per class"
+        second = " · ".join(part for part in (held, group.setting) if part)
+        title = f"{about['attack']} · {ratio_title(about['ratio'])}" + (f"\n{second}" if second else "")
+        axis.set(title=title, xlabel=group.label, ylim=(-2, 104))
         if down:
             axis.set_xlim(high, low)
         axis.grid(True)
-    panels[0][0].set_ylabel("percent of test images")
+    for axis in panels[:, 0]:
+        axis.set_ylabel("percent of test images")
     told = [(name.upper(), {"color": color}) for name, color in zip(RATES[:2], COLORS, strict=False)]
     legend(figure, [*told, ("after the defense", {"marker": "o", "color": INK, "ls": "none"})])
     return figure
