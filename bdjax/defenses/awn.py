@@ -81,7 +81,7 @@ def awn(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     Raises:
       UserError: an unknown field, value or profile, or a value out of range.
 
-    Source: S. Chai, J. Chen, "One-shot Neural Backdoor Erasing via Adversarial Weight Masking", NeurIPS 2022, in the form of J.
+    Source: S. Chai, J. Chen, "One-shot Neural Backdoor Erasing via Adversarial Weight Masking", NeurIPS 2022, in the form of K.
       Dunnett et al., arXiv 2411.11200, 2024: a mask per channel and plain SGD, where the paper has one per weight and Adam.
     Differs: "reference" cuts *normalised* images to [0, 1] as the survey's published code does, which on CIFAR-10 and
       Tiny-ImageNet leaves of an image only what lies between its channel's mean and one standard deviation above; "corrected"
