@@ -80,7 +80,7 @@ def bnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     Raises:
       UserError: an unknown field or profile, or a value out of range.
 
-    Source: R. Zheng, R. Tang, J. Li, L. Liu, "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022; settings of J.
+    Source: R. Zheng, R. Tang, J. Li, L. Liu, "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022; settings of K.
       Dunnett et al., arXiv 2411.11200, 2024.
     Differs: "reference" repeats the survey's published code: each batch overwrites what the one before it measured, so the last,
       incomplete batch of one shuffled and augmented epoch counts alone; the logarithm lacks its 1/2; a channel without variance
