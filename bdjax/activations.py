@@ -1,7 +1,7 @@
 """Activations with the gradients that PyTorch has at their kinks.
 
 ``jax.nn.relu`` and ``jax.nn.silu`` agree with PyTorch; ``jax.nn.relu6`` and what is built on it have half a slope where they
-bend.
+bend, ``jax.nn.leaky_relu`` the larger one.
 """
 
 import jax.numpy as jnp
@@ -21,3 +21,8 @@ def hard_swish(x: Array) -> Array:
     Source: A. Howard et al., "Searching for MobileNetV3", ICCV 2019.
     """
     return x * hard_sigmoid(x)
+
+
+def leaky_relu(x: Array) -> Array:
+    """x where it is positive, x / 100 elsewhere, with gradient 0.01 at 0."""
+    return jnp.where(x > 0, x, 0.01 * x)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from bdjax.bilinear import mutual_gradients
 from bdjax.errors import choose
-from bdjax.lowerings import Choice, Shape, fastest_on_cpu, native, patches, product, transposes
+from bdjax.lowerings import Choice, Shape, fastest_on_cpu, input_gradient, native, patches, product, transposes
 from bdjax.types import Array
 
 LOWERINGS = ("native", "unrolled", "mixed", "patches")
@@ -46,9 +46,33 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: int, lowering: st
         return native(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1) and padding == 0:  # over kernels, vmap makes it a batched product on any platform
         return product(x, kernel, stride, padding)
-    _, h, w, c = x.shape
-    shape = Shape((kernel.shape[0], kernel.shape[1]), stride, padding, (h, w), (c, kernel.shape[3]))
-    return _maps(shape, fastest_on_cpu(shape) if lowering == "mixed" else transposes(native))[0](x, kernel)
+    return _chosen(x.shape[1:3], kernel, stride, padding, lowering)[0](x, kernel)
+
+
+def convolve_transposed(g: Array, kernel: Array, *, stride: int, padding: int, size: tuple[int, int], lowering: str) -> Array:
+    """The transpose of :func:`convolve` in its images: every number spreads the kernel over a map ``stride`` times as large.
+
+    Args:
+      g: f[b h' w' d], of the shape that :func:`convolve` gives for images of this size.
+      kernel: f[kh kw c d], same dtype.
+      stride: step in both directions of the convolution that this transposes.
+      padding: zeros that it adds on each side.
+      size: (h, w) of the result.
+      lowering: one of :data:`LOWERINGS`.
+
+    Returns:
+      f[b h w c].
+    """
+    choose("lowering", lowering, LOWERINGS)
+    if lowering in ("patches", "native"):
+        return input_gradient(patches if lowering == "patches" else native, g, kernel, stride, padding, size)
+    return _chosen(size, kernel, stride, padding, lowering)[1](g, kernel)
+
+
+def _chosen(size: tuple[int, ...], kernel: Array, stride: int, padding: int, lowering: str) -> tuple[Callable[..., Array], ...]:
+    (h, w), (kh, kw, c, d) = size, kernel.shape
+    shape = Shape((kh, kw), stride, padding, (h, w), (c, d))
+    return _maps(shape, fastest_on_cpu(shape) if lowering == "mixed" else transposes(native))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -114,6 +114,15 @@ def steps(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any
     return carry
 
 
+def leading(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, count: Array, shared: Any, loop: Loop) -> Any:
+    """:func:`steps` for the first ``count`` i32[] leading indices of ``xs`` alone; those after them cost nothing.
+
+    One compiled loop whatever ``loop`` says of others, as the host does not know where it ends; it cannot be differentiated.
+    """
+    body = _member_body(body, loop.members)
+    return lax.fori_loop(0, count, lambda i, c: body(shared, c, _map(lambda a: a[i], xs)), _map(jnp.asarray, carry))
+
+
 def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int, loop: Loop) -> tuple[Any, Any]:
     """Apply ``body``, which itself calls :func:`steps`, for epochs 0 … ``count`` - 1.
 

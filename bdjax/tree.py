@@ -115,6 +115,13 @@ def mask_outputs(params: Tree, masks: Masks) -> dict[str, Any]:
     return replace(params, {f"{a}/kernel": _along(get(params, f"{a}/kernel"), keep, -1) for a, keep in masks.items()})
 
 
+def scale_convs(params: Tree, factors: Masks) -> dict[str, Any]:
+    """Multiply the outputs of convolutions by factors f[d]: the kernel's last axis and, where there is one, the bias."""
+    biased = {a: factor for a, factor in factors.items() if "bias" in get(params, a)}
+    biases = {f"{a}/bias": get(params, f"{a}/bias") * factor for a, factor in biased.items()}
+    return replace(mask_outputs(params, factors), biases)
+
+
 def mask_inputs(params: Tree, masks: Masks) -> dict[str, Any]:
     """Multiply the input channels (second to last kernel axis) of every masked layer by its keep factors."""
     return replace(params, {f"{a}/kernel": _along(get(params, f"{a}/kernel"), keep, -2) for a, keep in masks.items()})

@@ -34,6 +34,12 @@ CUT = {
     "fst": {"epochs": 10},
     "i_bau": {"rounds": 5},
     "sau": {"epochs": 4},
+    "anp": {"iterations": 20, "batch": 128},
+    "rnp": {"unlearn_epochs": 5, "recover_epochs": 5},
+    "awn": {"epochs": 4},
+    "npd": {"warmup_epochs": 1, "epochs": 5},
+    "pbe": {"epochs": 4},
+    "mm_bd": {"epochs": 10},
 }
 BATCHED = {"strategy": "vmap"}
 

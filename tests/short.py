@@ -11,6 +11,15 @@ LENGTHS = {
     "unlearn_epochs": 2,
     "recover_epochs": 2,
     "warmup_epochs": 1,
+    "pretrain_epochs": 2,
+    "mask_epochs": 2,
+    "generator_epochs": 2,
+    "generator_width": 2,
+    "generator_levels": 1,
+    "prune_one_in": 4,  # small convolutions have fewer channels than are pruned one in
+    "start_rounds": 2,
+    "search_rounds": 2,
+    "settle_rounds": 2,
 }
 
 REFUSED = {("nc", "reference")}  # the published code cannot run

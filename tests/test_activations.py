@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.activations import hard_sigmoid, hard_swish
+from bdjax.activations import hard_sigmoid, hard_swish, leaky_relu
 
 POINTS = np.float32([-4, -3, np.nextafter(np.float32(-3), np.float32(0)), -1.5, 0, 1.5, 2.999, 3, 4, 100])
 
@@ -17,11 +17,13 @@ def test_values_and_slopes_worked_by_hand():
     np.testing.assert_allclose(hard_swish(x), [0, 0, 0, 4 / 6, 3, 4], rtol=1e-6)
     slopes = [jax.vmap(jax.grad(f))(x) for f in (hard_sigmoid, hard_swish)]
     np.testing.assert_allclose(slopes, [[0, 0, 1 / 6, 1 / 6, 0, 0], [0, 0, 1 / 2, 5 / 6, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(leaky_relu(x), [-0.04, -0.03, 0, 1, 3, 4], rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(leaky_relu))(x), [0.01, 0.01, 0.01, 1, 1, 1], rtol=1e-6)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(("ours", "name"), [(hard_sigmoid, "hardsigmoid"), (hard_swish, "hardswish"), (nn.silu, "silu"),
-                                            (nn.relu, "relu"), (nn.sigmoid, "sigmoid")])  # fmt: skip
+                                            (nn.relu, "relu"), (nn.sigmoid, "sigmoid"), (leaky_relu, "leaky_relu")])  # fmt: skip
 def test_values_and_slopes_are_pytorchs(ours, name):
     torch = pytest.importorskip("torch")
     x = torch.tensor(POINTS, requires_grad=True)
@@ -32,7 +34,7 @@ def test_values_and_slopes_are_pytorchs(ours, name):
 
 
 def test_they_keep_the_dtype_and_pass_on_what_is_no_number():
-    for f in (hard_sigmoid, hard_swish):
+    for f in (hard_sigmoid, hard_swish, leaky_relu):
         assert f(jnp.zeros(2, jnp.bfloat16)).dtype == jnp.bfloat16
         assert np.isnan(f(jnp.float32(np.nan)))
         assert np.isfinite(jax.grad(f)(jnp.float32(1e38)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.loops import epochs, steps, tell
+from bdjax.loops import epochs, leading, steps, tell
 from bdjax.types import Loop
 
 LOOPS = [Loop(kind, unroll, who) for kind in ("scan", "dispatch") for unroll in (1, 3) for who in ("batched", "unrolled")]
@@ -35,6 +35,28 @@ def test_steps_equal_a_plain_loop_alone_and_under_vmap(loop):
     many, counts = jax.vmap(lambda f: run((jnp.float32(2), jnp.int32(0)), shared=f))(factors)
     np.testing.assert_allclose(many, [reference(2.0, float(f), xs) for f in factors], rtol=1e-6)
     np.testing.assert_array_equal(counts, [7, 7, 7])
+
+
+@pytest.mark.parametrize("who", ["batched", "unrolled"])
+def test_leading_steps_stop_at_a_count_of_their_own(who):
+    xs, loop = np.arange(1, 8, dtype=np.float32) / 7, Loop(members=who)
+
+    def run(count, factor, body=body):
+        return leading(body, (jnp.float32(2), jnp.int32(0)), jnp.asarray(xs), count, factor, loop)
+
+    counts, factors = jnp.asarray([3, 0, 7], jnp.int32), jnp.asarray([0.5, 0.25, 2.0])
+    many, made = jax.jit(jax.vmap(run))(counts, factors)
+    np.testing.assert_allclose(many, [reference(2.0, float(f), xs[:n]) for f, n in zip(factors, counts, strict=True)], rtol=1e-6)
+    np.testing.assert_array_equal(made, counts)
+    heard = []
+
+    def told(shared, carry, x):
+        tell(lambda value: heard.append(float(value)), x)
+        return body(shared, carry, x)
+
+    jax.block_until_ready(jax.jit(functools.partial(run, body=told))(jnp.int32(3), jnp.float32(0.5)))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(heard, xs[:3])  # the others are not computed at all
 
 
 def test_dispatch_keeps_the_callers_arrays_and_traces_once_per_population():

@@ -163,7 +163,9 @@ def case(trained, tiny_dataset):
         defense = shortened(DEFENSES[name], model, epochs=3, batch=16)
         split = data(tiny_dataset)
         clean = CleanSet(split.images[:32], split.labels[:32], jnp.where(jnp.arange(32) < 8, 2, 1).astype(jnp.int8), jnp.int32(8))
-        view = DefenderView(trained(None, epochs=5, lr=0.05)[1].variables, clean if "clean" in defense.needs else None)
+        triggered = clean.images.at[:, :3, :3].set(255) if "triggered" in defense.needs else None
+        variables = trained(None, epochs=5, lr=0.05)[1].variables
+        view = DefenderView(variables, clean if "clean" in defense.needs else None, triggered)
         hyper = jax.tree.map(jnp.asarray, defense.hyper)
         if name == "nad":  # with its weights of 1000 rounding would decide
             hyper = hyper._replace(**{f"beta{i}": jnp.float32(1) for i in (1, 2, 3)})

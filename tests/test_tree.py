@@ -13,6 +13,7 @@ PARAMS = {
     "conv1": {"kernel": jnp.arange(2 * 3, dtype=jnp.float32).reshape(1, 1, 2, 3)},
     "layer1_0": {"bn1": {"scale": jnp.asarray([1.0, 2.0, 3.0]), "bias": jnp.asarray([4.0, 5.0, 6.0])}},
     "linear": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)},
+    "fc1": {"kernel": jnp.asarray([[[[1.0, 2.0], [3.0, 4.0]]]]), "bias": jnp.asarray([5.0, 6.0])},
 }
 KEEP = {"layer1_0/bn1": jnp.asarray([1.0, 0.0, 1.0])}
 
@@ -20,6 +21,7 @@ KEEP = {"layer1_0/bn1": jnp.asarray([1.0, 0.0, 1.0])}
 def test_flatten_get_replace_leave_the_original_alone():
     assert list(tree.flatten(PARAMS)) == [
         "conv1/kernel", "layer1_0/bn1/scale", "layer1_0/bn1/bias", "linear/kernel", "linear/bias",
+        "fc1/kernel", "fc1/bias",
     ]  # fmt: skip
     new = tree.replace(PARAMS, {"layer1_0/bn1/scale": jnp.zeros(3)})
     np.testing.assert_array_equal(tree.get(new, "layer1_0/bn1/scale"), [0, 0, 0])
@@ -61,6 +63,11 @@ class MaskTest(chex.TestCase):
         np.testing.assert_array_equal(tree.get(scale, "layer1_0/bn1/bias"), [4, 5, 6])
         out = self.variant(tree.mask_outputs)(PARAMS, {"conv1": jnp.asarray([1.0, 1.0, 0.0])})
         np.testing.assert_array_equal(tree.get(out, "conv1/kernel")[0, 0], [[0, 1, 0], [3, 4, 0]])
+        halved = self.variant(tree.scale_convs)(PARAMS, {"conv1": jnp.asarray([1.0, 0.5, 0.0]), "fc1": jnp.asarray([0.5, 2.0])})
+        np.testing.assert_array_equal(tree.get(halved, "conv1/kernel")[0, 0], [[0, 0.5, 0], [3, 2, 0]])
+        np.testing.assert_array_equal(tree.get(halved, "fc1/kernel")[0, 0], [[0.5, 4], [1.5, 8]])
+        np.testing.assert_array_equal(tree.get(halved, "fc1/bias"), [2.5, 12])
+        assert "bias" not in halved["conv1"]
         into = self.variant(tree.mask_inputs)(PARAMS, {"conv1": jnp.asarray([0.0, 1.0]), "linear": jnp.asarray([1.0, 0.0, 1.0])})
         np.testing.assert_array_equal(tree.get(into, "conv1/kernel")[0, 0], [[0, 0, 0], [3, 4, 5]])
         np.testing.assert_array_equal(tree.get(into, "linear/kernel"), [[1, 1], [0, 0], [1, 1]])

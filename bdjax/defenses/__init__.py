@@ -3,15 +3,20 @@
 from bdjax.defenses.anp import anp
 from bdjax.defenses.awn import awn
 from bdjax.defenses.bnp import bnp
+from bdjax.defenses.bti_dbf import bti_dbf
 from bdjax.defenses.clp import clp
+from bdjax.defenses.fmp import fmp
 from bdjax.defenses.fp import fp
 from bdjax.defenses.fst import fst
 from bdjax.defenses.ft import ft
 from bdjax.defenses.ft_sam import ft_sam
+from bdjax.defenses.grad_prune import grad_prune
 from bdjax.defenses.i_bau import i_bau
+from bdjax.defenses.ims import ims
 from bdjax.defenses.mm_bd import mm_bd
 from bdjax.defenses.nad import nad
 from bdjax.defenses.nc import nc
+from bdjax.defenses.nft import nft
 from bdjax.defenses.npd import npd
 from bdjax.defenses.pbe import pbe
 from bdjax.defenses.rnp import rnp
@@ -34,6 +39,11 @@ DEFENSES = {
     "npd": npd,
     "pbe": pbe,
     "mm_bd": mm_bd,
+    "grad_prune": grad_prune,
+    "ims": ims,
+    "nft": nft,
+    "fmp": fmp,
+    "bti_dbf": bti_dbf,
 }
 
 __all__ = [
@@ -41,15 +51,20 @@ __all__ = [
     "anp",
     "awn",
     "bnp",
+    "bti_dbf",
     "clp",
+    "fmp",
     "fp",
     "fst",
     "ft",
     "ft_sam",
+    "grad_prune",
     "i_bau",
+    "ims",
     "mm_bd",
     "nad",
     "nc",
+    "nft",
     "npd",
     "pbe",
     "rnp",

@@ -1,5 +1,6 @@
-"""AMSGrad for the fine-tuning loop: what the benchmark calls Adam."""
+"""Adam and AMSGrad for the fine-tuning loop; AMSGrad is what the benchmark calls Adam in most of its methods."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,24 @@ def amsgrad(model: Model) -> Optimiser:
     pixels) exactly what AMSGrad on the published layer, with 49 copies of each weight, does to the function; at larger maps its
     size, not its every direction (:mod:`bdjax.pooled_linear`).
     """
+    return _unfolded(model, adam.amsgrad_start, adam.amsgrad_direction)
+
+
+def plain_adam(model: Model) -> Optimiser:
+    """:func:`bdjax.adam.direction` on all parameters of ``model``, with VGG's folded layer as in :func:`amsgrad`."""
+    return _unfolded(model, adam.start, adam.direction)
+
+
+def _unfolded(model: Model, start: Callable[..., Any], direction: Callable[..., Any]) -> Optimiser:
     kernel, factor = f"{model.arch.heads[0]}/kernel", float(np.sqrt(model.arch.copies))
 
-    def direction(hyper: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def step(hyper: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
         if factor == 1:
-            return adam.amsgrad_direction(gradient, state, DECAYS, EPS)
+            found: tuple[Any, Any] = direction(gradient, state, DECAYS, EPS)
+            return found
         # A gradient divided by the factor gives the same step but for ε, which it makes larger.
         gradient = tree.map_at(lambda g: g / factor, gradient, (kernel,))
-        step, state = adam.amsgrad_direction(gradient, state, DECAYS, EPS)
-        return tree.map_at(lambda s: s * factor, step, (kernel,)), state
+        moved, state = direction(gradient, state, DECAYS, EPS)
+        return tree.map_at(lambda s: s * factor, moved, (kernel,)), state
 
-    return Optimiser(lambda hyper, params: adam.amsgrad_start(params), direction)
+    return Optimiser(lambda hyper, params: start(params), step)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bdjax import adam
 from bdjax.evaluation import finite
 from bdjax.training import advance, sgd
 from bdjax.types import Array, Variables
@@ -31,6 +32,7 @@ SGD = Optimiser(
 )
 
 
+ADAM = Optimiser(lambda hyper, params: adam.start(params), lambda hyper, g, state, params: adam.direction(g, state))
 PLAIN = Optimiser(lambda hyper, params: (), lambda hyper, gradient, state, params: (gradient, state))  # the gradient itself
 
 

@@ -32,6 +32,11 @@ def cosine_by_epoch(period: int) -> Schedule:
     return _blind(lambda hyper, epoch, step: cosine(hyper.lr, epoch, period))
 
 
+def cosine_between(period: int) -> Schedule:
+    """From ``hyper.lr`` in epoch 0 to ``hyper.last_lr`` in epoch ``period`` along a :func:`~bdjax.training.cosine`."""
+    return _blind(lambda hyper, epoch, step: hyper.last_lr + cosine(hyper.lr - hyper.last_lr, epoch, period))
+
+
 def cosine_by_step(period: int) -> Schedule:
     """:func:`~bdjax.training.cosine` of the step; batches without a row are no steps."""
     return _blind(lambda hyper, epoch, step: cosine(hyper.lr, step, period))

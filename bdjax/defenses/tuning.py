@@ -154,10 +154,55 @@ def tuner(
       optimiser and the schedule read, those of :class:`Hyper` by default, and may have more; ``extra`` is any pytree of arrays
       that the hooks read: masks, a teacher.
     """
-    step = _step(model, gradient or cross_entropy_gradient(model), schedule, project, augment, optimiser, gather)
+    begin, go_on = interruptible(
+        model,
+        epochs=epochs,
+        batch=batch,
+        schedule=schedule,
+        gradient=gradient or cross_entropy_gradient(model),
+        project=project,
+        augment=augment,
+        measured=measured,
+        optimiser=optimiser,
+        gather=gather,
+    )
+
+    def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
+        hyper = jax.tree.map(jnp.asarray, hyper)
+        (state, _), means = go_on(key, begin(variables, hyper), clean, present, hyper, extra)
+        loss, *beside = descent.by_number(means)
+        return Tuned(state.variables, loss, tuple(beside), state.alive, state.stopped, state.step)
+
+    return tune
+
+
+def interruptible(
+    model: Model,
+    *,
+    epochs: int,
+    batch: int,
+    schedule: Schedule,
+    gradient: Gradient,
+    project: Callable[[Any, Any], Any] | None = None,
+    augment: bool = True,
+    measured: int = 0,
+    optimiser: Optimiser = SGD,
+    gather: Callable[[CleanSet, Any, Array], tuple[Array, Array]] = gathered,
+) -> tuple[Callable[..., tuple[State, Any]], Callable[..., tuple[tuple[State, Any], Array]]]:
+    """The loop of :func:`tuner`, for methods that come back to it with the optimiser as they left it.
+
+    Args:
+      Those of :func:`tuner`.
+
+    Returns:
+      ``begin(variables, hyper) -> carry`` and ``go_on(key, carry, clean, present, hyper, extra) -> (carry, means f32[epochs, 1 +
+      j])``, which runs ``epochs`` epochs numbered from 0. The carry holds a :class:`State` and the schedule's own; steps are
+      counted on.
+    """
+    step = _step(model, gradient, schedule, project, augment, optimiser, gather)
 
     @jax.jit
-    def start(variables: Variables, hyper: Any) -> tuple[State, Any]:
+    def begin(variables: Variables, hyper: Any) -> tuple[State, Any]:
         return descent.begin(optimiser, variables, hyper, measured), schedule.init(hyper)
 
     @jax.jit
@@ -169,19 +214,18 @@ def tuner(
         state, means = descent.close(state)
         return state, schedule.observe(rate, means[0]), means
 
-    def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
+    def go_on(
+        key: Key, carry: tuple[State, Any], clean: CleanSet, present: Array, hyper: Any, extra: Any
+    ) -> tuple[tuple[State, Any], Array]:
         def epoch(carry: tuple[State, Any], e: Array) -> tuple[tuple[State, Any], Array]:
             state, rate = carry
             shared = _Shared(clean, key, hyper, rate, e, extra)
             state, rate, means = close(run_steps(step, state, plan(key, e, present), shared, model.loop), rate)
             return (state, rate), means
 
-        hyper = jax.tree.map(jnp.asarray, hyper)
-        (state, _), means = run_epochs(epoch, start(variables, hyper), epochs, model.loop)
-        loss, *beside = descent.by_number(means)
-        return Tuned(state.variables, loss, tuple(beside), state.alive, state.stopped, state.step)
+        return run_epochs(epoch, carry, epochs, model.loop)
 
-    return tune
+    return begin, go_on
 
 
 def _step(

@@ -26,7 +26,7 @@ class Group(NamedTuple):
     """Members of one cell that differ in their seeds alone."""
 
     about: Row  # of the first member
-    setting: str  # the hyper-parameters that differ between the members of the cell
+    setting: str  # the profile, if it is not "corrected", and the hyper-parameters that differ between the members of the cell
     label: str
     points: tuple[float, ...]
     rates: dict[str, np.ndarray]  # f64[m L] in [0, 1]
@@ -45,7 +45,8 @@ def _groups(found: list[Measured]) -> Iterator[Group]:
         moving = [leaf for leaf in next(iter(hypers.values())) if len({hyper[leaf] for hyper in hypers.values()}) > 1]
         for ratio, hyper in sorted({(row["ratio"], row["hyper"]) for row in cell.rows}):
             index = [i for i, row in enumerate(cell.rows) if (row["ratio"], row["hyper"]) == (ratio, hyper)]
-            setting = ", ".join(f"{leaf} {hypers[hyper][leaf]:g}" for leaf in moving)
+            profile = [] if cell.rows[0]["profile"] == "corrected" else [cell.rows[0]["profile"]]
+            setting = ", ".join([*profile, *(f"{leaf} {hypers[hyper][leaf]:g}" for leaf in moving)])
             rates = {name: np.asarray(rate, float)[index] for name, rate in zip(RATES, every, strict=True)}
             mine = [cell.rows[i] for i in index]
             chosen = np.array([[row[name] if row[name] is not None else np.nan for name in RATES[:2]] for row in mine])

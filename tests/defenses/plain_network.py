@@ -42,16 +42,18 @@ def _convolve(x, kernel, stride):
     return jnp.einsum("pbhwc,pcd->bhwd", jnp.stack(pieces), kernel.reshape(9, *kernel.shape[2:]))
 
 
-def forward(params, images, spec, statistics=None, eps=EPS):
+def forward(params, images, spec, statistics=None, eps=EPS, factors=None):
     """(logits f[b k], outputs of the three stages, {norm: {"mean", "var"}} of this batch).
 
     Without ``statistics`` in train mode: the norms take the batch's mean and biased variance; what is returned for the running
-    ones is the mean and the unbiased variance. With them in eval mode.
+    ones is the mean and the unbiased variance. With them in eval mode. Outputs of convolutions are multiplied by ``factors``.
     """
     x = (images - jnp.asarray(spec.mean).reshape(1, 1, 1, 3)) / jnp.asarray(spec.std).reshape(1, 1, 1, 3)
     stages, measured = [], {}
     for layer, stride in LAYERS:
         x = _convolve(x, params[f"conv{layer}"]["kernel"], stride)
+        if factors is not None:
+            x = x * factors[f"conv{layer}"].reshape(1, 1, 1, -1)
         flat = x.reshape(-1, x.shape[-1])
         n = flat.shape[0]
         mean = flat.sum(0) / n

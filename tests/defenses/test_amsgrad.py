@@ -4,7 +4,7 @@ import numpy as np
 import optax
 
 from bdjax import adam
-from bdjax.defenses.amsgrad import DECAYS, EPS, amsgrad
+from bdjax.defenses.amsgrad import DECAYS, EPS, amsgrad, plain_adam
 from bdjax.defenses.schedules import constant
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.pooled_linear import fold
@@ -138,3 +138,19 @@ def test_on_vggs_folded_layer_epsilon_grows_as_the_steps_do(plain_spec, wide):
         trace = np.concatenate([np.zeros((1, 3, 3)), written_out(whole, -1.0, 1e-8)])
         np.testing.assert_allclose(step["first"]["kernel"], 7 * (trace[-1] - trace[-2]), rtol=1e-10)
         np.testing.assert_allclose(step["first"]["bias"], 0.5, rtol=1e-10)  # other layers' are as they were
+
+
+def test_adam_without_the_largest_moment_does_the_same_to_the_folded_layer(plain_spec, wide):
+    model, slopes = dense(plain_spec, folded=True), 1e-8 * np.random.default_rng(1).normal(size=(4, 3, 3))
+    params = wide(model.init(jax.random.key(0)))["params"]
+    optimiser, other = plain_adam(model), plain_adam(dense(plain_spec))
+    (state, same), expected = (o.init(Hyper(), params) for o in (optimiser, other)), adam.start(jnp.zeros((3, 3)))
+    for slope in slopes:
+        gradient = jax.tree.map(lambda x: jnp.full_like(x, 1e-8), params)
+        gradient["first"]["kernel"] = jnp.asarray(slope)
+        step, state = optimiser.direction(Hyper(), gradient, state, params)
+        plain, same = other.direction(Hyper(), gradient, same, params)
+        one, expected = adam.direction(jnp.asarray(slope) / 7, expected)  # of each of the 49 copies
+        np.testing.assert_allclose(step["first"]["kernel"], 7 * one, rtol=1e-12)
+        np.testing.assert_allclose(step["first"]["bias"], plain["first"]["bias"], rtol=1e-12)
+        assert np.abs(step["first"]["kernel"] - plain["first"]["kernel"]).max() > 0.1

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses.schedules import constant, cosine_by_epoch, cosine_by_step, plateau
+from bdjax.defenses.nft import NFTHyper
+from bdjax.defenses.schedules import constant, cosine_between, cosine_by_epoch, cosine_by_step, plateau
 from bdjax.defenses.tuning import Hyper
 
 LR = Hyper(np.float32(0.01))
@@ -23,6 +24,13 @@ def test_the_cosine_follows_the_epoch_or_the_step_and_neither_stops_at_its_perio
         closed = 0.3 * (1 + np.cos(np.pi * t / 7)) / 2
         assert rate(cosine_by_epoch(7), t, 3, 0.3) == pytest.approx(closed, rel=1e-5, abs=1e-8)
         assert rate(cosine_by_step(7), 3, t, 0.3) == pytest.approx(closed, rel=1e-5, abs=1e-8)
+
+
+def test_the_cosine_between_two_rates_goes_from_the_first_to_the_last():
+    hyper = jax.tree.map(jnp.asarray, NFTHyper(lr=np.float32(0.1), last_lr=np.float32(0.02)))
+    schedule = cosine_between(100)
+    found = [float(schedule.rate(hyper, schedule.init(hyper), jnp.int32(e), jnp.int32(7))) for e in (0, 50, 99, 100)]
+    np.testing.assert_allclose(found, [0.1, 0.06, 0.02001974, 0.02], rtol=1e-6)
 
 
 def test_the_constant_rate_is_constant():

@@ -25,8 +25,9 @@ def repaired(model, name, **config):
     defense = DEFENSES[name](model, config)
     view = DefenderView(variables, clean() if "clean" in defense.needs else None)
     found = jax.jit(defense.repair)(jax.random.key(0), view, jax.tree.map(jnp.asarray, defense.hyper))
-    assert jax.tree.structure(found.variables) == jax.tree.structure(variables)
-    for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(variables), strict=True):
+    kept = {collection: found.variables[collection] for collection in variables}
+    assert jax.tree.structure(kept) == jax.tree.structure(variables)
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(variables), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype and bool(jnp.all(jnp.isfinite(a)))
     return variables, found
 
@@ -35,7 +36,9 @@ def network(name):
     return reduced(name, classes=CLASSES, lowering="mixed", **({"drop": True} if name in DROPPING else {}))
 
 
-SHORTEST = {"epochs": 1, "batch": 15, "teacher_epochs": 1, "search_epochs": 1, "rounds": 1, "iterations": 1, "attack_steps": 1}
+LENGTHS = ("epochs", "teacher_epochs", "search_epochs", "rounds", "iterations", "attack_steps")
+LENGTHS += ("unlearn_epochs", "recover_epochs", "warmup_epochs", "attempts")
+SHORTEST = {"batch": 15, **dict.fromkeys(LENGTHS, 1)}
 
 
 @pytest.mark.slow  # compiling: 20 seconds each
@@ -53,6 +56,77 @@ def test_tuning_defenses_run_on_every_network(name, method):
     else:
         kernels = [f"{address}/kernel" for kind, address in model.arch.registered if kind == "conv"]
         assert all(bool(jnp.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k))) for k in kernels)
+
+
+@pytest.mark.slow  # compiling: 20 seconds each
+@pytest.mark.parametrize("method", ["anp", "rnp", "awn", "bnp", "npd", "pbe", "mm_bd"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_pruning_and_patching_defenses_run_on_every_network(name, method):
+    """Masked norms, a plug, bounds and perturbed images, through every kind of layer."""
+    model = network(name)
+    fields = DEFENSES[method](model).config._fields
+    before, found = repaired(model, method, **{k: v for k, v in SHORTEST.items() if k in fields})
+    assert bool(getattr(found.trace, "alive", True))
+    if method in ("anp", "rnp", "awn", "bnp"):
+        assert set(found.masks) == set(model.arch.norms)  # every norm has its mask
+        assert all(found.masks[norm].shape == tree.get(before["params"], norm)["scale"].shape for norm in found.masks)
+    if method in ("anp", "rnp"):
+        assert np.any(np.asarray(found.trace.masks) < 1)  # the masks moved
+    if method == "npd":
+        assert set(found.variables) - set(before) == {"plug", "plug_stats"}
+        width = found.variables["plug"]["kernel"].shape[-1]
+        assert bool(jnp.any(found.variables["plug"]["kernel"][0, 0] != jnp.eye(width)))
+    if method == "mm_bd":
+        assert set(found.variables["bounds"]) == set(model.arch.activations)
+    if method == "pbe":
+        kernels = [f"{address}/kernel" for kind, address in model.arch.registered if kind == "conv"]
+        assert all(bool(jnp.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k))) for k in kernels)
+
+
+@pytest.mark.slow  # compiling: 20 seconds each
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_nft_scales_every_norm_and_nothing_else_and_its_bounds_fall_in_the_order_of_registration(name):
+    model = network(name)
+    before, found = repaired(model, "nft", epochs=2, batch=15)
+    assert bool(found.trace.alive)
+    order = [address for kind, address in model.arch.registered if kind == "norm"]
+    assert set(found.masks) == set(order)
+    for i, norm in enumerate(order, 1):
+        mask = np.asarray(found.masks[norm])
+        assert mask.min() >= 0.8 * np.exp(-0.5 * i) - 1e-6 and mask.max() <= 1
+        scale = np.asarray(tree.get(before["params"], norm)["scale"]) * mask
+        np.testing.assert_allclose(np.asarray(tree.get(found.variables["params"], norm)["scale"]), scale, rtol=1e-6)
+        old, new = (tree.get(v["batch_stats"], norm)["mean"] for v in (before, found.variables))
+        assert bool(jnp.all(old != new))
+    assert any(bool(jnp.any(mask < 1)) for mask in found.masks.values())
+    after = tree.flatten(found.variables["params"])
+    rest = {path: leaf for path, leaf in tree.flatten(before["params"]).items() if not path.endswith("scale")}
+    assert all(np.array_equal(np.asarray(leaf), np.asarray(after[path])) for path, leaf in rest.items())
+
+
+@pytest.mark.slow  # compiling: 20 seconds each
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_ims_scales_every_convolution_with_its_bias_and_nothing_else(name):
+    """Those of squeeze-and-excitation too, under masks that fall fast enough to see."""
+    model = network(name)
+    variables, rounds = drawn(model), dict.fromkeys(("start_rounds", "search_rounds", "settle_rounds"), 1)
+    defense = DEFENSES["ims"](model, {**rounds, "inner_steps": 2, "batch": 8})
+    hyper = jax.tree.map(jnp.asarray, defense.hyper._replace(lr=np.float32(0.2), slope=np.float32(4), l1=np.float32(0)))
+    found = jax.jit(defense.repair)(jax.random.key(0), DefenderView(variables, clean()), hyper)
+    assert bool(found.trace.alive) and found.trace.rounds.tolist() == [1, 1, 1] and float(found.trace.size[2]) > 0
+    convs = [address for kind, address in model.arch.registered if kind == "conv"]
+    assert set(found.masks) == set(convs)
+    every = np.concatenate([np.asarray(found.masks[conv]) for conv in convs])
+    assert np.mean(every < 0.99) > 0.1 and every.min() > 0 and every.shape == found.trace.masks.shape
+    scaled = {}
+    for conv in convs:
+        for leaf, value in tree.get(variables["params"], conv).items():  # a kernel, and a bias where there is one
+            scaled[f"{conv}/{leaf}"] = value * found.masks[conv].reshape((1,) * (value.ndim - 1) + (-1,))
+    for path, leaf in tree.flatten(found.variables["params"]).items():
+        expected = scaled.get(path, tree.get(variables["params"], path))
+        np.testing.assert_allclose(np.asarray(leaf), np.asarray(expected), rtol=1e-6 if path in scaled else 0)
+    for a, b in zip(jax.tree.leaves(found.variables["batch_stats"]), jax.tree.leaves(variables["batch_stats"]), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

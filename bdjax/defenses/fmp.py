@@ -1,0 +1,272 @@
+"""FMP: prune the feature maps whose adversarial stimulation costs most accuracy, then fine-tune."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import tree
+from bdjax.configure import at_least, configure
+from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.channels import split
+from bdjax.defenses.schedules import cosine_between
+from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows, tuner
+from bdjax.errors import choose
+from bdjax.evaluation import finite
+from bdjax.keys import Stream, step_key, stream
+from bdjax.loops import steps as run_steps
+from bdjax.normalisation import at_least_float32
+from bdjax.training import cross_entropy
+from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
+
+AT_ONCE = 512  # images of several channels that go through the network together
+PROJECTION = "shortcut_0"  # of a residual block: published networks run it first and register it last
+SCORE_BN, CLIP_SPACE, TIE_BREAK = ("eval", "train"), ("pixel", "normalised"), ("cross_entropy", "index")
+
+
+class Config(NamedTuple):
+    """Static configuration; None = as the profile says."""
+
+    epochs: int = 10  # of the tuning after pruning
+    batch: int = 256
+    period: int | None = None  # epochs from the first learning rate to the last
+    images: int = 32  # rows that channels are scored on, at most
+    prune_one_in: int = 64  # channels of a convolution per one that is pruned; the rest of the division prunes none
+    score_bn: str | None = None  # statistics of the norms while scoring: "eval", the running ones, or "train", the batch's
+    clip_space: str | None = None  # where steps are taken and images cut to [0, 1]: "pixel" or "normalised"
+    order_bug: bool | None = None  # scores are listed in the order of execution and read in the order of registration
+    tie_break: str | None = None  # among channels of equal accuracy: larger "cross_entropy" first, or "index" alone
+    augment_scored: bool | None = None  # crop and flip the scored rows
+    registered_norms: bool | None = None  # the norm registered next to a convolution goes with it, not the one that it feeds
+    freeze_pruned: bool | None = None  # what is pruned stays 0 while tuning
+
+
+class FMPHyper(NamedTuple):
+    """Traced hyper-parameters; each f32[]."""
+
+    lr: Any = np.float32(0.01)  # of the first epoch
+    last_lr: Any = np.float32(1e-4)  # towards which it falls along a cosine
+    momentum: Any = np.float32(0.9)
+    weight_decay: Any = np.float32(0)
+    epsilon: Any = np.float32(1 / 255)  # size of the random start and of the step
+
+
+class FMPTrace(NamedTuple):
+    """What was measured, convolution after convolution in the order of registration, and what happened while tuning."""
+
+    correct: Array  # i32[channels]: stimulated images classified correctly, as they count for each channel
+    entropy: Array  # f[channels]: mean cross-entropy on them
+    scored: Array  # i32[]: images that were stimulated
+    pruned: Array  # i32[convolutions]: channels pruned
+    loss: Array  # f32[epochs]: mean cross-entropy of the epoch
+    alive: Array  # bool[]: scores, loss and gradients stayed finite
+    stopped: Array  # i32[]: the first step of the tuning at which they did not; -1 = none
+
+
+PRESETS = {
+    "corrected": Config(
+        score_bn="eval",
+        clip_space="pixel",
+        order_bug=False,
+        tie_break="cross_entropy",
+        augment_scored=False,
+        registered_norms=False,
+        freeze_pruned=True,
+    ),
+    "reference": Config(
+        score_bn="train",
+        clip_space="normalised",
+        order_bug=True,
+        tie_break="index",
+        augment_scored=True,
+        registered_norms=True,
+        freeze_pruned=False,
+    ),
+}
+
+
+def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
+    """Prune in every convolution the channels that, once stimulated through the images, leave the network least accurate.
+
+    With x at most 32 clean images, x0 = clip(x + epsilon r), r random signs, and z_c channel c of a convolution's output:
+    x_c = clip(x0 + epsilon sign(∂ mean (z_c(x0) - z_c(x))² / ∂x0)). In each convolution of d channels, those of
+    squeeze-and-excitation too, the floor(d / 64) with the lowest accuracy on x_c lose their kernel and bias, and the scale and
+    bias of the norm that they feed. Then the whole network is tuned as in FT, without weight decay.
+
+    Args:
+      model: network.
+      config: :class:`Config` or its fields by name.
+      profile: "corrected" or "reference".
+
+    Returns:
+      A defense with hyper-parameters :class:`FMPHyper`, masks {convolution: keep f[d]} and trace :class:`FMPTrace`.
+
+    Raises:
+      UserError: an unknown field, value or profile, or a value out of range.
+
+    Source: D. Huang, Q. Bu, "Adversarial Feature Map Pruning for Backdoor", ICLR 2024; settings of K. Dunnett et al., arXiv
+      2411.11200, 2024.
+    Differs: "corrected" scores in eval mode and in pixels, as the original does, on images as they are, breaks ties by the larger
+      cross-entropy, then the first channel, and keeps what is pruned at 0. "reference" repeats the survey's published code: norms
+      take the statistics of the batch and dropout is on while scoring; epsilon and the cut to [0, 1] are those of normalised
+      images; the scores of PreActResNet's projections prune the next convolution and so on in a circle; the projections, last
+      convolutions of blocks and the stem keep their norms; pruned channels may grow back. But there each of some 3 channels
+      forward passes moves the running statistics and draws its own dropout, one pass after the other; here they are left alone,
+      and one draw gives the gradients of all channels. Ties go to the first channel; there they are arbitrary. In both profiles
+      activations are scored in the precision of the parameters: in bfloat16 a step of 1/255 would be lost. Where there is no
+      row, or a score is not finite, nothing is pruned.
+    """
+    config = configure(PRESETS, config, "fmp", profile)
+    config = config._replace(period=config.epochs if config.period is None else config.period)
+    at_least("fmp", config, epochs=1, batch=1, period=1, images=1, prune_one_in=1)
+    for field, allowed in (("score_bn", SCORE_BN), ("clip_space", CLIP_SPACE), ("tie_break", TIE_BREAK)):
+        choose(f"fmp.{field}", str(getattr(config, field)), allowed)
+    assert config.period is not None
+    convs = tuple(address for kind, address in model.arch.registered if kind == "conv")
+    measured = _executed(convs) if config.order_bug else convs  # whose scores the convolutions are judged by
+    norms = _registered_norms(model) if config.registered_norms else {conv: norm for norm, conv in model.arch.feeds}
+    measure = _measurer(model.rebuild(dtype=None), measured, config)
+
+    def project(params: Any, masks: Masks) -> Any:
+        fed = {norms[conv]: keep for conv, keep in masks.items() if conv in norms}
+        return tree.mask_norms(tree.scale_convs(params, masks), fed, bias=True)
+
+    tune = tuner(
+        model,
+        epochs=config.epochs,
+        batch=config.batch,
+        schedule=cosine_between(config.period),
+        project=project if config.freeze_pruned else None,
+    )
+
+    @jax.jit
+    def prune(variables: Variables, correct: Array, entropy: Array, scored: Array) -> Any:
+        params = variables["params"]
+        kernels = {conv: tree.get(params, conv)["kernel"] for conv in convs}
+        sound = finite(entropy)
+        keep = _kept(correct, entropy, [kernel.shape[-1] for kernel in kernels.values()], config) | ~sound | (scored == 0)
+        each = split(keep, {conv: kernel[0, 0, 0] for conv, kernel in kernels.items()})
+        masks = {conv: mask.astype(kernels[conv].dtype) for conv, mask in each.items()}
+        pruned = jnp.stack(list(tree.pruned_count(masks).values()))
+        return {**variables, "params": project(params, masks)}, masks, pruned, sound
+
+    def repair(key: Key, view: DefenderView, hyper: FMPHyper) -> Repair:
+        assert view.clean is not None
+        scoring, tuning = jax.random.split(key)
+        hyper = jax.tree.map(jnp.asarray, hyper)
+        correct, entropy, scored = measure(scoring, view.variables, view.clean, hyper.epsilon)
+        variables, masks, pruned, sound = prune(view.variables, correct, entropy, scored)
+        tuned = tune(tuning, variables, view.clean, training_rows(view.clean), hyper, masks)
+        trace = FMPTrace(correct, entropy, scored, pruned, tuned.loss, tuned.alive & sound, tuned.stopped)
+        return Repair(tuned.variables, masks, trace)
+
+    return Defense(repair, FMPHyper(), frozenset({"clean"}), config)
+
+
+def _kept(correct: Array, entropy: Array, sizes: list[int], config: Config) -> Array:
+    """bool[channels] of convolutions of ``sizes`` channels: false for the floor(d / prune_one_in) of each to be pruned."""
+    layer = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    keys = (-entropy, correct, layer) if config.tie_break == "cross_entropy" else (correct, layer)
+    order = jnp.lexsort(tuple(jnp.asarray(key) for key in keys))
+    # Sorted by layer first, so the channels that follow one another in the order are those of one layer.
+    place = np.concatenate([np.arange(d, dtype=np.int32) for d in sizes])
+    least = np.repeat(np.asarray(sizes, np.int32) // config.prune_one_in, sizes)
+    return jnp.zeros(len(layer), bool).at[order].set(jnp.asarray(place >= least))
+
+
+def _executed(convs: tuple[str, ...]) -> tuple[str, ...]:
+    """Convolutions in the order in which published networks run them, from the order of registration."""
+    order: list[str] = []
+    for conv in convs:
+        block, _, name = conv.rpartition("/")
+        begun = (i for i, other in enumerate(order) if name == PROJECTION and other.rpartition("/")[0] == block)
+        order.insert(next(begun, len(order)), conv)
+    return tuple(order)
+
+
+def _registered_norms(model: Model) -> dict[str, str]:
+    """{convolution: norm} where the two follow one another in one module."""
+    following = zip(model.arch.registered, model.arch.registered[1:], strict=False)
+    return {
+        conv: norm
+        for (kind, conv), (next_kind, norm) in following
+        if (kind, next_kind) == ("conv", "norm") and conv.rpartition("/")[0] == norm.rpartition("/")[0]
+    }
+
+
+def _measurer(model: Model, convs: tuple[str, ...], config: Config) -> Callable[..., tuple[Array, Array, Array]]:
+    """``measure(key, variables, clean, epsilon) -> (correct i32[channels], entropy f[channels], scored i32[])``, conv by conv."""
+    spec, train = model.spec, config.score_bn == "train"
+    normalised = config.clip_space == "normalised"
+    unit = spec.std if normalised else (1.0,) * len(spec.std)  # of a step, and of the range of values, in pixels
+    low = spec.mean if normalised else (0.0,) * len(spec.std)
+    high = tuple(least + width for least, width in zip(low, unit, strict=True))
+
+    def colours(values: tuple[float, ...], dtype: Any) -> Array:
+        return jnp.asarray(values, dtype).reshape(1, 1, 1, -1)
+
+    def count(variables: Variables) -> int:
+        return sum(tree.get(variables["params"], conv)["kernel"].shape[-1] for conv in convs)
+
+    def maps(variables: Variables, images: Array, mask: Array, key: Key) -> dict[str, Array]:
+        return model.apply(variables, images, train=train, mask=mask, key=key, record=convs).taps
+
+    def cut(images: Array) -> Array:
+        return jnp.clip(images, colours(low, images.dtype), colours(high, images.dtype))
+
+    def stimulate(shared: Any, carry: tuple[Array, Array], channels: Array) -> tuple[Array, Array]:
+        """Scores of the channels i32[k], numbered through all convolutions."""
+        key, variables, (started, labels, mask), before, step = shared
+        draws = stream(key, Stream.NETWORK)
+        now, pull = jax.vjp(lambda images: maps(variables, images, mask, step_key(draws, 0)), started)
+        # Twice the difference is the slope of the squared one; sums or means over it only scale what a sign is taken of.
+        away = {conv: (now[conv] - before[conv]) * mask.astype(now[conv].dtype).reshape(-1, 1, 1, 1) for conv in convs}
+
+        def one(channel: Array) -> tuple[Array, Array]:
+            first, slopes = 0, {}
+            for conv, z in away.items():
+                mine = first + jnp.arange(z.shape[-1], dtype=jnp.int32) == channel
+                slopes[conv], first = z * mine.astype(z.dtype).reshape(1, 1, 1, -1), first + z.shape[-1]
+            images = cut(started + step * jnp.sign(pull(slopes)[0]))
+            logits = model.apply(variables, images, train=train, mask=mask, key=step_key(draws, 2 + channel)).logits
+            right = (jnp.argmax(logits, -1).astype(labels.dtype) == labels) & (mask > 0)
+            return jnp.sum(right, dtype=jnp.int32), masked_mean(cross_entropy(logits, labels), mask)
+
+        return jax.tree.map(lambda old, new: old.at[channels].set(new.astype(old.dtype)), carry, jax.vmap(one)(channels))
+
+    @jax.jit
+    def start(key: Key, variables: Variables, clean: CleanSet, epsilon: Array) -> Any:
+        """What :func:`stimulate` reads, the channels in groups, and scores to be filled in."""
+        dtype = jax.tree.leaves(variables["params"])[0].dtype
+        rows, mask = (x[0] for x in epoch_plan(stream(key, Stream.ORDER), training_rows(clean), config.images))
+        images, labels = clean.images[rows], clean.labels[rows]
+        if config.augment_scored:
+            images = crop_flip(stream(key, Stream.AUGMENT), images, spec.pad, spec.flip)
+        images = to_float(images).astype(dtype)
+        step = epsilon.astype(dtype) * colours(unit, dtype)
+        drawn = stream(key, Stream.DEFENSE)
+        # By place: how many rows there are changes no draw.
+        keys = jax.vmap(lambda i: jax.random.fold_in(drawn, i))(jnp.arange(len(rows), dtype=jnp.int32))
+        signs = jax.vmap(lambda k: jax.random.rademacher(k, spec.image_shape, dtype))(keys)
+        started = cut(images + step * signs)
+        before = maps(variables, images, mask, step_key(stream(key, Stream.NETWORK), 1))
+        together = max(1, AT_ONCE // len(rows))
+        trips = -(-count(variables) // together)
+        groups = jnp.arange(trips * together, dtype=jnp.int32).reshape(trips, together)
+        zero = jnp.zeros(groups.size, jnp.int32), jnp.zeros(groups.size, at_least_float32(dtype))
+        return (key, variables, (started, labels, mask), before, step), groups, zero
+
+    @jax.jit
+    def finish(variables: Variables, correct: Array, entropy: Array, mask: Array) -> tuple[Array, Array, Array]:
+        channels = count(variables)
+        return correct[:channels], entropy[:channels], jnp.sum(mask).astype(jnp.int32)
+
+    def measure(key: Key, variables: Variables, clean: CleanSet, epsilon: Array) -> tuple[Array, Array, Array]:
+        shared, groups, zero = start(key, variables, clean, epsilon)
+        correct, entropy = run_steps(stimulate, zero, groups, shared, model.loop)
+        _, _, (_, _, mask), *_ = shared
+        return finish(variables, correct, entropy, mask)
+
+    return measure

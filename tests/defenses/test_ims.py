@@ -1,0 +1,334 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax.defenses import ims
+from bdjax.defenses.ims import TOLD, IMSHyper
+from bdjax.defenses.ims_networks import agree, disagree, factors
+from bdjax.defenses.tuning import epoch_plan
+from bdjax.errors import UserError
+from bdjax.keys import Stream, step_key, stream
+from bdjax.models import cnn
+from bdjax.types import CleanSet, DefenderView
+from tests.defenses.plain_eval import Adam, knowing, log_softmax
+from tests.defenses.plain_masks import correct, murky, plain
+from tests.defenses.plain_network import EPS, filled, forward, pixels
+
+KEY = jax.random.key(31)
+CHANNELS = {"conv1": 4, "conv2": 8, "conv3": 16}
+LENGTHS = (7, 6, 7)
+SHORT = {"start_rounds": 7, "search_rounds": 6, "settle_rounds": 7, "batch": 8, "inner_steps": 4, "patience": 2}
+START = {"search_rounds": 0, "settle_rounds": 0}
+LIVELY = {"lr": 0.15, "perturbation_lr": 0.05, "weight_decay": 0.3, "slope": 6.0, "l1": 3.0, "bound": 0.12, "progress": 0.9}
+
+
+def hyper64(**changed):
+    return IMSHyper(**{name: np.float64(value) for name, value in {**LIVELY, **changed}.items()})
+
+
+def hyper32(**changed):
+    return jax.tree.map(np.float32, hyper64(**changed))
+
+
+def stacked(members):
+    return jax.tree.map(lambda *x: np.stack(x), *members)
+
+
+@functools.cache
+def compiled(model, **config):
+    """``repair(variables, rows, hyper)``."""
+    repair = ims(model, {**SHORT, **config}).repair
+    return jax.jit(lambda variables, rows, hyper: repair(KEY, DefenderView(variables, rows), hyper))
+
+
+@pytest.fixture(scope="module")
+def known(plain_spec, variables, clean):
+    """A network that tells the classes apart."""
+    return knowing(plain_spec, variables, clean(5))
+
+
+# The whole method
+
+
+def parted(flat):
+    """A vector over channels as one per convolution."""
+    return dict(zip(CHANNELS, jnp.split(jnp.asarray(flat), np.cumsum(list(CHANNELS.values()))[:-1]), strict=True))
+
+
+@functools.cache
+def slopes(spec):
+    """Gradients of the perturbation and of masks and selections, without the pull; networks scale what convolutions give."""
+
+    def chances(start, x, c=None):
+        z = forward(start["params"], x, spec, start["batch_stats"], factors=None if c is None else parted(c))[0]
+        return jnp.exp(log_softmax(z))
+
+    def h(t, k):
+        return 1 / (1 + jnp.exp(-k * (t - 0.5)))
+
+    def both(m, s, k):
+        return h(m, k) + s * (1 - h(m, k)), h(1 - m, k) + s * (1 - h(1 - m, k))
+
+    def near(p, q):
+        return -jnp.log((p * q).sum(1) + 1e-8).mean()
+
+    def far(p, q):
+        return -jnp.log(1 - (p * q).sum(1) + 1e-8).mean()
+
+    def shaken(delta, start, x, m, s, k):
+        there = chances(start, x + delta)
+        return near(chances(start, x + delta, both(m, s, k)[1]), there) + far(there, chances(start, x))
+
+    def clear(free, start, x, k):
+        keep, invert = both(*free, k)
+        seen = chances(start, x)
+        parts = near(chances(start, x, keep), seen), far(chances(start, x, invert), seen)
+        return sum(parts), (*parts, 0.0, keep.mean())
+
+    def searched(free, start, x, delta, k):
+        keep, invert = both(*free, k)
+        seen, there = chances(start, x), chances(start, x + delta)
+        value, (close, apart, _, mean) = clear(free, start, x, k)
+        inverse = chances(start, x + delta, invert)
+        more = near(chances(start, x + delta, keep), seen) + near(inverse, there) + far(inverse, seen)
+        return value + more, (close, apart, more, mean)
+
+    def logits(start, x, c):
+        return forward(start["params"], x, spec, start["batch_stats"], factors=parted(c))[0]
+
+    gradient = functools.partial(jax.value_and_grad, has_aux=True)
+    return jax.jit(jax.grad(shaken)), jax.jit(gradient(clear)), jax.jit(gradient(searched)), jax.jit(both), jax.jit(logits)
+
+
+def decayed(adam, params, gradient, lr, decay):
+    """AdamW: the parameters shrink, then Adam steps."""
+    return plain(adam.step(jax.tree.map(lambda p: p * (1 - lr * decay), params), gradient, lr))
+
+
+def by_hand(spec, start, images, key, hyper, lengths=LENGTHS, batch=8, inner=4, patience=2):
+    """Masks and selections f64[28], what is told of each round [7, rounds], and how many rounds each stage had."""
+    h = {name: float(value) for name, value in hyper._asdict().items()}
+    start, images = plain(start, images)
+    uphill, clear, searched, *_ = slopes(spec)
+    free, told, made, first = (np.ones(28), np.ones(28)), [], [], 0
+    for stage, length in enumerate(lengths):
+        adam, best, missed = Adam(free, largest=False), np.inf, 0
+        rounds = []
+        while len(rounds) < length and missed <= patience:
+            plan = epoch_plan(step_key(stream(key, Stream.ORDER), first + len(rounds)), jnp.ones(len(images), bool), batch)
+            x = images[filled(*plan)[0]]
+            assert len(x) == min(batch, len(images))
+            if stage == 0:
+                (value, parts), slope = plain(clear(free, start, x, h["slope"]))
+                size = 0.0
+            else:
+                delta = np.zeros(x.shape)
+                own = Adam(delta, largest=False)
+                for _ in range(inner):
+                    up = plain(uphill(delta, start, x, *free, h["slope"]))
+                    delta = np.clip(decayed(own, delta, up, h["perturbation_lr"], h["weight_decay"]), -h["bound"], h["bound"])
+                (value, parts), slope = plain(searched(free, start, x, delta, h["slope"]))
+                size = np.abs(delta).max()
+            s = free[1]
+            pull = 0.0 if stage == 1 else h["l1"]
+            value = float(value) + pull * np.abs(1 - s).mean()
+            slope = slope[0], slope[1] - np.where(s == 1, 0, pull / 28)  # the slope of |1 - s| is 0 at 1
+            rounds.append([value, *parts[:3], size, s.mean(), parts[3]])
+            free = tuple(np.clip(p, 0, 1) for p in decayed(adam, free, slope, h["lr"], h["weight_decay"]))
+            best, missed = (value, 0) if value < h["progress"] * best else (best, missed + 1)
+        told += rounds + [[np.nan] * 7] * (length - len(rounds))
+        made.append(len(rounds))
+        first += length
+    return *free, np.array(told).T, made
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(8, [6, 4, 7]), (32, [5, 4, 7])], ids=["batches", "one batch with absent rows"])
+def test_masks_are_those_written_out(batch, expected, model, known, clean, padded, wide, distance, plain_spec):
+    rows, start, hyper = murky(clean(5)), wide(known), hyper64()
+    found, images = compiled(model, batch=batch)(start, padded(rows, 13), hyper), pixels(rows)
+    m, s, told, made = by_hand(plain_spec, start, images, KEY, hyper, batch=batch)
+    *_, both, logits = slopes(plain_spec)
+    keep, _ = both(m, s, LIVELY["slope"])
+    assert distance(found.masks, parted(keep)) < 1e-9
+    np.testing.assert_allclose(found.trace.masks, m, atol=1e-6)
+    np.testing.assert_allclose(found.trace.selections, s, atol=1e-6)
+    np.testing.assert_allclose([getattr(found.trace, name) for name in TOLD], told, rtol=2e-6, atol=1e-7)
+    assert found.trace.rounds.tolist() == made and bool(found.trace.alive) and int(found.trace.stopped) == -1
+    assert made == expected, "stages must end early, but not all"
+    assert np.nanmax(told[4]) == LIVELY["bound"] and s.min() < 0.7 and np.any(s == 1) and m.min() < 0.7
+    assert len(np.unique(np.asarray(keep).round(3))) > 10, "the case must have factors of all sizes"
+    # Folded into the kernels they do what they do behind the convolutions; nothing else has changed.
+    masked = logits(start, images, keep)
+    assert distance(jax.jit(model.apply)(found.variables, images).logits, masked) < 1e-9
+    assert distance(model.apply(start, images).logits, masked) > 1e-2
+    rest = [{k: {n: x for n, x in v.items() if k not in CHANNELS} for k, v in one["params"].items()} for one in (found[0], start)]
+    assert distance(*rest) == 0 == distance(found.variables["batch_stats"], start["batch_stats"])
+
+
+def test_hard_masks_are_soft_ones_rounded(model, known, clean):
+    rows, hyper = murky(clean(5)), hyper32(l1=0, weight_decay=0.9, lr=0.3)
+    soft, hard = (compiled(model, hard_mask=hard, **START)(known, rows, hyper) for hard in (False, True))
+    for conv in CHANNELS:
+        np.testing.assert_array_equal(np.asarray(hard.masks[conv]), np.round(np.asarray(soft.masks[conv])))
+        kernel = np.asarray(known["params"][conv]["kernel"]) * np.asarray(hard.masks[conv])
+        np.testing.assert_array_equal(np.asarray(hard.variables["params"][conv]["kernel"]), kernel)
+    every = np.concatenate([np.asarray(hard.masks[conv]) for conv in CHANNELS])
+    assert set(every.tolist()) == {0.0, 1.0}
+
+
+# The start
+
+
+def test_at_the_start_all_networks_are_the_same(wide):
+    ones, k = jnp.ones(3), jnp.float64(20)
+    start = {"masks": ones, "selections": ones}
+    keep, invert = factors(start, k)
+    assert keep.tolist() == invert.tolist() == [1, 1, 1]
+    slope = jax.grad(lambda free: jnp.sum(jnp.stack(factors(free, k)) * jnp.arange(6.0).reshape(2, 3)))(start)
+    assert slope["masks"].tolist() == [0, 0, 0] and np.all(np.asarray(slope["selections"])[1:] > 0)
+
+
+def test_factors_give_channels_to_one_network_or_to_both(wide):
+    free = {"masks": jnp.float64([1, 0, 0.5, 0.5, 0.7]), "selections": jnp.float64([0, 0, 0, 0.5, 0.25])}
+    keep, invert = factors(free, jnp.float64(20))
+    high, low, part = 1 / (1 + np.exp(-10)), 1 / (1 + np.exp(10)), 1 / (1 + np.exp(-4))
+    np.testing.assert_allclose(keep, [high, low, 0.5, 0.75, part + 0.25 * (1 - part)], rtol=1e-11)
+    np.testing.assert_allclose(invert, [low, high, 0.5, 0.75, (1 - part) + 0.25 * part], rtol=1e-11)
+    assert (round(high, 5), round(low, 7)) == (0.99995, 4.54e-05)
+
+
+def test_the_first_round_moves_masks_by_decay_alone_and_selections_without_the_pull(model, known, clean):
+    rows = murky(clean(5))
+    light, heavy = (compiled(model, start_rounds=1, **START)(known, rows, hyper32(l1=l1)) for l1 in (0, 50))
+    for found in (light, heavy):
+        np.testing.assert_allclose(found.trace.masks, np.full(28, 1 - 0.15 * 0.3), rtol=1e-6)
+        assert found.trace.rounds.tolist() == [1, 0, 0] and found.trace.kept.tolist() == [1]
+    np.testing.assert_array_equal(light.trace.selections, heavy.trace.selections)
+    assert np.asarray(light.trace.selections).min() < 0.9
+
+
+def test_agreement_is_the_chance_to_draw_the_same_class(wide):
+    p, q = jnp.float64([[0.7, 0.2, 0.1], [1, 0, 0], [1, 0, 0]]), jnp.float64([[0.1, 0.3, 0.6], [1, 0, 0], [0, 0, 1]])
+    np.testing.assert_allclose(agree(p, q), [-np.log(0.19 + 1e-8), -np.log(1 + 1e-8), -np.log(1e-8)], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(disagree(p, q), [-np.log(0.81 + 1e-8), -np.log(1e-8), -np.log(1 + 1e-8)], rtol=1e-12, atol=1e-15)
+    # Chances that add up to more than 1 by rounding leave nothing, and a number; at 1 the loss keeps its slope.
+    above = jnp.float32([[1.0000001, 0]])
+    assert float(disagree(above, above)[0]) == pytest.approx(-np.log(1e-8))
+    slope = jax.grad(lambda p: disagree(p, q)[1])(p)
+    assert float(slope[1, 0]) == pytest.approx(1e8)
+
+
+# Rounds, members, rows
+
+
+@functools.cache
+def several(model):
+    repair = ims(model, SHORT).repair
+    return jax.jit(jax.vmap(lambda view, hyper: repair(KEY, view, hyper), in_axes=(None, 0)))
+
+
+def test_members_go_their_own_way_and_every_hyper_parameter_counts(model, known, clean, distance):
+    view = DefenderView(known, murky(clean(5)))
+    halves = [hyper32(**{leaf: LIVELY[leaf] / 2}) for leaf in IMSHyper._fields]
+    members = [hyper32(), *halves, hyper32(progress=1e9), hyper32(progress=1e-9), hyper32(lr=0), hyper32(perturbation_lr=np.inf)]
+    found = several(model)(view, stacked(members))
+    masks = np.concatenate([np.asarray(found.masks[n]) for n in CHANNELS], 1)
+    assert all(np.abs(masks[i] - masks[0]).max() > 1e-4 for i in range(1, 1 + len(halves)))
+    every, few, still, broken = (jax.tree.map(lambda x, i=i: x[i], found) for i in (-4, -3, -2, -1))
+    assert distance(still.variables, known) == 0  # a rate of 0 gives back the network
+    # A stage ends after more rounds without progress than the patience, 2; where a loss must fall to a billionth to make any,
+    # these are the three after its first.
+    assert every.trace.rounds.tolist() == list(LENGTHS) and few.trace.rounds.tolist() == [4, 4, 4]
+    for name in TOLD:
+        told = [r < 4 for length in LENGTHS for r in range(length)]
+        assert np.isfinite(np.asarray(getattr(few.trace, name))).tolist() == told
+        assert np.isfinite(np.asarray(getattr(every.trace, name))).all()
+    # What is not finite is noticed in the first round with perturbations, and leaves what the first stage has found.
+    assert found.trace.alive.tolist() == [True] * (len(members) - 1) + [False]
+    first = int(broken.trace.rounds[0])
+    assert broken.trace.rounds.tolist() == [first, 1, 0] and first == int(found.trace.rounds[0, 0])
+    assert found.trace.stopped.tolist() == [-1] * (len(members) - 1) + [first]
+    assert np.isfinite(masks).all() and masks[-1].min() < 0.99
+    well = several(model)(view, stacked([*members[:-1], members[0]]))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(well), strict=True):
+        np.testing.assert_array_equal(np.asarray(a[:-1]), np.asarray(b[:-1]))
+
+
+def test_labels_and_absent_rows_are_not_read(model, known, clean, padded, wide, distance):
+    start, hyper, more = wide(known), hyper64(), padded(murky(clean(5)), 13)
+    there = (more.role == 1)[:, None, None, None]
+    repair = compiled(model, batch=32)
+    found = repair(start, more, hyper)
+    other = more._replace(labels=jnp.zeros_like(more.labels), images=jnp.where(there, more.images, 255 - more.images))
+    changed = repair(start, other, hyper)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(changed), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    empty = repair(start, more._replace(role=jnp.zeros_like(more.role)), hyper)
+    assert distance(empty.variables, start) == 0 and bool(empty.trace.alive)
+
+
+def shortcut(variables):
+    """A network made by hand that knows three classes by red and green; a blue a little above one half sends all to class 0."""
+    params, statistics = (jax.tree.map(lambda x: np.zeros(x.shape, np.float32), variables[n]) for n in ("params", "batch_stats"))
+    for layer in (1, 2, 3):
+        params[f"bn{layer}"]["scale"][:], statistics[f"bn{layer}"]["var"][:] = 1, 1 - EPS
+        params[f"conv{layer}"]["kernel"][1, 1, (0, 1, 2), (0, 1, 2)] = 1
+    first = params["conv1"]["kernel"]
+    first[1, 1] = 0
+    first[1, 1, 0, 1] = first[1, 1, 1, 2] = 1
+    first[1, 1, 2, 0], params["bn1"]["bias"][0] = 10, -4.95
+    params["linear"]["kernel"][(0, 1, 2), (0, 1, 2)] = 30, 20, 20
+    params["linear"]["bias"][:] = 8, 0, 0, -10
+    images, labels = np.random.default_rng(0).uniform(0.1, 0.3, (30, 8, 8, 3)), np.arange(30, dtype=np.int32) // 10
+    for k in (1, 2):
+        images[labels == k, ..., k - 1] += 0.45
+    images = (255 * images).astype(np.uint8)
+    images[..., 2] = 127
+    triggered = images.copy()
+    triggered[..., 2] = 140
+    return jax.tree.map(jnp.asarray, {"params": params, "batch_stats": statistics}), images, labels, triggered
+
+
+def test_it_finds_a_planted_shortcut(plain_spec, variables):
+    # The survey's hyper-parameters, but for fewer rounds, and a pull for 28 channels instead of thousands.
+    spec = plain_spec._replace(mean=(0.0,) * 3, std=(1.0,) * 3)
+    start, images, labels, triggered = shortcut(variables)
+    rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.ones(30, jnp.int8), jnp.int32(10))
+    defense = ims(
+        cnn(spec, 4, lowering="patches"), {"start_rounds": 60, "search_rounds": 60, "settle_rounds": 60, "patience": 60}
+    )
+    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), IMSHyper(l1=np.float32(0.1)))
+
+    def right(variables, images, labels):
+        return correct(spec, variables, jnp.asarray(images / np.float32(255)), labels)
+
+    zeros = np.zeros(20, np.int32)
+    assert right(start, images, labels) == 30 and right(start, triggered[10:], zeros) == 20
+    assert right(found.variables, images, labels) == 30 and right(found.variables, triggered[10:], zeros) == 0
+    assert right(found.variables, triggered, labels) == 30
+    first = np.asarray(found.masks["conv1"])
+    assert first[0] < 0.95 and first[1:].min() > 0.999, "channel 0 is the shortcut's"
+    # Twenty steps at that rate go 0.02 far, 0.0212 at most for gradients that grow; the bound of 1 is far away.
+    size = np.asarray(found.trace.size)
+    assert size[:60].tolist() == [0] * 60 and size[60:].min() > 0.019 and size.max() <= 0.0212
+
+
+def test_defaults(model):
+    for profile in ("corrected", "reference"):
+        assert ims(model, profile=profile).config == (100, 200, 200, 256, 20, 25, False)
+        assert [float(f"{float(x):.4g}") for x in ims(model, profile=profile).hyper] == [0.02, 0.001, 0.01, 20, 10, 1, 0.98]
+    assert ims(model).needs == {"clean"} and not ims(model).validation
+
+
+def test_mistakes_are_named(model):
+    for field in ("start_rounds", "batch", "inner_steps"):
+        with pytest.raises(UserError, match=rf"ims\.{field} must be at least 1; given 0"):
+            ims(model, {field: 0})
+    for field in ("search_rounds", "settle_rounds", "patience"):
+        with pytest.raises(UserError, match=rf"ims\.{field} must be at least 0; given -1"):
+            ims(model, {field: -1})
+    with pytest.raises(UserError, match="Did you mean 'hard_mask'"):
+        ims(model, {"hard_masks": True})
