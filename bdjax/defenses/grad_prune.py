@@ -39,6 +39,11 @@ class Config(NamedTuple):
     search_epochs: int = 80  # of the "universal" pattern, at most
     search_batch: int = 256  # of it
     attack_steps: int = 7  # of a "sample" perturbation
+    pretrain_epochs: int = 50  # of the "generator", which learns to copy images; then
+    mask_epochs: int = 20  # of what it may change, and
+    generator_epochs: int = 30  # of the generator that changes it
+    generator_width: int = 32  # its channels at full resolution
+    generator_levels: int = 4  # its halvings of the image, at most
 
 
 class GradPruneHyper(NamedTuple):
@@ -137,7 +142,8 @@ def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *
     """
     config = configure(PRESETS, config, "grad_prune", profile)
     at_least("grad_prune", config, rounds=1, epochs=1, batch=1, pruning_patience=1, tuning_patience=1)
-    at_least("grad_prune", config, search_epochs=1, search_batch=1, attack_steps=0)
+    at_least("grad_prune", config, search_epochs=1, search_batch=1, attack_steps=0, pretrain_epochs=1, mask_epochs=1)
+    at_least("grad_prune", config, generator_epochs=1, generator_width=1, generator_levels=1)
     allowed = {"score_bn": SCORE_BN, "batch_weighting": WEIGHTINGS, "companion": COMPANIONS, "triggers": ("true", *SOURCES)}
     for field, values in allowed.items():
         choose(f"grad_prune.{field}", str(getattr(config, field)), values)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.data.augment import to_float
+from bdjax.defenses import bti_dbf_search
+from bdjax.defenses.bti_dbf_search import inverted_triggers
 from bdjax.defenses.nc_search import Found, Rules, searcher, stamp
 from bdjax.defenses.pbe import Config as Perturbation
 from bdjax.defenses.pbe import perturbed
@@ -53,6 +55,21 @@ class SampleHyper(NamedTuple):
     tolerance: Any = np.float32(0.1)
     radius: Any = np.float32(0.02)  # of the perturbation, in pixels of [0, 1]
     step: Any = np.float32(0.2)  # of it, as a share of the radius
+
+
+class GeneratorHyper(NamedTuple):
+    """Traced hyper-parameters with a generator of triggers; each f32[]. Those from ``generator_lr`` on are the inversion's."""
+
+    lr: Any = np.float32(1e-3)
+    momentum: Any = np.float32(0.9)
+    weight_decay: Any = np.float32(5e-4)
+    tolerance: Any = np.float32(0.1)
+    generator_lr: Any = np.float32(1e-3)
+    mask_lr: Any = np.float32(0.01)
+    pretrain_bound: Any = np.float32(0.1)
+    image_bound: Any = np.float32(0.3)
+    feature_bound: Any = np.float32(3)
+    noise: Any = np.float32(0.03)
 
 
 def universal(model: Model, config: "Config") -> Source:
@@ -115,4 +132,28 @@ def sample(model: Model, config: "Config") -> Source:
     return Source(make, SampleHyper())
 
 
-SOURCES: dict[str, Callable[[Model, "Config"], Source]] = {"universal": universal, "sample": sample}
+def generator(model: Model, config: "Config") -> Source:
+    """Each image is drawn anew by BTI-DBF's generator: as before for what the class needs, as different as may be for the rest.
+
+    One round of its reconstruction on the network as it is (:func:`bdjax.defenses.bti_dbf_search.inverted_triggers`). Where that
+    is not finite the images are not either, so that the repair is marked.
+
+    Source: X. Xu, K. Huang, Y. Li, Z. Qin, K. Ren, "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling
+      Benign Features", ICLR 2024.
+    """
+    fields = ("pretrain_epochs", "mask_epochs", "generator_epochs", "generator_width", "generator_levels", "batch")
+    rules = bti_dbf_search.Rules(rounds=1, **{field: getattr(config, field) for field in fields})
+    invert = inverted_triggers(model, rules)
+
+    @jax.jit
+    def checked(images: Array, alive: Array) -> Array:
+        return jnp.where(alive, to_float(images), jnp.nan)
+
+    def make(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Array:
+        found = invert(key, variables, clean, hyper)
+        return checked(found.images, found.alive)
+
+    return Source(make, GeneratorHyper())
+
+
+SOURCES: dict[str, Callable[[Model, "Config"], Source]] = {"universal": universal, "sample": sample, "generator": generator}

@@ -153,4 +153,4 @@ def test_adam_without_the_largest_moment_does_the_same_to_the_folded_layer(plain
         one, expected = adam.direction(jnp.asarray(slope) / 7, expected)  # of each of the 49 copies
         np.testing.assert_allclose(step["first"]["kernel"], 7 * one, rtol=1e-12)
         np.testing.assert_allclose(step["first"]["bias"], plain["first"]["bias"], rtol=1e-12)
-        assert np.abs(step["first"]["kernel"] - plain["first"]["kernel"]).max() > 0.1
+        assert np.abs(step["first"]["kernel"] - plain["first"]["kernel"]).max() > 0.03

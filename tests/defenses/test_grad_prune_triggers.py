@@ -21,6 +21,7 @@ from tests.networks import drawn
 
 KEY = jax.random.key(29)
 SHORT = {"rounds": 3, "batch": 8, "tune": False, "search_epochs": 3, "attack_steps": 3}
+SHORT |= {"pretrain_epochs": 2, "mask_epochs": 1, "generator_epochs": 2, "generator_width": 2, "generator_levels": 1}
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,9 @@ def test_a_perturbation_knows_its_row_by_its_place_among_those_present(model, va
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_source_takes_the_place_of_the_true_copies(kind, small, clean, distance):
+def test_a_source_takes_the_place_of_the_true_copies(kind, small, model, variables, clean, distance):
     """Needs clean rows alone, and does with its images what is done with those that are given."""
-    network, start = small
+    network, start = (model, variables) if kind == "generator" else small  # which the generator asks for features
     rows, (source, make) = murky(clean(5, 3)), making(network, kind)
     defense, given = (grad_prune(network, {**SHORT, "triggers": name}) for name in (kind, "true"))
     assert defense.needs == {"clean"} and given.needs == {"clean", "triggered"} and defense.validation
@@ -111,6 +112,18 @@ def test_a_source_takes_the_place_of_the_true_copies(kind, small, clean, distanc
     expected = jax.jit(given.repair)(KEY, DefenderView(start, rows, images), arrays(given.hyper))
     assert distance(found.variables, expected.variables) < 1e-6 and distance(found.masks, expected.masks) == 0
     assert int(found.trace.rounds) > 0 and bool(found.trace.alive)
+
+
+def test_a_generator_that_is_not_finite_marks_the_repair(model, variables, clean):
+    network, start, rows = model, variables, clean(5, 3)
+    source, make = making(network, "generator")
+    images = make(KEY, start, rows, arrays(source.hyper))
+    assert images.shape == rows.images.shape and bool(jnp.all((images >= 0) & (images <= 1)))
+    assert float(jnp.max(jnp.abs(images - to_float(rows.images)))) > 0.05
+    wild = arrays(source.hyper._replace(generator_lr=np.float32(np.inf)))
+    assert bool(jnp.all(jnp.isnan(make(KEY, start, rows, wild))))
+    defense = grad_prune(network, {**SHORT, "triggers": "generator"})
+    assert not bool(jax.jit(defense.repair)(KEY, DefenderView(start, rows), wild).trace.alive)
 
 
 def test_a_source_is_one_function(small, clean, monkeypatch):
