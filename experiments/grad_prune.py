@@ -2,18 +2,17 @@
 
 Command:      bdjax sweep experiments/grad_prune.py --data-dir DIR --out grad_prune
               small: bdjax sweep experiments/grad_prune.py --scale small --data-dir DIR --out grad_prune
-Hardware:     grid: one GPU, not run yet; small: 2 CPU cores (experiments/grad_prune.md)
-Time:         small: an hour and a half; one attack at a time with --only attack=NAME, fewer cells with --limit-cells
+Hardware:     grid: one GPU; small: 2 CPU cores; neither run yet
+Time:         unknown; one attack at a time with --only attack=NAME, fewer cells with --limit-cells
 Expectation:  with the true trigger Grad-Prune removes each backdoor at a small cost of accuracy, also with few samples per class;
               with a synthesised trigger as far as that trigger resembles the true one.
 """
 
 import dataclasses
-from pathlib import Path
 
 from bdjax.sweep.plan import Grid
 
-VARIANTS = f"{Path(__file__).parent / 'grad_prune_variants.py'}"
+VARIANTS = "experiments/grad_prune_variants.py"  # relative, so that a cell has one name on every machine: run from the repository
 WITHOUT_TRIGGER = (f"{VARIANTS}:universal", f"{VARIANTS}:sample", f"{VARIANTS}:generator")
 CUTS = {
     "ft": {"epochs": 50},
