@@ -440,7 +440,7 @@ def test_the_planted_detector_is_pruned_first(plain_spec, variables):
 
 def test_defaults(model):
     both = (300, 300, 128, 10, 10, True, True)
-    rest = ("true", 80, 256, 7)
+    rest = ("true", 80, 256, 7, 50, 20, 30, 32, 4)
     assert grad_prune(model).config == (*both, "eval", "per_image", "own_bn", True, True, True, False, *rest)
     published = ("first_batch_train", "sum_of_batch_means", "next_param", False, False, False, True)
     assert grad_prune(model, profile="reference").config == (*both, *published, *rest)
