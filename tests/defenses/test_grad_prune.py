@@ -205,6 +205,21 @@ def test_a_filter_that_still_has_a_gradient_wins_again_unless_it_is_left_out(exc
     assert len(set(chosen(0.0)[0])) == 4  # behind the norm it is exactly 0, where ReLU lets nothing through
 
 
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_filter_with_a_gradient_grows_back_while_tuning_unless_it_is_frozen(freeze, small):
+    """Where only kernel and bias of the convolution are 0 and the norm lets the gradient through."""
+    network, start, rows, red = small
+    _, repair, _ = repairing(network, "reference", rounds=4, epochs=2, freeze_pruned=freeze)
+    biases = {f"{norm}/bias": jnp.full_like(start["params"][norm]["bias"], 0.3) for norm in ("bn1", "bn2")}
+    changed = {**start, "params": tree.replace(start["params"], biases)}
+    hyper = jax.tree.map(jnp.asarray, GradPruneHyper(tolerance=np.float32(2)))
+    found = repair(changed, rows, red, hyper)
+    gone = [(conv, j) for conv, keep in found.masks.items() for j in np.flatnonzero(np.asarray(keep) == 0)]
+    assert gone and int(found.trace.kept_epoch) > 0, "the case must be one that prunes and tunes"
+    kernels = [np.asarray(found.variables["params"][conv]["kernel"])[..., j] for conv, j in gone]
+    assert all(not kernel.any() for kernel in kernels) == freeze
+
+
 def test_no_change_is_no_improvement(small, wide):
     """A head that looks at nothing, which nothing moves."""
     network, start, rows, red = small
