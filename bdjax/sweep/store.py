@@ -161,7 +161,7 @@ def read_file(path: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        # A few rows need no threads, and a short process that ends beside pyarrow's aborts now and then (3 of 18 on a busy machine).
+        # A few rows need no threads, and a short process that ends beside pyarrow's aborts now and then (3 in 18, machine busy).
         table = pq.read_table(io.BytesIO(path.read_bytes()), page_checksum_verification=True, use_threads=False)
         rows = table.to_pylist()
         if not table.schema.equals(arrow_schema()):

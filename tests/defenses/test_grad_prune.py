@@ -13,6 +13,7 @@ from bdjax.defenses.grad_prune_filters import filters, masks_of, pruned
 from bdjax.defenses.grad_prune_passes import pixels as as_floats
 from bdjax.defenses.grad_prune_passes import plan, sizes
 from bdjax.defenses.grad_prune_rounds import Ended, within
+from bdjax.defenses.grad_prune_tuning import tuner
 from bdjax.errors import UserError
 from bdjax.models import cnn, preactresnet18
 from bdjax.types import CleanSet, DefenderView
@@ -209,15 +210,17 @@ def test_a_filter_that_still_has_a_gradient_wins_again_unless_it_is_left_out(exc
 def test_a_filter_with_a_gradient_grows_back_while_tuning_unless_it_is_frozen(freeze, small):
     """Where only kernel and bias of the convolution are 0 and the norm lets the gradient through."""
     network, start, rows, red = small
-    _, repair, _ = repairing(network, "reference", rounds=4, epochs=2, freeze_pruned=freeze)
-    biases = {f"{norm}/bias": jnp.full_like(start["params"][norm]["bias"], 0.3) for norm in ("bn1", "bn2")}
-    changed = {**start, "params": tree.replace(start["params"], biases)}
-    hyper = jax.tree.map(jnp.asarray, GradPruneHyper(tolerance=np.float32(2)))
-    found = repair(changed, rows, red, hyper)
-    gone = [(conv, j) for conv, keep in found.masks.items() for j in np.flatnonzero(np.asarray(keep) == 0)]
-    assert gone and int(found.trace.kept_epoch) > 0, "the case must be one that prunes and tunes"
-    kernels = [np.asarray(found.variables["params"][conv]["kernel"])[..., j] for conv, j in gone]
-    assert all(not kernel.any() for kernel in kernels) == freeze
+    params = tree.map_at(lambda bias: jnp.full_like(bias, 0.3), start["params"], ("bn1/bias", "bn2/bias"))
+    table = filters(network.arch, params, "next_param", True)
+    keep = jnp.ones(len(table.address)).at[2].set(0)  # the third of the first convolution
+    config = grad_prune(network, {**SHORT, "epochs": 2, "freeze_pruned": freeze}, profile="reference").config
+    without = {**start, "params": pruned(table, params, keep)}
+    hyper, least = jax.tree.map(jnp.asarray, GradPruneHyper()), jnp.float32(jnp.inf)
+    tune = tuner(network, config)
+    found = jax.jit(lambda v: tune(KEY, v, table, keep, least, rows, red, hyper))(without)
+    assert int(found.kept) > 0
+    kernel, bias = (np.asarray(found.variables["params"]["conv1"][leaf]) for leaf in ("kernel", "bias"))
+    assert np.any(kernel[..., 2]) != freeze and kernel[..., (0, 1, 3, 4)].all() and (bias[2] == 0 or not freeze)
 
 
 def test_no_change_is_no_improvement(small, wide):
