@@ -14,7 +14,7 @@ from bdjax.defenses.tuning import Tuned, epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream
 from bdjax.models import MODELS
-from bdjax.types import CleanSet, DefenderView
+from bdjax.types import CleanSet, DefenderView, Loop
 from tests.defenses.plain_eval import knowing, planted
 from tests.defenses.plain_maps import CONVS, stimulated_scores
 from tests.defenses.plain_masks import murky
@@ -314,6 +314,16 @@ def test_mistakes_are_named(model):
     for field, near in (("score_bn", "train"), ("clip_space", "pixel"), ("tie_break", "index")):
         with pytest.raises(UserError, match=rf"unknown fmp\.{field} '{near}s'.*'{near}'"):
             fmp(model, {field: f"{near}s"})
+
+
+@pytest.mark.slow  # every step is compiled on its own
+def test_a_dispatched_loop_is_the_same_loop(model, known, clean, wide, distance):
+    rows, variables = murky(clean(5)), wide(known)
+    there = compiled(model)(variables, rows, hyper())
+    defense = fmp(model.rebuild(loop=Loop("dispatch")), SHORT)
+    found = defense.repair(KEY, DefenderView(variables, rows), hyper())
+    assert distance(found.variables, there.variables) < 1e-10 and distance(found.masks, there.masks) == 0
+    assert distance(found.trace, there.trace) < 1e-6
 
 
 @pytest.mark.slow  # compiling: a minute each
