@@ -18,7 +18,7 @@ from bdjax.data import spec
 from bdjax.defenses import DEFENSES
 from bdjax.models import cnn
 from bdjax.report.figures import ratio_title
-from bdjax.report.tables import percent
+from bdjax.report.tables import marks, percent
 from bdjax.sweep import store
 from bdjax.sweep.build import plain
 from bdjax.sweep.plugins import factory
@@ -69,10 +69,6 @@ def order(row: dict[str, Any]) -> tuple[bool, int, int]:
     names = list(DEFENSES)
     place = names.index(row["defense"]) if row["defense"] in names else len(names)
     return row["defense"] != "none", 10_000 - (row["spc"] or 0), 10_000 + place
-
-
-def marks(row: dict[str, Any]) -> str:
-    return "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"])
 
 
 def settings(row: dict[str, Any]) -> str:

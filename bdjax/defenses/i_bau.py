@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax import adam
 from bdjax.configure import at_least, configure, of_ten_thousand
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses import descent
 from bdjax.defenses.amsgrad import amsgrad
-from bdjax.defenses.descent import Optimiser, State
+from bdjax.defenses.descent import ADAM, Optimiser, State
 from bdjax.defenses.tuning import bits_by_index, epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
@@ -98,8 +97,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
     choose("i_bau.space", config.space, SPACES)
     choose("i_bau.optimiser", config.optimiser, OPTIMISERS)
     of_ten_thousand("i_bau.share", config.share, ends=True)
-    plain = Optimiser(lambda hyper, params: adam.start(params), lambda hyper, g, state, params: adam.direction(g, state))
-    optimiser = plain if config.optimiser == "adam" else amsgrad(model)
+    optimiser = ADAM if config.optimiser == "adam" else amsgrad(model)
     perturb, unlearn = _perturbing(model, config), _unlearning(model, config, optimiser)
     spec = model.spec
 

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax import adam
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses import descent
-from bdjax.defenses.descent import Optimiser, State
+from bdjax.defenses.descent import ADAM, State
 from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
@@ -22,7 +21,6 @@ from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repa
 
 RULES = {"survey": (1, 1e-3), "original": (2, 0.1)}  # the fifth of the epochs after which the weight first moves, learning rate
 ENOUGH = 0.95  # accuracy that the original rule asks for
-ADAM = Optimiser(lambda hyper, params: adam.start(params), lambda hyper, g, state, params: adam.direction(g, state))
 
 
 class Config(NamedTuple):

@@ -141,7 +141,7 @@ def pruning_curve(
     found = measure(out, defense, data_dir=data_dir, dataset=dataset, folder=imported)
     groups = grouped(found)
     print(markdown(groups))
-    path = Path(out) / "figures" / f"pruning-curve-{Path(defense).stem}.png"
+    path = Path(out) / "figures" / f"pruning-curve-{defense.rpartition(':')[2]}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     frame(found).write_csv(path.with_suffix(".csv"))
     picture(groups).savefig(path, dpi=150)

@@ -68,7 +68,12 @@ def csv(records: "pl.DataFrame") -> str:
 
 def name(row: dict[str, Any]) -> str:
     """The name of a defense as it is printed: with † if it is shown triggered images, with ‡ if it reads the test accuracy."""
-    return row["defense"] + "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"])
+    return row["defense"] + marks(row)
+
+
+def marks(row: dict[str, Any]) -> str:
+    """† for a defense that is shown triggered images, ‡ for one that reads the test accuracy."""
+    return "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"])
 
 
 def percent(value: float | None) -> str:
