@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from bdjax.interop.commands import export_torch, import_torch
 from bdjax.report.compare import compare_masks
 from bdjax.report.curves import pruning_curve
 from bdjax.report.show import show_attack
+from bdjax.sweep.commands import reproduce, status
+from bdjax.sweep.compilations import keep_compilations
 from bdjax.sweep.flags import Executed, Scenario, execution_of, grid_of, pairs
 from bdjax.sweep.plan import Grid
 
@@ -66,8 +67,13 @@ def sweep(
     scale: Literal["full", "small"] = "full",
     only: tuple[str, ...] = (),
     limit_cells: int | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> int:
     """Run the grid of a file, always resuming; scenario flags replace what the file says.
+
+    The same command may run several times at once with one --out, on one machine or on many: each takes cells that nobody works
+    on.
 
     Args:
       file: Python file with a `grid` (and, for --scale small, a `small`) made by bdjax.sweep.plan.Grid.
@@ -78,9 +84,14 @@ def sweep(
       scale: which grid of the file.
       only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
       limit_cells: number of cells to run at most.
+      ray: address of a Ray cluster whose machines all see the folder of results: "auto", HOST:PORT or "local".
+      workers: on the Ray cluster at once; default: one per GPU or TPU, or per two cores.
     """
     grid = grid_of(scenario, _grid_in(file, scale))
-    return _run(grid, out, data_dir, executed, only=pairs(only, "--only"), limit=_at_least_one(limit_cells))
+    if workers is not None and ray is None:
+        raise UserError("--workers are those of a Ray cluster: name it with --ray")
+    engine: dict[str, Any] = {} if ray is None else {"ray": ray, "workers": workers}
+    return _run(grid, out, data_dir, executed, only=pairs(only, "--only"), limit=_at_least_one(limit_cells), **engine)
 
 
 def plan(
@@ -201,6 +212,18 @@ def report(out: str, /, *, data_dir: str | None = None) -> int:
     return _report(out, data_dir)
 
 
+def cite(out: str, /) -> int:
+    """Print BibTeX of the papers behind a folder of results: its attacks, defenses, models and data sets.
+
+    Args:
+      out: folder of the results.
+    """
+    from bdjax.report.cite import cite_folder
+
+    print(cite_folder(out))
+    return 0
+
+
 COMMANDS = {
     "quickstart": quickstart,
     "run": run,
@@ -209,7 +232,10 @@ COMMANDS = {
     "ls": ls,
     "check": check,
     "data": data,
+    "status": status,
     "report": report,
+    "reproduce": reproduce,
+    "cite": cite,
     "show-attack": show_attack,
     "compare-masks": compare_masks,
     "pruning-curve": pruning_curve,
@@ -225,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _once_each(arguments)
-        _keep_compilations()
+        keep_compilations()
         return tyro.extras.subcommand_cli_from_dict(
             cast(dict[str, Callable[..., int]], COMMANDS),
             prog="bdjax",
@@ -255,18 +281,6 @@ def _once_each(arguments: Sequence[str]) -> None:
             raise UserError(f"{flag} is given {count} times; write all its values after one {flag}")
 
 
-def _keep_compilations() -> None:
-    """Keep compiled programs between calls, beside the cached data; JAX's own setting wins."""
-    import jax
-
-    from bdjax.data.cache import cache_root
-
-    told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if not (os.environ.get("JAX_COMPILATION_CACHE_DIR") or told):
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def _grid_in(file: str, scale: str) -> Grid:
     from bdjax.sweep.plugins import load_python
 
@@ -287,8 +301,14 @@ def _run(grid: Grid, out: str, data_dir: str | None, executed: Executed, *, page
     from bdjax.report.tables import markdown
     from bdjax.sweep.run import run as run_grid
 
-    how = execution_of(executed)
-    records = run_grid(grid, out, data_dir=data_dir, execution=how, tuned=executed.tuned, **options)
+    options |= {"data_dir": data_dir, "execution": execution_of(executed), "tuned": executed.tuned}
+    address = options.pop("ray", None)
+    if address is None:
+        records = run_grid(grid, out, **options)
+    else:
+        from bdjax.sweep.ray import run_on_ray
+
+        records = run_on_ray(grid, out, address=address, **options)
     print(markdown(records))
     failed = int((records["status"] == "failed").sum())
     if page:

@@ -107,6 +107,7 @@ class Model(NamedTuple):
     norm_eps: float = 1e-5  # added to the variance in its norms
     depth: int | None = None  # blocks per stage that it was cut to; None = whole
     norm_momentum: float = 0.1  # weight of the new value in their running statistics
+    dtype: Any = None  # of activations and convolutions; None = that of the parameters
 
 
 class Recipe(NamedTuple):

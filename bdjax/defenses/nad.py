@@ -1,5 +1,6 @@
 """NAD: fine-tune while matching the attention maps of a fine-tuned teacher."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -93,11 +94,14 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     batch, period = config.batch, 10 * config.teacher_epochs if config.period is None else config.period
     config = config._replace(period=period)
     at_least("nad", config, teacher_epochs=1, epochs=1, batch=1, period=0, power=1)
-    taps = _last_stages(model) if config.all_taps else _published_taps(model)
     schedule = cosine_by_epoch(period) if period else plateau()
     teach = tuner(model, epochs=config.teacher_epochs, batch=batch, schedule=schedule)
-    gradient = _distilling(model, taps, config)
-    learn = tuner(model, epochs=config.epochs, batch=batch, schedule=constant(), gradient=gradient, measured=2)
+
+    @functools.cache  # at the first repair: which stages have a map takes a trace of the network to know
+    def learner() -> Callable[..., Any]:
+        taps = _last_stages(model) if config.all_taps else _published_taps(model)
+        gradient = _distilling(model, taps, config)
+        return tuner(model, epochs=config.epochs, batch=batch, schedule=constant(), gradient=gradient, measured=2)
 
     def repair(key: Key, view: DefenderView, hyper: NADHyper) -> Repair:
         assert view.clean is not None
@@ -106,7 +110,7 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         rows = training_rows(view.clean)
         teacher = teach(teaching, view.variables, view.clean, rows, hyper)
         extra = (teacher.variables, (hyper.beta1, hyper.beta2, hyper.beta3))
-        student = learn(learning, view.variables, view.clean, rows, hyper, extra)
+        student = learner()(learning, view.variables, view.clean, rows, hyper, extra)
         stopped = jnp.where(teacher.alive, student.stopped, teacher.stopped)
         entropy, attention = student.measured
         trace = NADTrace(teacher.loss, entropy, attention, teacher.alive & student.alive, stopped)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bdjax.errors import UserError
+from bdjax.sweep.flags import hyper_text
 
 
 def import_torch(
@@ -103,7 +104,7 @@ def export_torch(
     refuse_existing(Path(file), overwrite)  # before a repair that may take hours
     named = None if dataset is None else spec(dataset).name
     wanted = {"dataset": named, "model": model, "width": width, "attack": attack, "defense": defense, "spc": spc, "seed": seed}
-    found = trained.find(results, {**wanted, "hyper": _hyper(hyper), "ratio": poison_ratio, "cell": cell})
+    found = trained.find(results, {**wanted, "hyper": hyper_text(hyper), "ratio": poison_ratio, "cell": cell})
     row, network = found.row, trained.network(found, dataset)
     if kind is None:
         result: Literal["attack_result", "defense_result"] = "attack_result" if row["defense"] == "none" else "defense_result"
@@ -122,19 +123,6 @@ def export_torch(
     about = ", ".join(f"{name} {row[name]}" for name in ("dataset", "model", "attack", "defense", "seed", "ratio"))
     print(f"{file}: {kind} of {about}{told}")
     return 0
-
-
-def _hyper(text: str | None) -> str | None:
-    """Hyper-parameters in the form of a record."""
-    from bdjax.sweep.build import canonical
-
-    try:
-        told = None if text is None else json.loads(text)
-    except json.JSONDecodeError:
-        told = text
-    if told is not None and not isinstance(told, dict):
-        raise UserError(f"--hyper takes what a record tells, e.g. '{{\"lr\":0.01}}'; given {text!r}")
-    return None if told is None else canonical(told)
 
 
 def _kept(folder: str, row: Mapping[str, Any]) -> Mapping[str, Any]:

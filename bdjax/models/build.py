@@ -28,6 +28,7 @@ def build(
     loop: Loop,
     norm_eps: float,
     norm_momentum: float,
+    dtype: Any,
     rebuild: Callable[..., Model],
     depth: int | None = None,
 ) -> Model:
@@ -42,6 +43,7 @@ def build(
       loop: how its loops run.
       norm_eps: added to the variance in its norms.
       norm_momentum: weight of the new value in their running statistics.
+      dtype: of activations and convolutions; None = that of the parameters.
       rebuild: ``(**fields) -> Model``.
       depth: blocks per stage that it was cut to; None = whole.
     """
@@ -87,7 +89,7 @@ def build(
             after["plug_stats"] = run.plug_stats
         return Output(logits, after, run.taps)
 
-    return Model(drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, depth, norm_momentum)
+    return Model(drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, depth, norm_momentum, dtype)
 
 
 def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:

@@ -82,5 +82,6 @@ def cnn(
         loop=loop,
         norm_eps=norm_eps,
         norm_momentum=norm_momentum,
+        dtype=dtype,
         rebuild=lambda **new: cnn(spec, width, **{**fields, **new}),
     )

@@ -145,5 +145,6 @@ def efficientnet_b3(
         loop=loop,
         norm_eps=norm_eps,
         norm_momentum=norm_momentum,
+        dtype=dtype,
         rebuild=lambda **new: efficientnet_b3(spec, width, **{**fields, **new}),
     )

@@ -144,5 +144,6 @@ def mobilenet_v3_large(
         loop=loop,
         norm_eps=norm_eps,
         norm_momentum=norm_momentum,
+        dtype=dtype,
         rebuild=lambda **new: mobilenet_v3_large(spec, width, **{**fields, **new}),
     )

@@ -141,5 +141,6 @@ def preactresnet18(
         loop=loop,
         norm_eps=norm_eps,
         norm_momentum=norm_momentum,
+        dtype=dtype,
         rebuild=lambda **new: preactresnet18(spec, width, **{**fields, **new}),
     )

@@ -141,5 +141,6 @@ def vgg19_bn(
         loop=loop,
         norm_eps=norm_eps,
         norm_momentum=norm_momentum,
+        dtype=dtype,
         rebuild=lambda **new: vgg19_bn(spec, width, **{**fields, **new}),
     )

@@ -68,11 +68,7 @@ def tuning_key(model: Model, batch: int, candidates: Sequence[Execution] | None)
 
 def compute_dtype(model: Model) -> str:
     """Name of the dtype the convolutions of a model compute in."""
-    first = next(address for kind, address in model.arch.registered if kind == "conv")
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, *model.spec.image_shape), jnp.float32)
-    tap = jax.eval_shape(lambda v, x: model.apply(v, x, record=(first,)).taps[first], variables, image)
-    return jnp.dtype(tap.dtype).name
+    return jnp.dtype(model.dtype or jnp.float32).name
 
 
 @functools.cache

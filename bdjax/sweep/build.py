@@ -119,6 +119,26 @@ def defended(cell: DefenseCell, model: Model) -> Defense:
     return make(model, cell.config or None, profile=cell.train.profile)
 
 
+class Built:
+    """Defenses that were built already: the cells of a grid that differ in attack or clean samples alone share one."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Defense] = {}
+
+    def defense(self, cell: DefenseCell) -> Defense:
+        """The defense of a cell, built for its model.
+
+        Raises:
+          UserError: an unknown name or field.
+        """
+        train = cell.train
+        network = (train.dataset, train.model, train.width, train.depth, train.precision, train.imported)
+        key = (*network, cell.defense, canonical(cell.config), train.profile)
+        if key not in self._known:
+            self._known[key] = defended(cell, attacked(train)[0])
+        return self._known[key]
+
+
 def _nothing(*_: Any, **__: Any) -> Defense:
     raise UserError("'none' is no defense to build; the rows of a training cell are its record")
 

@@ -15,8 +15,10 @@ from bdjax.evaluation import stamp_images
 from bdjax.keys import Stream, root, stream
 from bdjax.population import device_memory
 from bdjax.sweep import build, plan, store
+from bdjax.sweep.lacking import Tries, opened, work
 from bdjax.sweep.plan import Branch, Grid
-from bdjax.sweep.run import choices_of, data_bytes, load, member_bytes, refuse_infeasible, summary, survey, title
+from bdjax.sweep.run import choices_of, load, refuse_infeasible
+from bdjax.sweep.telling import data_bytes, member_bytes, summary, title
 from bdjax.types import Dataset
 
 
@@ -36,7 +38,7 @@ def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Ma
         refuse_infeasible(branch, dataset)
         found = [_data(dataset), _shapes(branch, dataset), _memory(branch, dataset)]
         lines += [f"{title(branch.train)}: {line}" for line in found]
-        works.append(survey(branch, dataset, grid, folder))
+        works.append(opened(work(branch, dataset, grid), folder, Tries()))
     return [*lines, f"{folder} is writable", *summary(works, choices)]
 
 

@@ -9,6 +9,7 @@ from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, unknown
 from bdjax.population import Execution
 from bdjax.sweep import imported
+from bdjax.sweep.build import canonical
 from bdjax.sweep.plan import Grid
 
 
@@ -184,3 +185,14 @@ def _number(text: str, name: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(f"--hyper {name} takes numbers separated by commas; given {text!r}") from None
+
+
+def hyper_text(text: str | None) -> str | None:
+    """Hyper-parameters in the form of a record."""
+    try:
+        told = None if text is None else json.loads(text)
+    except json.JSONDecodeError:
+        told = text
+    if told is not None and not isinstance(told, dict):
+        raise UserError(f"--hyper takes what a record tells, e.g. '{{\"lr\":0.01}}'; given {text!r}")
+    return None if told is None else canonical(told)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from bdjax.sweep.build import canonical
-from bdjax.sweep.store import Corrupt, set_aside, sync_folder, writing
+from bdjax.sweep.store import Corrupt, set_aside, sync_folder, temporary_of, writing
 
 
 class Stored(NamedTuple):
@@ -49,7 +49,7 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
     import orbax.checkpoint as ocp
 
     path = folder(out, cell, name).absolute()
-    temporary = path.with_name(f".{name}.tmp")
+    temporary = temporary_of(path)
     with writing(path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

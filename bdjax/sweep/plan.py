@@ -59,6 +59,8 @@ class Grid:
     """Root of all random draws."""
     imported: str | None = None
     """Folder that `bdjax import-torch` wrote: its networks take the place of training."""
+    about: str = ""
+    """What to know about the number of experiments; `bdjax plan` says it."""
 
 
 class Branch(NamedTuple):
@@ -126,7 +128,7 @@ def cells(grid: Grid) -> list[Branch]:
       UserError: the grid is not valid, or a method refuses its configuration.
     """
     check(grid)
-    branches = []
+    branches, built = [], build.Built()
     for dataset in grid.datasets:
         for name in grid.models:
             for attack in grid.attacks:
@@ -147,7 +149,7 @@ def cells(grid: Grid) -> list[Branch]:
                     imported=grid.imported,
                 )
                 _ratios_fit(train, grid)
-                branches.append(Branch(train, tuple(_defenses(grid, train))))
+                branches.append(Branch(train, tuple(_defenses(grid, train, built))))
     return branches
 
 
@@ -203,14 +205,13 @@ def _ratios_fit(train: TrainCell, grid: Grid) -> None:
         )
 
 
-def _defenses(grid: Grid, train: TrainCell) -> list[DefenseCell]:
+def _defenses(grid: Grid, train: TrainCell, built: build.Built) -> list[DefenseCell]:
     found = []
     for name in grid.defenses:
         if name == "none":  # every training cell has its rows without a defense
             continue
         cell = DefenseCell(train, name, dict(grid.defense_config.get(name, {})), None)
-        model, _ = build.attacked(train)
-        defense = build.defended(cell, model)
+        defense = built.defense(cell)
         if train.attack == STORED and "triggered" in defense.needs:
             raise UserError(f"{name} sees triggered images: name the attack of the imported networks with --attack")
         build.hyper_points(defense, grid.hyper.get(name, {}), name)

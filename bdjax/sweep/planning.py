@@ -16,8 +16,9 @@ from bdjax.sweep import build, plan
 from bdjax.sweep.build import DefenseCell, TrainCell
 from bdjax.sweep.choice import Chosen, chosen, origin, over, training_batch
 from bdjax.sweep.plan import Grid
-from bdjax.sweep.run import member_bytes, size_told, sizes_of
-from bdjax.types import Array, Attack, DataSpec, Model, Split
+from bdjax.sweep.run import sizes_of
+from bdjax.sweep.telling import member_bytes, size_told
+from bdjax.types import Array, Attack, DataSpec, Defense, Model, Split
 
 
 class Measuring(NamedTuple):
@@ -74,6 +75,7 @@ class Overview(NamedTuple):
     repair_hours: float | None  # of the defense cells that can be estimated; None = a rate is missing
     not_estimated: int  # defense cells without an estimate
     cells: tuple[Training, ...]
+    about: str = ""  # what the grid has to say about the number of experiments
 
 
 def overview(
@@ -109,6 +111,7 @@ def overview(
     measuring = measuring or Measuring()
     branches = plan.select(plan.cells(grid), only or {}, limit)
     members = len(grid.seeds) * len(grid.poison_ratios)
+    built = build.Built()
     rated: dict[Any, tuple[Chosen, Tuned | None]] = {}
     needs: dict[Any, tuple[int, int] | None] = {}
     cells = []
@@ -125,7 +128,7 @@ def overview(
         epochs = attack.recipe.epochs if cell.imported is None else 0
         images = epochs * (rows[0] // batch * batch) * members
         hours = None if found is None else choice.execution.devices / found.rate / 3600
-        repairs = tuple(_repairs(defense, model, grid, members, hours) for defense in defenses)
+        repairs = tuple(_repairs(defense, built.defense(defense), model, grid, members, hours) for defense in defenses)
         told = "not measured" if found is None else f"measured on {found.date}"
         each, fitting = needs.get(kind) or (None, None)
         cells.append(
@@ -135,7 +138,7 @@ def overview(
                 None if hours is None else hours * images, repairs,
             )
         )  # fmt: skip
-    return _total(cells)
+    return _total(cells)._replace(about=grid.about)
 
 
 def _total(cells: Sequence[Training]) -> Overview:
@@ -204,8 +207,7 @@ def _abstract(spec: DataSpec, attack: Attack, rows: tuple[int, int]) -> Data:
     return Data(Split(images[0], labels[0]), stamped, EvalSet(images[1], labels[1], shared[1], labels[1]), None)  # type: ignore[arg-type]
 
 
-def _repairs(cell: DefenseCell, model: Model, grid: Grid, members: int, hours: float | None) -> Repairs:
-    defense = build.defended(cell, model)
+def _repairs(cell: DefenseCell, defense: Defense, model: Model, grid: Grid, members: int, hours: float | None) -> Repairs:
     repaired = members * len(build.hyper_points(defense, grid.hyper.get(cell.defense, {}), cell.defense))
     epochs, images = getattr(defense.config, "epochs", None), None
     if isinstance(epochs, int) and cell.spc is not None:
@@ -217,8 +219,9 @@ def lines(found: Overview) -> list[str]:
     """A plan as text."""
     told = [
         f"{found.training_cells} training cells, {found.defense_cells} defense cells: {found.compile_buckets} compile buckets",
-        f"{found.members} members to {'train' if found.images else 'measure'}, "
-        f"{found.experiments} experiments (a member under a defense)",
+        f"{found.members:,} members to {'train' if found.images else 'measure'}, "
+        f"{found.experiments:,} experiments (a member under a defense)",
+        *([found.about] if found.about else []),
     ]
     for cell in found.cells:
         name = f"{cell.dataset} / {cell.model} / {cell.attack}"

@@ -23,6 +23,7 @@ class Progress:
 
     def __init__(self, kinds: list[str], stream: TextIO | None = None, interval: float = INTERVAL):
         self.waiting, self.stream, self.interval = list(kinds), stream or sys.stderr, interval
+        self.total = len(kinds)
         self.seconds: dict[str, list[float]] = {}
         self.begun = self.told = self.paced = time.monotonic()
         self.title, self.kind, self.chunks = "", "", 1
@@ -51,17 +52,24 @@ class Progress:
         else:
             print(line, file=self.stream, flush=True)
 
+    def expect(self, kinds: list[str]) -> None:
+        """What is still to be done, where other processes take part."""
+        self.waiting = list(kinds)
+        if self.bar:
+            self.bar.update(self.task, completed=max(self.total - len(kinds), 0))  # type: ignore[arg-type]
+
     def start(self, kind: str, title: str, *, epochs: int = 0, images: int = 0, chunks: int = 1) -> None:
         """A cell begins.
 
         Args:
-          kind: its kind, the first of those still waiting.
+          kind: its kind.
           title: what it is, in words.
           epochs: of training per chunk, 0 where nothing is reported.
           images: images per epoch and chunk, all its members together.
           chunks: how often the population is entered.
         """
-        self.waiting.remove(kind)
+        if kind in self.waiting:
+            self.waiting.remove(kind)
         self.kind, self.title, self.epochs, self.images, self.chunks = kind, title, epochs, images, chunks
         self.begun, self.passed = time.monotonic(), 0
         self._show(title)

@@ -1,34 +1,28 @@
 """Run a grid: train what lacks a record, repair it with every defense, store each cell as it finishes."""
 
-import itertools
+import functools
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
-import jax
-
-from bdjax.data import sizes, spec
+from bdjax.data import sizes
 from bdjax.errors import UserError
-from bdjax.population import Execution, device_memory, named
-from bdjax.sweep import build, models, plan, store
+from bdjax.population import Execution
+from bdjax.sweep import build, lacking, manifest, models, plan, store
 from bdjax.sweep.adopt import adopt
 from bdjax.sweep.cells import clean_reason, place, repair, train
-from bdjax.sweep.choice import Chosen, chosen, origin
+from bdjax.sweep.choice import Chosen, chosen
+from bdjax.sweep.claims import PATIENCE, Claims
+from bdjax.sweep.lacking import Open, Tries, Work
 from bdjax.sweep.plan import Branch, Grid
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row
+from bdjax.sweep.telling import summary
 from bdjax.types import Dataset
 
-
-class Work(NamedTuple):
-    """A branch with its data set and what of it lacks a record."""
-
-    branch: Branch
-    dataset: Dataset
-    cell: str  # hash of the training cell
-    training: tuple[tuple[build.Point, ...], ...]  # member sets to train
-    repairs: tuple[tuple[build.DefenseCell, str, tuple[build.Point, ...]], ...]  # defense cell, its hash, members to repair
+POLL = (0.5, 5.0)  # seconds between two looks at what other processes have left; at first, at most
 
 
 def run(
@@ -41,9 +35,13 @@ def run(
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
     strict: bool = False,
+    patience: float = PATIENCE,
     stream: TextIO | None = None,
 ) -> Any:
     """Run what a grid lacks and return its records; the same call resumes after any interruption.
+
+    Several processes, on one machine or on many, may run the same grid or others into one folder: each takes a cell that nobody
+    works on, and the call returns when nothing is left.
 
     Args:
       grid: what to run.
@@ -55,6 +53,7 @@ def run(
       only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.plan.select`).
       limit: number of cells to run at most.
       strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
+      patience: seconds after which a cell is taken over from a process that no longer gives signs of life.
       stream: where progress is printed; None = stderr.
 
     Returns:
@@ -71,20 +70,19 @@ def run(
         for branch in branches:
             refuse_infeasible(branch, datasets[branch.train.dataset])
     store.writable(out)
-    with store.lock(out):
-        works = [survey(branch, datasets[branch.train.dataset], grid, out) for branch in branches]
-        kinds = [kind for work in works for kind in _kinds(work)]
-        for line in summary(works, choices):
-            print(line, file=stream or sys.stderr, flush=True)
-        with Progress(kinds, stream) as progress:
-            for work, choice in zip(works, choices, strict=True):
-                _run_branch(work, out, choice.execution, progress)
-        hashes = {work.cell for work in works} | {
-            build.cell_hash(cell, work.dataset.digest) for work in works for cell in work.branch.defenses
-        }
-        members = {build.member_hash(point) for branch in branches for point in _all_points(branch, grid)}
-        rows = [row for row in store.read_rows(out) if row["cell"] in hashes and row["member"] in members]
-    return store.frame(rows)
+    works = [lacking.work(branch, datasets[branch.train.dataset], grid) for branch in branches]
+    tries = Tries()
+    found = [lacking.opened(work, out, tries) for work in works]
+    for line in summary(found, choices):
+        print(line, file=stream or sys.stderr, flush=True)
+    unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if _kinds(one)]
+    progress = Progress([kind for one in found for kind in _kinds(one)], stream)
+    with progress, Claims(out, patience=patience, say=progress.say) as claims:
+        manifest.write(out, works, claims)
+        _run(unfinished, out, tries, claims, progress)
+    cells = {cell for work in works for cell in (work.cell, *(name for _, name, _ in work.repairs))}
+    members = {build.member_hash(point) for work in works for point in lacking.all_points(work)}
+    return store.frame([row for row in store.read_rows(out) if row["cell"] in cells and row["member"] in members])
 
 
 def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
@@ -126,133 +124,63 @@ def refuse_infeasible(branch: Branch, dataset: Dataset) -> None:
             raise UserError(f"{cell.defense}: {reason}")
 
 
-def _run_branch(work: Work, out: Path, execution: Execution, progress: Progress) -> None:
-    if not work.training and not work.repairs:
-        return
-    attacked = place(work.branch.train, work.cell, work.dataset, execution)
-    make = train if work.branch.train.imported is None else adopt
-    for points in work.training:
-        make(attacked, points, out, progress)
-    if not work.repairs:
-        return
-    rows = {row["member"]: row for row in store.latest([row for _, row in store.read_cell(out, work.cell)])}
+def _run(unfinished: list[tuple[Work, Execution]], out: Path, tries: Tries, claims: Claims, progress: Progress) -> None:
+    """Work on every cell that nobody else works on until none is left; wait where others are at work."""
+    wait = POLL[0]
+    while True:
+        moved = [_advance(work, out, execution, tries, claims, progress) for work, execution in unfinished]
+        found = [(pair, kinds) for pair in unfinished if (kinds := _kinds(lacking.opened(pair[0], out, tries)))]
+        unfinished, kinds = [pair for pair, _ in found], [kind for _, some in found for kind in some]
+        if not unfinished:
+            return
+        progress.expect(kinds)
+        if any(moved):
+            wait = POLL[0]
+            continue
+        if wait == POLL[0]:
+            progress.say(f"waiting for {len(kinds)} cells that other processes work on")
+        time.sleep(wait)
+        wait = min(2 * wait, POLL[1])
+
+
+def _advance(work: Work, out: Path, execution: Execution, tries: Tries, claims: Claims, progress: Progress) -> bool:
+    """Make what a branch lacks and nobody else is making; gives whether there was anything."""
+    found, moved = lacking.opened(work, out, tries), False
+    attacked = functools.cache(lambda: place(work.branch.train, work.cell, work.dataset, execution))
+    if found.training:
+        with claims.holding(work.cell) as got:
+            if not got:  # what is to be repaired is only just being trained
+                return False
+            make = train if work.branch.train.imported is None else adopt
+            for points in lacking.opened(work, out, tries).training:
+                make(attacked(), points, out, progress)
+                moved = True
+            tries.made(work.cell)
+    trained = functools.cache(lambda: _trained(work, out, found.repairs))
+    for cell, name, points in found.repairs:
+        with claims.holding(name) as got:
+            if not got:
+                continue
+            points = lacking.missing(name, points, out, tries)  # another process may have made it before it was claimed
+            if points:
+                repair(attacked(), cell, name, points, trained(), out, progress)
+                tries.made(name)
+                moved = True
+    return moved
+
+
+def _trained(work: Work, out: Path, repairs: Sequence[Any]) -> tuple[dict[str, Row], models.Stored]:
+    """Rows by member of a training cell, and its trained members that ``repairs`` need."""
+    rows = lacking.by_member([row for _, row in store.read_cell(out, work.cell)])
     places = models.find(out, work.cell)
-    needed = dict.fromkeys(_trained_hash(point) for _, _, points in work.repairs for point in points)
+    needed = dict.fromkeys(lacking.trained_hash(point) for _, _, points in repairs for point in points)
     there = [name for name in needed if rows[name]["status"] == "ok"]
     try:
-        stored = models.load(out, work.cell, [places[name] for name in there])
+        return rows, models.load(out, work.cell, [places[name] for name in there])
     except store.Corrupt as reason:
         raise UserError(f"the trained members of cell {work.cell} in {out} changed while they were read: {reason}") from reason
-    for cell, name, points in work.repairs:
-        repair(attacked, cell, name, points, (rows, stored), out, progress)
 
 
-def survey(branch: Branch, dataset: Dataset, grid: Grid, out: Path) -> Work:
-    """What of a branch lacks a record."""
-    cell = build.cell_hash(branch.train, dataset.digest)
-    stored = store.read_cell(out, cell)
-    rows = {row["member"]: row for row in store.latest([row for _, row in stored])}
-    wanted = _points(grid, [{}])
-    missing = tuple(point for point in wanted if not _finished(rows, point))
-    repairs = []
-    for defense in branch.defenses:
-        name = build.cell_hash(defense, dataset.digest)
-        done = {row["member"]: row for row in store.latest([row for _, row in store.read_cell(out, name)])}
-        lacking = tuple(point for point in _defense_points(defense, grid) if not _finished(done, point))
-        if lacking:
-            repairs.append((defense, name, lacking))
-    training = [missing] if missing else []
-    if repairs:
-        training += _lost(out, cell, stored, {_trained_hash(point) for _, _, points in repairs for point in points})
-    return Work(branch, dataset, cell, tuple(training), tuple(repairs))
-
-
-def _lost(out: Path, cell: str, stored: list[tuple[str, Row]], needed: set[str]) -> list[tuple[build.Point, ...]]:
-    """Member sets whose trained members are needed again but no longer on disk, exactly as they were trained."""
-    there = models.find(out, cell)
-    gone = {name for name, row in stored if row["status"] == "ok" and row["member"] in needed and row["member"] not in there}
-    return [tuple(build.Point(row["seed"], row["ratio"], {}) for at, row in stored if at == name) for name in sorted(gone)]
-
-
-def _trained_hash(point: build.Point) -> str:
-    """The member of the training cell that a member of a defense cell was."""
-    return build.member_hash(point._replace(hyper={}))
-
-
-def _finished(rows: Mapping[str, Row], point: build.Point) -> bool:
-    row = rows.get(build.member_hash(point))
-    return row is not None and row["status"] != "failed"
-
-
-def _points(grid: Grid, hypers: list[dict[str, Any]]) -> tuple[build.Point, ...]:
-    axes = itertools.product(grid.seeds, grid.poison_ratios, hypers)
-    return tuple(build.Point(seed, float(ratio), hyper) for seed, ratio, hyper in axes)
-
-
-def _defense_points(cell: build.DefenseCell, grid: Grid) -> tuple[build.Point, ...]:
-    model, _ = build.attacked(cell.train)
-    defense = build.defended(cell, model)
-    return _points(grid, build.hyper_points(defense, grid.hyper.get(cell.defense, {}), cell.defense))
-
-
-def _all_points(branch: Branch, grid: Grid) -> list[build.Point]:
-    return [*_points(grid, [{}]), *(point for cell in branch.defenses for point in _defense_points(cell, grid))]
-
-
-def _kinds(work: Work) -> list[str]:
-    return ["train"] * len(work.training) + [cell.defense for cell, _, _ in work.repairs]
-
-
-def summary(works: Sequence[Work], choices: Sequence[Chosen]) -> list[str]:
-    """What will run, in lines: cells, members, compile buckets, memory, execution."""
-    training = sum(len(points) for work in works for points in work.training)
-    repairs = sum(len(points) for work in works for _, _, points in work.repairs)
-    cells = sum(1 + len(work.branch.defenses) for work in works)
-    open_cells = sum(bool(work.training) + len(work.repairs) for work in works)
-    begin = "measure" if all(work.branch.train.imported for work in works) else "train"
-    lines = [
-        f"{cells} cells, {cells - open_cells} finished; {open_cells} compile buckets to run: {training} members to {begin}, "
-        f"{repairs} to repair"
-    ]
-    for work in works:
-        if work.training or work.repairs:
-            model, attack = build.attacked(work.branch.train)
-            each, shared = member_bytes(model), data_bytes(work.dataset)
-            length = "imported" if work.branch.train.imported else f"{attack.recipe.epochs} epochs"
-            lines += [
-                f"{title(work.branch.train)}: width {model.width}, {len(work.dataset.train.labels)} training images, "
-                f"{length}; per member {size_told(each)} of parameters and momentum, shared {size_told(shared)} of images, "
-                f"{size_told(device_memory())} may be used"
-            ]
-    for work, choice in zip(works, choices, strict=True):
-        if work.training or work.repairs:
-            name, execution = work.branch.train.model, choice.execution
-            fits = "" if execution.chunk or execution.strategy == "loop" else ", as many members at once as fit"
-            lines.append(f"execution of {name}: {origin(choice)}: {named(execution)}{fits} ({jax.default_backend()})")
-    return list(dict.fromkeys(lines))
-
-
-def title(cell: build.TrainCell) -> str:
-    """A training cell in words."""
-    return f"{spec(cell.dataset).name} / {cell.model} / {cell.attack}"
-
-
-def member_bytes(model: Any) -> int:
-    """Bytes of one member's variables and momentum while it trains, without activations."""
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    leaves = jax.tree.leaves((variables, variables["params"]))  # the momentum mirrors the parameters
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
-def data_bytes(dataset: Dataset) -> int:
-    """Bytes of a data set on the device, with its triggered copies."""
-    return 2 * sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.test))
-
-
-def size_told(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
+def _kinds(found: Open) -> list[str]:
+    """What a branch lacks, as the progress counts it."""
+    return ["train"] * len(found.training) + [cell.defense for cell, _, _ in found.repairs]

@@ -6,10 +6,12 @@ whose checksums do not match is named on stderr and moved aside as ``*.corrupt``
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import os
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,36 +55,32 @@ def writable(out: Path) -> Path:
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe.{os.getpid()}"
-        probe.write_bytes(b"bdjax")
-        probe.unlink()
+        probe = temporary_of(out / "probe")
+        with open(probe, "wb") as file:
+            probe.unlink()  # at once: a process that is killed here leaves nothing
+            file.write(b"bdjax")
+            file.flush()
     return out
 
 
-@contextlib.contextmanager
-def lock(out: Path) -> Iterator[None]:
-    """Let one process at a time write into ``out``; the lock goes with the process, however it ends.
+@functools.cache
+def _token(pid: int) -> str:
+    return f"{pid}-{uuid.uuid4().hex[:12]}"
 
-    Raises:
-      UserError: another process holds it.
-    """
-    import fcntl
 
-    with writing(out):
-        handle = os.open(out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another bdjax process writes to {out}; wait for it or choose another --out") from None
-        yield
-    finally:
-        os.close(handle)
+def token() -> str:
+    """A name of this process that no other has, on any machine."""
+    return _token(os.getpid())
+
+
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what will be ``path``, beside it."""
+    return path.with_name(f".{path.name}.{token()}.tmp")
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that it is complete or absent, whatever happens."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -112,7 +110,10 @@ def set_aside(path: Path, reason: str) -> None:
     while target.exists():
         number += 1
         target = path.with_name(f"{path.name}.corrupt{number}")
-    os.replace(path, target)
+    try:
+        os.replace(path, target)
+    except FileNotFoundError:  # another process that shares the folder was faster
+        return
     print(f"bdjax: {path} is corrupt ({reason}); moved to {target.name}, its work is redone by the next run", file=sys.stderr)
 
 

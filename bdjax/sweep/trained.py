@@ -1,7 +1,7 @@
 """One trained member of a folder of results, found by what its record says, with its test images."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,21 @@ def find(out: str | Path, wanted: Mapping[str, Any]) -> Trained:
 
     Args:
       out: folder of a run.
+      wanted: as of :func:`record`.
+
+    Raises:
+      UserError: none matches, or several do; the facts in which they differ are named. Or its weights are gone.
+    """
+    return held(Path(out), record(out, wanted))
+
+
+def record(out: str | Path, wanted: Mapping[str, Any], statuses: Sequence[str] = ("ok",)) -> Row:
+    """The one record of a folder of results that matches.
+
+    Args:
+      out: folder of a run.
       wanted: {fact: value} of :data:`FACTS`; None matches anything, but ``defense`` is "none" unless it is given.
+      statuses: a record with another one does not match.
 
     Raises:
       UserError: none matches, or several do; the facts in which they differ are named.
@@ -54,7 +68,7 @@ def find(out: str | Path, wanted: Mapping[str, Any]) -> Trained:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of results; write one with: bdjax run --out {folder}")
     given = {"defense": "none", **{fact: value for fact, value in wanted.items() if value is not None}}
-    fine = [row for row in store.read_rows(folder) if row["status"] == "ok"]
+    fine = [row for row in store.read_rows(folder) if row["status"] in statuses]
     found = [row for row in fine if all(row[fact] == value for fact, value in given.items())]
     if len(found) != 1:
         asked = ", ".join(f"{fact} {value}" for fact, value in given.items())
@@ -62,7 +76,7 @@ def find(out: str | Path, wanted: Mapping[str, Any]) -> Trained:
         told = "; ".join(f"{fact}: {_listed(values)}" for fact in FACTS if len(values := {row[fact] for row in rest}) > 1)
         count = str(len(found)) if found else "no"
         raise UserError(f"{count} networks of {folder} match {asked}; it holds {told or f'{len(rest)} records'}")
-    return held(folder, found[0])
+    return found[0]
 
 
 def held(folder: Path, row: Row) -> Trained:

@@ -9,7 +9,7 @@ from bdjax import population
 from bdjax.errors import UserError
 from bdjax.models import cnn
 from bdjax.population import Execution, remember, resolve
-from bdjax.sweep import build, plan, planning
+from bdjax.sweep import build, plan, planning, telling
 from bdjax.sweep import run as sweep
 from bdjax.sweep.choice import chosen
 from bdjax.sweep.plan import Grid
@@ -60,7 +60,7 @@ def test_numbers_agree_with_the_cells_of_the_grid():
     assert found.experiments == 2 * (2 * 12 + 2 * 6 + 6)  # ft has two learning rates, clp serves every spc
     assert found.images == 2 * 3 * 90 * 6  # three whole batches of 30 in 100 rows
     cell = found.cells[0]
-    assert cell.parameter_bytes == sweep.member_bytes(grid_model()) and cell.width == 4
+    assert cell.parameter_bytes == telling.member_bytes(grid_model()) and cell.width == 4
     repairs = {(r.defense, r.spc): r for r in cell.repairs}
     assert repairs["ft", 10].images == 7 * 100 * 12 and repairs["ft", 2].images == 7 * 20 * 12
     assert repairs["fp", 10].images == 100 * 90 * 6  # a tenth of the rows is for validation

@@ -95,13 +95,6 @@ def test_a_file_in_the_way_is_no_folder(tmp_path):
         store.writable(tmp_path / "file" / "out")
 
 
-def test_one_process_at_a_time_writes(tmp_path):
-    with store.lock(tmp_path), pytest.raises(UserError, match="another bdjax process"), store.lock(tmp_path):
-        pass
-    with store.lock(tmp_path):
-        pass
-
-
 def test_soft_masks_keep_their_factors():
     assert told_masks({"bn1": np.array([1.0, 0.0, 1.0, 0.0])}) == '{"bn1":{"d":4,"pruned":[1,3]}}'
     assert told_masks({"bn1": np.array([0.5, 0.0])}) == '{"bn1":{"d":2,"factors":[0.5,0.0],"pruned":[1]}}'

@@ -1,0 +1,67 @@
+"""What sweeps were asked of a folder: a file per grid with its cells and members, so that others can tell how far it is."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bdjax.sweep import build
+from bdjax.sweep.build import canonical
+from bdjax.sweep.claims import Claims
+from bdjax.sweep.lacking import Work
+from bdjax.sweep.store import replace_file
+
+
+class Asked(NamedTuple):
+    """A cell that a sweep asks for."""
+
+    cell: str
+    dataset: str
+    model: str
+    attack: str
+    defense: str  # "none": its training
+    spc: int | None
+    members: tuple[str, ...]  # their hashes
+
+
+def write(out: Path, works: Sequence[Work], claims: Claims) -> None:
+    """Note what a sweep asks for; the same sweep is noted once."""
+    sets: dict[str, list[str]] = {}
+
+    def named(points: Sequence[build.Point]) -> str:
+        members = [build.member_hash(point) for point in points]
+        name = build.set_hash(members)
+        sets[name] = members
+        return name
+
+    cells: list[list[Any]] = []
+    for work in works:
+        train = work.branch.train
+        facts = (work.dataset.spec.name, train.model, train.attack)
+        cells.append([work.cell, *facts, "none", None, named(work.points)])
+        cells += [[name, *facts, cell.defense, cell.spc, named(points)] for cell, name, points in work.repairs]
+    text = canonical({"cells": cells, "sets": sets})
+    name = build.short_hash(text)
+    path = out / "sweeps" / f"{name}.json"
+    with claims.holding(name) as got:  # so that what a process leaves that dies here is cleaned up by the next
+        if got and not path.exists():
+            replace_file(path, text.encode())
+
+
+def read(out: Path) -> list[Asked]:
+    """Every cell that any sweep asked of a folder, with all members asked of it, in the order they were asked for.
+
+    A file that cannot be read is left out: it tells of plans and holds no result.
+    """
+    found: dict[str, Asked] = {}
+    for path in sorted((out / "sweeps").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
+        try:
+            told = json.loads(path.read_bytes())
+            for values in told["cells"]:
+                asked = Asked._make([*values[:-1], tuple(told["sets"][values[-1]])])
+                before = found.get(asked.cell)
+                members = dict.fromkeys((*(before.members if before else ()), *asked.members))
+                found[asked.cell] = asked._replace(members=tuple(members))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return list(found.values())

@@ -1,0 +1,162 @@
+"""How far the sweeps of a folder are: a question that any process may ask while others work."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from bdjax.errors import UserError
+from bdjax.sweep import claims, manifest
+from bdjax.sweep.claims import Claim
+from bdjax.sweep.manifest import Asked
+from bdjax.sweep.progress import clock
+
+KEPT = ("member", "status", "seconds", "compile_seconds", "created")  # what is read of a record
+STATES = ("done", "failed", "running", "waiting")
+
+
+class Cell(NamedTuple):
+    """One cell that was asked for."""
+
+    asked: Asked
+    state: str  # one of STATES
+    statuses: dict[str, int]  # of its members that have a record
+    seconds: float | None  # wall time of its calls, compilation included; None = it has no record
+    claim: Claim | None  # of the process that works on it
+
+
+class Status(NamedTuple):
+    """The cells of a folder, and the seconds that what is left will take one process; None = nothing to go by."""
+
+    cells: tuple[Cell, ...]
+    left: float | None
+
+
+class Watch:
+    """Looks at a folder again and again, and reads what changed since the last look.
+
+    Args:
+      out: folder of results.
+
+    Raises:
+      UserError: no sweep has ever been asked of it.
+    """
+
+    def __init__(self, out: Path):
+        if not (out / "sweeps").is_dir():
+            raise UserError(f"{out} is no folder of a sweep; start one with: bdjax sweep FILE.py --out {out}")
+        self.out = out
+        self._files: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
+
+    def look(self) -> Status:
+        """The state of every cell now. A cell is done when every member that was asked of it has a record that did not fail."""
+        told = [self._cell(asked) for asked in manifest.read(self.out)]
+        seen: dict[str, list[float]] = {}
+        for cell in told:
+            if cell.seconds is not None:
+                seen.setdefault(cell.asked.defense, []).append(cell.seconds)
+        known = {kind: mean(seconds) for kind, seconds in seen.items()}
+        left = [cell for cell in told if cell.state in ("running", "waiting")]
+        any_kind = mean(known.values()) if known else None
+        total = None if any_kind is None else sum(known.get(cell.asked.defense, any_kind) for cell in left)
+        return Status(tuple(told), total if left else 0.0)
+
+    def _cell(self, asked: Asked) -> Cell:
+        rows = [row for path in sorted((self.out / "records" / asked.cell).glob("*.parquet")) for row in self._rows(path)]
+        best: dict[str, str] = {}
+        for row in rows:
+            if row["member"] in asked.members and best.get(row["member"], "failed") == "failed":
+                best[row["member"]] = row["status"]
+        calls = {(row["created"], row["seconds"], row["compile_seconds"]) for row in rows if row["seconds"] is not None}
+        seconds = sum(spent + (compiling or 0.0) for _, spent, compiling in calls) if calls else None
+        found = claims.read(self.out / "claims" / f"{asked.cell}.json")
+        claim = found[1] if found else None
+        if claim is not None and not claims.gone(claim):
+            state = "running"
+        elif len(best) < len(asked.members):
+            state, claim = "waiting", None
+        else:
+            state, claim = "failed" if "failed" in best.values() else "done", None
+        return Cell(asked, state, dict(Counter(best.values())), seconds, claim)
+
+    def _rows(self, path: Path) -> list[dict[str, Any]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            changed = path.stat().st_mtime_ns
+            if path not in self._files or self._files[path][0] != changed:
+                table = pq.read_table(path, columns=list(KEPT), use_threads=False)
+                self._files[path] = changed, table.to_pylist()
+            return self._files[path][1]
+        except (pa.ArrowException, OSError, ValueError, KeyError):  # damaged, or just replaced: a run will say so and redo it
+            return []
+
+
+def table(status: Status, out: str) -> Any:
+    """A status as a rich table: a row per data set, model and attack, and below it what runs and what failed."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False)
+    for column in ("data set", "model", "attack", "cells", *STATES):
+        grid.add_column(column, justify="left" if column in ("data set", "model", "attack") else "right")
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in status.cells:
+        groups.setdefault((cell.asked.dataset, cell.asked.model, cell.asked.attack), []).append(cell)
+    for facts, cells in groups.items():
+        counts = Counter(cell.state for cell in cells)
+        grid.add_row(*map(Text, facts), str(len(cells)), *(str(counts[state] or "") for state in STATES))
+    return Group(Text(headline(status, out)), grid, *map(Text, notes(status)))
+
+
+def headline(status: Status, out: str) -> str:
+    """Cells done of cells asked for, members likewise, and the time left."""
+    done = sum(cell.state in ("done", "failed") for cell in status.cells)
+    asked = sum(len(cell.asked.members) for cell in status.cells)
+    made = sum(sum(cell.statuses.values()) for cell in status.cells)
+    workers = len({cell.claim.token for cell in status.cells if cell.claim})
+    told = f"{out}: {done} of {len(status.cells)} cells finished, {made} of {asked} members"
+    if workers:
+        left = "" if not status.left else f", about {clock(status.left / workers)} to go"
+        told += f"{left} with {workers} process{'es' if workers > 1 else ''}"
+    elif status.left != 0.0:
+        told += ", no process is at work: the same command goes on"
+    return told
+
+
+def notes(status: Status) -> list[str]:
+    """A line per cell that runs, and per cell with members that are not ok."""
+    lines = []
+    for cell in status.cells:
+        name = " / ".join(filter(None, (cell.asked.dataset, cell.asked.model, cell.asked.attack, cell.asked.defense)))
+        name += "" if cell.asked.spc is None else f" / spc {cell.asked.spc}"
+        if cell.claim:
+            lines.append(f"running: {name}, process {cell.claim.pid} on {cell.claim.host} since {cell.claim.since}")
+        bad = {status: count for status, count in cell.statuses.items() if status != "ok"}
+        if bad:
+            lines.append(f"not ok: {name}: " + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in bad.items()))
+    return lines
+
+
+def show(out: Path, *, watch: bool, interval: float = 2.0) -> None:
+    """Print the status of a folder, or keep showing it until everything is finished.
+
+    Raises:
+      UserError: no sweep has ever been asked of the folder.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    looking, console = Watch(out), Console(soft_wrap=True)
+    status = looking.look()
+    if not watch:
+        console.print(table(status, str(out)))
+        return
+    with Live(table(status, str(out)), console=console, auto_refresh=False) as live:
+        while any(cell.state in ("running", "waiting") for cell in status.cells):
+            time.sleep(interval)
+            status = looking.look()
+            live.update(table(status, str(out)), refresh=True)

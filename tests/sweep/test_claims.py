@@ -1,0 +1,180 @@
+"""Who works on which cell: claims are exclusive, beat, and pass to others when their owner is gone."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from bdjax.sweep import claims, store
+from bdjax.sweep.claims import Claims
+
+CELL = "c" * 24
+HOLD = f"""
+import sys, time
+from pathlib import Path
+from bdjax.sweep.claims import Claims
+with Claims(Path(sys.argv[1])) as mine, mine.holding("{CELL}") as got:
+    assert got
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds the cell."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def path(out):
+    return out / "claims" / f"{CELL}.json"
+
+
+def someone(out, **fields):
+    """A claim of a process on another machine, which will never beat."""
+    claim = claims.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
+    path(out).parent.mkdir(parents=True, exist_ok=True)
+    path(out).write_bytes(claims.json.dumps(claim._asdict()).encode())
+    return claim
+
+
+def test_a_claim_is_exclusive_and_given_back(tmp_path):
+    with Claims(tmp_path) as one, Claims(tmp_path) as two:
+        with one.holding(CELL) as first, two.holding(CELL) as second, two.holding("d" * 24) as another:
+            assert first and another and not second
+        with two.holding(CELL) as now:
+            assert now
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_one_of_many_takes_it(tmp_path):
+    got, gate = [], threading.Barrier(8)
+
+    def take(mine):
+        gate.wait()
+        with mine.holding(CELL) as mine_now:
+            got.append(mine_now)
+            gate.wait()  # nobody gives it back before everybody has tried
+
+    everyone = [Claims(tmp_path) for _ in range(8)]
+    for mine in everyone:
+        mine.__enter__()
+    threads = [threading.Thread(target=take, args=(mine,)) for mine in everyone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for mine in everyone:
+        mine.__exit__()
+    assert sum(got) == 1
+
+
+def test_a_living_process_keeps_its_cell_and_a_dead_one_loses_it_at_once(tmp_path, other, said):
+    with Claims(tmp_path, patience=3600, say=said.append) as mine:
+        with mine.holding(CELL) as got:
+            assert not got
+        other.kill()
+        other.wait()
+        with mine.holding(CELL) as got:
+            assert got
+    assert len(said) == 1 and f"process {other.pid}" in said[0] and CELL in said[0]
+
+
+def test_a_killed_process_that_nobody_reaped_is_dead(tmp_path, other):
+    other.kill()
+    deadline = time.monotonic() + 10
+    with Claims(tmp_path, patience=3600) as mine:
+        while time.monotonic() < deadline:
+            with mine.holding(CELL) as got:
+                if got:
+                    return
+            time.sleep(0.01)
+    raise AssertionError("a zombie kept its cell")
+
+
+def test_a_process_number_that_was_given_again_is_another_process(tmp_path, other):
+    claim = claims.read(path(tmp_path))[1]
+    assert not claims.gone(claim)
+    assert claims.gone(claim._replace(started="1"))
+    assert not claims.gone(claim._replace(started="1", place="other machine"))  # nothing is known of processes there
+
+
+def test_a_claim_that_stops_beating_is_taken_over_by_the_watchers_own_clock(tmp_path, said):
+    someone(tmp_path)
+    os.utime(path(tmp_path), (0, 0))  # clocks of other machines and file times say nothing: it was seen only now
+    with Claims(tmp_path, patience=0.3, say=said.append) as mine:
+        with mine.holding(CELL) as got:
+            assert not got
+        someone(tmp_path, beat=1)  # it beats: patience starts again
+        time.sleep(0.35)
+        with mine.holding(CELL) as got:
+            assert not got
+        time.sleep(0.35)
+        with mine.holding(CELL) as got:
+            assert got
+    assert "far" in said[0]
+
+
+def test_a_beating_claim_is_left_alone(tmp_path):
+    with Claims(tmp_path, beat=0.05) as one, Claims(tmp_path, patience=0.4) as two, one.holding(CELL):
+        for _ in range(12):
+            with two.holding(CELL) as got:
+                assert not got
+            time.sleep(0.1)
+
+
+def test_a_claim_that_was_never_written_is_taken_over_after_a_while(tmp_path):
+    path(tmp_path).parent.mkdir(parents=True)
+    path(tmp_path).write_bytes(b"")
+    with Claims(tmp_path, patience=0.2) as mine:
+        with mine.holding(CELL) as got:
+            assert not got
+        time.sleep(0.25)
+        with mine.holding(CELL) as got:
+            assert got
+
+
+def test_taking_over_does_not_rob_whoever_was_faster(tmp_path):
+    stale = someone(tmp_path)
+    content = path(tmp_path).read_bytes()
+    someone(tmp_path, beat=7)  # the claim that was judged is gone; this one is alive
+    with Claims(tmp_path) as mine:
+        assert not mine._take_over(path(tmp_path), CELL, content, stale)
+    assert claims.read(path(tmp_path))[1].beat == 7
+
+
+def test_who_loses_a_cell_does_not_give_back_the_next_owners(tmp_path):
+    with Claims(tmp_path) as one, one.holding(CELL):
+        path(tmp_path).unlink()
+        someone(tmp_path)
+    assert claims.read(path(tmp_path))[1].host == "far"
+
+
+def test_what_the_dead_left_half_written_goes_and_nothing_else(tmp_path, other):
+    dead = claims.read(path(tmp_path))[1].token
+    folder = tmp_path / "records" / CELL
+    folder.mkdir(parents=True)
+    leavings = folder / f".x.parquet.{dead}.tmp"
+    living = store.temporary_of(folder / "y.parquet")
+    half = tmp_path / "models" / CELL / f".z.{dead}.tmp"
+    half.mkdir(parents=True)
+    (half / "state").write_text("half")
+    for file in (leavings, living, folder / "whole.parquet"):
+        file.write_text("x")
+    other.kill()
+    other.wait()
+    with Claims(tmp_path, say=lambda _: None) as mine, mine.holding(CELL) as got:
+        assert got
+    assert not leavings.exists() and not half.exists() and living.exists() and (folder / "whole.parquet").exists()
