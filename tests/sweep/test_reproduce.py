@@ -37,7 +37,7 @@ def test_a_repair_is_identical_from_the_first_weights_on(population):
 def test_members_that_ran_together_run_together_again(tmp_path):
     """Elsewhere float sums are made in another order: the company is part of what the record tells."""
     grid = dataclasses.replace(GRID, defenses=("clp",), hyper={}, defense_config={}, epochs=2)
-    go(grid, tmp_path, execution=Execution("vmap", "native", "scan"))
+    go(grid, tmp_path, execution=Execution("vmap", "native", "dispatch"))
     found = again(tmp_path, record(tmp_path, seed=1, ratio=0.1))
     assert found.verdict == "identical" and found.again["members"] == 4
 

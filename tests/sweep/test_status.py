@@ -98,7 +98,7 @@ def test_the_time_left_is_that_of_cells_like_it_shared_by_the_processes(asked):
 
 
 def test_two_sweeps_of_one_folder_count_a_cell_once(asked):
-    out, work = asked
+    out, _ = asked
     grid = dataclasses.replace(GRID, hyper={}, seeds=(1, 2))
     (branch,) = plan.cells(grid)
     with Claims(out) as mine:
