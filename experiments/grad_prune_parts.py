@@ -15,7 +15,7 @@ from pathlib import Path
 from bdjax.sweep.plan import Grid
 
 VARIANTS = "experiments/grad_prune_variants.py"  # relative, so that a cell has one name on every machine: run from the repository
-PARTS = ("drift", "pruning", "drift_pruning", "tuning")
+PARTS = ("published", "published_rounds", "drift", "pruning", "drift_pruning", "tuning")
 DEFENSES = ("grad_prune", *(f"{VARIANTS}:{part}" for part in PARTS))
 ATTACKED: Grid = runpy.run_path(str(Path(__file__).with_name("attacks.py")))["small"]  # the same networks as in its table
 

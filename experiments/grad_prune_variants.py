@@ -6,7 +6,7 @@ For `--defense experiments/grad_prune_variants.py:NAME`. Each takes Grad-Prune's
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bdjax.defenses.grad_prune import grad_prune
+from bdjax.defenses.grad_prune import PRESETS, Config, grad_prune
 from bdjax.types import Defense, Model
 
 
@@ -25,8 +25,13 @@ sample = _variant(triggers="sample")
 generator = _variant(triggers="generator")
 
 # The parts: statistics drift as in the published code, filters go without drift, weights are tuned.
+PUBLISHED = {field: value for field, value in PRESETS["reference"]._asdict().items() if value != getattr(Config(), field)}
 DRIFT: Mapping[str, Any] = {"score_bn": "first_batch_train", "batch_weighting": "sum_of_batch_means"}
 drift = _variant(prune=False, tune=False, **DRIFT)
 pruning = _variant(tune=False, score_bn="eval")
 drift_pruning = _variant(tune=False, **DRIFT)
 tuning = _variant(prune=False, score_bn="eval")
+
+# The published procedure with all its quirks, on the same networks as the others; and its rounds alone, before the tuning.
+published = _variant(**PUBLISHED)
+published_rounds = _variant(tune=False, **PUBLISHED)

@@ -1,0 +1,107 @@
+"""How long a store of the survey's size takes to load, to pool and to render, and how much memory.
+
+    python benchmarks/report_load.py [--records 122236] [--folder DIR]
+
+The records are made up: the survey's cells with their real configurations, random rates, a course of losses each. The folder is kept
+if it is named, and used again.
+"""
+
+import argparse
+import datetime
+import json
+import resource
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bdjax.metrics import arr, der, rdr
+from bdjax.sweep import build, plan, store
+from bdjax.sweep.rows import blank
+
+SURVEY = Path(__file__).parents[1] / "experiments" / "survey.py"
+EPOCHS = 100  # of the course of losses that a record carries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=122_236)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.folder)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = args.folder or Path(name)
+        if not (folder / "records").exists():
+            begun = time.perf_counter()
+            make(folder, args.records)
+            print(f"made in {time.perf_counter() - begun:.0f} s")
+        # A process of its own, so that its memory is that of the report alone; the second finds what the first left.
+        for title in ("first", "again"):
+            print(title, flush=True)
+            subprocess.run([sys.executable, __file__, "--measure", "--folder", str(folder)], check=True)
+
+
+def measure(folder: Path) -> None:
+    from bdjax.report import html, pool
+
+    marks = [time.perf_counter()]
+    records = store.read(folder)
+    marks.append(time.perf_counter())
+    table, board = pool.table(records), pool.leaderboard(records)
+    marks.append(time.perf_counter())
+    page = html.build(folder, records)
+    marks.append(time.perf_counter())
+    load, pooling, rendering = np.diff(marks)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    told = f"{records.height:,} records, {table.height:,} rows, {board.height:,} on the board, page {page.stat().st_size / 2**20:.1f} MiB"
+    print(f"  load {load:.1f} s, pool {pooling:.1f} s, render (pools too) {rendering:.1f} s, peak {peak:.2f} GiB; {told}")
+
+
+def make(folder: Path, count: int) -> None:
+    """A store of about so many records: the survey's grid with as many seeds as that takes."""
+    grid = runpy.run_path(str(SURVEY))["grid"]
+    branches = plan.cells(grid)
+    cells = sum(1 + len(branch.defenses) for branch in branches)
+    each = -(-count // cells)
+    points = [build.Point(seed, float(ratio), {}) for seed in grid.seeds for ratio in grid.poison_ratios][:each]
+    names = [build.member_hash(point) for point in points]
+    draw, left = np.random.default_rng(0), count
+    for branch in branches:
+        base = {}
+        for cell in (branch.train, *branch.defenses):
+            told = build.describe(cell, "0" * 64)
+            defense, spc = getattr(cell, "defense", "none"), getattr(cell, "spc", None)
+            common = dict(
+                cell=build.short_hash(told), dataset=branch.train.dataset, train_images=50_000, test_images=10_000,
+                model=branch.train.model, width=64, attack=branch.train.attack, defense=defense, profile="corrected", spc=spc,
+                target=0, hyper="{}", status="ok", poisoned=5000, n_clean=10_000, n_triggered=9000, knows_trigger=False,
+                knows_test=False, seconds=10.0, compile_seconds=5.0, members=each, config=build.canonical(told),
+                execution='{"strategy":"vmap"}', versions='{"jax":"0.10"}', git_commit="0" * 40, device="made up",
+                data_digest="0" * 64, created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            )  # fmt: skip
+            rows = []
+            for point, name in zip(points[: max(left, 0)], names, strict=False):
+                acc, asr = (draw.uniform(0.8, 0.95), draw.uniform(0.8, 1)) if defense == "none" else draw.uniform(0, 0.95, 2)
+                before = base.setdefault(name, (acc, asr))
+                numbers = dict(
+                    acc_before=before[0], asr_before=before[1], ra_before=0.05, acc=acc, asr=asr, ra=0.5 * acc,
+                    arr=float(arr(before[0], acc)), rdr=float(rdr(before[0], 0.5 * acc)), der=float(der(*before, acc, asr)),
+                )  # fmt: skip
+                course = json.dumps(draw.uniform(0, 2, EPOCHS).round(6).tolist())
+                kept = {"loss": course} if defense == "none" else {"trace": f'{{"loss":{course}}}'}
+                rows.append(blank(**common, **numbers, **kept, member=name, seed=point.seed, ratio=point.ratio))
+            left -= len(rows)
+            if rows:
+                store.write_rows(folder, common["cell"], build.set_hash([row["member"] for row in rows]), rows)
+    assert left <= 0
+
+
+if __name__ == "__main__":
+    main()
