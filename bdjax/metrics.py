@@ -12,6 +12,7 @@ Backdoor Defense with Sharpness-Aware Minimization", ICCV 2023 (DER); Agarwal et
 the Statistical Precipice", NeurIPS 2021 (interquartile mean, stratified bootstrap).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +20,17 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+_AT_ONCE = 1000  # handfuls whose resamples are held in memory together
+
 
 class Summary(NamedTuple):
     """A handful of runs in five numbers; ``low`` and ``high`` bound the interquartile mean, NaN for fewer than two runs."""
 
-    n: int
-    mean: float
-    iqm: float
-    low: float
-    high: float
+    n: Any  # one number each, or arrays of them: of several handfuls
+    mean: Any
+    iqm: Any
+    low: Any
+    high: Any
 
 
 def rates(counts: Any) -> tuple[Floats, Floats, Floats]:
@@ -120,7 +123,7 @@ def stratified_bootstrap(
 
     Returns:
       (low, high), widened to the estimate where a skewed resample misses it; (NaN, NaN) for fewer than two runs: one run says
-      nothing about the next.
+      nothing about the next. The order of the runs does not matter.
 
     Raises:
       ValueError: if ``level`` or ``draws`` is out of range, the shapes differ, or a value is NaN.
@@ -139,12 +142,33 @@ def stratified_bootstrap(
         raise ValueError("values must not hold NaN: leave undefined runs out first")
     if numbers.size < 2:
         return float("nan"), float("nan")
-    generator = np.random.default_rng(seed)
-    rows = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
-    chosen = np.concatenate([row[generator.integers(0, row.size, (draws, row.size))] for row in rows], axis=1)
-    low, high = np.quantile(interquartile_mean(numbers[chosen]), [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    inside = np.lexsort((numbers, groups))  # stratum by stratum, each in order: what is drawn depends on the sizes alone
+    counts = _drawn(tuple(np.bincount(groups).tolist()), draws, seed)
+    order = np.argsort(numbers[inside], kind="stable")
+    drawn = numbers[inside][order] @ _middle(counts[:, order]).T
+    low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     estimate = float(interquartile_mean(numbers))
     return min(float(low), estimate), max(float(high), estimate)
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(sizes: tuple[int, ...], draws: int, seed: int) -> NDArray[np.int32]:
+    """How often each run of each stratum is drawn, i32[draws, n]."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for size in sizes:
+        chosen = generator.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
+        parts.append(np.bincount(chosen.ravel(), minlength=draws * size).reshape(draws, size))
+    return np.concatenate(parts, axis=1).astype(np.int32)
+
+
+def _middle(counts: NDArray[np.int32]) -> Floats:
+    """The weight of each value, in ascending order, in the interquartile mean of a sample that holds it ``counts`` times."""
+    total = int(counts[0].sum())
+    cut = total // 4
+    upto = np.cumsum(counts, axis=1, dtype=np.int32)
+    inside = np.minimum(upto, total - cut) - np.maximum(upto - counts, cut)
+    return np.maximum(inside, 0) / (total - 2 * cut)
 
 
 def summary(
@@ -167,6 +191,29 @@ def summary(
     tasks = None if strata is None else np.asarray(strata)[kept]
     low, high = stratified_bootstrap(numbers, tasks, level=level, draws=draws, seed=seed)
     return Summary(int(numbers.size), float(numbers.mean()), float(interquartile_mean(numbers)), low, high)
+
+
+def summaries(values: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Summary:
+    """:func:`summary` of many handfuls of as many runs each, of one stratum, at once.
+
+    Args:
+      values: [g, n] with n >= 1, no NaN.
+      level, draws, seed: as in :func:`stratified_bootstrap`.
+
+    Returns:
+      A :class:`Summary` of arrays f64[g]; ``n`` is one number.
+    """
+    ordered = np.sort(_floats(values), axis=1)
+    groups, runs = ordered.shape
+    low, high = np.full(groups, np.nan), np.full(groups, np.nan)
+    estimate = interquartile_mean(ordered)
+    if runs > 1:
+        weights = _middle(_drawn((runs,), draws, seed)).T
+        for at in range(0, groups, _AT_ONCE):
+            part = slice(at, at + _AT_ONCE)
+            found = np.quantile(ordered[part] @ weights, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1)
+            low[part], high[part] = np.minimum(found[0], estimate[part]), np.maximum(found[1], estimate[part])
+    return Summary(runs, ordered.mean(axis=1), estimate, low, high)
 
 
 def _floats(values: ArrayLike) -> Floats:

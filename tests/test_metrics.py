@@ -124,3 +124,32 @@ def test_undefined_runs_are_left_out_and_not_counted():
 def test_wrong_arguments_are_named(values, options, message):
     with pytest.raises(ValueError, match=message):
         metrics.stratified_bootstrap(values, **options)
+
+
+def test_many_handfuls_at_once_are_as_one_by_one():
+    generator = np.random.default_rng(3)
+    for runs in (1, 2, 3, 4, 9):
+        values = generator.normal(size=(7, runs))
+        many = metrics.summaries(values)
+        assert many.n == runs
+        for i, row in enumerate(values):
+            one = metrics.summary(row)
+            np.testing.assert_allclose([many.mean[i], many.iqm[i], many.low[i], many.high[i]], one[1:], rtol=1e-12)
+
+
+def test_the_interval_is_that_of_resamples_drawn_one_by_one():
+    """Against a plain loop: draw runs with replacement in each stratum, sort, cut a quarter off either end."""
+    generator = np.random.default_rng(4)
+    values, strata = generator.normal(size=11), np.array([0] * 4 + [1] * 7)
+    drawn = []
+    for _ in range(4000):
+        sample = np.concatenate([generator.choice(values[strata == k], (strata == k).sum()) for k in (0, 1)])
+        drawn.append(np.sort(sample)[2:-2].mean())
+    low, high = metrics.stratified_bootstrap(values, strata, draws=4000)
+    np.testing.assert_allclose((low, high), np.quantile(drawn, [0.025, 0.975]), atol=0.05 * values.std())
+
+
+def test_the_order_of_runs_does_not_matter():
+    values, strata = np.array([0.3, 0.9, 0.1, 0.5, 0.7]), np.array(["a", "b", "a", "b", "b"])
+    turned = [4, 2, 0, 3, 1]
+    assert metrics.stratified_bootstrap(values, strata) == metrics.stratified_bootstrap(values[turned], strata[turned])

@@ -5,6 +5,7 @@ No run is dropped in silence: those that were infeasible, failed or diverged are
 
 import collections
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,10 +64,9 @@ def leaderboard(records: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
-    tasks = [f"{trained(config)} {ratio!r}" for config, ratio in zip(records["config"], records["ratio"], strict=True)]
-    tagged = records.with_columns(
-        pl.Series("variant", [_variant(config) for config in records["config"]], pl.String), pl.Series("task", tasks, pl.String)
-    ).filter(pl.col("defense") != "none")
+    task = pl.concat_str(told_of(records, trained), pl.lit(" "), records["ratio"].cast(pl.String)).cast(pl.Categorical)
+    tagged = records.with_columns(told_of(records, _variant).alias("variant"), task.alias("task"))
+    tagged = tagged.filter(pl.col("defense") != "none")
     poisoned, clean = tagged.filter(pl.col("ratio") > 0), tagged.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
         return pl.DataFrame()
@@ -84,50 +84,66 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
-    configs = records["config"]
     records = records.with_columns(
-        pl.Series("precision", [precision(config) for config in configs], pl.String),
-        pl.Series("depth", [depth(config) for config in configs], pl.String),
+        told_of(records, precision).alias("precision"),
+        told_of(records, depth).alias("depth"),
         pl.Series("dataset", _told_apart(records), pl.String),
     )
-    rows = [_pooled(part, group) for part in records.partition_by(list(group), maintain_order=True)]
-    numbers = [f"{metric}{end}" for metric in METRICS for end in ("", "_mean", "_low", "_high")] + list(BEFORE)
-    schema = {key: records.schema[key] for key in group} | {"reason": pl.String()} | dict.fromkeys(numbers, pl.Float64())
-    frame = pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
+    ok = pl.col("status") == "ok"
+    tasked = "task" in records.columns
+    counts = {name: ok & pl.col(name).is_not_null() & pl.col(name).is_not_nan() for name in (*BEFORE, *METRICS)}
+    lists = [pl.col(name).filter(condition) for name, condition in counts.items()]
+    if tasked:
+        lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in METRICS]
+        lists.append(pl.col("task").filter(ok).n_unique().alias("tasks"))
+    reason = pl.col("reason").filter(~ok).drop_nulls().unique(maintain_order=True)
+    pooled = records.group_by(group, maintain_order=True).agg(
+        pl.len().cast(pl.Int64).alias("runs"),
+        *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
+        pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
+        *(pl.col(key).fill_null(False).any().alias(key) for key in ("knows_trigger", "knows_test")),
+        *lists,
+    )
+    columns = [pl.Series(name, _summed(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
+    for metric in METRICS:
+        told = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None)
+        columns.append(pl.Series(f"{metric}_n", told.n, pl.Int64))
+        ends = {metric: told.iqm, f"{metric}_mean": told.mean, f"{metric}_low": told.low, f"{metric}_high": told.high}
+        columns += [pl.Series(name, values, pl.Float64, nan_to_null=True) for name, values in ends.items()]
+    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS) and not name.endswith("_tasks")]
+    frame = pooled.select(kept).with_columns(columns)
     order = [pl.col("defense") != "none" if key == "defense" else pl.col(key) for key in group]
     order.insert(group.index("defense") + 1, pl.col("defense"))
     return frame.sort(order, maintain_order=True)
 
 
-def _pooled(part: "pl.DataFrame", group: tuple[str, ...]) -> dict[str, Any]:
+def _summed(lists: "pl.Series", tasks: "pl.Series | None") -> metrics.Summary:
+    """The summary of each list of runs, as arrays; ``tasks`` are their strata."""
+    sizes = lists.list.len().to_numpy().astype(np.int64)
+    flat, ends = lists.explode().drop_nulls().to_numpy(), np.cumsum(sizes)
+    ends_of = {name: np.full(len(sizes), np.nan) for name in ("mean", "iqm", "low", "high")}
+
+    def put(at: Any, told: metrics.Summary) -> None:
+        for name, values in ends_of.items():
+            values[at] = getattr(told, name)
+
+    if tasks is not None:
+        strata = tasks.explode().drop_nulls().to_physical().to_numpy()
+        for i, (end, size) in enumerate(zip(ends, sizes, strict=True)):
+            put(i, metrics.summary(flat[end - size : end], strata[end - size : end]))
+    else:
+        for size in np.unique(sizes[sizes > 0]):
+            at = np.flatnonzero(sizes == size)
+            put(at, metrics.summaries(flat[ends[at, None] - size + np.arange(size)]))
+    return metrics.Summary(sizes, **ends_of)
+
+
+def told_of(records: "pl.DataFrame", tell: Callable[[str | None], str]) -> "pl.Series":
+    """What ``tell`` says of each row's configuration; few configurations are many rows', so each is read once."""
     import polars as pl
 
-    counts = {status: part.filter(pl.col("status") == status).height for status in STATUSES}
-    good = part.filter(pl.col("status") == "ok")
-    row: dict[str, Any] = {key: part[key][0] for key in group} | {"runs": part.height} | counts
-    reasons = part.filter(pl.col("status") != "ok")["reason"].drop_nulls().unique(maintain_order=True)
-    row["reason"] = "; ".join(reasons) or None
-    row |= {key: bool(part[key].fill_null(False).any()) for key in ("knows_trigger", "knows_test")}
-    tasks = None
-    if "task" in part.columns:
-        tasks, row["tasks"] = good["task"].to_numpy(), good["task"].n_unique()
-    for key in BEFORE:
-        kept = good.select(key).drop_nulls()
-        row[key] = float(metrics.interquartile_mean(_numbers(kept))) if kept.height else None
-    for metric in METRICS:
-        told = metrics.summary(_numbers(good.select(metric)), tasks)
-        row |= {metric: _null(told.iqm), f"{metric}_n": told.n}
-        row |= {f"{metric}_{end}": _null(getattr(told, end)) for end in ("mean", "low", "high")}
-    return row
-
-
-def _numbers(column: "pl.DataFrame") -> metrics.Floats:
-    """The only column of a frame as f64[n], null as NaN."""
-    return column.to_series().fill_null(float("nan")).to_numpy()
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else value
+    known = {config: tell(config) for config in records["config"].unique()}
+    return pl.Series([known[config] for config in records["config"]], dtype=pl.String)
 
 
 def trained(config: str | None) -> str:

@@ -4,6 +4,7 @@ Ray places the workers, gives each its accelerator and starts one again whose ma
 claims of :mod:`bdjax.sweep.claims`, and results go straight to the folder, which every machine must see under the same path.
 """
 
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ def run_on_ray(
     out = store.writable(Path(out)).absolute()
     mine = not ray.is_initialized()
     if mine:
+        _knock(address)
         try:
             ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
         except (ConnectionError, ValueError) as error:
@@ -69,6 +71,16 @@ def run_on_ray(
         if mine:
             ray.shutdown()
     return run(grid, out, stream=stream, **options)  # finds everything done, and does what no worker could
+
+
+def _knock(address: str) -> None:
+    """Raise UserError at once where nobody listens at HOST:PORT: Ray itself tries for minutes."""
+    host, found, port = address.rpartition(":")
+    if found and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(f"no Ray cluster at {address}: {error.strerror or error}") from error
 
 
 def share(resources: Mapping[str, float]) -> tuple[str, float, int]:

@@ -1,7 +1,7 @@
 """The row of a record: one member under one defense (or under "none": as it was trained)."""
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ KIND = {name: line.split()[0] for line in _LAYOUT.strip().splitlines() for name 
 COLUMNS = tuple(KIND)
 
 VOLATILE = ("created", "seconds", "compile_seconds")  # what may differ between two runs of the same record
+
+# What rows are sorted by: their scenario, so that the order of a table does not depend on the order of files.
+ORDER = ("dataset", "model", "attack", "defense", "spc", "seed", "ratio", "hyper", "cell")
 
 Row = dict[str, Any]
 
@@ -118,9 +121,3 @@ def one(stacked: Any, index: int) -> Any:
     import jax
 
     return jax.tree.map(lambda x: np.asarray(x)[index], stacked)
-
-
-def in_order(rows: Sequence[Row]) -> list[Row]:
-    """Rows by their scenario, so that the order of a table does not depend on the order of files."""
-    keys = ("dataset", "model", "attack", "defense", "spc", "seed", "ratio", "hyper", "cell")
-    return sorted(rows, key=lambda row: tuple((False, 0) if row[key] is None else (True, row[key]) for key in keys))

@@ -18,7 +18,7 @@ from typing import Any
 
 from bdjax.errors import UserError
 from bdjax.sweep.build import canonical
-from bdjax.sweep.rows import Row, arrow_schema, in_order
+from bdjax.sweep.rows import COLUMNS, ORDER, Row, arrow_schema
 
 ADVICE = "free some space or choose another --out; the same command goes on where this one stopped"
 _DIGEST = b"bdjax.rows.sha256"
@@ -144,7 +144,22 @@ def write_rows(out: Path, cell: str, members: str, rows: Sequence[Row]) -> Path:
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     path = record_path(out, cell, members)
     replace_file(path, buffer.getvalue())
+    with writing(path):
+        _seal(path).write_text(hashlib.sha256(buffer.getvalue()).hexdigest())
     return path
+
+
+def _seal(path: Path) -> Path:
+    """Where the sha256 of a file of rows lies; one that is missing or old says nothing, and the file is checked row by row."""
+    return path.with_suffix(".sha256")
+
+
+def _sealed(path: Path, data: bytes) -> bool:
+    """Whether these are the bytes that were written."""
+    try:
+        return _seal(path).read_text() == hashlib.sha256(data).hexdigest()
+    except (OSError, ValueError):
+        return False
 
 
 def _rows_digest(rows: Sequence[Row]) -> bytes:
@@ -163,11 +178,12 @@ def read_file(path: Path) -> list[Row]:
 
     try:
         # A few rows need no threads, and a short process that ends beside pyarrow's aborts now and then (3 in 18, machine busy).
-        table = pq.read_table(io.BytesIO(path.read_bytes()), page_checksum_verification=True, use_threads=False)
+        data = path.read_bytes()
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
         rows = table.to_pylist()
         if not table.schema.equals(arrow_schema()):
             raise Corrupt("its columns are not those of a record")
-        if (table.schema.metadata or {}).get(_DIGEST) != _rows_digest(rows):
+        if not _sealed(path, data) and (table.schema.metadata or {}).get(_DIGEST) != _rows_digest(rows):
             raise Corrupt("its rows do not match their checksum")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         raise Corrupt(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
@@ -176,13 +192,7 @@ def read_file(path: Path) -> list[Row]:
 
 def read_cell(out: Path, cell: str) -> list[tuple[str, Row]]:
     """All (member set, row) of a cell, in the order of file names; corrupt files are set aside."""
-    found = []
-    for path in sorted((out / "records" / cell).glob("*.parquet")):
-        try:
-            found += [(path.stem, row) for row in read_file(path)]
-        except Corrupt as reason:
-            set_aside(path, str(reason))
-    return found
+    return [(path.stem, row) for path in sorted((out / "records" / cell).glob("*.parquet")) for row in _checked(path)]
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:
@@ -201,9 +211,39 @@ def _rank(row: Row) -> tuple[bool, str]:
 
 def read_rows(out: Path) -> list[Row]:
     """All rows of a sweep, one per cell and member, in the order of their scenario; corrupt files are set aside."""
-    folder = out / "records"
-    cells = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    return in_order(latest([row for cell in cells for _, row in read_cell(out, cell)]))
+    rows: list[Row] = _collect(out).to_dicts()
+    return rows
+
+
+def _collect(out: Path) -> Any:
+    """All rows of a sweep as :func:`read` gives them: whole files at once where they are sealed, the others one by one."""
+    import polars as pl
+
+    sealed: list[tuple[Path, bytes]] = []
+    rest: list[tuple[Path, bytes]] = []
+    for path in sorted((out / "records").glob("*/*.parquet")):
+        data = path.read_bytes()
+        (sealed if _sealed(path, data) else rest).append((path, data))
+    try:
+        frames = [pl.scan_parquet([data for _, data in sealed], glob=False).collect()] if sealed else []
+        if any(found.columns != list(COLUMNS) for found in frames):
+            raise pl.exceptions.SchemaError
+    except pl.exceptions.PolarsError:  # another version wrote some of them: which, is found one by one
+        frames, rest = [], sorted((*sealed, *rest))
+    rows = [row for path, _ in rest for row in _checked(path)]
+    every = pl.concat([*frames, frame(rows)])
+    finished = pl.col("status") != "failed"
+    best = every.sort(finished, "created", descending=True, maintain_order=True).unique(["cell", "member"], keep="first")
+    return best.sort(ORDER, maintain_order=True)
+
+
+def _checked(path: Path) -> list[Row]:
+    """The rows of a file; none where it is corrupt, and then it is set aside."""
+    try:
+        return read_file(path)
+    except Corrupt as reason:
+        set_aside(path, str(reason))
+        return []
 
 
 def frame(rows: Sequence[Row]) -> Any:
@@ -223,4 +263,4 @@ def read(out: str | Path) -> Any:
     folder = Path(out)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of records; write one with: bdjax sweep FILE.py --out {folder}")
-    return frame(read_rows(folder))
+    return _collect(folder)
