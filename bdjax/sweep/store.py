@@ -233,8 +233,9 @@ def _collect(out: Path) -> Any:
     rows = [row for path, _ in rest for row in _checked(path)]
     every = pl.concat([*frames, frame(rows)])
     finished = pl.col("status") != "failed"
-    best = every.sort(finished, "created", descending=True, maintain_order=True).unique(["cell", "member"], keep="first")
-    return best.sort(ORDER, maintain_order=True)
+    newest = every.sort(finished, "created", descending=True, maintain_order=True)
+    best = newest.unique(["cell", "member"], keep="first", maintain_order=True)
+    return best.sort(*ORDER, "member")
 
 
 def _checked(path: Path) -> list[Row]:
