@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdjax.errors import UserError
-from bdjax.report import figures, tables, tuned
+from bdjax.report import figures, overall, tables, tuned
 from bdjax.report.page import Drawing, Drawings, page
 from bdjax.report.pool import precision, trained
 from bdjax.report.trajectory import trajectories, trajectory
@@ -38,6 +38,7 @@ def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: s
 
         records = read(folder)
     drawings = Drawings(
+        [Drawing(slug, caption, figure) for slug, caption, figure in overall.figures_of(records)],
         list(_effects(records)),
         list(_triggers(records, data_dir, folder)),
         [*_pruning(records), *_trajectories(records)],

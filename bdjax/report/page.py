@@ -32,6 +32,7 @@ class Drawing(NamedTuple):
 class Drawings(NamedTuple):
     """The figures of the page by section."""
 
+    overall: list[Drawing]
     effects: list[Drawing]
     triggers: list[Drawing]
     pruning: list[Drawing]
@@ -49,6 +50,7 @@ def page(records: "pl.DataFrame", drawings: Drawings) -> str:
     leaders = board(records)
     sections = [
         ("defenses", "Defenses, best first", _leaders(leaders)),
+        ("compared", "Defenses compared", _figures(drawings.overall)),
         ("effect", "Before and after", _effects(drawings.effects)),
         ("triggers", "What the triggers look like", _figures(drawings.triggers)),
         ("pruning", "What pruning does", _figures(drawings.pruning)),

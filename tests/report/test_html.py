@@ -86,15 +86,19 @@ def test_files_beside_the_page(built, records):
     assert (folder / "table.md").read_text() == tables.markdown(records)
     assert (folder / "table.csv").read_text() == tables.csv(records)
     names = sorted(path.name for path in (folder / "figures").iterdir())
-    assert names == [
-        "before-after-badnets.png",
-        "before-after-blended.png",
-        "pruned-channels-clp-badnets.png",
-        "pruned-channels-clp-blended.png",
-        "pruning-curve-fp-badnets.png",
-        "pruning-curve-fp-blended.png",
-        "triggers-digits.png",
-    ]
+    assert names == sorted(
+        [
+            "before-after-badnets.png",
+            "before-after-blended.png",
+            *(f"{name}-10-per-class.png" for name in ("boxes", "cost-benefit", "heat-map")),
+            "profiles-10-per-class.png",
+            "pruned-channels-clp-badnets.png",
+            "pruned-channels-clp-blended.png",
+            "pruning-curve-fp-badnets.png",
+            "pruning-curve-fp-blended.png",
+            "triggers-digits.png",
+        ]
+    )
     assert all((folder / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
 
 

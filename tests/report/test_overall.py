@@ -1,0 +1,96 @@
+"""Figures over all tasks: what they show is what the records say, and what cannot be compared is left out."""
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+import pytest
+
+from bdjax.errors import UserError
+from bdjax.report import overall
+from tests.report.conftest import row
+
+ATTACKS, SEEDS = ("badnets", "blended", "wanet"), (0, 1, 2)
+RATES = {"ft": (0.9, 0.5), "fp": (0.88, 0.2), "anp": (0.8, 0.05), "clp": (0.6, 0.6)}  # ACC and ASR after
+
+
+def made(**changes):
+    rows = []
+    for j, attack in enumerate(ATTACKS):
+        for seed in SEEDS:
+            rows.append(row(seed, 0.1, attack, "none", None, 0, 0))
+            for defense, (acc, asr) in RATES.items():
+                spc = None if defense == "clp" else 10
+                rows.append(row(seed, 0.1, attack, defense, spc, acc - 0.01 * seed, asr + 0.02 * j, **changes))
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def texts(figure):
+    figure.canvas.draw()
+    return [text.get_text() for text in figure.findobj(mpl.text.Text)]
+
+
+def test_methods_are_pooled_by_task_and_ordered_by_der():
+    found = overall.methods(made(), 10)
+    assert [method.label for method in found] == ["anp", "fp", "ft", "clp"]
+    assert all(len(method.runs) == 3 and all(len(rows) == 3 for rows in method.runs.values()) for method in found)
+    assert [method.label for method in overall.methods(made(), None)] == ["clp"]
+    assert [method.label for method in overall.methods(made(), 99)] == ["clp"]
+    never = made().with_columns(ratio=pl.lit(0.0))
+    assert overall.methods(never, 10) == []
+
+
+def test_settings_and_profiles_tell_two_of_one_name_apart():
+    other = made().filter(pl.col("defense") == "ft").with_columns(hyper=pl.lit('{"lr":0.1}'))
+    first = made().filter(pl.col("defense") == "ft").with_columns(hyper=pl.lit('{"lr":0.01}'))
+    third = first.with_columns(profile=pl.lit("reference"))
+    assert {m.label for m in overall.methods(pl.concat([first, other]), 10)} == {"ft, lr 0.01", "ft, lr 0.1"}
+    assert {m.label for m in overall.methods(pl.concat([first, third]), 10)} == {"ft", "ft, reference"}
+
+
+def test_the_heat_map_holds_the_mean_of_every_defense_and_attack():
+    told = texts(overall.heat_map(overall.methods(made(), 10)))
+    der = [(max(0, 0.99 - asr) - max(0, 0.95 - acc) + 1) / 2 for acc, asr in ((0.79, 0.05), (0.79, 0.09))]
+    assert f"{100 * der[0]:.0f}" in told and f"{100 * der[1]:.0f}" in told and {"anp", "wanet"} <= set(told)
+    part = made().filter(~((pl.col("defense") == "anp") & (pl.col("attack") == "wanet")))
+    assert len([text for text in texts(overall.heat_map(overall.methods(part, 10))) if text.isdigit()]) >= 11
+
+
+def test_ranks_are_those_of_the_tasks_that_all_met():
+    figure = overall.rank_diagram(overall.methods(made(), 10))
+    dots = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(dots, [1, 2, 3, 4])
+    assert "mean rank over 3 tasks" in " ".join(texts(figure))
+
+
+def test_a_defense_that_is_rarely_run_takes_no_tasks_away():
+    part = made().filter((pl.col("defense") != "anp") | (pl.col("attack") == "wanet"))
+    kept, tasks = overall.block(overall.methods(part, 10))
+    assert [method.label for method in kept] == ["fp", "ft", "clp"] and len(tasks) == 3
+
+
+def test_the_chance_of_improvement_is_of_row_over_column():
+    figure = overall.improvement(overall.methods(made(), 10))
+    image = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    assert np.isnan(np.diag(image)).all() and image[0, 3] == 1.0 and image[3, 0] == 0.0
+
+
+def test_cost_and_spread_are_drawn_for_every_defense():
+    found = overall.methods(made(), 10)
+    assert len(overall.cost_benefit(found).axes[0].lines) == 4
+    assert list(dict.fromkeys(text for text in texts(overall.boxes(found)) if text in RATES)) == ["anp", "fp", "ft", "clp"]
+    assert len(overall.profiles(found).axes[0].lines) == 4
+
+
+def test_everything_is_drawn_where_there_is_something_to_compare():
+    slugs = [slug for slug, _, _ in overall.figures_of(made())]
+    assert slugs == [f"{name}-10-per-class" for name in ("heat-map", "boxes", "cost-benefit", "profiles", "ranks", "improvement")]
+    assert [slug for slug, _, _ in overall.figures_of(made().filter(pl.col("defense").is_in(["ft", "none"])))] == []
+    one_task = made().filter(pl.col("attack") == "wanet")
+    assert "ranks-10-per-class" not in [slug for slug, _, _ in overall.figures_of(one_task)]
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(UserError, match="no defense met"):
+        overall.heat_map([])
+    with pytest.raises(UserError, match="two defenses"):
+        overall.rank_diagram(overall.methods(made(), 10)[:1])
