@@ -2,8 +2,8 @@
 
     python benchmarks/report_load.py [--records 122236] [--folder DIR]
 
-The records are made up: the survey's cells with their real configurations, random rates, a course of losses each. The folder is kept
-if it is named, and used again.
+The records are made up: the survey's cells with their real configurations, random rates, a course of losses each. The folder
+is kept if it is named, and used again.
 """
 
 import argparse
@@ -28,6 +28,7 @@ EPOCHS = 100  # of the course of losses that a record carries
 
 
 def main() -> None:
+    """Make the store and measure it in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=122_236)
     parser.add_argument("--folder", type=Path)
@@ -49,6 +50,7 @@ def main() -> None:
 
 
 def measure(folder: Path) -> None:
+    """Load, pool and render; print the seconds of each, and the most memory held."""
     from bdjax.report import html, pool
 
     marks = [time.perf_counter()]
@@ -60,7 +62,8 @@ def measure(folder: Path) -> None:
     marks.append(time.perf_counter())
     load, pooling, rendering = np.diff(marks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    told = f"{records.height:,} records, {table.height:,} rows, {board.height:,} on the board, page {page.stat().st_size / 2**20:.1f} MiB"
+    told = f"{records.height:,} records, {table.height:,} rows, {board.height:,} on the board"
+    told += f", page {page.stat().st_size / 2**20:.1f} MiB"
     print(f"  load {load:.1f} s, pool {pooling:.1f} s, render (pools too) {rendering:.1f} s, peak {peak:.2f} GiB; {told}")
 
 
