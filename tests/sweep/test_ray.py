@@ -12,8 +12,6 @@ from bdjax.errors import UserError
 from bdjax.sweep import ray as on_ray
 from tests.sweep.test_faults import QUICK, ended, prepare, whole, written
 
-ray = pytest.importorskip("ray")
-
 DRIVER = """
 import sys
 from bdjax.cli import main
@@ -41,6 +39,7 @@ def test_a_cluster_without_anything_to_work_on_is_refused():
 
 @pytest.mark.slow
 def test_a_node_that_goes_away_loses_nothing(tmp_path):
+    pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     expected = prepare(tmp_path)
@@ -68,6 +67,7 @@ def test_a_node_that_goes_away_loses_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_no_cluster_is_one_clear_line(tmp_path):
+    pytest.importorskip("ray")
     (tmp_path / "grid.py").write_text("from bdjax.sweep.plan import Grid\ngrid = Grid()\n")
     arguments = ["sweep", str(tmp_path / "grid.py"), "--out", str(tmp_path / "x"), "--ray", "127.0.0.1:1"]
     done = subprocess.run([sys.executable, "-c", DRIVER, *arguments], capture_output=True, text=True, timeout=300)
