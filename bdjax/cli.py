@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from bdjax.errors import UserError, choose
 from bdjax.interop.commands import export_torch, import_torch
+from bdjax.population import hosts
 from bdjax.report.compare import compare_masks
 from bdjax.report.curves import pruning_curve
 from bdjax.report.show import show_attack
@@ -69,6 +70,9 @@ def sweep(
     limit_cells: int | None = None,
     ray: str | None = None,
     workers: int | None = None,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
 ) -> int:
     """Run the grid of a file, always resuming; scenario flags replace what the file says.
 
@@ -86,7 +90,17 @@ def sweep(
       limit_cells: number of cells to run at most.
       ray: address of a Ray cluster whose machines all see the folder of results: "auto", HOST:PORT or "local".
       workers: on the Ray cluster at once; default: one per GPU or TPU, or per two cores.
+      coordinator: makes this one of several processes that run each cell together, its members over all their devices: HOST:PORT
+        of the first one, or "auto" on a TPU pod or under SLURM.
+      processes: how many there are, where the cluster does not say.
+      process: number of this one, from 0, likewise.
     """
+    if coordinator is not None:
+        if ray is not None:
+            raise UserError("--ray and --coordinator are two ways to use many machines: give one")
+        hosts.join(None if coordinator == "auto" else coordinator, processes, process)
+    elif processes is not None or process is not None:
+        raise UserError("--processes and --process go with --coordinator HOST:PORT")
     grid = grid_of(scenario, _grid_in(file, scale))
     if workers is not None and ray is None:
         raise UserError("--workers are those of a Ray cluster: name it with --ray")
@@ -309,6 +323,8 @@ def _run(grid: Grid, out: str, data_dir: str | None, executed: Executed, *, page
         from bdjax.sweep.ray import run_on_ray
 
         records = run_on_ray(grid, out, address=address, **options)
+    if not hosts.leads():
+        return 0
     print(markdown(records))
     failed = int((records["status"] == "failed").sum())
     if page:

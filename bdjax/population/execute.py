@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from bdjax import compiler
+from bdjax.population import hosts
 from bdjax.population.execution import Execution, check, default_execution
 from bdjax.population.stack import concatenate, size, take
 
@@ -63,14 +64,16 @@ def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], ex
         return jax.vmap(function, in_axes=(0, *(None,) * len(shared)))(stacked, *shared)
     if execution.devices > 1:
         mesh = _mesh(execution.devices)
-        stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec("members")))
-        shared = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
+        stacked = hosts.spread(stacked, mesh, PartitionSpec("members"))
+        shared = hosts.spread(shared, mesh, PartitionSpec())
+        return hosts.gather(compiled(function, True, execution.devices, len(shared))(stacked, *shared))
     return compiled(function, True, execution.devices, len(shared))(stacked, *shared)
 
 
 @functools.lru_cache(maxsize=8)
 def _mesh(devices: int) -> Mesh:
-    return jax.make_mesh((devices,), ("members",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
+    there = jax.devices() if hosts.several() else jax.local_devices()
+    return jax.make_mesh((devices,), ("members",), axis_types=(AxisType.Auto,), devices=there[:devices])
 
 
 @functools.lru_cache(maxsize=32)

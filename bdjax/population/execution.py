@@ -8,6 +8,7 @@ import jax
 from bdjax import compiler
 from bdjax.convolution import LOWERINGS
 from bdjax.errors import UserError, choose
+from bdjax.population import hosts
 from bdjax.types import Loop, Model
 
 STRATEGIES = ("vmap", "map", "unrolled", "loop")
@@ -22,7 +23,7 @@ class Execution(NamedTuple):
     loop: str = "scan"  # of steps
     unroll: int = 1  # steps per trip of a loop
     chunk: int = 0  # members at once; 0 = all that fit (see `fit`)
-    devices: int = 1  # local devices that share the members
+    devices: int = 1  # that share the members: of this machine, or all of several processes (see `hosts`)
 
 
 # Measured on two CPU cores (benchmarks/results/population_scaling_cpu_*.md): one member's whole training in one compiled program,
@@ -39,6 +40,8 @@ def default_execution(platform: str | None = None, model: str = "") -> Execution
     platform = platform or jax.default_backend()
     for entry in ((platform, model), (platform, ""), ("", "")):
         if entry in MEASURED:
+            if hosts.several():
+                return MEASURED["", ""]._replace(lowering=MEASURED[entry].lowering, devices=jax.device_count())
             return MEASURED[entry] if platform == "cpu" else MEASURED[entry]._replace(devices=jax.local_device_count())
     raise AssertionError("the last entry fits everything")
 
@@ -65,7 +68,10 @@ def check(execution: Execution) -> Execution:
     choose("loop", execution.loop, LOOPS)
     if execution.unroll < 1 or execution.chunk < 0:
         raise UserError(f"unroll must be at least 1 and chunk at least 0; given {execution.unroll} and {execution.chunk}")
-    if not 1 <= execution.devices <= jax.local_device_count():
+    everywhere = jax.device_count()
+    if hosts.several() and execution.devices not in (1, everywhere):
+        raise UserError(f"several processes share members over all of their {everywhere} devices; given {execution.devices}")
+    if not hosts.several() and not 1 <= execution.devices <= jax.local_device_count():
         raise UserError(
             f"devices must lie in 1 … {jax.local_device_count()}, the devices of this machine; given {execution.devices}"
         )

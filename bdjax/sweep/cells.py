@@ -17,7 +17,7 @@ from bdjax.data import clean_subset
 from bdjax.errors import UserError
 from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
-from bdjax.population import Execution
+from bdjax.population import Execution, hosts
 from bdjax.sweep import arrays, build, imported, models, provenance, store
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, canonical, member_hash
 from bdjax.sweep.progress import Progress
@@ -179,6 +179,7 @@ def _fit(make: Any, attacked: Attacked, stacked: Any) -> Execution:
     total, execution = population.size(stacked), attacked.execution
     if total > 1:  # one member alone is tried as it is
         execution = population.fit(make, attacked.model, stacked, (attacked.data,), execution)
+    execution = hosts.agree(execution)  # memory may differ between machines, the program must not
     if not execution.chunk or execution.strategy == "loop":
         return execution
     even = -(-total // -(-total // execution.chunk))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bdjax.population import hosts
 from bdjax.sweep.build import canonical
 from bdjax.sweep.store import Corrupt, set_aside, sync_folder, temporary_of, writing
 
@@ -46,9 +47,10 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
     Raises:
       UserError: the folder cannot be written or the disk is full.
     """
-    import orbax.checkpoint as ocp
 
     path = folder(out, cell, name).absolute()
+    if not hosts.leads():  # of several processes that run the same, the first one writes
+        return path
     temporary = temporary_of(path)
     with writing(path):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -57,7 +59,7 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
             state = {"variables": stored.variables, "trigger": {str(i): leaf for i, leaf in enumerate(stored.trigger)}}
             state = jax.tree.map(np.asarray, state)
             _reserve(temporary / "room", sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-            with _no_traces(), ocp.StandardCheckpointer() as checkpointer:
+            with _no_traces(), _checkpointer() as checkpointer:
                 checkpointer.save(temporary / "state", state)
             manifest = {"members": stored.members, "files": _digests(temporary / "state")}
             with open(temporary / "manifest.json", "w") as file:
@@ -72,6 +74,17 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
             raise
         sync_folder(path.parent)
     return path
+
+
+def _checkpointer() -> Any:
+    """Orbax's checkpointer for this process alone: by itself it would wait for every process of the run."""
+    import orbax.checkpoint as ocp
+
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -136,14 +149,13 @@ def load(out: Path, cell: str, places: Sequence[tuple[str, int]]) -> Stored:
     Raises:
       Corrupt: a checkpoint changed since it was found.
     """
-    import orbax.checkpoint as ocp
 
     sets: dict[str, Stored] = {}
     for name, _ in places:
         if name not in sets:
             path = folder(out, cell, name).absolute()
             members = _verify(path)
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _checkpointer() as checkpointer:
                 state = checkpointer.restore(path / "state")
             leaves = state["trigger"] or {}
             sets[name] = Stored(tuple(members), state["variables"], tuple(leaves[str(i)] for i in range(len(leaves))))

@@ -1,15 +1,17 @@
 """Run a grid: train what lacks a record, repair it with every defense, store each cell as it finishes."""
 
+import contextlib
 import functools
+import io
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from bdjax.data import sizes
 from bdjax.errors import UserError
-from bdjax.population import Execution
+from bdjax.population import Execution, hosts
 from bdjax.sweep import build, lacking, manifest, models, plan, store
 from bdjax.sweep.adopt import adopt
 from bdjax.sweep.cells import clean_reason, place, repair, train
@@ -72,13 +74,16 @@ def run(
     store.writable(out)
     works = [lacking.work(branch, datasets[branch.train.dataset], grid) for branch in branches]
     tries = Tries()
-    found = [lacking.opened(work, out, tries) for work in works]
+    found = [_opened(work, out, tries) for work in works]
+    if not hosts.leads():  # one of several processes that run the same: the first one tells
+        stream = io.StringIO()
     for line in summary(found, choices):
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if _kinds(one)]
     progress = Progress([kind for one in found for kind in _kinds(one)], stream)
     with progress, Claims(out, patience=patience, say=progress.say) as claims:
-        manifest.write(out, works, claims)
+        if hosts.leads():
+            manifest.write(out, works, claims)
         _run(unfinished, out, tries, claims, progress)
     cells = {cell for work in works for cell in (work.cell, *(name for _, name, _ in work.repairs))}
     members = {build.member_hash(point) for work in works for point in lacking.all_points(work)}
@@ -129,7 +134,7 @@ def _run(unfinished: list[tuple[Work, Execution]], out: Path, tries: Tries, clai
     wait = POLL[0]
     while True:
         moved = [_advance(work, out, execution, tries, claims, progress) for work, execution in unfinished]
-        found = [(pair, kinds) for pair in unfinished if (kinds := _kinds(lacking.opened(pair[0], out, tries)))]
+        found = [(pair, kinds) for pair in unfinished if (kinds := _kinds(_opened(pair[0], out, tries)))]
         unfinished, kinds = [pair for pair, _ in found], [kind for _, some in found for kind in some]
         if not unfinished:
             return
@@ -145,28 +150,45 @@ def _run(unfinished: list[tuple[Work, Execution]], out: Path, tries: Tries, clai
 
 def _advance(work: Work, out: Path, execution: Execution, tries: Tries, claims: Claims, progress: Progress) -> bool:
     """Make what a branch lacks and nobody else is making; gives whether there was anything."""
-    found, moved = lacking.opened(work, out, tries), False
+    found, moved = _opened(work, out, tries), False
     attacked = functools.cache(lambda: place(work.branch.train, work.cell, work.dataset, execution))
     if found.training:
-        with claims.holding(work.cell) as got:
+        with _holding(claims, work.cell) as got:
             if not got:  # what is to be repaired is only just being trained
                 return False
             make = train if work.branch.train.imported is None else adopt
-            for points in lacking.opened(work, out, tries).training:
+            for points in _opened(work, out, tries).training:
                 make(attacked(), points, out, progress)
                 moved = True
             tries.made(work.cell)
     trained = functools.cache(lambda: _trained(work, out, found.repairs))
     for cell, name, points in found.repairs:
-        with claims.holding(name) as got:
+        with _holding(claims, name) as got:
             if not got:
                 continue
-            points = lacking.missing(name, points, out, tries)  # another process may have made it before it was claimed
+            points = hosts.agree(
+                lacking.missing(name, points, out, tries)
+            )  # another process may have made it before it was claimed
             if points:
                 repair(attacked(), cell, name, points, trained(), out, progress)
                 tries.made(name)
                 moved = True
     return moved
+
+
+def _opened(work: Work, out: Path, tries: Tries) -> Open:
+    """What a branch lacks, as the first of several processes finds it."""
+    found = lacking.opened(work, out, tries)
+    training, repairs = hosts.agree((found.training, found.repairs))
+    return found._replace(training=training, repairs=repairs)
+
+
+@contextlib.contextmanager
+def _holding(claims: Claims, cell: str) -> Iterator[bool]:
+    """Hold a cell; of several processes that work on it together the first one holds it, until all are done with it."""
+    with claims.holding(cell) if hosts.leads() else contextlib.nullcontext(False) as got:
+        yield hosts.agree(got)
+        hosts.agree(None)
 
 
 def _trained(work: Work, out: Path, repairs: Sequence[Any]) -> tuple[dict[str, Row], models.Stored]:

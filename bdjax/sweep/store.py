@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bdjax.errors import UserError
+from bdjax.population import hosts
 from bdjax.sweep.build import canonical
 from bdjax.sweep.rows import COLUMNS, ORDER, Row, arrow_schema
 
@@ -79,7 +80,9 @@ def temporary_of(path: Path) -> Path:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is complete or absent, whatever happens."""
+    """Write a file so that it is complete or absent, whatever happens; of processes that run the same, the first one writes."""
+    if not hosts.leads():
+        return
     temporary = temporary_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,8 +147,9 @@ def write_rows(out: Path, cell: str, members: str, rows: Sequence[Row]) -> Path:
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     path = record_path(out, cell, members)
     replace_file(path, buffer.getvalue())
-    with writing(path):
-        _seal(path).write_text(hashlib.sha256(buffer.getvalue()).hexdigest())
+    if hosts.leads():
+        with writing(path):
+            _seal(path).write_text(hashlib.sha256(buffer.getvalue()).hexdigest())
     return path
 
 

@@ -1,0 +1,84 @@
+"""One population over the devices of several processes, which may be on several machines.
+
+Every process runs the same calls in the same order; the members are split over all devices of all of them. What one process alone
+can know (what a folder holds, how much memory is free) is told to the others by the first one.
+
+Source: JAX's documentation of multi-controller programs, ``jax.distributed``.
+"""
+
+import pickle
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bdjax.errors import UserError
+
+
+def join(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> None:
+    """Make this process one of several; to be called before any device is used.
+
+    Args:
+      coordinator: HOST:PORT on which the first process listens; None = as the cluster says (TPU pods, SLURM, Open MPI).
+      processes: how many there are; None likewise.
+      index: of this one, from 0; None likewise.
+
+    Raises:
+      UserError: the others cannot be reached, or the cluster says nothing.
+    """
+    try:
+        jax.distributed.initialize(coordinator, processes, index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of this run did not come together: {str(error).splitlines()[0]}") from error
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return jax.process_count() > 1
+
+
+def leads() -> bool:
+    """Whether this process decides and writes: the first of several, or the only one."""
+    return jax.process_index() == 0
+
+
+def agree(value: Any) -> Any:
+    """The first process's value, in every process, when all have come here; plain Python objects.
+
+    What is unpickled was pickled by the same program in a process of the same run; nothing from outside is read.
+    """
+    if not several():
+        return value
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    told = np.frombuffer(pickle.dumps(value), np.uint8) if leads() else np.zeros(0, np.uint8)
+    length = int(broadcast_one_to_all(np.int64(told.size)))
+    padded = np.zeros(length, np.uint8)
+    padded[: told.size] = told
+    return pickle.loads(np.asarray(broadcast_one_to_all(padded)).tobytes())
+
+
+def spread(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """Arrays that every process holds whole as arrays over the mesh."""
+    sharding = NamedSharding(mesh, spec)
+    if not several():
+        return jax.device_put(tree, sharding)
+
+    def one(leaf: Any) -> Any:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            words = one(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree)
+
+
+def gather(tree: Any) -> Any:
+    """Arrays over the mesh as arrays that every process holds whole."""
+    if not several():
+        return tree
+    from jax.experimental.multihost_utils import process_allgather
+
+    return jax.tree.map(lambda leaf: process_allgather(leaf, tiled=True), tree)
