@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from bdjax import cli
-from bdjax.sweep import store
+from bdjax.sweep import compilations, store
 
 FAST = ["--width", "4", "--epochs", "2", "--batch", "25", "--train-images", "100", "--test-images", "50", "--spc", "2"]
 LOOP = ["--strategy", "loop", "--lowering", "native"]
@@ -220,11 +220,11 @@ def test_compiled_programs_are_kept_unless_jax_was_told_where(monkeypatch):
     import jax
 
     before = jax.config.jax_compilation_cache_dir
-    cli._keep_compilations()
+    compilations.keep_compilations()
     assert jax.config.jax_compilation_cache_dir == before  # the tests' own setting wins
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        cli._keep_compilations()
+        compilations.keep_compilations()
         assert jax.config.jax_compilation_cache_dir.endswith("compiled")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
