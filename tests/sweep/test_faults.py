@@ -139,11 +139,6 @@ def test_processes_share_a_sweep_and_each_may_be_killed(undisturbed):
     assert len(moments) == 5 and set(moments) & {"while writing", "at work"}
 
 
-@pytest.mark.slow
-def test_thirty_kills(undisturbed):
-    assert len(kill(*undisturbed, kills=30, seed=1)) == 30
-
-
 def test_files_that_are_truncated_or_flipped_are_made_again(undisturbed, tmp_path):
     folder, expected = undisturbed
     out, draw = tmp_path / "harmed", random.Random(0)
