@@ -11,7 +11,7 @@ from bdjax.data import spec
 from bdjax.errors import UserError
 from bdjax.models import by_name
 from bdjax.report.tables import csv, markdown
-from bdjax.sweep import adopt, import_folder, run, store
+from bdjax.sweep import adopt, import_folder, lacking, store
 from bdjax.sweep import imported as imports
 from bdjax.sweep.build import cell_hash
 from bdjax.sweep.plan import cells
@@ -164,4 +164,5 @@ def test_what_only_an_export_needs_is_not_read(population, tmp_path):
     folder = saved(tmp_path / "in", import_of(population[0], kept=kept))
     (folder / "kept_0.npz").write_bytes(b"harmed")
     assert imports.opened(str(folder)).kept == ({},) * 4
-    assert run.survey(cells(grid_of(folder))[0], images(), grid_of(folder), tmp_path / "out").training
+    work = lacking.work(cells(grid_of(folder))[0], images(), grid_of(folder))
+    assert lacking.opened(work, tmp_path / "out", lacking.Tries()).training
