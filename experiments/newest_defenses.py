@@ -4,7 +4,7 @@ Command:      bdjax sweep experiments/newest_defenses.py --data-dir DIR --out ne
               small: bdjax sweep experiments/newest_defenses.py --scale small --data-dir DIR --out newest
 Hardware:     grid: one GPU, not run yet; small: 2 CPU cores (experiments/results/newest_defenses_cpu.md)
 Time:         small: BadNets half an hour without BTI-DBF at 100 per class, which takes longer than all others
-Expectation:  with 100 per class each lowers the ASR of both attacks, IMS and BTI-DBF at rates for so small a network and so few steps.
+Expectation:  with 100 per class each lowers the ASR of both attacks, IMS and BTI-DBF only at rates for so small a network.
 """
 
 import dataclasses
