@@ -43,8 +43,8 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
             out = call(function, take(stacked, index), shared, execution)
             jax.block_until_ready(out)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices:
-                raise
+            if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices or hosts.several():
+                raise  # of several processes each would have to halve it together
             chunk = max(chunk // 2 // execution.devices, 1) * execution.devices
             print(f"bdjax: out of memory; going on with {chunk} members at once", file=sys.stderr)
             continue

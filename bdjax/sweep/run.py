@@ -166,9 +166,8 @@ def _advance(work: Work, out: Path, execution: Execution, tries: Tries, claims: 
         with _holding(claims, name) as got:
             if not got:
                 continue
-            points = hosts.agree(
-                lacking.missing(name, points, out, tries)
-            )  # another process may have made it before it was claimed
+            # Another process may have made it before it was claimed.
+            points = hosts.agree(lacking.missing(name, points, out, tries))
             if points:
                 repair(attacked(), cell, name, points, trained(), out, progress)
                 tries.made(name)
