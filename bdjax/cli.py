@@ -104,8 +104,8 @@ def sweep(
     grid = grid_of(scenario, _grid_in(file, scale))
     if workers is not None and ray is None:
         raise UserError("--workers are those of a Ray cluster: name it with --ray")
-    engine: dict[str, Any] = {} if ray is None else {"ray": ray, "workers": workers}
-    return _run(grid, out, data_dir, executed, only=pairs(only, "--only"), limit=_at_least_one(limit_cells), **engine)
+    kept, limit = pairs(only, "--only"), _at_least_one(limit_cells)
+    return _run(grid, out, data_dir, executed, only=kept, limit=limit, ray=ray, workers=workers)
 
 
 def plan(
@@ -311,18 +311,27 @@ def _at_least_one(limit_cells: int | None) -> int | None:
     return limit_cells
 
 
-def _run(grid: Grid, out: str, data_dir: str | None, executed: Executed, *, page: bool = False, **options: Any) -> int:
+def _run(
+    grid: Grid,
+    out: str,
+    data_dir: str | None,
+    executed: Executed,
+    *,
+    page: bool = False,
+    ray: str | None = None,
+    workers: int | None = None,
+    **options: Any,
+) -> int:
     from bdjax.report.tables import markdown
     from bdjax.sweep.run import run as run_grid
 
     options |= {"data_dir": data_dir, "execution": execution_of(executed), "tuned": executed.tuned}
-    address = options.pop("ray", None)
-    if address is None:
+    if ray is None:
         records = run_grid(grid, out, **options)
     else:
         from bdjax.sweep.ray import run_on_ray
 
-        records = run_on_ray(grid, out, address=address, **options)
+        records = run_on_ray(grid, out, address=ray, workers=workers, **options)
     if not hosts.leads():
         return 0
     print(markdown(records))

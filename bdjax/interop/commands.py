@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bdjax.errors import UserError
-from bdjax.sweep.flags import hyper_text
+from bdjax.sweep.flags import Picked
 
 
 def import_torch(
@@ -57,62 +57,40 @@ def export_torch(
     results: str,
     file: str,
     /,
+    picked: Picked,
     *,
     kind: Literal["attack_result", "defense_result", "state_dict", "safetensors"] | None = None,
-    dataset: str | None = None,
-    model: str | None = None,
-    width: int | None = None,
-    attack: str | None = None,
-    defense: str | None = None,
-    spc: int | None = None,
-    hyper: str | None = None,
-    seed: int | None = None,
-    poison_ratio: float | None = None,
-    cell: str | None = None,
     imported: str | None = None,
     data_dir: str | None = None,
     overwrite: bool = False,
 ) -> int:
     """Write one trained or repaired network of a folder of results as a PyTorch checkpoint.
 
-    The flags from --dataset to --cell pick the network by its record; they are needed only as far as the folder holds several. An
-    attack_result holds the triggered test images as BackdoorBench does, as PNG files beside it.
+    An attack_result holds the triggered test images as BackdoorBench does, as PNG files beside it.
 
     Args:
       results: folder of a run.
       file: file to write.
+      picked: the network, by its record.
       kind: default: safetensors if the name ends so, else defense_result for a repaired network, else attack_result.
-      dataset: data set of the network, or the path of a folder with it.
-      model: network.
-      width: channels of its first stage.
-      attack: attack it was trained with.
-      defense: the repaired network, which is made again from its key; default: as it was trained.
-      spc: clean samples per class the defender held.
-      hyper: traced hyper-parameters of the repair as its record tells them, e.g. '{"lr":0.01}'.
-      seed: of the member.
-      poison_ratio: of the member.
-      cell: hash of the cell, as the records tell it.
       imported: import folder the network came from; what nobody changed then comes out bit for bit.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
       overwrite: replace files that exist.
     """
-    from bdjax.data import load, spec
     from bdjax.interop.imports import export_torch as write
     from bdjax.sweep import trained
     from bdjax.sweep.files import refuse_existing
 
     refuse_existing(Path(file), overwrite)  # before a repair that may take hours
-    named = None if dataset is None else spec(dataset).name
-    wanted = {"dataset": named, "model": model, "width": width, "attack": attack, "defense": defense, "spc": spc, "seed": seed}
-    found = trained.find(results, {**wanted, "hyper": hyper_text(hyper), "ratio": poison_ratio, "cell": cell})
-    row, network = found.row, trained.network(found, dataset)
+    found = trained.find(results, picked.facts())
+    row, network = found.row, trained.network(found, picked.dataset)
     if kind is None:
         result: Literal["attack_result", "defense_result"] = "attack_result" if row["defense"] == "none" else "defense_result"
         kind = "safetensors" if Path(file).suffix == ".safetensors" else result
     variables, triggered, told = found.variables, None, ""
     kept = None if imported is None else _kept(imported, row)
     if kind == "attack_result" or row["defense"] != "none":
-        images = load(dataset or row["dataset"], data_dir, train_images=row["train_images"], test_images=row["test_images"])
+        images = trained.images_of(row, picked.dataset, data_dir)
         if row["defense"] != "none":
             variables, again = trained.repaired(found, network, images, imported)
             told = "; " + ", ".join(f"{name.upper()} {_fraction(again[name])}" for name in ("acc", "asr"))

@@ -10,7 +10,7 @@ from bdjax.comparison import cliques, probability_of_improvement, profile, ranks
 from bdjax.errors import UserError
 from bdjax.metrics import Floats
 from bdjax.report.figures import COLORS, GREY, INK, PAPER, legend, panels_of, styled
-from bdjax.report.pool import told_of, trained
+from bdjax.report.pool import with_tasks
 from bdjax.report.tables import marks, setting
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def methods(records: "pl.DataFrame", spc: int | None) -> list[Method]:
 
     kept = (pl.col("status") == "ok") & (pl.col("defense") != "none") & (pl.col("ratio") > 0)
     kept &= pl.col("spc").is_null() if spc is None else pl.col("spc").is_null() | (pl.col("spc") == spc)
-    task = pl.concat_str(told_of(records, trained), pl.lit(" "), records["ratio"].cast(pl.String)).alias("task")
-    variant = told_of(records, _config).alias("variant")
-    rows = records.with_columns(task, variant).filter(kept)
+    rows = with_tasks(records).filter(kept)
     columns = ("task", "variant", "attack", "defense", "profile", "hyper", "seconds", "compile_seconds", "members", *METRICS)
     found: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
     for row in rows.select(*columns, "knows_trigger", "knows_test").iter_rows(named=True):
@@ -59,16 +57,12 @@ def methods(records: "pl.DataFrame", spc: int | None) -> list[Method]:
     return sorted(listed, key=lambda method: -_mean(method, "der"))
 
 
-def _config(config: str | None) -> str:
-    return json.dumps((json.loads(config or "{}").get("defense") or {}).get("config") or {}, sort_keys=True)
-
-
 def _labels(keys: list[tuple[str, ...]], rows: list[dict[str, Any]]) -> list[str]:
     """Names of defenses, with the profile where there are several, and the settings in which two of one name differ."""
     told, several = [], len({rule for _, rule, _, _ in keys}) > 1
     for (defense, rule, variant, hyper), row in zip(keys, rows, strict=True):
-        mine = {**json.loads(variant), **json.loads(hyper)}
-        others = [{**json.loads(v), **json.loads(h)} for d, p, v, h in keys if (d, p) == (defense, rule)]
+        mine = {**(json.loads(variant) or {}), **json.loads(hyper)}
+        others = [{**(json.loads(v) or {}), **json.loads(h)} for d, p, v, h in keys if (d, p) == (defense, rule)]
         moving = [leaf for leaf in mine if len({json.dumps(other.get(leaf)) for other in others}) > 1]
         values = [f"{leaf} {mine[leaf]:g}" if isinstance(mine[leaf], float) else f"{leaf} {mine[leaf]}" for leaf in moving]
         kind = [rule] if several and rule != "corrected" else []

@@ -64,9 +64,7 @@ def leaderboard(records: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
-    task = pl.concat_str(told_of(records, trained), pl.lit(" "), records["ratio"].cast(pl.String)).cast(pl.Categorical)
-    tagged = records.with_columns(told_of(records, _variant).alias("variant"), task.alias("task"))
-    tagged = tagged.filter(pl.col("defense") != "none")
+    tagged = with_tasks(records).filter(pl.col("defense") != "none")
     poisoned, clean = tagged.filter(pl.col("ratio") > 0), tagged.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
         return pl.DataFrame()
@@ -136,6 +134,14 @@ def _summed(lists: "pl.Series", tasks: "pl.Series | None") -> metrics.Summary:
             at = np.flatnonzero(sizes == size)
             put(at, metrics.summaries(flat[ends[at, None] - size + np.arange(size)]))
     return metrics.Summary(sizes, **ends_of)
+
+
+def with_tasks(records: "pl.DataFrame") -> "pl.DataFrame":
+    """Records with their ``task`` (one training configuration at one ratio) and the ``variant`` of their defense."""
+    import polars as pl
+
+    task = pl.concat_str(told_of(records, trained), pl.lit(" "), records["ratio"].cast(pl.String)).cast(pl.Categorical)
+    return records.with_columns(told_of(records, _variant).alias("variant"), task.alias("task"))
 
 
 def told_of(records: "pl.DataFrame", tell: Callable[[str | None], str]) -> "pl.Series":

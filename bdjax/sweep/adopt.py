@@ -14,11 +14,16 @@ from bdjax.experiment import Data
 from bdjax.keys import Stream, stream
 from bdjax.sweep import build, imported, models, provenance, store
 from bdjax.sweep.build import Point, member_hash
-from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told
+from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told, train
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import measured, one
 from bdjax.training import first_trigger
 from bdjax.types import Array, Member, Variables
+
+
+def begin(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:
+    """Train a member set, or adopt it where its networks were imported; either leaves checkpoint and rows."""
+    (train if attacked.cell.imported is None else adopt)(attacked, points, out, progress)
 
 
 def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:

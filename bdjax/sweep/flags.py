@@ -77,6 +77,46 @@ class Executed:
     """Start from what `bdjax plan` measured and remembered; a field given here replaces one of it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Picked:
+    """Which record of a folder; a flag is needed only as far as the folder holds several."""
+
+    dataset: str | None = None
+    """Data set of the network, or the path of a folder with it."""
+    model: str | None = None
+    """Network."""
+    width: int | None = None
+    """Channels of its first stage."""
+    attack: str | None = None
+    """Attack it was trained with."""
+    defense: str | None = None
+    """The repaired network, which is made again from its key; default: as it was trained."""
+    spc: int | None = None
+    """Clean samples per class the defender held."""
+    hyper: str | None = None
+    """Traced hyper-parameters of the repair as its record tells them, e.g. '{"lr":0.01}'."""
+    seed: int | None = None
+    """Of the member."""
+    poison_ratio: float | None = None
+    """Of the member."""
+    profile: str | None = None
+    """corrected or reference."""
+    cell: str | None = None
+    """Hash of the cell, as the records tell it."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a record has to say, {fact: value} as :func:`bdjax.sweep.trained.record` takes it; None = anything.
+
+        Raises:
+          UserError: an unknown data set, or hyper-parameters that no record tells so.
+        """
+        from bdjax.data import spec
+
+        told = dataclasses.asdict(self)
+        ratio, name = told.pop("poison_ratio"), None if self.dataset is None else spec(self.dataset).name
+        return {**told, "ratio": ratio, "dataset": name, "hyper": _hyper_text(self.hyper)}
+
+
 _AXES = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses", "poison_ratio": "poison_ratios"}
 
 
@@ -187,7 +227,7 @@ def _number(text: str, name: str) -> float:
         raise UserError(f"--hyper {name} takes numbers separated by commas; given {text!r}") from None
 
 
-def hyper_text(text: str | None) -> str | None:
+def _hyper_text(text: str | None) -> str | None:
     """Hyper-parameters in the form of a record."""
     try:
         told = None if text is None else json.loads(text)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from bdjax.errors import UserError
 from bdjax.population import Execution
 from bdjax.sweep import build, lacking, models, provenance, store
-from bdjax.sweep.adopt import adopt
+from bdjax.sweep.adopt import begin
 from bdjax.sweep.build import DefenseCell, Point, TrainCell
-from bdjax.sweep.cells import Attacked, place, repair, train
+from bdjax.sweep.cells import place, repair
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row
 from bdjax.sweep.trained import held, same_images
@@ -67,7 +67,7 @@ def again(
         with Progress(["train", row["defense"]]) as progress:
             if row["defense"] == "none" or retrain:
                 bases = {build.member_hash(point._replace(hyper={})): point._replace(hyper={}) for point in points}
-                _train(placed, train_cell, list(bases.values()), copy, progress)
+                begin(placed, list(bases.values()), copy, progress)
             if isinstance(cell, DefenseCell):
                 source = copy if retrain else out
                 rows = lacking.by_member([mine for _, mine in store.read_cell(source, placed.name)])
@@ -78,10 +78,6 @@ def again(
                 repair(placed, cell, row["cell"], points, (rows, there), copy, progress)
         found = lacking.by_member([mine for _, mine in store.read_cell(copy, row["cell"])])[row["member"]]
     return judge(row, found, tolerance)
-
-
-def _train(placed: Attacked, cell: TrainCell, points: list[Point], out: Path, progress: Progress) -> None:
-    (train if cell.imported is None else adopt)(placed, points, out, progress)
 
 
 def _company(out: Path, row: Row, execution: Execution) -> list[Point]:

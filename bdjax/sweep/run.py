@@ -13,8 +13,8 @@ from bdjax.data import sizes
 from bdjax.errors import UserError
 from bdjax.population import Execution, hosts
 from bdjax.sweep import build, lacking, manifest, models, plan, store
-from bdjax.sweep.adopt import adopt
-from bdjax.sweep.cells import clean_reason, place, repair, train
+from bdjax.sweep.adopt import begin
+from bdjax.sweep.cells import clean_reason, place, repair
 from bdjax.sweep.choice import Chosen, chosen
 from bdjax.sweep.claims import PATIENCE, Claims
 from bdjax.sweep.lacking import Open, Tries, Work
@@ -85,9 +85,10 @@ def run(
         if hosts.leads():
             manifest.write(out, works, claims)
         _run(unfinished, out, tries, claims, progress)
-    cells = {cell for work in works for cell in (work.cell, *(name for _, name, _ in work.repairs))}
-    members = {build.member_hash(point) for work in works for point in lacking.all_points(work)}
-    return store.frame([row for row in store.read_rows(out) if row["cell"] in cells and row["member"] in members])
+    records = store.read(out)
+    cells = [cell for work in works for cell in (work.cell, *(name for _, name, _ in work.repairs))]
+    members = [build.member_hash(point) for work in works for point in lacking.all_points(work)]
+    return records.filter(records["cell"].is_in(cells) & records["member"].is_in(members))
 
 
 def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
@@ -156,9 +157,8 @@ def _advance(work: Work, out: Path, execution: Execution, tries: Tries, claims: 
         with _holding(claims, work.cell) as got:
             if not got:  # what is to be repaired is only just being trained
                 return False
-            make = train if work.branch.train.imported is None else adopt
             for points in _opened(work, out, tries).training:
-                make(attacked(), points, out, progress)
+                begin(attacked(), points, out, progress)
                 moved = True
             tries.made(work.cell)
     trained = functools.cache(lambda: _trained(work, out, found.repairs))

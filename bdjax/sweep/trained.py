@@ -184,6 +184,13 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     return Triggered(np.asarray(images)[counted], truth[counted], goals[counted], places[counted].astype(np.int64), rows)
 
 
+def images_of(row: Row, dataset: str | None = None, data_dir: str | None = None) -> Dataset:
+    """The images of a record, read again; ``dataset`` is the path of a user's own, whose name alone does not find it."""
+    from bdjax.data import load
+
+    return load(dataset or row["dataset"], data_dir, train_images=row["train_images"], test_images=row["test_images"])
+
+
 def same_images(row: Row, dataset: Dataset) -> None:
     """Raise :class:`UserError` if these are not the images of the record."""
     if dataset.digest != row["data_digest"]:
