@@ -183,5 +183,14 @@ def narrow(spec):
     arch = ArchSpec(registered, ("bn1", "bn2"), pairs, ("linear",), ("bn2",), "features")
     network = _Narrow(spec.classes)
     return build(
-        network, spec=spec, arch=arch, name="narrow", width=5, loop=Loop(), norm_eps=1e-5, norm_momentum=0.1, rebuild=lambda: None
+        network,
+        spec=spec,
+        arch=arch,
+        name="narrow",
+        width=5,
+        loop=Loop(),
+        norm_eps=1e-5,
+        norm_momentum=0.1,
+        dtype=None,
+        rebuild=lambda: None,
     )
