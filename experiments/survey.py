@@ -4,6 +4,7 @@ Command:      bdjax plan --file experiments/survey.py           what it costs, b
               bdjax sweep experiments/survey.py --data-dir DIR --out survey
               the same on every machine that sees the folder, or --ray ADDRESS; part of it: --only attack=badnets, --limit-cells N
               small: bdjax sweep experiments/survey.py --scale small --data-dir DIR --out survey_small
+              its models that nobody attacked: … --scale small --only attack=badnets --poison-ratio 0 --out survey_small
 Hardware:     grid: GPUs, not run yet; small: 2 CPU cores, not run yet as a whole
 Time:         bdjax plan tells; small: about three hours
 Expectation:  no defense is best everywhere: what works depends on attack, architecture, ratio and the clean samples at hand.
@@ -33,20 +34,20 @@ grid = Grid(
 small = dataclasses.replace(
     ATTACKED,
     defenses=grid.defenses,
-    poison_ratios=(0.0, 0.1),
+    poison_ratios=(0.1,),
     spc=(2, 10),
-    # Lengths that a CPU has, and rates for as few steps, as in the pages of experiments/results/.
+    # Lengths that a CPU has, and rates for as few steps; the longest methods are cut further than in experiments/results/.
     defense_config={
         "ft": {"epochs": 50},
         "fp": {"epochs": 50},
         "ft_sam": {"epochs": 30},
-        "nc": {"search_epochs": 30, "epochs": 50},
+        "nc": {"search_epochs": 15, "epochs": 50},
         "fst": {"epochs": 50},
         "sau": {"epochs": 10},
-        "anp": {"iterations": 200, "batch": 128},
+        "anp": {"iterations": 100, "batch": 64},
         "npd": {"epochs": 20},
         "grad_prune": {"rounds": 60, "epochs": 60},
-        "ims": {"start_rounds": 50, "search_rounds": 60, "settle_rounds": 60, "inner_steps": 10},
+        "ims": {"start_rounds": 20, "search_rounds": 30, "settle_rounds": 30, "inner_steps": 5},
         "nft": {"epochs": 50},
         "fmp": {"prune_one_in": 16},
         "bti_dbf": dict(
@@ -66,6 +67,7 @@ small = dataclasses.replace(
         "clp": {"u": (1.5,)},
         "mm_bd": {"lr": (1e-2,)},
         "bti_dbf": {"lr": (1e-3,)},
+        "ims": {"l1": (0.25,)},
         "grad_prune": {"tolerance": (0.3,)},
     },
 )  # fmt: skip
