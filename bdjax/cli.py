@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from bdjax.errors import UserError, choose
 from bdjax.interop.commands import export_torch, import_torch
 from bdjax.population import hosts
+from bdjax.report.commands import cite, report
 from bdjax.report.compare import compare_masks
 from bdjax.report.curves import pruning_curve
 from bdjax.report.show import show_attack
@@ -216,28 +217,6 @@ def data(
     return 0
 
 
-def report(out: str, /, *, data_dir: str | None = None) -> int:
-    """Write the table, figures and the HTML page of a folder of records.
-
-    Args:
-      out: folder of the results.
-      data_dir: folder of the data archives, for the pictures of triggers; default: the environment's BDJAX_DATA_DIR.
-    """
-    return _report(out, data_dir)
-
-
-def cite(out: str, /) -> int:
-    """Print BibTeX of the papers behind a folder of results: its attacks, defenses, models and data sets.
-
-    Args:
-      out: folder of the results.
-    """
-    from bdjax.report.cite import cite_folder
-
-    print(cite_folder(out))
-    return 0
-
-
 COMMANDS = {
     "quickstart": quickstart,
     "run": run,
@@ -337,23 +316,12 @@ def _run(
     print(markdown(records))
     failed = int((records["status"] == "failed").sum())
     if page:
-        _report(out, data_dir)
+        report(out, data_dir=data_dir)
     else:
         print(f"records in {Path(out) / 'records'}; figures and a page: bdjax report {out}")
     if failed:
         print(f"bdjax: {failed} rows failed; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _report(out: str, data_dir: str | None) -> int:
-    from bdjax.report.html import build
-    from bdjax.sweep import store
-
-    records = store.read(out)
-    if records.is_empty():
-        raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
-    print(f"report in {build(Path(out), records, data_dir=data_dir)}")
-    return 0
 
 
 def _json(entries: Any) -> str:

@@ -8,6 +8,7 @@ improvement, performance profiles, stratified bootstrap); J. Demšar, "Statistic
 Sets", JMLR 2006 (average ranks, Friedman's test, Nemenyi's critical difference).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,17 +59,26 @@ def probability_of_improvement(
         raise ValueError("each method needs at least one run of each of at least one task")
     if any(np.isnan(x).any() or np.isnan(y).any() for x, y in pairs):
         raise ValueError("runs must not hold NaN: leave undefined runs out first")
-    generator = np.random.default_rng(seed)
     value, drawn = 0.0, np.zeros(draws)
+    by_size: dict[tuple[int, int], list[Floats]] = {}
     for x, y in pairs:
-        wins = (np.sign(x[:, None] - y[None, :]) + 1) / 2
-        value += wins.mean()
-        left = generator.multinomial(x.size, np.full(x.size, 1 / x.size), draws) / x.size
-        right = generator.multinomial(y.size, np.full(y.size, 1 / y.size), draws) / y.size
-        drawn += np.einsum("di,ij,dj->d", left, wins, right)
+        by_size.setdefault((x.size, y.size), []).append((np.sign(x[:, None] - y[None, :]) + 1) / 2)
+    for sizes, tables in by_size.items():
+        wins = np.stack(tables)
+        value += wins.mean((1, 2)).sum()
+        left, right = (_shares(len(tables), size, draws, seed + side) for side, size in enumerate(sizes))
+        drawn += ((left @ wins) * right).sum((0, 2))
     value, drawn = value / len(pairs), drawn / len(pairs)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(value), min(float(low), float(value)), max(float(high), float(value)))
+
+
+@functools.lru_cache(maxsize=8)
+def _shares(tasks: int, runs: int, draws: int, seed: int) -> Floats:
+    """The share of each run in each resample of each task, f64[tasks, draws, runs]; comparisons of as many runs share them."""
+    found = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), (tasks, draws)) / runs
+    found.setflags(write=False)
+    return found
 
 
 def ranks(scores: ArrayLike, *, level: float = 0.05) -> Ranks:

@@ -20,8 +20,6 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-_AT_ONCE = 1000  # handfuls whose resamples are held in memory together
-
 
 class Summary(NamedTuple):
     """A handful of runs in five numbers; ``low`` and ``high`` bound the interquartile mean, NaN for fewer than two runs."""
@@ -145,7 +143,7 @@ def stratified_bootstrap(
     inside = np.lexsort((numbers, groups))  # stratum by stratum, each in order: what is drawn depends on the sizes alone
     counts = _drawn(tuple(np.bincount(groups).tolist()), draws, seed)
     order = np.argsort(numbers[inside], kind="stable")
-    drawn = numbers[inside][order] @ _middle(counts[:, order]).T
+    drawn = numbers[inside][order] @ _middle(counts[order])
     low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     estimate = float(interquartile_mean(numbers))
     return min(float(low), estimate), max(float(high), estimate)
@@ -153,22 +151,25 @@ def stratified_bootstrap(
 
 @functools.lru_cache(maxsize=8)
 def _drawn(sizes: tuple[int, ...], draws: int, seed: int) -> NDArray[np.int32]:
-    """How often each run of each stratum is drawn, i32[draws, n]."""
+    """How often each run of each stratum is drawn, i32[n, draws]."""
     generator = np.random.default_rng(seed)
     parts = []
     for size in sizes:
         chosen = generator.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
         parts.append(np.bincount(chosen.ravel(), minlength=draws * size).reshape(draws, size))
-    return np.concatenate(parts, axis=1).astype(np.int32)
+    return np.ascontiguousarray(np.concatenate(parts, axis=1).T.astype(np.int32))
 
 
 def _middle(counts: NDArray[np.int32]) -> Floats:
     """The weight of each value, in ascending order, in the interquartile mean of a sample that holds it ``counts`` times."""
-    total = int(counts[0].sum())
+    total = int(counts[:, 0].sum())
     cut = total // 4
-    upto = np.cumsum(counts, axis=1, dtype=np.int32)
-    inside = np.minimum(upto, total - cut) - np.maximum(upto - counts, cut)
-    return np.maximum(inside, 0) / (total - 2 * cut)
+    upto = np.cumsum(counts, axis=0, dtype=np.int32)
+    before = upto - counts
+    np.minimum(upto, total - cut, out=upto)
+    np.maximum(before, cut, out=before)
+    upto -= before
+    return np.maximum(upto, 0, out=upto) / (total - 2 * cut)
 
 
 def summary(
@@ -208,11 +209,9 @@ def summaries(values: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed
     low, high = np.full(groups, np.nan), np.full(groups, np.nan)
     estimate = interquartile_mean(ordered)
     if runs > 1:
-        weights = _middle(_drawn((runs,), draws, seed)).T
-        for at in range(0, groups, _AT_ONCE):
-            part = slice(at, at + _AT_ONCE)
-            found = np.quantile(ordered[part] @ weights, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1)
-            low[part], high[part] = np.minimum(found[0], estimate[part]), np.maximum(found[1], estimate[part])
+        drawn = ordered @ _middle(_drawn((runs,), draws, seed))
+        low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1)
+        low, high = np.minimum(low, estimate), np.maximum(high, estimate)
     return Summary(runs, ordered.mean(axis=1), estimate, low, high)
 
 

@@ -58,7 +58,7 @@ def measure(folder: Path) -> None:
     marks.append(time.perf_counter())
     table, board = pool.table(records), pool.leaderboard(records)
     marks.append(time.perf_counter())
-    page = html.build(folder, records)
+    page = html.build(folder, records, pages=False)
     marks.append(time.perf_counter())
     load, pooling, rendering = np.diff(marks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

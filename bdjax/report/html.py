@@ -1,30 +1,53 @@
-"""One self-contained HTML page, and beside it the table as Markdown and CSV and the figures as PNG."""
+"""The report of a folder: one self-contained HTML page, tables, figures, and a page per training configuration."""
 
-import json
-import re
-from collections.abc import Iterator
+import concurrent.futures
+import functools
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bdjax import __version__
 from bdjax.errors import UserError
-from bdjax.report import figures, overall, tables, tuned
-from bdjax.report.page import Drawing, Drawings, page
-from bdjax.report.pool import precision, trained
-from bdjax.report.trajectory import trajectories, trajectory
-from bdjax.report.triggers import pictures
-from bdjax.sweep import arrays
+from bdjax.report import overall, sensitivity, tables
+from bdjax.report.details import Details, Drawing, details
+from bdjax.report.latex import latex
+from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
+from bdjax.report.pool import leaderboard, table
+from bdjax.report.scenarios import Scenario, scenarios
 
 if TYPE_CHECKING:
     import polars as pl
 
+INSIDE = 4  # training configurations whose figures the index itself holds; where there are more, each has a page of its own
+Track = Callable[[Iterable[None], int], Iterable[None]]
 
-def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: str | None = None) -> Path:
-    """Write ``index.html``, ``table.md``, ``table.csv`` and ``figures/*.png`` into the folder of a sweep.
+
+def build(
+    out: str | Path,
+    records: "pl.DataFrame | None" = None,
+    *,
+    data_dir: str | None = None,
+    pages: bool = True,
+    processes: int = 1,
+    track: Track = lambda steps, total: steps,
+) -> Path:
+    """Write the report into the folder of a sweep.
+
+    ``index.html``, ``table.md``, ``table.csv``, ``table.tex``, ``leaderboard.tex`` and ``figures/*.png``; where there are more
+    than :data:`INSIDE` training configurations also ``cells/*.html``, a page each: those are drawn whose records changed.
 
     Args:
       out: folder of the records.
       records: rows to report; None = all that lie in ``out``.
-      data_dir: folder of the data archives, for the pictures of triggers; the page says so where they cannot be drawn.
+      data_dir: folder of the data archives, for the pictures of triggers; the pages say so where they cannot be drawn.
+      pages: draw the pages of single training configurations too.
+      processes: that draw these pages side by side; more than one are started anew, so the caller's script must bear an import.
+      track: wraps the iterator over these pages, with their number; for a bar.
 
     Returns:
       The path of ``index.html``: one file, no other is needed to read it, nothing is fetched.
@@ -37,171 +60,95 @@ def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: s
         from bdjax.sweep.store import read
 
         records = read(folder)
-    drawings = Drawings(
-        [Drawing(slug, caption, figure) for slug, caption, figure in overall.figures_of(records)],
-        list(_effects(records)),
-        list(_triggers(records, data_dir, folder)),
-        [*_pruning(records), *_trajectories(records)],
-        list(_courses(records)),
-        list(_recovered(records, folder)),
+    shown = scenarios(records)
+    drawn = Drawn(
+        [Drawing(*one) for one in overall.figures_of(records)],
+        [Drawing(*one) for one in sensitivity.figures_of(records)],
+        details(shown, folder, data_dir) if len(shown) <= INSIDE else None,
     )
-    text = page(records, drawings)
+    pooled = Pooled(table(records), leaderboard(records))
+    every = tables.full_of(pooled.table)
+    text = index(records, pooled, every, shown, drawn)
+    path = folder / "index.html"
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").write_text(tables.markdown(records), encoding="utf-8")
-        (folder / "table.csv").write_text(tables.csv(records), encoding="utf-8")
-        for drawing in (one for group in drawings for one in group):
+        for drawing in (*drawn.overall, *drawn.sensitivity, *(one for part in drawn.details or () for one in part)):
             if drawing.figure is not None:
                 drawing.figure.savefig(folder / "figures" / f"{drawing.slug}.png", dpi=150)
-        path = folder / "index.html"
+        _tables(folder, pooled, every)
         path.write_text(text, encoding="utf-8")
+        if pages:
+            _pages(folder, shown if drawn.details is None else [], data_dir, processes, track)
     except OSError as error:
         raise UserError(f"cannot write the report in {folder}: {error.strerror or error}") from error
     return path
 
 
-def _scenarios(records: "pl.DataFrame") -> Iterator[tuple[str, str, "pl.DataFrame"]]:
-    """(title, slug, rows) of every training configuration."""
-    import polars as pl
-
-    tagged = records.with_columns(pl.Series("trained", [trained(config) for config in records["config"]], pl.String))
-    parts = tagged.partition_by("trained", maintain_order=True, include_key=False)
-    told = [
-        (p["attack"][0], p["dataset"][0], f"{p['model'][0]} width {p['width'][0]}", precision(p["config"][0]), p["profile"][0])
-        for p in parts
-    ]
-    told = [(facts[0].rpartition(":")[2], *facts[1:]) for facts in told]
-    # A title names the attack and whatever else differs between the configurations of this report.
-    titles = [" · ".join(fact for i, fact in enumerate(facts) if i == 0 or len({t[i] for t in told}) > 1) for facts in told]
-    for i, (title, part) in enumerate(zip(titles, parts, strict=True)):
-        if titles.count(title) > 1:
-            title += f" · configuration {titles[: i + 1].count(title)}"
-        yield title, _slug(title), part
+def _tables(folder: Path, pooled: Pooled, every: tables.Printed) -> None:
+    (folder / "table.md").write_text(tables.markdown_of(every), encoding="utf-8")
+    (folder / "table.csv").write_text(pooled.table.write_csv(), encoding="utf-8")
+    (folder / "table.tex").write_text(latex(every, "Results per scenario and defense", "tab:scenarios"), encoding="utf-8")
+    if not pooled.board.is_empty():
+        board = latex(tables.board_of(pooled.board), "Defenses pooled over attacks and poison ratios", "tab:leaderboard")
+        (folder / "leaderboard.tex").write_text(board, encoding="utf-8")
 
 
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9_]+", "-", title.lower()).strip("-")
+def _pages(folder: Path, shown: list[Scenario], data_dir: str | None, processes: int, track: Track) -> None:
+    """Draw the pages of the scenarios whose records changed; those of scenarios that are gone go."""
+    place = folder / CELLS
+    for path in place.glob("*.html") if place.is_dir() else ():
+        if path.stem not in {one.name for one in shown}:
+            path.unlink()
+    stale = [one for one in shown if _told(place / f"{one.name}.html") != _digest(one)]
+    if not stale:
+        return
+    place.mkdir(exist_ok=True)
+    draw = functools.partial(_draw, folder=folder, data_dir=data_dir)
+    if processes == 1 or len(stale) == 1:
+        for _ in track(map(draw, stale), len(stale)):
+            pass
+        return
+    # Not forked: the parent may hold a device and threads.
+    start = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(processes, len(stale)), mp_context=start) as pool:
+        for _ in track(pool.map(draw, stale), len(stale)):
+            pass
 
 
-def _effects(records: "pl.DataFrame") -> Iterator[Drawing]:
-    for title, slug, part in _scenarios(records):
-        if (part["defense"] != "none").any():
-            yield Drawing(f"before-after-{slug}", title, figures.before_after(part))
-
-
-def _triggers(records: "pl.DataFrame", data_dir: str | None, folder: Path) -> Iterator[Drawing]:
-    """One grid per data set, all attacks in it."""
-    for part in records.partition_by("dataset", maintain_order=True):
-        dataset = part["dataset"][0]
-        grid: dict[str, Any] = {}
-        for _, _, rows in _scenarios(part):
-            row = _most_poisoned(rows)
-            config = json.loads(row["config"])["attack"]
-            name = row["attack"].rpartition(":")[2]
-            if any(config == known for known, _ in grid.values()):
-                continue
-            try:
-                made = pictures(row, data_dir, out=folder)
-            except UserError as error:
-                yield Drawing(f"triggers-{dataset}-{_slug(name)}", f"{name} on {dataset}", None, str(error))
-                continue
-            title = f"{name}\n{made.note}" if made.note else name
-            grid[title if title not in grid else f"{title} {len(grid) + 1}"] = (config, made)
-        if grid:
-            made = next(iter(grid.values()))[1]
-            drawn = figures.picture_grid(made.images, {name: p.triggered for name, (_, p) in grid.items()}, made.names)
-            caption = f"Test images of {dataset}, the same images triggered, and ten times the change (clipped at white)"
-            yield Drawing(f"triggers-{dataset}", caption, drawn)
-
-
-def _most_poisoned(rows: "pl.DataFrame") -> dict[str, Any]:
-    """The first row of those that are ok, if any, with the highest ratio: at ratio 0 a trigger that is learned learns nothing."""
-    fine = rows.filter(rows["status"] == "ok")
-    return (rows if fine.is_empty() else fine).sort("ratio", descending=True, maintain_order=True).row(0, named=True)
-
-
-def _pruning(records: "pl.DataFrame") -> Iterator[Drawing]:
-    for title, slug, part in _scenarios(records):
-        masked = part.filter(part["masks"].is_not_null() & (part["status"] == "ok"))
-        for rows in masked.partition_by("defense", maintain_order=True):
-            defense = rows["defense"][0].rpartition(":")[2]
-            curves = rows.filter([figures.has_curve(row) for row in rows.to_dicts()])
-            if not curves.is_empty():
-                caption = f"{defense} against {title}: accuracy while channels are pruned; one line per member, the median bold"
-                yield Drawing(f"pruning-curve-{_slug(defense)}-{slug}", caption, figures.pruning_curve(curves))
-            if _layers(rows) > 1:
-                caption = f"{defense} against {title}: channels pruned in each layer, median and range over members"
-                yield Drawing(f"pruned-channels-{_slug(defense)}-{slug}", caption, figures.pruned_channels(rows))
-
-
-def _trajectories(records: "pl.DataFrame") -> Iterator[Drawing]:
-    """The rounds of methods that prune one filter at a time, with the most clean samples there are."""
-    for title, slug, part in _scenarios(records):
-        for rows in part.filter(part["trace"].is_not_null()).partition_by("defense", maintain_order=True):
-            most = _most_clean(rows)
-            if any(trajectory(row) for row in most.to_dicts()):
-                defense = rows["defense"][0].rpartition(":")[2]
-                caption = (
-                    f"{defense} against {title}{_per_class(most)}: round by round, a line per member, a dot at what was kept"
-                )
-                yield Drawing(f"trajectory-{_slug(defense)}-{slug}", caption, trajectories(most))
-
-
-def _courses(records: "pl.DataFrame") -> Iterator[Drawing]:
-    """What happened by epoch, per training configuration and defense, with the most clean samples there are."""
-    for title, slug, part in _scenarios(records):
-        for rows in part.filter(part["defense"] != "none").partition_by("defense", maintain_order=True):
-            most = _most_clean(rows)
-            if any(tuned.courses(row) for row in most.to_dicts()):
-                defense = rows["defense"][0].rpartition(":")[2]
-                caption = f"{defense} against {title}{_per_class(most)}: by epoch; one line per member, the median bold"
-                yield Drawing(f"course-{_slug(defense)}-{slug}", caption, tuned.course(most))
-
-
-def _recovered(records: "pl.DataFrame", folder: Path) -> Iterator[Drawing]:
-    """The triggers that were found, of the first seed at each ratio, with the most clean samples there are."""
-    for title, slug, part in _scenarios(records):
-        fine = part.filter((part["status"] == "ok") & part["trace"].is_not_null() & (part["defense"] != "none"))
-        for rows in fine.partition_by("defense", maintain_order=True):
-            most = _most_clean(rows)
-            members = []
-            for row in most.sort("ratio", "seed").unique("ratio", keep="first", maintain_order=True).to_dicts():
-                try:
-                    found = tuned.recovered(row, arrays.read(folder, row))
-                except UserError as error:
-                    yield Drawing(f"recovered-{slug}", f"recovered triggers, {title}", None, str(error))
-                    continue
-                if found:
-                    members.append((f"{figures.ratio_title(row['ratio'])}\nseed {row['seed']}", found))
-            if members:
-                defense = rows["defense"][0].rpartition(":")[2]
-                caption = (
-                    f"{defense} against {title}{_per_class(most)}: recovered triggers, the norm of each mask and its anomaly "
-                    "index; flagged classes framed in colour"
-                )
-                yield Drawing(
-                    f"recovered-{_slug(defense)}-{slug}", caption, tuned.recovered_triggers(members, _names(rows["dataset"][0]))
-                )
-
-
-def _most_clean(rows: "pl.DataFrame") -> "pl.DataFrame":
-    """The rows with the most clean samples per class; all where the defense takes none."""
-    return rows if rows["spc"].is_null().all() else rows.filter(rows["spc"] == rows["spc"].max())
-
-
-def _per_class(rows: "pl.DataFrame") -> str:
-    return "" if rows["spc"][0] is None else f", {rows['spc'][0]} per class"
-
-
-def _names(dataset: str) -> tuple[str, ...]:
-    """Names of the classes, where the data set is known here."""
-    from bdjax.data import spec
-
+def _draw(shown: Scenario, folder: Path, data_dir: str | None) -> None:
+    drawn = details([shown], folder, data_dir)
+    text = scenario(shown, drawn, _digest(shown) if _whole(drawn) else "")
+    path = folder / CELLS / f"{shown.name}.html"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        return spec(dataset).class_names
-    except UserError:
-        return ()
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _layers(rows: "pl.DataFrame") -> int:
-    return len(json.loads(rows["masks"][0]))
+def _whole(drawn: Details) -> bool:
+    """Whether everything could be drawn; what is missing may be there the next time."""
+    return all(drawing.figure is not None for part in drawn for drawing in part)
+
+
+def _digest(shown: Scenario) -> str:
+    """What identifies the rows of a scenario and the code that draws them."""
+    found = hashlib.sha256(f"{__version__} {_code()} {shown.title}".encode())
+    for row in sorted(shown.rows.select("cell", "member", "created").rows()):
+        found.update(repr(row).encode())
+    return found.hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    sources = sorted((path for path in files("bdjax.report").iterdir() if path.is_file()), key=lambda path: path.name)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def _told(path: Path) -> str | None:
+    """The digest in the head of a page; None where there is no page."""
+    with suppress(OSError), open(path, encoding="utf-8") as file:
+        _, found, rest = file.read(1000).partition('<meta name="bdjax-records" content="')
+        return rest.partition('"')[0] if found else None
+    return None

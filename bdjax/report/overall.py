@@ -26,12 +26,9 @@ class Method(NamedTuple):
     """A defense with its settings, and its runs by task."""
 
     label: str
-    runs: dict[str, list[dict[str, Any]]]  # rows of the runs that are ok
-
-    def scores(self, metric: str) -> dict[str, Floats]:
-        """The runs of each task on which a metric is defined, f64[n]."""
-        found = {task: np.array([row[metric] for row in rows if row[metric] is not None]) for task, rows in self.runs.items()}
-        return {task: values for task, values in found.items() if values.size}
+    attacks: dict[str, str]  # of each task
+    scores: dict[str, dict[str, Floats]]  # by metric: the runs of each task on which it is defined, f64[n], n >= 1
+    seconds: dict[str, float]  # per member, mean over the runs of each task, without compilation
 
 
 def methods(records: "pl.DataFrame", spc: int | None) -> list[Method]:
@@ -45,16 +42,31 @@ def methods(records: "pl.DataFrame", spc: int | None) -> list[Method]:
 
     kept = (pl.col("status") == "ok") & (pl.col("defense") != "none") & (pl.col("ratio") > 0)
     kept &= pl.col("spc").is_null() if spc is None else pl.col("spc").is_null() | (pl.col("spc") == spc)
-    rows = with_tasks(records).filter(kept)
-    columns = ("task", "variant", "attack", "defense", "profile", "hyper", "seconds", "compile_seconds", "members", *METRICS)
-    found: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
-    for row in rows.select(*columns, "knows_trigger", "knows_test").iter_rows(named=True):
-        found.setdefault((row["defense"], row["profile"], row["variant"], row["hyper"]), {}).setdefault(row["task"], []).append(
-            row
+    tasks = (
+        with_tasks(records.filter(kept))
+        .group_by("defense", "profile", "variant", "hyper", "task", maintain_order=True)
+        .agg(
+            pl.col("attack").first(),
+            (pl.col("seconds") / pl.col("members")).mean(),
+            pl.col("knows_trigger", "knows_test").any(),
+            *(pl.col(metric).drop_nulls().drop_nans() for metric in METRICS),
         )
-    names = _labels(list(found), [next(iter(runs.values()))[0] for runs in found.values()])
-    listed = [Method(name, runs) for name, runs in zip(names, found.values(), strict=True)]
+    )
+    parts = tasks.partition_by("defense", "profile", "variant", "hyper", maintain_order=True)
+    keys = [part.select("defense", "profile", "variant", "hyper").row(0) for part in parts]
+    names = _labels(keys, [part.row(0, named=True) for part in parts])
+    listed = [_method(name, part) for name, part in zip(names, parts, strict=True)]
     return sorted(listed, key=lambda method: -_mean(method, "der"))
+
+
+def _method(label: str, tasks: "pl.DataFrame") -> Method:
+    names = tasks["task"].cast(str).to_list()
+    scores = {
+        metric: {name: values.to_numpy() for name, values in zip(names, tasks[metric], strict=True) if len(values)}
+        for metric in METRICS
+    }
+    seconds = {name: value for name, value in zip(names, tasks["seconds"], strict=True) if value is not None}
+    return Method(label, dict(zip(names, tasks["attack"], strict=True)), scores, seconds)
 
 
 def _labels(keys: list[tuple[str, ...]], rows: list[dict[str, Any]]) -> list[str]:
@@ -77,7 +89,7 @@ def _room(found: list[Method]) -> float:
 
 def _mean(method: Method, metric: str) -> float:
     """Mean over the tasks of the mean over the runs; -inf where it is nowhere defined."""
-    means = [values.mean() for values in method.scores(metric).values()]
+    means = [values.mean() for values in method.scores[metric].values()]
     return float(np.mean(means)) if means else -np.inf
 
 
@@ -86,9 +98,9 @@ def block(found: list[Method]) -> tuple[list[Method], list[str]]:
 
     Methods that met less than half of the tasks are left out, so that one rarely run does not take the others' tasks away.
     """
-    every = {task for method in found for task in method.scores("der")}
-    kept = [method for method in found if len(method.scores("der")) >= LEAST * len(every)]
-    common = sorted(every.intersection(*(method.scores("der") for method in kept))) if kept else []
+    every = {task for method in found for task in method.scores["der"]}
+    kept = [method for method in found if len(method.scores["der"]) >= LEAST * len(every)]
+    common = sorted(every.intersection(*(method.scores["der"] for method in kept))) if kept else []
     return kept, common
 
 
@@ -100,12 +112,11 @@ def heat_map(found: list[Method], metric: str = "der") -> "Figure":
       UserError: no method has a run.
     """
     _some(found)
-    attacks = list(dict.fromkeys(rows[0]["attack"] for method in found for rows in method.runs.values()))
+    attacks = list(dict.fromkeys(attack for method in found for attack in method.attacks.values()))
     table = np.full((len(found), len(attacks)), np.nan)
     for i, method in enumerate(found):
         for j, attack in enumerate(attacks):
-            runs = [rows for rows in method.runs.values() if rows[0]["attack"] == attack]
-            means = [np.mean(values) for rows in runs if (values := [row[metric] for row in rows if row[metric] is not None])]
+            means = [values.mean() for task, values in method.scores[metric].items() if method.attacks[task] == attack]
             table[i, j] = np.mean(means) if means else np.nan
     figure, panels = panels_of(1, 1, (0.7 * len(attacks) + 0.5 + _room(found), 0.27 * len(found) + 1.2))
     axis = panels[0][0]
@@ -133,7 +144,7 @@ def boxes(found: list[Method]) -> "Figure":
     figure, panels = panels_of(1, len(shown), (7.2 + _room(found), 0.27 * len(found) + 1.1), sharey=True)
     for axis, metric, color in zip(panels[0], shown, COLORS, strict=False):
         for y, method in enumerate(found):
-            means = [100 * values.mean() for values in method.scores(metric).values()]
+            means = [100 * values.mean() for values in method.scores[metric].values()]
             if means:
                 style = {"color": color, "linewidth": 1.1}
                 axis.boxplot(
@@ -156,7 +167,7 @@ def rank_diagram(found: list[Method]) -> "Figure":
     kept, tasks = block(found)
     if len(kept) < 2 or len(tasks) < 2:
         raise UserError("ranks need two defenses that met the same two tasks")
-    told = ranks([[method.scores("der")[task].mean() for method in kept] for task in tasks])
+    told = ranks([[method.scores["der"][task].mean() for method in kept] for task in tasks])
     order = np.argsort(told.ranks, kind="stable")
     groups = cliques(told)
     figure, panels = panels_of(1, 1, (5.2 + _room(kept), 0.26 * len(kept) + 1.2))
@@ -188,7 +199,7 @@ def improvement(found: list[Method]) -> "Figure":
     kept, tasks = block(found)
     if len(kept) < 2 or not tasks:
         raise UserError("a comparison needs two defenses that met the same task")
-    runs = [[method.scores("der")[task] for task in tasks] for method in kept]
+    runs = [[method.scores["der"][task] for task in tasks] for method in kept]
     size = 0.36 * len(kept)
     figure, panels = panels_of(1, 1, (size + 0.4 + _room(kept), size + 0.6 + _room(kept)))
     axis = panels[0][0]
@@ -223,7 +234,7 @@ def profiles(found: list[Method], most: int = 6) -> "Figure":
     figure, panels = panels_of(1, 1, (6.4, 3.2))
     axis, told = panels[0][0], []
     for i, method in enumerate(found):
-        runs = list(method.scores("der").values())
+        runs = list(method.scores["der"].values())
         if runs:
             style = {"color": COLORS[i], "lw": 1.9} if i < min(most, len(COLORS)) else {"color": GREY, "lw": 0.8, "alpha": 0.7}
             axis.plot(100 * levels, 100 * profile(np.concatenate(runs), levels), **style)
@@ -250,7 +261,7 @@ def cost_benefit(found: list[Method]) -> "Figure":
     _some(found)
     places = {}
     for method in found:
-        times = [row["seconds"] / row["members"] for rows in method.runs.values() for row in rows if row["seconds"] is not None]
+        times = list(method.seconds.values())
         if times and np.isfinite(_mean(method, "der")):
             places[method.label] = max(float(np.mean(times)), 1e-3), 100 * _mean(method, "der")
     figure, panels = panels_of(1, 1, (6.8, 3.8))
@@ -267,7 +278,7 @@ def cost_benefit(found: list[Method]) -> "Figure":
 
 
 def _some(found: list[Method]) -> None:
-    if not any(method.runs for method in found):
+    if not any(method.attacks for method in found):
         raise UserError("no defense met a poisoned member")
 
 

@@ -4,6 +4,8 @@ No run is dropped in silence: those that were infeasible, failed or diverged are
 """
 
 import collections
+import concurrent.futures
+import functools
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ BEFORE = ("acc_before", "asr_before", "ra_before")
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "target")
 GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "cell")
+AT_ONCE = 1000  # handfuls of runs whose resamples are held in memory together, by each thread
 BOARD = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "defense", "variant", "spc", "hyper")
 
 
@@ -72,21 +75,26 @@ def leaderboard(records: "pl.DataFrame") -> "pl.DataFrame":
     if clean.is_empty():
         board = board.with_columns(pl.lit(None, pl.Float64).alias("cost"))
     else:
-        cost = _pool(clean, BOARD).select(*BOARD, pl.col("arr").alias("cost"))
-        board = board.join(cost, on=list(BOARD), how="left", nulls_equal=True, maintain_order="left")
+        board = board.join(_cost(clean), on=list(BOARD), how="left", nulls_equal=True, maintain_order="left")
     places = list(BOARD[: BOARD.index("defense")])
     return board.sort([*places, "der"], descending=[False] * len(places) + [True], nulls_last=True, maintain_order=True)
+
+
+def _cost(clean: "pl.DataFrame") -> "pl.DataFrame":
+    """The interquartile mean of ARR over models nobody attacked, as ``cost``, by :data:`BOARD`."""
+    import polars as pl
+
+    arr = pl.col("arr").filter(pl.col("status") == "ok").drop_nulls().drop_nans()
+    lists = described(clean).group_by(BOARD, maintain_order=True).agg(arr.alias("arr"))
+    means = [metrics.interquartile_mean(values) if len(values) else None for values in lists["arr"]]
+    return lists.select(BOARD).with_columns(pl.Series("cost", means, pl.Float64))
 
 
 def _pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
-    records = records.with_columns(
-        told_of(records, precision).alias("precision"),
-        told_of(records, depth).alias("depth"),
-        pl.Series("dataset", _told_apart(records), pl.String),
-    )
+    records = described(records)
     ok = pl.col("status") == "ok"
     tasked = "task" in records.columns
     counts = {name: ok & pl.col(name).is_not_null() & pl.col(name).is_not_nan() for name in (*BEFORE, *METRICS)}
@@ -127,13 +135,31 @@ def _summed(lists: "pl.Series", tasks: "pl.Series | None") -> metrics.Summary:
 
     if tasks is not None:
         strata = tasks.explode().drop_nulls().to_physical().to_numpy()
-        for i, (end, size) in enumerate(zip(ends, sizes, strict=True)):
-            put(i, metrics.summary(flat[end - size : end], strata[end - size : end]))
+        parts: list[Any] = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        places: list[Any] = list(range(len(parts)))
     else:
-        for size in np.unique(sizes[sizes > 0]):
-            at = np.flatnonzero(sizes == size)
-            put(at, metrics.summaries(flat[ends[at, None] - size + np.arange(size)]))
+        every = [np.flatnonzero(sizes == size) for size in np.unique(sizes[sizes > 0])]
+        places = [at[i : i + AT_ONCE] for at in every for i in range(0, len(at), AT_ONCE)]
+        parts = [ends[at, None] - sizes[at[0]] + np.arange(sizes[at[0]]) for at in places]
+
+    def tell(part: Any) -> metrics.Summary:
+        return metrics.summaries(flat[part]) if tasks is None else metrics.summary(flat[part], strata[part])
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # NumPy works outside the interpreter's lock
+        for at, told in zip(places, threads.map(tell, parts), strict=True):
+            put(at, told)
     return metrics.Summary(sizes, **ends_of)
+
+
+def described(records: "pl.DataFrame") -> "pl.DataFrame":
+    """Records with every column of :data:`GROUP`: precision, depth, and names that tell the data sets apart."""
+    import polars as pl
+
+    return records.with_columns(
+        told_of(records, precision).alias("precision"),
+        told_of(records, depth).alias("depth"),
+        pl.Series("dataset", _told_apart(records), pl.String),
+    )
 
 
 def with_tasks(records: "pl.DataFrame") -> "pl.DataFrame":
@@ -152,20 +178,27 @@ def told_of(records: "pl.DataFrame", tell: Callable[[str | None], str]) -> "pl.S
     return pl.Series([known[config] for config in records["config"]], dtype=pl.String)
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _parsed(config: str | None) -> dict[str, Any]:
+    """A row's full static configuration; it is read for many purposes, and not to be changed."""
+    found: dict[str, Any] = json.loads(config or "{}")
+    return found
+
+
 def trained(config: str | None) -> str:
     """The part of a row's full static configuration that its training decides, as JSON: equal for all defenses of one model."""
-    told = json.loads(config or "{}")
+    told = _parsed(config)
     return json.dumps({key: told[key] for key in sorted(told) if key not in ("defense", "spc")}, sort_keys=True)
 
 
 def precision(config: str | None) -> str:
     """The dtype of activations and convolutions in a row's full static configuration; float32 where it says nothing."""
-    return (json.loads(config or "{}").get("model") or {}).get("precision", "float32")
+    return (_parsed(config).get("model") or {}).get("precision", "float32")
 
 
 def depth(config: str | None) -> str:
     """Blocks per stage that a row's network was cut to, or "whole"."""
-    told = (json.loads(config or "{}").get("model") or {}).get("depth")
+    told = (_parsed(config).get("model") or {}).get("depth")
     return "whole" if told is None else str(told)
 
 
@@ -178,7 +211,7 @@ def _told_apart(records: "pl.DataFrame") -> list[str]:
 
 def _variant(config: str | None) -> str:
     """The static configuration of a row's defense as JSON."""
-    return json.dumps((json.loads(config or "{}").get("defense") or {}).get("config"), sort_keys=True)
+    return json.dumps((_parsed(config).get("defense") or {}).get("config"), sort_keys=True)
 
 
 def _some(records: "pl.DataFrame") -> None:

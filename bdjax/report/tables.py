@@ -36,24 +36,40 @@ class Printed(NamedTuple):
     heads: tuple[str, ...]
     numeric: tuple[bool, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    columns: tuple[str, ...]  # what each column is called in the frames of bdjax.report.pool
+    about: tuple[dict[str, Any], ...]  # of each row, the columns of the frame by which rows are grouped
     constants: dict[str, str]  # columns that hold one value, told once
     notes: tuple[str, ...]
 
 
 def full(records: "pl.DataFrame") -> Printed:
     """Every scenario and defense (:func:`bdjax.report.pool.table`)."""
-    return _printed(table(records), GROUP, "cell", always=("attack", "ratio", "defense"))
+    return full_of(table(records))
+
+
+def full_of(rows: "pl.DataFrame") -> Printed:
+    """Every scenario and defense, from rows of :func:`bdjax.report.pool.table`."""
+    return _printed(rows, GROUP, "cell", always=("attack", "ratio", "defense"))
 
 
 def board(records: "pl.DataFrame") -> Printed | None:
     """The leaderboard (:func:`bdjax.report.pool.leaderboard`); None where no defense met a poisoned member."""
     rows = leaderboard(records)
-    return None if rows.is_empty() else _printed(rows, BOARD, "variant", always=("defense",), more=("tasks", "cost"))
+    return None if rows.is_empty() else board_of(rows)
+
+
+def board_of(rows: "pl.DataFrame") -> Printed:
+    """The leaderboard, from rows of :func:`bdjax.report.pool.leaderboard`, at least one."""
+    return _printed(rows, BOARD, "variant", always=("defense",), more=("tasks", "cost"))
 
 
 def markdown(records: "pl.DataFrame") -> str:
-    """The table of all scenarios and defenses as Markdown, percent with 95 % intervals; what is constant above, notes below."""
-    told = full(records)
+    """The table of all scenarios and defenses as Markdown (:func:`markdown_of`)."""
+    return markdown_of(full(records))
+
+
+def markdown_of(told: Printed) -> str:
+    """A table as Markdown, percent with 95 % intervals; what is constant above, notes below."""
     lines = [", ".join(f"{key}: {value}" for key, value in told.constants.items()), ""] if told.constants else []
     lines.append("| " + " | ".join(told.heads) + " |")
     lines.append("|" + "|".join("---:" if numeric else "---" for numeric in told.numeric) + "|")
@@ -111,7 +127,9 @@ def _printed(
     return Printed(
         heads=tuple(NAMES.get(column, column) for column in columns),
         numeric=tuple(column in NUMERIC for column in columns),
-        rows=tuple(tuple(_cell(row, column) for column in columns) for row in rows.to_dicts()),
+        rows=tuple(tuple(_cell(row, column) for column in columns) for row in rows.iter_rows(named=True)),
+        columns=tuple(columns),
+        about=tuple(rows.select(group).iter_rows(named=True)),
         constants=constants,
         notes=_notes(rows),
     )

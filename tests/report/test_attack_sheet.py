@@ -16,8 +16,10 @@ from bdjax.keys import Stream, member_key, root, stream
 from bdjax.population import Execution
 from bdjax.report import html
 from bdjax.report.attack_sheet import DPI, FRAME, GAP, Shown, attack_sheet, changed, mosaic
+from bdjax.report.details import details
 from bdjax.report.learned import Learning
 from bdjax.report.quality import Summary
+from bdjax.report.scenarios import scenarios
 from bdjax.report.show import markdown, show, show_attack
 from bdjax.report.triggers import pictures, unlearned
 from bdjax.sweep import build, run, trained
@@ -195,7 +197,7 @@ def test_pictures_of_a_learned_trigger_come_from_the_weights(results, tmp_path):
 
 def test_the_page_of_a_folder_shows_its_learned_trigger(results):
     out, frame = results
-    drawn = [one for one in html._triggers(frame, None, out) if one.figure is not None]
+    drawn = [one for one in details(scenarios(frame), out, None).triggers if one.figure is not None]
     assert len(drawn) == 1
     texts = {text.get_text() for text in drawn[0].figure.findobj(mpl.text.Text)}
     assert {"original", "learned\nseed 2"} <= texts

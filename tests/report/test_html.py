@@ -52,7 +52,8 @@ def test_page_is_one_file_that_fetches_nothing(built):
     path, text = built
     page = Page(text)
     assert path.name == "index.html"
-    assert sorted(set(page.outside)) == ["figures/", "table.csv", "table.md"]  # links beside the page, nothing it needs
+    beside = ["figures/", "leaderboard.tex", "table.csv", "table.md", "table.tex"]
+    assert sorted(set(page.outside)) == beside  # links, nothing it needs
     assert len(page.ids) == len(set(page.ids)) and {"defenses", "effect", "triggers", "pruning", "all", "provenance"} <= set(
         page.ids
     )

@@ -32,7 +32,7 @@ def texts(figure):
 def test_methods_are_pooled_by_task_and_ordered_by_der():
     found = overall.methods(made(), 10)
     assert [method.label for method in found] == ["anp", "fp", "ft", "clp"]
-    assert all(len(method.runs) == 3 and all(len(rows) == 3 for rows in method.runs.values()) for method in found)
+    assert all(len(method.attacks) == 3 and all(len(runs) == 3 for runs in method.scores["der"].values()) for method in found)
     assert [method.label for method in overall.methods(made(), None)] == ["clp"]
     assert [method.label for method in overall.methods(made(), 99)] == ["clp"]
     never = made().with_columns(ratio=pl.lit(0.0))
