@@ -6,6 +6,7 @@ step (benchmarks/results/initial_cpu.md).
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -66,20 +67,23 @@ def parameter(module: nn.Module, name: str, rule: Rule, shape: tuple[int, ...]) 
     return module.param(name, lambda key: jnp.zeros(shape))
 
 
-def drawer(init: Callable[[Key], Any]) -> Callable[[Key], dict[str, Any]]:
+def drawer(init: Callable[[Key], Any]) -> "Drawer":
     """``init(key) -> {"params", "batch_stats"}`` of a network whose parameters are made by :func:`parameter`.
 
     Args:
       init: the Flax module's ``init`` with its other arguments filled in; only shapes are asked of it.
     """
-    known: list[tuple[Any, dict[str, Law]]] = []
+    return Drawer(init)
 
-    def draw(key: Key) -> dict[str, Any]:
-        if not known:
-            with _recorded() as laws:
-                shapes = jax.eval_shape(init, jax.random.key(0))
-            known.append((shapes, laws))
-        shapes, laws = known[0]
+
+class Drawer:
+    """Draws a network's variables; see :func:`drawer`."""
+
+    def __init__(self, init: Callable[[Key], Any]):
+        self._init = init
+
+    def __call__(self, key: Key) -> dict[str, Any]:
+        shapes, laws = self._known
         leaves = {name: tree.flatten(collection) for name, collection in shapes.items()}
         values = {"params": _drawn(key, leaves["params"], laws)}
         if "batch_stats" in leaves:
@@ -88,7 +92,15 @@ def drawer(init: Callable[[Key], Any]) -> Callable[[Key], dict[str, Any]]:
             }
         return {name: tree.replace(shapes[name], values[name]) for name in shapes}
 
-    return draw
+    def shapes(self) -> Any:
+        """What a call would give, as shapes and dtypes."""
+        return self._known[0]
+
+    @functools.cached_property
+    def _known(self) -> tuple[Any, dict[str, Law]]:
+        with _recorded() as laws:
+            shapes = jax.eval_shape(self._init, jax.random.key(0))
+        return shapes, laws
 
 
 def _drawn(key: Key, shapes: Mapping[str, Any], laws: Mapping[str, Law]) -> dict[str, Array]:

@@ -29,6 +29,7 @@ class Pass:
 
     train: bool = False
     plug_train: bool = False
+    shaping: bool = False  # only the parameters' shapes are asked for: layers that keep a tensor's shape may be left out
     mask: Array | None = None  # f[b], 1 for rows that count in batch statistics
     key: Key | None = None  # dropout and stochastic depth
     record: Mapping[str, Callable[[Array, Array | None], Any] | None] = dataclasses.field(default_factory=dict)
@@ -112,6 +113,8 @@ class NormAct(nn.Module):
         bias = parameter(self, "bias", constant(0), (d,))
         stats_mean = self.variable("batch_stats", "mean", jnp.zeros, (d,))
         stats_var = self.variable("batch_stats", "var", jnp.ones, (d,))
+        if run.shaping:
+            return x
         address = "/".join(self.path)
         x = tap(x, f"{address}/in", run)
         if run.train:

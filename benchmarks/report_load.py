@@ -1,9 +1,10 @@
-"""How long a store of the survey's size takes to load, to pool and to render, and how much memory.
+"""How long a store of the survey's size takes to load, pool and render, with how much memory; and how long `plan` takes.
 
-    python benchmarks/report_load.py [--records 122236] [--folder DIR]
+    python benchmarks/report_load.py [--records 122236] [--folder DIR] [--pages 4]
 
 The records are made up: the survey's cells with their real configurations, random rates, a course of losses each. The folder
-is kept if it is named, and used again.
+is kept if it is named, and used again. Rendered is the index with its tables and figures; the pages of training configurations,
+of which only those are drawn again whose records changed, are timed apart, some of them.
 """
 
 import argparse
@@ -32,10 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=122_236)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--pages", type=int, default=4, help="pages of training configurations that are timed")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        measure(args.folder)
+        measure(args.folder, args.pages)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
@@ -43,28 +45,38 @@ def main() -> None:
             begun = time.perf_counter()
             make(folder, args.records)
             print(f"made in {time.perf_counter() - begun:.0f} s")
-        # A process of its own, so that its memory is that of the report alone; the second finds what the first left.
+        # Processes of their own, so that the memory is that of the report alone; the second finds what the first left on disk.
         for title in ("first", "again"):
-            print(title, flush=True)
-            subprocess.run([sys.executable, __file__, "--measure", "--folder", str(folder)], check=True)
+            print(f"report, {title}:", flush=True)
+            mine = [sys.executable, __file__, "--measure", "--folder", str(folder), "--pages", str(args.pages)]
+            subprocess.run(mine, check=True)
+    for title in ("first", "again"):
+        begun = time.perf_counter()
+        asked = ["plan", "--file", str(SURVEY), "--no-tune", "--no-memory"]
+        subprocess.run([sys.executable, "-m", "bdjax.cli", *asked], check=True, stdout=subprocess.DEVNULL)
+        print(f"plan of the whole survey, {title}: {time.perf_counter() - begun:.1f} s")
 
 
-def measure(folder: Path) -> None:
-    """Load, pool and render; print the seconds of each, and the most memory held."""
-    from bdjax.report import html, pool
+def measure(folder: Path, pages: int) -> None:
+    """Load, render and draw some pages; print the seconds of each, and the most memory held."""
+    from bdjax.report import html
+    from bdjax.report.scenarios import scenarios
 
     marks = [time.perf_counter()]
     records = store.read(folder)
     marks.append(time.perf_counter())
-    table, board = pool.table(records), pool.leaderboard(records)
-    marks.append(time.perf_counter())
     page = html.build(folder, records, pages=False)
     marks.append(time.perf_counter())
-    load, pooling, rendering = np.diff(marks)
+    load, rendering = np.diff(marks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    told = f"{records.height:,} records, {table.height:,} rows, {board.height:,} on the board"
-    told += f", page {page.stat().st_size / 2**20:.1f} MiB"
-    print(f"  load {load:.1f} s, pool {pooling:.1f} s, render (pools too) {rendering:.1f} s, peak {peak:.2f} GiB; {told}")
+    print(f"  {records.height:,} records: load {load:.1f} s, pool and render {rendering:.1f} s, peak {peak:.2f} GiB")
+    print(f"  page {page.stat().st_size / 2**20:.1f} MiB")
+    every = scenarios(records)
+    begun = time.perf_counter()
+    for one in every[:pages]:
+        html.draw(one, folder, None)
+    each = (time.perf_counter() - begun) / max(min(pages, len(every)), 1)
+    print(f"  {len(every)} pages of training configurations, {each:.1f} s each in one process")
 
 
 def make(folder: Path, count: int) -> None:

@@ -49,7 +49,7 @@ def build(
     """
 
     def shaped(key: Key) -> Any:
-        return network.init(key, jnp.zeros((1, *spec.image_shape)), Pass(), None)
+        return network.init(key, jnp.zeros((1, *spec.image_shape)), Pass(shaping=True), None)
 
     def apply(
         variables: Variables,

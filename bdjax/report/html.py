@@ -102,23 +102,24 @@ def _pages(folder: Path, shown: list[Scenario], data_dir: str | None, processes:
     stale = [one for one in shown if _told(place / f"{one.name}.html") != _digest(one)]
     if not stale:
         return
-    place.mkdir(exist_ok=True)
-    draw = functools.partial(_draw, folder=folder, data_dir=data_dir)
+    drawn = functools.partial(draw, folder=folder, data_dir=data_dir)
     if processes == 1 or len(stale) == 1:
-        for _ in track(map(draw, stale), len(stale)):
+        for _ in track(map(drawn, stale), len(stale)):
             pass
         return
     # Not forked: the parent may hold a device and threads.
     start = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(min(processes, len(stale)), mp_context=start) as pool:
-        for _ in track(pool.map(draw, stale), len(stale)):
+        for _ in track(pool.map(drawn, stale), len(stale)):
             pass
 
 
-def _draw(shown: Scenario, folder: Path, data_dir: str | None) -> None:
+def draw(shown: Scenario, folder: Path, data_dir: str | None) -> None:
+    """Draw the page of one training configuration into ``cells/`` of the folder of its records."""
     drawn = details([shown], folder, data_dir)
     text = scenario(shown, drawn, _digest(shown) if _whole(drawn) else "")
     path = folder / CELLS / f"{shown.name}.html"
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from bdjax.data import spec
+from bdjax.initial import Drawer
 from bdjax.population import device_memory, named
 from bdjax.sweep import build
 from bdjax.sweep.choice import Chosen, origin
@@ -50,7 +51,8 @@ def title(cell: build.TrainCell) -> str:
 @functools.lru_cache(maxsize=64)
 def member_bytes(model: Model) -> int:
     """Bytes of one member's variables and momentum while it trains, without activations."""
-    variables = jax.eval_shape(model.init, jax.random.key(0))
+    drawn = model.init
+    variables = drawn.shapes() if isinstance(drawn, Drawer) else jax.eval_shape(drawn, jax.random.key(0))
     leaves = jax.tree.leaves((variables, variables["params"]))  # the momentum mirrors the parameters
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
