@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdjax.errors import UserError
@@ -12,13 +11,14 @@ from bdjax.report.page import Drawing, Drawings, page
 from bdjax.report.pool import precision, trained
 from bdjax.report.trajectory import trajectories, trajectory
 from bdjax.report.triggers import pictures
-from bdjax.sweep import arrays
+from bdjax.sweep import arrays, location
+from bdjax.sweep.location import Location
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: str | None = None) -> Path:
+def build(out: "str | Location", records: "pl.DataFrame | None" = None, *, data_dir: str | None = None) -> Location:
     """Write ``index.html``, ``table.md``, ``table.csv`` and ``figures/*.png`` into the folder of a sweep.
 
     Args:
@@ -32,7 +32,7 @@ def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: s
     Raises:
       UserError: there are no records, or the folder cannot be written.
     """
-    folder = Path(out)
+    folder = location.locate(out)
     if records is None:
         from bdjax.sweep.store import read
 
@@ -47,17 +47,17 @@ def build(out: str | Path, records: "pl.DataFrame | None" = None, *, data_dir: s
     )
     text = page(records, drawings)
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").write_text(tables.markdown(records), encoding="utf-8")
-        (folder / "table.csv").write_text(tables.csv(records), encoding="utf-8")
-        for drawing in (one for group in drawings for one in group):
-            if drawing.figure is not None:
-                drawing.figure.savefig(folder / "figures" / f"{drawing.slug}.png", dpi=150)
-        path = folder / "index.html"
-        path.write_text(text, encoding="utf-8")
+        with location.written(folder) as here:
+            (here / "figures").mkdir(parents=True, exist_ok=True)
+            (here / "table.md").write_text(tables.markdown(records), encoding="utf-8")
+            (here / "table.csv").write_text(tables.csv(records), encoding="utf-8")
+            for drawing in (one for group in drawings for one in group):
+                if drawing.figure is not None:
+                    drawing.figure.savefig(here / "figures" / f"{drawing.slug}.png", dpi=150)
+            (here / "index.html").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the report in {folder}: {error.strerror or error}") from error
-    return path
+    return folder / "index.html"
 
 
 def _scenarios(records: "pl.DataFrame") -> Iterator[tuple[str, str, "pl.DataFrame"]]:
@@ -89,7 +89,7 @@ def _effects(records: "pl.DataFrame") -> Iterator[Drawing]:
             yield Drawing(f"before-after-{slug}", title, figures.before_after(part))
 
 
-def _triggers(records: "pl.DataFrame", data_dir: str | None, folder: Path) -> Iterator[Drawing]:
+def _triggers(records: "pl.DataFrame", data_dir: str | None, folder: Location) -> Iterator[Drawing]:
     """One grid per data set, all attacks in it."""
     for part in records.partition_by("dataset", maintain_order=True):
         dataset = part["dataset"][0]
@@ -158,7 +158,7 @@ def _courses(records: "pl.DataFrame") -> Iterator[Drawing]:
                 yield Drawing(f"course-{_slug(defense)}-{slug}", caption, tuned.course(most))
 
 
-def _recovered(records: "pl.DataFrame", folder: Path) -> Iterator[Drawing]:
+def _recovered(records: "pl.DataFrame", folder: Location) -> Iterator[Drawing]:
     """The triggers that were found, of the first seed at each ratio, with the most clean samples there are."""
     for title, slug, part in _scenarios(records):
         fine = part.filter((part["status"] == "ok") & part["trace"].is_not_null() & (part["defense"] != "none"))

@@ -1,5 +1,6 @@
 """Who works on which cell: claims are exclusive, beat, and pass to others when their owner is gone."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def someone(out, **fields):
     """A claim of a process on another machine, which will never beat."""
     claim = claims.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
     path(out).parent.mkdir(parents=True, exist_ok=True)
-    path(out).write_bytes(claims.json.dumps(claim._asdict()).encode())
+    path(out).write_bytes(json.dumps(claim._asdict()).encode())
     return claim
 
 
