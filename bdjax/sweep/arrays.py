@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bdjax.errors import UserError
 from bdjax.sweep import location
 from bdjax.sweep.location import Location
-from bdjax.sweep.store import replace_file
+from bdjax.sweep.whole import replace_file
 
 LIMIT = 4096  # numbers; a larger field of a trace is no text for a table
 

@@ -17,7 +17,7 @@ from bdjax.errors import UserError
 from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution, hosts
-from bdjax.sweep import arrays, build, imported, models, provenance, store
+from bdjax.sweep import arrays, build, imported, models, provenance, store, whole
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, canonical, member_hash
 from bdjax.sweep.location import Location
 from bdjax.sweep.progress import Progress
@@ -297,7 +297,7 @@ def fail(records: list[Row], error: Exception, out: Location, cell: str, members
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0] if lines else ''}".strip()
     path = out / "failures" / f"{cell}-{members}.txt"
-    store.replace_file(path, "".join(traceback.format_exception(error)).encode())
+    whole.replace_file(path, "".join(traceback.format_exception(error)).encode())
     print(f"bdjax: {records[0]['attack']} / {records[0]['defense']} failed: {reason} (traceback in {path})", file=sys.stderr)
     for row in records:
         row.update(status="failed", reason=reason)

@@ -13,7 +13,7 @@ from bdjax.errors import UserError
 from bdjax.evaluation import stamp_images
 from bdjax.keys import Stream, root, stream
 from bdjax.population import device_memory
-from bdjax.sweep import build, plan, store
+from bdjax.sweep import build, plan, whole
 from bdjax.sweep.lacking import Tries, opened, work
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
@@ -32,7 +32,7 @@ def validate(
     """
     branches = plan.cells(grid)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
-    folder = store.writable(out)
+    folder = whole.writable(out)
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
     works = []
     for branch in branches:

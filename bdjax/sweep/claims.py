@@ -20,7 +20,7 @@ from bdjax.errors import UserError
 from bdjax.sweep import remote_models, rows
 from bdjax.sweep.holds import Claim, keeper, read
 from bdjax.sweep.location import Location
-from bdjax.sweep.store import token
+from bdjax.sweep.whole import token
 
 BEAT = 5.0  # seconds between beats
 PATIENCE = 60.0  # seconds without one after which a claim is taken over; file systems over a network may show a change late

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bdjax.errors import UserError
 from bdjax.sweep import location, objects
 from bdjax.sweep.location import Location
-from bdjax.sweep.store import temporary_of, writing
+from bdjax.sweep.whole import temporary_of, writing
 
 if TYPE_CHECKING:
     from upath import UPath

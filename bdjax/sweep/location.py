@@ -100,7 +100,7 @@ def read_many(paths: Sequence[Location]) -> Iterator[bytes | OSError]:
 
 
 def write_bytes(path: Location, data: bytes) -> None:
-    """Write a file at once; see :func:`bdjax.sweep.store.replace_file` for one that must be whole."""
+    """Write a file at once; see :func:`bdjax.sweep.whole.replace_file` for one that must be whole."""
     if isinstance(path, Path):
         path.write_bytes(data)
     else:

@@ -9,7 +9,7 @@ from bdjax.sweep.build import canonical
 from bdjax.sweep.claims import Claims
 from bdjax.sweep.lacking import Work
 from bdjax.sweep.location import Location
-from bdjax.sweep.store import replace_file
+from bdjax.sweep.whole import replace_file
 
 
 class Asked(NamedTuple):

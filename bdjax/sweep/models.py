@@ -23,7 +23,7 @@ from bdjax.population import hosts
 from bdjax.sweep import remote_models
 from bdjax.sweep.build import canonical
 from bdjax.sweep.location import Location
-from bdjax.sweep.store import Corrupt, set_aside, sync_folder, temporary_of, writing
+from bdjax.sweep.whole import Corrupt, set_aside, sync_folder, temporary_of, writing
 
 
 class Stored(NamedTuple):

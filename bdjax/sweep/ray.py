@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bdjax.errors import UserError
-from bdjax.sweep import location, store
+from bdjax.sweep import location, whole
 from bdjax.sweep.compilations import keep_compilations
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Grid
@@ -51,7 +51,7 @@ def run_on_ray(
         import ray
     except ImportError:
         raise UserError('Ray is not installed; install it with: pip install "bdjax[ray]"') from None
-    place = store.writable(out)
+    place = whole.writable(out)
     out = place.absolute() if isinstance(place, Path) else place
     mine = not ray.is_initialized()
     if mine:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from bdjax.data import sizes
 from bdjax.errors import UserError
 from bdjax.population import Execution, hosts
-from bdjax.sweep import build, lacking, location, manifest, models, plan, store
+from bdjax.sweep import build, lacking, location, manifest, models, plan, store, whole
 from bdjax.sweep.adopt import begin
 from bdjax.sweep.cells import clean_reason, place, repair
 from bdjax.sweep.choice import Chosen, chosen
@@ -71,7 +71,7 @@ def run(
     if strict:
         for branch in branches:
             refuse_infeasible(branch, datasets[branch.train.dataset])
-    store.writable(out)
+    whole.writable(out)
     works = [lacking.work(branch, datasets[branch.train.dataset], grid) for branch in branches]
     tries = Tries()
     found = [_opened(work, out, tries) for work in works]
@@ -198,7 +198,7 @@ def _trained(work: Work, out: Location, repairs: Sequence[Any]) -> tuple[dict[st
     there = [name for name in needed if rows[name]["status"] == "ok"]
     try:
         return rows, models.load(out, work.cell, [places[name] for name in there])
-    except store.Corrupt as reason:
+    except whole.Corrupt as reason:
         raise UserError(f"the trained members of cell {work.cell} in {out} changed while they were read: {reason}") from reason
 
 

@@ -1,135 +1,23 @@
 """What is kept of a sweep: a Parquet file per finished cell and member set.
 
-``out/records/<cell>/<members>.parquet`` appears complete or not at all (on a disk: written under a temporary name, synced,
-renamed; in an object store every upload is so). A file whose checksums do not match is named on stderr and moved aside as
-``*.corrupt``; the next run does its work again.
+``out/records/<cell>/<members>.parquet`` appears complete or not at all (:mod:`bdjax.sweep.whole`). A file whose checksums do not
+match is named on stderr and moved aside as ``*.corrupt``; the next run does its work again.
 """
 
-import contextlib
-import errno
-import functools
 import hashlib
 import io
-import os
-import sys
-import uuid
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.population import hosts
-from bdjax.sweep import location, objects
+from bdjax.sweep import location
 from bdjax.sweep.build import canonical
 from bdjax.sweep.location import Location
 from bdjax.sweep.rows import COLUMNS, ORDER, Row, arrow_schema
+from bdjax.sweep.whole import Corrupt, replace_file, set_aside, writing
 
-ADVICE = "free some space or choose another --out; the same command goes on where this one stopped"
 _DIGEST = b"bdjax.rows.sha256"
-_WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
-
-
-class Corrupt(Exception):
-    """A stored file is not what was written; the message says why."""
-
-
-@contextlib.contextmanager
-def writing(path: Location) -> Iterator[None]:
-    """Turn what goes wrong while writing below ``path`` into one clear line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {ADVICE}") from error
-    except Exception as error:
-        # The checkpoint library reports a full disk in exceptions of its own.
-        text = str(error).lower()
-        known = [code for code in _WRITE_ERRORS if os.strerror(code).lower() in text]
-        if not known:
-            raise
-        raise UserError(f"cannot write {path}: {os.strerror(known[0])}; {ADVICE}") from error
-
-
-def writable(out: str | os.PathLike[str] | Location) -> Location:
-    """The place that a path or URL names, made if need be.
-
-    Raises:
-      UserError: nothing can be written there, or it is a URL of an unknown kind.
-    """
-    place = location.locate(out)
-    if not isinstance(place, Path):
-        uploaded = place / f".probe.{token()}"
-        objects.put(uploaded, b"bdjax")
-        objects.remove(uploaded)
-        return place
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        probe = temporary_of(place / "probe")
-        with open(probe, "wb") as file:
-            probe.unlink()  # at once: a process that is killed here leaves nothing
-            file.write(b"bdjax")
-            file.flush()
-    return place
-
-
-@functools.cache
-def _token(pid: int) -> str:
-    return f"{pid}-{uuid.uuid4().hex[:12]}"
-
-
-def token() -> str:
-    """A name of this process that no other has, on any machine."""
-    return _token(os.getpid())
-
-
-def temporary_of(path: Path) -> Path:
-    """Where this process writes what will be ``path``, beside it."""
-    return path.with_name(f".{path.name}.{token()}.tmp")
-
-
-def replace_file(path: Location, data: bytes) -> None:
-    """Write a file so that it is complete or absent, whatever happens; of processes that run the same, the first one writes."""
-    if not hosts.leads():
-        return
-    if not isinstance(path, Path):
-        objects.put(path, data)
-        return
-    temporary = temporary_of(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def set_aside(path: Location, reason: str) -> None:
-    """Name a corrupt file or folder on stderr and move it to ``<name>.corrupt``."""
-    target, number = path.with_name(path.name + ".corrupt"), 1
-    while location.exists(target):
-        number += 1
-        target = path.with_name(f"{path.name}.corrupt{number}")
-    try:
-        location.move(path, target)
-    except FileNotFoundError:  # another process that shares the folder was faster
-        return
-    print(f"bdjax: {path} is corrupt ({reason}); moved to {target.name}, its work is redone by the next run", file=sys.stderr)
 
 
 def record_path(out: Location, cell: str, members: str) -> Location:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bdjax.sweep import claims, store
+from bdjax.sweep import claims, whole
 from bdjax.sweep.claims import Claims
 
 CELL = "c" * 24
@@ -168,7 +168,7 @@ def test_what_the_dead_left_half_written_goes_and_nothing_else(tmp_path, other):
     folder = tmp_path / "records" / CELL
     folder.mkdir(parents=True)
     leavings = folder / f".x.parquet.{dead}.tmp"
-    living = store.temporary_of(folder / "y.parquet")
+    living = whole.temporary_of(folder / "y.parquet")
     half = tmp_path / "models" / CELL / f".z.{dead}.tmp"
     half.mkdir(parents=True)
     (half / "state").write_text("half")

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from bdjax import cli
+from bdjax.errors import UserError
 from bdjax.sweep import location, store
 from tests.sweep import bucket, small
 from tests.sweep.bucket import Bucket
@@ -126,7 +127,7 @@ def test_weights_that_are_not_all_there_are_trained_again(made, buckets, capsys,
 def test_flipped_weights_stop_the_run_that_reads_them_and_the_next_one_trains_them_again(made, buckets):
     without_repairs(buckets)
     harm(largest(buckets), "flipped")
-    with pytest.raises(store.UserError, match=r"are damaged \(.* does not match its checksum\); the same run makes them again"):
+    with pytest.raises(UserError, match=r"are damaged \(.* does not match its checksum\); the same run makes them again"):
         small.go(GRID, URL)
     assert objects(buckets, ".corrupt/manifest.json") and not objects(buckets, "/claims/")
     again(buckets, made)
@@ -141,7 +142,7 @@ def test_an_upload_that_breaks_off_is_one_line_and_leaves_no_checkpoint(made, bu
             raise OSError("the line is dead")
 
     trouble(cut)
-    with pytest.raises(store.UserError, match=r"cannot reach bucket://.*manifest.json: .*the line is dead; the same command"):
+    with pytest.raises(UserError, match=r"cannot reach bucket://.*manifest.json: .*the line is dead; the same command"):
         small.go(GRID, URL)
     assert not objects(buckets, "/models/") and not objects(buckets, "/records/") and not objects(buckets, "/claims/")
     trouble(lambda request, key: None)
