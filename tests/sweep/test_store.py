@@ -45,15 +45,15 @@ def test_an_empty_folder_gives_a_frame_with_all_columns(tmp_path):
 
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
     path = store.write_rows(tmp_path, CELL, SET, [row(), row("m1")])
-    whole, rows = path.read_bytes(), store.read_file(path)
+    data, rows = path.read_bytes(), store.read_file(path)
     noticed = 0
-    for at in range(0, len(whole), 13):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
+    for at in range(0, len(data), 13):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
         try:
             assert store.read_file(path) == rows
         except whole.Corrupt:
             noticed += 1
-    assert noticed > len(whole) // 13 * 0.3
+    assert noticed > len(data) // 13 * 0.3
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
