@@ -4,7 +4,6 @@ import collections
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from bdjax.errors import UserError, choose
@@ -14,6 +13,7 @@ from bdjax.report.commands import cite, report
 from bdjax.report.compare import compare_masks
 from bdjax.report.curves import pruning_curve
 from bdjax.report.show import show_attack
+from bdjax.sweep import location
 from bdjax.sweep.commands import reproduce, status
 from bdjax.sweep.compilations import keep_compilations
 from bdjax.sweep.flags import Executed, Scenario, execution_of, grid_of, pairs
@@ -38,7 +38,7 @@ def quickstart(*, out: str = "bdjax-quickstart") -> int:
     """A whole experiment on handwritten digits in a few minutes: 12 members, three defenses, table, figures, one HTML page.
 
     Args:
-      out: folder of the results; the same command resumes.
+      out: folder of the results, or a URL such as gs://bucket/run; the same command resumes.
     """
     return _run(QUICKSTART, out, None, Executed(), page=True)
 
@@ -52,7 +52,7 @@ def run(
       scenario: what to run.
       executed: how.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
-      out: folder of the results.
+      out: folder of the results, or a URL such as gs://bucket/run.
       report: also write figures and the HTML page.
     """
     return _run(grid_of(scenario), out, data_dir, executed, page=report, strict=True)
@@ -85,7 +85,7 @@ def sweep(
       scenario: what to run.
       executed: how.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
-      out: folder of the results.
+      out: folder of the results, or a URL such as gs://bucket/run.
       scale: which grid of the file.
       only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
       limit_cells: number of cells to run at most.
@@ -168,7 +168,7 @@ def check(scenario: Scenario, executed: Executed, *, data_dir: str | None = None
       scenario: what would run.
       executed: how.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
-      out: folder of the results.
+      out: folder of the results, or a URL such as gs://bucket/run.
     """
     from bdjax.sweep.checking import validate
 
@@ -318,7 +318,7 @@ def _run(
     if page:
         report(out, data_dir=data_dir)
     else:
-        print(f"records in {Path(out) / 'records'}; figures and a page: bdjax report {out}")
+        print(f"records in {location.locate(out) / 'records'}; figures and a page: bdjax report {out}")
     if failed:
         print(f"bdjax: {failed} rows failed; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0

@@ -73,8 +73,9 @@ def measure(folder: Path, pages: int) -> None:
     print(f"  page {page.stat().st_size / 2**20:.1f} MiB")
     every = scenarios(records)
     begun = time.perf_counter()
+    (folder / "cells").mkdir(exist_ok=True)
     for one in every[:pages]:
-        html.draw(one, folder, None)
+        html.draw(one, folder / "cells", folder, None)
     each = (time.perf_counter() - begun) / max(min(pages, len(every)), 1)
     print(f"  {len(every)} pages of training configurations, {each:.1f} s each in one process")
 

@@ -3,13 +3,13 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError
-from bdjax.sweep import store
+from bdjax.sweep import location, store
 from bdjax.sweep.listing import paper
+from bdjax.sweep.location import Location
 from bdjax.sweep.plugins import factory
 
 SURVEY = (
@@ -112,13 +112,13 @@ def _source(kind: str, name: str) -> str:
         return str(error)
 
 
-def cite_folder(out: str | Path) -> str:
+def cite_folder(out: "str | Location") -> str:
     """BibTeX for a folder of results.
 
     Raises:
       UserError: it holds no records.
     """
-    rows = store.read_rows(Path(out))
+    rows = store.read_rows(location.locate(out))
     if not rows:
         raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
     return cite(rows)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from bdjax.errors import UserError
 
@@ -14,7 +13,7 @@ def report(out: str, /, *, data_dir: str | None = None, pages: bool = True, proc
     records did not change since are kept.
 
     Args:
-      out: folder of the results.
+      out: folder of the results, or a URL such as gs://bucket/run.
       data_dir: folder of the data archives, for the pictures of triggers; default: the environment's BDJAX_DATA_DIR.
       pages: draw the pages of single training configurations too.
       processes: that draw these pages side by side; default: one per CPU core, at most 8.
@@ -28,7 +27,7 @@ def report(out: str, /, *, data_dir: str | None = None, pages: bool = True, proc
     if records.is_empty():
         raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
     many = processes or min(os.cpu_count() or 1, 8)
-    path = build(Path(out), records, data_dir=data_dir, pages=pages, processes=many, track=_bar)
+    path = build(out, records, data_dir=data_dir, pages=pages, processes=many, track=_bar)
     print(f"report in {path}")
     return 0
 
@@ -44,7 +43,7 @@ def cite(out: str, /) -> int:
     """Print BibTeX of the papers behind a folder of results: its attacks, defenses, models and data sets.
 
     Args:
-      out: folder of the results.
+      out: folder of the results, or a URL such as gs://bucket/run.
     """
     from bdjax.report.cite import cite_folder
 

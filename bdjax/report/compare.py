@@ -4,7 +4,6 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -158,7 +157,7 @@ def compare_masks(out: str, first: str, second: str, /, *, below: float = 0.0) -
       second: another.
       below: a channel counts as pruned where its keep factor is at most this; above 0 for soft masks such as awn's.
     """
-    from bdjax.sweep import store
+    from bdjax.sweep import location, store
 
     if not 0 <= below < 1:
         raise UserError(f"--below must lie in [0, 1); given {below}")
@@ -167,8 +166,9 @@ def compare_masks(out: str, first: str, second: str, /, *, below: float = 0.0) -
         raise UserError(f"{out} holds no records")
     found = overlaps(records, first, second, below)
     print(markdown(found, first, second))
-    path = Path(out) / "figures" / f"masks-{first}-{second}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture(found, first, second).savefig(path, dpi=150)
-    print(f"picture in {path}", file=sys.stderr)
+    figures = location.locate(out) / "figures"
+    name = f"masks-{first}-{second}.png"
+    with location.written(figures) as folder:
+        picture(found, first, second).savefig(folder / name, dpi=150)
+    print(f"picture in {figures / name}", file=sys.stderr)
     return 0

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from bdjax import metrics
 from bdjax.report.figures import COLORS, INK, legend, panels_of, ratio_title, styled
 from bdjax.report.tables import percent
+from bdjax.sweep import location
 from bdjax.sweep.curves import Measured, measure
 from bdjax.sweep.rows import Row
 
@@ -141,9 +141,10 @@ def pruning_curve(
     found = measure(out, defense, data_dir=data_dir, dataset=dataset, folder=imported)
     groups = grouped(found)
     print(markdown(groups))
-    path = Path(out) / "figures" / f"pruning-curve-{defense.rpartition(':')[2]}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame(found).write_csv(path.with_suffix(".csv"))
-    picture(groups).savefig(path, dpi=150)
-    print(f"picture in {path}, numbers in {path.with_suffix('.csv')}", file=sys.stderr)
+    figures = location.locate(out) / "figures"
+    name = f"pruning-curve-{defense.rpartition(':')[2]}"
+    with location.written(figures) as folder:
+        frame(found).write_csv(folder / f"{name}.csv")
+        picture(groups).savefig(folder / f"{name}.png", dpi=150)
+    print(f"picture in {figures / name}.png, numbers in {figures / name}.csv", file=sys.stderr)
     return 0

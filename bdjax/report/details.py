@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.errors import UserError
@@ -11,6 +10,7 @@ from bdjax.report.scenarios import Scenario, slug
 from bdjax.report.trajectory import trajectories, trajectory
 from bdjax.report.triggers import pictures
 from bdjax.sweep import arrays
+from bdjax.sweep.location import Location
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,7 +36,7 @@ class Details(NamedTuple):
     recovered: list[Drawing]
 
 
-def details(shown: Sequence[Scenario], folder: Path, data_dir: str | None) -> Details:
+def details(shown: Sequence[Scenario], folder: Location, data_dir: str | None) -> Details:
     """Draw some scenarios.
 
     Args:
@@ -58,7 +58,7 @@ def _effect(shown: Scenario) -> Iterator[Drawing]:
         yield Drawing(f"before-after-{shown.slug}", shown.title, figures.before_after(shown.rows))
 
 
-def _triggers(shown: Sequence[Scenario], data_dir: str | None, folder: Path) -> Iterator[Drawing]:
+def _triggers(shown: Sequence[Scenario], data_dir: str | None, folder: Location) -> Iterator[Drawing]:
     """One grid per data set, all attacks in it."""
     for dataset in dict.fromkeys(one.rows["dataset"][0] for one in shown):
         grid: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def _courses(shown: Scenario) -> Iterator[Drawing]:
             yield Drawing(f"course-{slug(defense)}-{shown.slug}", caption, tuned.course(most))
 
 
-def _recovered(shown: Scenario, folder: Path) -> Iterator[Drawing]:
+def _recovered(shown: Scenario, folder: Location) -> Iterator[Drawing]:
     """The triggers that were found, of the first seed at each ratio, with the most clean samples there are."""
     rows = shown.rows
     fine = rows.filter((rows["status"] == "ok") & rows["trace"].is_not_null() & (rows["defense"] != "none"))

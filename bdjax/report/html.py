@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,8 @@ from bdjax.report.latex import latex
 from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
 from bdjax.report.pool import leaderboard, table
 from bdjax.report.scenarios import Scenario, scenarios
+from bdjax.sweep import location
+from bdjax.sweep.location import Location
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,14 +29,14 @@ Track = Callable[[Iterable[None], int], Iterable[None]]
 
 
 def build(
-    out: str | Path,
+    out: "str | Location",
     records: "pl.DataFrame | None" = None,
     *,
     data_dir: str | None = None,
     pages: bool = True,
     processes: int = 1,
     track: Track = lambda steps, total: steps,
-) -> Path:
+) -> Location:
     """Write the report into the folder of a sweep.
 
     ``index.html``, ``table.md``, ``table.csv``, ``table.tex``, ``leaderboard.tex`` and ``figures/*.png``; where there are more
@@ -55,7 +56,7 @@ def build(
     Raises:
       UserError: there are no records, or the folder cannot be written.
     """
-    folder = Path(out)
+    folder = location.locate(out)
     if records is None:
         from bdjax.sweep.store import read
 
@@ -69,19 +70,19 @@ def build(
     pooled = Pooled(table(records), leaderboard(records))
     every = tables.full_of(pooled.table)
     text = index(records, pooled, every, shown, drawn)
-    path = folder / "index.html"
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for drawing in (*drawn.overall, *drawn.sensitivity, *(one for part in drawn.details or () for one in part)):
-            if drawing.figure is not None:
-                drawing.figure.savefig(folder / "figures" / f"{drawing.slug}.png", dpi=150)
-        _tables(folder, pooled, every)
-        path.write_text(text, encoding="utf-8")
+        with location.written(folder) as here:
+            (here / "figures").mkdir(parents=True, exist_ok=True)
+            for drawing in (*drawn.overall, *drawn.sensitivity, *(one for part in drawn.details or () for one in part)):
+                if drawing.figure is not None:
+                    drawing.figure.savefig(here / "figures" / f"{drawing.slug}.png", dpi=150)
+            _tables(here, pooled, every)
+            (here / "index.html").write_text(text, encoding="utf-8")
         if pages:
             _pages(folder, shown if drawn.details is None else [], data_dir, processes, track)
     except OSError as error:
         raise UserError(f"cannot write the report in {folder}: {error.strerror or error}") from error
-    return path
+    return folder / "index.html"
 
 
 def _tables(folder: Path, pooled: Pooled, every: tables.Printed) -> None:
@@ -93,16 +94,20 @@ def _tables(folder: Path, pooled: Pooled, every: tables.Printed) -> None:
         (folder / "leaderboard.tex").write_text(board, encoding="utf-8")
 
 
-def _pages(folder: Path, shown: list[Scenario], data_dir: str | None, processes: int, track: Track) -> None:
+def _pages(folder: Location, shown: list[Scenario], data_dir: str | None, processes: int, track: Track) -> None:
     """Draw the pages of the scenarios whose records changed; those of scenarios that are gone go."""
-    place = folder / CELLS
-    for path in place.glob("*.html") if place.is_dir() else ():
-        if path.stem not in {one.name for one in shown}:
-            path.unlink()
-    stale = [one for one in shown if _told(place / f"{one.name}.html") != _digest(one)]
+    there = {path.name: path for path in location.files(folder / CELLS, "*.html")}
+    for name in there.keys() - {f"{one.name}.html" for one in shown}:
+        there[name].unlink(missing_ok=True)
+    stale = [one for one in shown if _told(there.get(f"{one.name}.html")) != _digest(one)]
     if not stale:
         return
-    drawn = functools.partial(draw, folder=folder, data_dir=data_dir)
+    with location.written(folder / CELLS) as here:
+        _draw(stale, here, folder, data_dir, processes, track)
+
+
+def _draw(stale: list[Scenario], here: Path, folder: Location, data_dir: str | None, processes: int, track: Track) -> None:
+    drawn = functools.partial(draw, here=here, folder=folder, data_dir=data_dir)
     if processes == 1 or len(stale) == 1:
         for _ in track(map(drawn, stale), len(stale)):
             pass
@@ -114,12 +119,11 @@ def _pages(folder: Path, shown: list[Scenario], data_dir: str | None, processes:
             pass
 
 
-def draw(shown: Scenario, folder: Path, data_dir: str | None) -> None:
-    """Draw the page of one training configuration into ``cells/`` of the folder of its records."""
+def draw(shown: Scenario, here: Path, folder: Location, data_dir: str | None) -> None:
+    """Draw the page of one training configuration into a folder of this machine; ``folder``: of its records."""
     drawn = details([shown], folder, data_dir)
     text = scenario(shown, drawn, _digest(shown) if _whole(drawn) else "")
-    path = folder / CELLS / f"{shown.name}.html"
-    path.parent.mkdir(exist_ok=True)
+    path = here / f"{shown.name}.html"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -147,9 +151,9 @@ def _code() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
-def _told(path: Path) -> str | None:
+def _told(path: Location | None) -> str | None:
     """The digest in the head of a page; None where there is no page."""
-    with suppress(OSError), open(path, encoding="utf-8") as file:
-        _, found, rest = file.read(1000).partition('<meta name="bdjax-records" content="')
-        return rest.partition('"')[0] if found else None
-    return None
+    if path is None:
+        return None
+    _, found, rest = location.read_bytes(path)[:1000].partition(b'<meta name="bdjax-records" content="')
+    return rest.partition(b'"')[0].decode() if found else None

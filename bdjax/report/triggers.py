@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from bdjax.errors import UserError
 from bdjax.experiment import Data, stage, stamp_all
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.sweep import trained
+from bdjax.sweep.location import Location
 from bdjax.types import Attack, Dataset, Key, Member
 
 Say = Callable[[str], None]
@@ -91,7 +91,9 @@ def one_prepared(
     return population.prepare(attack, stacked, dataset, data, say=say)
 
 
-def pictures(record: dict[str, Any], data_dir: str | None = None, count: int = 8, out: str | Path | None = None) -> Pictures:
+def pictures(
+    record: dict[str, Any], data_dir: str | None = None, count: int = 8, out: "str | Location | None" = None
+) -> Pictures:
     """The first test image of each of the first classes, and the same images with the record's trigger.
 
     Nothing is prepared or trained for it: that may take hours.

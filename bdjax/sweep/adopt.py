@@ -1,7 +1,6 @@
 """The training cell of networks that come from elsewhere: they are measured and stored instead of trained."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,18 +14,19 @@ from bdjax.keys import Stream, stream
 from bdjax.sweep import build, imported, models, provenance, store
 from bdjax.sweep.build import Point, member_hash
 from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told, train
+from bdjax.sweep.location import Location
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import measured, one
 from bdjax.training import first_trigger
 from bdjax.types import Array, Member, Variables
 
 
-def begin(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:
+def begin(attacked: Attacked, points: Sequence[Point], out: Location, progress: Progress) -> None:
     """Train a member set, or adopt it where its networks were imported; either leaves checkpoint and rows."""
     (train if attacked.cell.imported is None else adopt)(attacked, points, out, progress)
 
 
-def adopt(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:
+def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: Progress) -> None:
     """Measure imported networks as they are and store them as the trained members of their cell.
 
     Args:

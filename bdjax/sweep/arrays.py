@@ -3,14 +3,15 @@
 import io
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bdjax.errors import UserError
-from bdjax.sweep.store import replace_file
+from bdjax.sweep import location
+from bdjax.sweep.location import Location
+from bdjax.sweep.whole import replace_file
 
 LIMIT = 4096  # numbers; a larger field of a trace is no text for a table
 
@@ -25,12 +26,12 @@ def parted(trace: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     return {name: {"array": list(value.shape)} if name in large else value for name, value in fields.items()}, large
 
 
-def place(out: Path, cell: str, member: str) -> Path:
+def place(out: Location, cell: str, member: str) -> Location:
     """Where the arrays of one record lie."""
     return out / "arrays" / cell / f"{member}.npz"
 
 
-def write(out: Path, cell: str, member: str, fields: Mapping[str, NDArray[Any]]) -> None:
+def write(out: Location, cell: str, member: str, fields: Mapping[str, NDArray[Any]]) -> None:
     """Store the arrays of one record, complete or not at all; float64 and float32 are kept as they are.
 
     Raises:
@@ -41,7 +42,7 @@ def write(out: Path, cell: str, member: str, fields: Mapping[str, NDArray[Any]])
     replace_file(place(out, cell, member), buffer.getvalue())
 
 
-def read(out: str | Path, row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def read(out: "str | Location", row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """The arrays of a record by field; none where there is no archive of it, as of every record without a large field.
 
     Args:
@@ -51,12 +52,14 @@ def read(out: str | Path, row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     Raises:
       UserError: they are damaged (the archive's checksums are compared).
     """
-    path = place(Path(out), row["cell"], row["member"])
-    if not path.exists():
-        return {}
+    path = place(location.locate(out), row["cell"], row["member"])
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(location.read_bytes(path)), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        return {}
+    except UserError:  # its store cannot be reached
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is damaged ({error}); remove it and the record of its cell, and run the same command again"

@@ -3,7 +3,6 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,9 @@ from bdjax.errors import UserError
 from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution, hosts
-from bdjax.sweep import arrays, build, imported, models, provenance, store
+from bdjax.sweep import arrays, build, imported, models, provenance, store, whole
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, canonical, member_hash
+from bdjax.sweep.location import Location
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row, blank, measured, now, one, told_masks
 from bdjax.types import Array, Attack, Dataset, Defense, Member, Model
@@ -49,7 +49,7 @@ def place(cell: TrainCell, name: str, dataset: Dataset, execution: Execution) ->
     return Attacked(cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest)
 
 
-def train(attacked: Attacked, points: Sequence[Point], out: Path, progress: Progress) -> None:
+def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: Progress) -> None:
     """Train a member set and store its checkpoint, then its rows."""
     cell, attack, rows = attacked.cell, attacked.attack, len(attacked.dataset.train.labels)
     stacked = members_of(attacked, points)
@@ -110,7 +110,7 @@ def repair(
     name: str,
     points: Sequence[Point],
     trained: tuple[dict[str, Row], models.Stored],
-    out: Path,
+    out: Location,
     progress: Progress,
 ) -> None:
     """Repair trained members with one defense and store the rows.
@@ -292,12 +292,12 @@ def stamped(records: list[Row]) -> list[Row]:
     return [{**row, "created": moment} for row in records]
 
 
-def fail(records: list[Row], error: Exception, out: Path, cell: str, members: str) -> None:
+def fail(records: list[Row], error: Exception, out: Location, cell: str, members: str) -> None:
     """Mark rows as failed, say so in one line and keep the traceback beside the records."""
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0] if lines else ''}".strip()
     path = out / "failures" / f"{cell}-{members}.txt"
-    store.replace_file(path, "".join(traceback.format_exception(error)).encode())
+    whole.replace_file(path, "".join(traceback.format_exception(error)).encode())
     print(f"bdjax: {records[0]['attack']} / {records[0]['defense']} failed: {reason} (traceback in {path})", file=sys.stderr)
     for row in records:
         row.update(status="failed", reason=reason)

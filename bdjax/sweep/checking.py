@@ -1,7 +1,6 @@
 """Validate a configuration before anything is trained: names, shapes, data, memory, the folder of results."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,15 +13,18 @@ from bdjax.errors import UserError
 from bdjax.evaluation import stamp_images
 from bdjax.keys import Stream, root, stream
 from bdjax.population import device_memory
-from bdjax.sweep import build, plan, store
+from bdjax.sweep import build, plan, whole
 from bdjax.sweep.lacking import Tries, opened, work
+from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
 from bdjax.sweep.run import choices_of, load, refuse_infeasible
 from bdjax.sweep.telling import data_bytes, member_bytes, summary, title
 from bdjax.types import Dataset
 
 
-def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Mapping[str, Any], tuned: bool = True) -> list[str]:
+def validate(
+    grid: Grid, out: "str | Location", *, data_dir: str | None, execution: Mapping[str, Any], tuned: bool = True
+) -> list[str]:
     """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
 
     Raises:
@@ -30,7 +32,7 @@ def validate(grid: Grid, out: str | Path, *, data_dir: str | None, execution: Ma
     """
     branches = plan.cells(grid)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
-    folder = store.writable(Path(out))
+    folder = whole.writable(out)
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
     works = []
     for branch in branches:

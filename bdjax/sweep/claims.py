@@ -3,36 +3,27 @@
 ``out/claims/<cell>.json`` exists while a process works on the cell. It is created exclusively and beats: its owner writes a
 number that grows. A claim that stops beating is taken over after a while, one whose process died on the same machine at once.
 Nobody's clock is compared with another's: a watcher times with its own how long a claim has not changed. Records are written
-whole under names made of their content, so that even two processes on one cell would leave one record.
+whole under names made of their content, so that even two processes on one cell would leave one record. How claims are kept on a
+disk and in an object store is told in :mod:`bdjax.sweep.holds`.
 """
 
 import contextlib
-import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from bdjax.sweep import rows
-from bdjax.sweep.store import temporary_of, token, writing
+from bdjax.errors import UserError
+from bdjax.sweep import remote_models, rows
+from bdjax.sweep.holds import Claim, keeper, read
+from bdjax.sweep.location import Location
+from bdjax.sweep.whole import token
 
 BEAT = 5.0  # seconds between beats
 PATIENCE = 60.0  # seconds without one after which a claim is taken over; file systems over a network may show a change late
-
-
-class Claim(NamedTuple):
-    """What a claim says."""
-
-    token: str  # of the process
-    place: str  # where process numbers mean the same: machine, boot and process namespace
-    host: str
-    pid: int
-    started: str | None  # of the process, by its system; tells it from a later one with the same number
-    since: str  # ISO 8601, by the owner's clock
-    beat: int
 
 
 class Claims:
@@ -45,16 +36,16 @@ class Claims:
       say: told of every claim that is taken over.
     """
 
-    def __init__(self, out: Path, *, beat: float = BEAT, patience: float = PATIENCE, say: Callable[[str], None] = print):
+    def __init__(self, out: Location, *, beat: float = BEAT, patience: float = PATIENCE, say: Callable[[str], None] = print):
         self.folder, self.out, self.every, self.patience, self.say = out / "claims", out, beat, patience, say
-        self._held: dict[str, tuple[int, str]] = {}  # cell: file descriptor, and since when
+        self._keeper = keeper(self.folder)
+        self._held: dict[str, tuple[Any, str]] = {}  # cell: what the keeper gave for it, and since when
         self._seen: dict[str, tuple[bytes, float]] = {}  # cell: content of another's claim, and when it was first seen so
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="bdjax-claims", daemon=True)
 
     def __enter__(self) -> "Claims":
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self._keeper.begin(self.folder, self.say)
         self._thread.start()
         return self
 
@@ -74,8 +65,11 @@ class Claims:
             if got:
                 self._release(cell)
 
+    def _path(self, cell: str) -> Location:
+        return self.folder / f"{cell}.json"
+
     def _take(self, cell: str) -> bool:
-        path = self.folder / f"{cell}.json"
+        path = self._path(cell)
         if self._create(path, cell):
             return True
         found = read(path)
@@ -90,57 +84,37 @@ class Claims:
             return False
         return self._take_over(path, cell, content, claim) and self._create(path, cell)
 
-    def _create(self, path: Path, cell: str) -> bool:
-        with writing(path):
-            try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-            except FileExistsError:
-                return False
-            since = rows.now()
-            _write(handle, ours(since))
+    def _create(self, path: Location, cell: str) -> bool:
+        since = rows.now()
+        handle = self._keeper.create(path, lambda: ours(since))
+        if handle is None:
+            return False
         with self._lock:
             self._held[cell] = handle, since
         self._seen.pop(cell, None)
         return True
 
-    def _take_over(self, path: Path, cell: str, content: bytes, claim: Claim | None) -> bool:
-        """Put another's claim aside, if it is still the one that was judged; renaming lets one taker alone succeed."""
-        aside = temporary_of(path)
-        try:
-            os.rename(path, aside)
-        except FileNotFoundError:
-            return False
-        right = aside.read_bytes() == content
-        if not right:  # somebody was faster, and it is that one's claim we moved: put it back unless there is a new one
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink(missing_ok=True)
+    def _take_over(self, path: Location, cell: str, content: bytes, claim: Claim | None) -> bool:
+        """Put another's claim aside, if it is still the one that was judged."""
+        right: bool = self._keeper.take(path, content)
         if right and claim is not None:
             clean(self.out, cell, claim.token)
             self.say(f"taking over cell {cell} from process {claim.pid} on {claim.host}, which stopped without giving it back")
         return right
 
     def _release(self, cell: str) -> None:
-        with self._lock:
+        with self._lock:  # a beat under way ends first
             handle, _ = self._held.pop(cell)
-        path = self.folder / f"{cell}.json"
-        with contextlib.suppress(OSError):
-            if os.fstat(handle).st_ino == path.stat().st_ino:  # unless it was taken over meanwhile
-                path.unlink()
-        os.close(handle)
+        self._keeper.release(self._path(cell), handle)
 
     def _beat(self) -> None:
         number = 0
         while not self._stop.wait(self.every):
             number += 1
             with self._lock:
-                for handle, since in self._held.values():
-                    with contextlib.suppress(OSError):  # a full disk must not end the work: the next beat may succeed
-                        _write(handle, ours(since, number))
-
-
-def _write(handle: int, claim: Claim) -> None:
-    os.pwrite(handle, json.dumps(claim._asdict()).ljust(400).encode(), 0)  # one length: a beat replaces the last one
+                for cell, (handle, since) in self._held.items():
+                    with contextlib.suppress(OSError, UserError):  # a full disk must not end the work: the next beat may succeed
+                        self._keeper.beat(self._path(cell), handle, ours(since, number))
 
 
 def ours(since: str, beat: int = 0) -> Claim:
@@ -178,22 +152,13 @@ def gone(claim: Claim) -> bool:
     return claim.started is not None and _started(claim.pid) != claim.started
 
 
-def read(path: Path) -> tuple[bytes, Claim | None] | None:
-    """The content of a claim, and what it says if it can be read; None where there is none."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        return content, Claim(**json.loads(content))
-    except (ValueError, TypeError):  # its owner died between creating and writing it
-        return content, None
-
-
-def clean(out: Path, cell: str, dead: str) -> None:
+def clean(out: Location, cell: str, dead: str) -> None:
     """Remove what a dead process left half-written of a cell."""
     import shutil
 
+    if not isinstance(out, Path):
+        remote_models.clean(out / "models" / cell, dead)
+        return
     folders = [out / kind / cell for kind in ("records", "models", "arrays")]
     for path in (path for folder in (*folders, out / "failures", out / "sweeps") for path in folder.glob(f".*.{dead}.tmp")):
         if path.is_dir():

@@ -1,7 +1,6 @@
 """Two commands about a folder of results: parse, call, print."""
 
-from pathlib import Path
-
+from bdjax.sweep import location
 from bdjax.sweep.flags import Picked
 
 
@@ -9,12 +8,12 @@ def status(out: str, /, *, watch: bool = False) -> int:
     """Say how far the sweeps of a folder are, also while other processes work on them.
 
     Args:
-      out: folder of the results.
+      out: folder of the results, or its URL.
       watch: keep showing it until everything is finished.
     """
     from bdjax.sweep.status import show
 
-    show(Path(out), watch=watch)
+    show(location.locate(out), watch=watch)
     return 0
 
 
@@ -33,7 +32,7 @@ def reproduce(
     The exit code is 1 where it is different.
 
     Args:
-      results: folder of a run.
+      results: folder of a run, or its URL.
       picked: the record.
       tolerance: largest difference of ACC, ASR and RA that passes, a fraction.
       retrain: also train again the network that the defense repaired.
@@ -45,6 +44,6 @@ def reproduce(
 
     row = trained.record(results, picked.facts(), statuses=("ok", "infeasible", "non_finite"))
     images = trained.images_of(row, picked.dataset, data_dir)
-    found = again(Path(results), row, images, tolerance=tolerance, retrain=retrain, folder=imported)
+    found = again(location.locate(results), row, images, tolerance=tolerance, retrain=retrain, folder=imported)
     print("\n".join(lines(found)))
     return 1 if found.verdict == "different" else 0

@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,8 @@ from bdjax.evaluation import Counts, evaluator
 from bdjax.experiment import Data, Subject
 from bdjax.keys import Stream, stream
 from bdjax.population import concatenate, members, run
-from bdjax.sweep import arrays, store, trained
+from bdjax.sweep import arrays, location, store, trained
+from bdjax.sweep.location import Location
 from bdjax.sweep.rows import Row
 from bdjax.types import Array, Attack, Curve, Model
 
@@ -30,7 +30,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    out: str | Path, defense: str, *, data_dir: str | None = None, dataset: str | None = None, folder: str | None = None
+    out: "str | Location", defense: str, *, data_dir: str | None = None, dataset: str | None = None, folder: str | None = None
 ) -> list[Measured]:
     """Measure every level of the pruning curves of a defense's records on the test set, one compiled call per defense cell.
 
@@ -47,7 +47,7 @@ def measure(
     from bdjax.data import load
 
     cells = defaultdict(list)
-    fine = [row for row in store.read_rows(Path(out)) if row["status"] == "ok"]
+    fine = [row for row in store.read_rows(location.locate(out)) if row["status"] == "ok"]
     if not fine:
         raise UserError(f"{out} holds no finished records")
     choose("defense with records here", defense, sorted({row["defense"] for row in fine} - {"none"}))
@@ -59,7 +59,7 @@ def measure(
         first = rows[0]
         images = load(dataset or first["dataset"], data_dir, train_images=first["train_images"], test_images=first["test_images"])
         attack, data = trained.staged(first, images, folder)
-        held = [trained.held(Path(out), row) for row in rows]
+        held = [trained.held(location.locate(out), row) for row in rows]
         model, method, execution = trained.defended(first, trained.network(held[0], dataset))
         if method.curve is None:
             raise UserError(f"{defense} has no pruning curve: it does not prune more and more")
@@ -95,7 +95,7 @@ def _stacked(trees: list[Any]) -> Any:
     return concatenate([jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], each) for each in trees])
 
 
-def _fields(out: str | Path, row: Row, names: tuple[str, ...]) -> tuple[Any, ...]:
+def _fields(out: "str | Location", row: Row, names: tuple[str, ...]) -> tuple[Any, ...]:
     """Fields of a record's trace as arrays f32 or i32; what JSON could not hold, an infinite score, is NaN."""
     told: dict[str, Any] = {**json.loads(row["trace"]), **arrays.read(out, row)}
     fields = []
@@ -104,7 +104,8 @@ def _fields(out: str | Path, row: Row, names: tuple[str, ...]) -> tuple[Any, ...
         if value is None:
             raise UserError(f"a record of {row['defense']} does not tell {name}: an older version of it ran; run the cell anew")
         if isinstance(value, dict):
-            raise UserError(f"{name} of a record lay in {arrays.place(Path(out), row['cell'], row['member'])}, which is gone")
+            lay = arrays.place(location.locate(out), row["cell"], row["member"])
+            raise UserError(f"{name} of a record lay in {lay}, which is gone")
         array = np.array([np.nan if x is None else x for x in value])
         fields.append(array.astype(np.int32 if array.dtype.kind == "i" else np.float32))
     return tuple(fields)

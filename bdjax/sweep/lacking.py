@@ -2,10 +2,10 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax.sweep import build, models, store
+from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
 from bdjax.sweep.rows import Row
 from bdjax.types import Dataset
@@ -63,7 +63,7 @@ def work(branch: Branch, dataset: Dataset, grid: Grid) -> Work:
     return Work(branch, dataset, build.cell_hash(branch.train, dataset.digest), _points(grid, [{}]), tuple(repairs))
 
 
-def opened(mine: Work, out: Path, tries: Tries) -> Open:
+def opened(mine: Work, out: Location, tries: Tries) -> Open:
     """What of a branch lacks a record: the members to repair, and the member sets to train.
 
     Trained are those without a record, and those whose weights are gone though a repair needs them, exactly as they were.
@@ -80,7 +80,7 @@ def opened(mine: Work, out: Path, tries: Tries) -> Open:
     return Open(mine.branch, mine.dataset, tuple(sets), repairs)
 
 
-def missing(cell: str, points: Sequence[build.Point], out: Path, tries: Tries) -> tuple[build.Point, ...]:
+def missing(cell: str, points: Sequence[build.Point], out: Location, tries: Tries) -> tuple[build.Point, ...]:
     """The members of a cell that lack a record."""
     rows = by_member([row for _, row in store.read_cell(out, cell)])
     tries.see(cell, rows)
@@ -92,7 +92,7 @@ def by_member(rows: Sequence[Row]) -> dict[str, Row]:
     return {row["member"]: row for row in store.latest(rows)}
 
 
-def _lost(out: Path, cell: str, files: list[tuple[str, Row]], needed: set[str]) -> list[tuple[build.Point, ...]]:
+def _lost(out: Location, cell: str, files: list[tuple[str, Row]], needed: set[str]) -> list[tuple[build.Point, ...]]:
     """Member sets whose trained members are needed again but no longer on disk, exactly as they were trained."""
     there = models.find(out, cell)
     gone = {name for name, row in files if row["status"] == "ok" and row["member"] in needed and row["member"] not in there}

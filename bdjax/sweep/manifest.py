@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdjax.sweep import build
+from bdjax.sweep import build, location
 from bdjax.sweep.build import canonical
 from bdjax.sweep.claims import Claims
 from bdjax.sweep.lacking import Work
-from bdjax.sweep.store import replace_file
+from bdjax.sweep.location import Location
+from bdjax.sweep.whole import replace_file
 
 
 class Asked(NamedTuple):
@@ -24,7 +24,7 @@ class Asked(NamedTuple):
     members: tuple[str, ...]  # their hashes
 
 
-def write(out: Path, works: Sequence[Work], claims: Claims) -> None:
+def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
     """Note what a sweep asks for; the same sweep is noted once."""
     sets: dict[str, list[str]] = {}
 
@@ -44,24 +44,26 @@ def write(out: Path, works: Sequence[Work], claims: Claims) -> None:
     name = build.short_hash(text)
     path = out / "sweeps" / f"{name}.json"
     with claims.holding(name) as got:  # so that what a process leaves that dies here is cleaned up by the next
-        if got and not path.exists():
+        if got and not location.exists(path):
             replace_file(path, text.encode())
 
 
-def read(out: Path) -> list[Asked]:
+def read(out: Location) -> list[Asked]:
     """Every cell that any sweep asked of a folder, with all members asked of it, in the order they were asked for.
 
     A file that cannot be read is left out: it tells of plans and holds no result.
     """
     found: dict[str, Asked] = {}
-    for path in sorted((out / "sweeps").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
+    for content in location.read_many(location.oldest_first(out / "sweeps", "*.json")):
         try:
-            told = json.loads(path.read_bytes())
+            if isinstance(content, OSError):
+                continue
+            told = json.loads(content)
             for values in told["cells"]:
                 asked = Asked._make([*values[:-1], tuple(told["sets"][values[-1]])])
                 before = found.get(asked.cell)
                 members = dict.fromkeys((*(before.members if before else ()), *asked.members))
                 found[asked.cell] = asked._replace(members=tuple(members))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue
     return list(found.values())

@@ -1,7 +1,8 @@
 """Trained members on disk: an Orbax checkpoint per training cell and member set.
 
 ``out/models/<cell>/<members>/`` holds ``state/`` (stacked variables and trigger leaves) and ``manifest.json``, written last, with
-the sha256 of every file. The folder appears under its name when all of it is there.
+the sha256 of every file. The folder appears under its name when all of it is there. In an object store the manifest, uploaded
+last, stands for that: see :mod:`bdjax.sweep.remote_models`.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +20,10 @@ import jax
 import numpy as np
 
 from bdjax.population import hosts
+from bdjax.sweep import remote_models
 from bdjax.sweep.build import canonical
-from bdjax.sweep.store import Corrupt, set_aside, sync_folder, temporary_of, writing
+from bdjax.sweep.location import Location
+from bdjax.sweep.whole import Corrupt, set_aside, sync_folder, temporary_of, writing
 
 
 class Stored(NamedTuple):
@@ -30,12 +34,12 @@ class Stored(NamedTuple):
     trigger: tuple[np.ndarray, ...]  # leaves, in the order of the attack's trigger
 
 
-def folder(out: Path, cell: str, members: str) -> Path:
+def folder(out: Location, cell: str, members: str) -> Location:
     """Where the trained members of a cell and member set lie."""
     return out / "models" / cell / members
 
 
-def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
+def save(out: Location, cell: str, name: str, stored: Stored) -> Location:
     """Store trained members, replacing what lay there.
 
     Args:
@@ -48,20 +52,20 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
       UserError: the folder cannot be written or the disk is full.
     """
 
-    path = folder(out, cell, name).absolute()
+    path = folder(out, cell, name)
     if not hosts.leads():  # of several processes that run the same, the first one writes
         return path
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory(prefix="bdjax-") as made, writing(Path(made)):
+            remote_models.save(path, Path(made) / "state", stored.members, _write(Path(made), stored))
+        return path
+    path = path.absolute()
     temporary = temporary_of(path)
     with writing(path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            state = {"variables": stored.variables, "trigger": {str(i): leaf for i, leaf in enumerate(stored.trigger)}}
-            state = jax.tree.map(np.asarray, state)
-            _reserve(temporary / "room", sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-            with _no_traces(), _checkpointer() as checkpointer:
-                checkpointer.save(temporary / "state", state)
-            manifest = {"members": stored.members, "files": _digests(temporary / "state")}
+            manifest = {"members": stored.members, "files": _write(temporary, stored)}
             with open(temporary / "manifest.json", "w") as file:
                 file.write(canonical(manifest))
                 file.flush()
@@ -74,6 +78,16 @@ def save(out: Path, cell: str, name: str, stored: Stored) -> Path:
             raise
         sync_folder(path.parent)
     return path
+
+
+def _write(into: Path, stored: Stored) -> dict[str, str]:
+    """Write ``state/`` into a folder of this machine; gives the digest of every file below it."""
+    state = {"variables": stored.variables, "trigger": {str(i): leaf for i, leaf in enumerate(stored.trigger)}}
+    state = jax.tree.map(np.asarray, state)
+    _reserve(into / "room", sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+    with _no_traces(), _checkpointer() as checkpointer:
+        checkpointer.save(into / "state", state)
+    return _digests(into / "state")
 
 
 def _checkpointer() -> Any:
@@ -112,16 +126,22 @@ def _digests(state: Path) -> dict[str, str]:
     return {str(p.relative_to(state)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def find(out: Path, cell: str) -> dict[str, tuple[str, int]]:
+def find(out: Location, cell: str) -> dict[str, tuple[str, int]]:
     """Where the trained members of a cell lie: {member hash: (member set, index)}; corrupt checkpoints are set aside."""
     found: dict[str, tuple[str, int]] = {}
-    base = out / "models" / cell
-    for path in sorted(p for p in base.iterdir() if _is_checkpoint(p)) if base.is_dir() else []:
+    for path in _checkpoints(out / "models" / cell):
         try:
-            found.update({member: (path.name, i) for i, member in enumerate(_verify(path))})
+            members = _verify(path) if isinstance(path, Path) else remote_models.members_of(path)
+            found.update({member: (path.name, i) for i, member in enumerate(members)})
         except Corrupt as reason:
             set_aside(path, str(reason))
     return found
+
+
+def _checkpoints(base: Location) -> Sequence[Location]:
+    if not isinstance(base, Path):
+        return remote_models.found(base)
+    return sorted(p for p in base.iterdir() if _is_checkpoint(p)) if base.is_dir() else []
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -143,20 +163,29 @@ def _verify(path: Path) -> list[str]:
     return members
 
 
-def load(out: Path, cell: str, places: Sequence[tuple[str, int]]) -> Stored:
+@contextlib.contextmanager
+def _at_hand(path: Location) -> Iterator[tuple[list[str], Path]]:
+    """The members of a checkpoint and its state on this machine."""
+    if isinstance(path, Path):
+        yield _verify(path.absolute()), path.absolute() / "state"
+    else:
+        with remote_models.downloaded(path) as there:
+            yield there
+
+
+def load(out: Location, cell: str, places: Sequence[tuple[str, int]]) -> Stored:
     """Trained members by their place, as :func:`find` told it, in the order asked for.
 
     Raises:
       Corrupt: a checkpoint changed since it was found.
+      UserError: one in an object store is damaged, and was set aside; or the store cannot be reached.
     """
 
     sets: dict[str, Stored] = {}
     for name, _ in places:
         if name not in sets:
-            path = folder(out, cell, name).absolute()
-            members = _verify(path)
-            with _checkpointer() as checkpointer:
-                state = checkpointer.restore(path / "state")
+            with _at_hand(folder(out, cell, name)) as (members, files), _checkpointer() as checkpointer:
+                state = checkpointer.restore(files)
             leaves = state["trigger"] or {}
             sets[name] = Stored(tuple(members), state["variables"], tuple(leaves[str(i)] for i in range(len(leaves))))
     if not places:

@@ -1,7 +1,8 @@
 """A sweep on many machines: every Ray task is a worker that shares the folder of results with the others.
 
 Ray places the workers, gives each its accelerator and starts one again whose machine went away. Cells are handed out by the
-claims of :mod:`bdjax.sweep.claims`, and results go straight to the folder, which every machine must see under the same path.
+claims of :mod:`bdjax.sweep.claims`, and results go straight to the folder, which every machine must see under the same path
+or URL.
 """
 
 import socket
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bdjax.errors import UserError
-from bdjax.sweep import store
+from bdjax.sweep import location, whole
 from bdjax.sweep.compilations import keep_compilations
+from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Grid
 from bdjax.sweep.run import run
 from bdjax.sweep.status import Watch, headline
@@ -25,7 +27,7 @@ CPUS = 2  # of a worker on machines without accelerators
 
 def run_on_ray(
     grid: Grid,
-    out: str | Path,
+    out: "str | Location",
     *,
     address: str,
     workers: int | None = None,
@@ -36,7 +38,7 @@ def run_on_ray(
 
     Args:
       grid: what to run.
-      out: folder of results, under the same path on every machine.
+      out: folder of results, under the same path or URL on every machine.
       address: of the cluster: "auto" for the one this machine belongs to, "local" for this machine alone, or HOST:PORT.
       workers: at once, at most; None = one per GPU or TPU of the cluster, and one per two cores where it has none.
       stream: where progress is printed; None = stderr.
@@ -49,7 +51,8 @@ def run_on_ray(
         import ray
     except ImportError:
         raise UserError('Ray is not installed; install it with: pip install "bdjax[ray]"') from None
-    out = store.writable(Path(out)).absolute()
+    place = whole.writable(out)
+    out = place.absolute() if isinstance(place, Path) else place
     mine = not ray.is_initialized()
     if mine:
         _knock(address)
@@ -101,7 +104,7 @@ def _work(grid: Grid, out: str, options: Mapping[str, Any]) -> None:
     run(grid, out, **options)
 
 
-def _follow(ray: Any, waiting: list[Any], out: Path, stream: TextIO) -> None:
+def _follow(ray: Any, waiting: list[Any], out: Location, stream: TextIO) -> None:
     """Wait for the workers and say how far the folder is; a mistake of the user that one of them found is raised."""
     told, watch = time.monotonic(), None
     while waiting:
@@ -115,6 +118,6 @@ def _follow(ray: Any, waiting: list[Any], out: Path, stream: TextIO) -> None:
                 print(f"bdjax: a worker failed: {str(error.cause).splitlines()[0]}", file=stream, flush=True)
             except ray.exceptions.RayError as error:  # its machine went away more often than it is tried again
                 print(f"bdjax: a worker was lost: {type(error).__name__}", file=stream, flush=True)
-        if time.monotonic() - told >= INTERVAL and (out / "sweeps").is_dir():
+        if time.monotonic() - told >= INTERVAL and location.is_folder(out / "sweeps"):
             watch, told = watch or Watch(out), time.monotonic()
             print(headline(watch.look(), str(out)), file=stream, flush=True)

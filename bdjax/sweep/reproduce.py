@@ -12,6 +12,7 @@ from bdjax.sweep import build, lacking, models, provenance, store
 from bdjax.sweep.adopt import begin
 from bdjax.sweep.build import DefenseCell, Point, TrainCell
 from bdjax.sweep.cells import place, repair
+from bdjax.sweep.location import Location
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row
 from bdjax.sweep.trained import held, same_images
@@ -33,7 +34,7 @@ class Verdict(NamedTuple):
 
 
 def again(
-    out: Path, row: Row, dataset: Dataset, *, tolerance: float = 0.01, retrain: bool = False, folder: str | None = None
+    out: Location, row: Row, dataset: Dataset, *, tolerance: float = 0.01, retrain: bool = False, folder: str | None = None
 ) -> Verdict:
     """Run a record again, by itself or, where its execution holds several members at once, with the members it was run with.
 
@@ -80,7 +81,7 @@ def again(
     return judge(row, found, tolerance)
 
 
-def _company(out: Path, row: Row, execution: Execution) -> list[Point]:
+def _company(out: Location, row: Row, execution: Execution) -> list[Point]:
     """The members that a record was run with, in their order: those of its file; alone where members run one by one."""
     own = Point(row["seed"], row["ratio"], json.loads(row["hyper"]))
     if execution.strategy == "loop":

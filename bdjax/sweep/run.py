@@ -6,18 +6,18 @@ import io
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 from bdjax.data import sizes
 from bdjax.errors import UserError
 from bdjax.population import Execution, hosts
-from bdjax.sweep import build, lacking, manifest, models, plan, store
+from bdjax.sweep import build, lacking, location, manifest, models, plan, store, whole
 from bdjax.sweep.adopt import begin
 from bdjax.sweep.cells import clean_reason, place, repair
 from bdjax.sweep.choice import Chosen, chosen
 from bdjax.sweep.claims import PATIENCE, Claims
 from bdjax.sweep.lacking import Open, Tries, Work
+from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row
@@ -29,7 +29,7 @@ POLL = (0.5, 5.0)  # seconds between two looks at what other processes have left
 
 def run(
     grid: Grid,
-    out: str | Path,
+    out: "str | Location",
     *,
     data_dir: str | None = None,
     execution: Execution | Mapping[str, Any] | None = None,
@@ -47,7 +47,7 @@ def run(
 
     Args:
       grid: what to run.
-      out: folder of records and trained members; made if missing.
+      out: folder of records and trained members, a path or the URL of one in an object store; made if missing.
       data_dir: folder of the data archives.
       execution: how populations run, or single fields of it; the rest is what was tuned (see ``tuned``), or the default of the
         platform and the model.
@@ -65,13 +65,13 @@ def run(
     Raises:
       UserError: a mistake in the grid, missing data, a folder that cannot be written.
     """
-    out, branches = Path(out), plan.select(plan.cells(grid), only or {}, limit)
+    out, branches = location.locate(out), plan.select(plan.cells(grid), only or {}, limit)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
     if strict:
         for branch in branches:
             refuse_infeasible(branch, datasets[branch.train.dataset])
-    store.writable(out)
+    whole.writable(out)
     works = [lacking.work(branch, datasets[branch.train.dataset], grid) for branch in branches]
     tries = Tries()
     found = [_opened(work, out, tries) for work in works]
@@ -130,7 +130,7 @@ def refuse_infeasible(branch: Branch, dataset: Dataset) -> None:
             raise UserError(f"{cell.defense}: {reason}")
 
 
-def _run(unfinished: list[tuple[Work, Execution]], out: Path, tries: Tries, claims: Claims, progress: Progress) -> None:
+def _run(unfinished: list[tuple[Work, Execution]], out: Location, tries: Tries, claims: Claims, progress: Progress) -> None:
     """Work on every cell that nobody else works on until none is left; wait where others are at work."""
     wait = POLL[0]
     while True:
@@ -149,7 +149,7 @@ def _run(unfinished: list[tuple[Work, Execution]], out: Path, tries: Tries, clai
         wait = min(2 * wait, POLL[1])
 
 
-def _advance(work: Work, out: Path, execution: Execution, tries: Tries, claims: Claims, progress: Progress) -> bool:
+def _advance(work: Work, out: Location, execution: Execution, tries: Tries, claims: Claims, progress: Progress) -> bool:
     """Make what a branch lacks and nobody else is making; gives whether there was anything."""
     found, moved = _opened(work, out, tries), False
     attacked = functools.cache(lambda: place(work.branch.train, work.cell, work.dataset, execution))
@@ -175,7 +175,7 @@ def _advance(work: Work, out: Path, execution: Execution, tries: Tries, claims: 
     return moved
 
 
-def _opened(work: Work, out: Path, tries: Tries) -> Open:
+def _opened(work: Work, out: Location, tries: Tries) -> Open:
     """What a branch lacks, as the first of several processes finds it."""
     found = lacking.opened(work, out, tries)
     training, repairs = hosts.agree((found.training, found.repairs))
@@ -190,7 +190,7 @@ def _holding(claims: Claims, cell: str) -> Iterator[bool]:
         hosts.agree(None)
 
 
-def _trained(work: Work, out: Path, repairs: Sequence[Any]) -> tuple[dict[str, Row], models.Stored]:
+def _trained(work: Work, out: Location, repairs: Sequence[Any]) -> tuple[dict[str, Row], models.Stored]:
     """Rows by member of a training cell, and its trained members that ``repairs`` need."""
     rows = lacking.by_member([row for _, row in store.read_cell(out, work.cell)])
     places = models.find(out, work.cell)
@@ -198,7 +198,7 @@ def _trained(work: Work, out: Path, repairs: Sequence[Any]) -> tuple[dict[str, R
     there = [name for name in needed if rows[name]["status"] == "ok"]
     try:
         return rows, models.load(out, work.cell, [places[name] for name in there])
-    except store.Corrupt as reason:
+    except whole.Corrupt as reason:
         raise UserError(f"the trained members of cell {work.cell} in {out} changed while they were read: {reason}") from reason
 
 

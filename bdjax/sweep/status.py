@@ -1,14 +1,15 @@
 """How far the sweeps of a folder are: a question that any process may ask while others work."""
 
+import io
 import time
 from collections import Counter
-from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
-from bdjax.sweep import claims, manifest
+from bdjax.sweep import claims, location, manifest
 from bdjax.sweep.claims import Claim
+from bdjax.sweep.location import Location
 from bdjax.sweep.manifest import Asked
 from bdjax.sweep.progress import clock
 
@@ -43,15 +44,20 @@ class Watch:
       UserError: no sweep has ever been asked of it.
     """
 
-    def __init__(self, out: Path):
-        if not (out / "sweeps").is_dir():
+    def __init__(self, out: Location):
+        if not location.is_folder(out / "sweeps"):
             raise UserError(f"{out} is no folder of a sweep; start one with: bdjax sweep FILE.py --out {out}")
         self.out = out
-        self._files: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
+        self._files: dict[Location, tuple[Any, list[dict[str, Any]]]] = {}  # version of a file, and its rows
+        self._cells: dict[str, list[dict[str, Any]]] = {}  # the rows of each cell at this look
+        self._claimed: set[str] = set()  # cells with a claim at this look
 
     def look(self) -> Status:
         """The state of every cell now. A cell is done when every member that was asked of it has a record that did not fail."""
-        told = [self._cell(asked) for asked in manifest.read(self.out)]
+        asked = manifest.read(self.out)
+        self._claimed = {path.stem for path in location.files(self.out / "claims", "*.json")}
+        self._read()
+        told = [self._cell(one) for one in asked]
         seen: dict[str, list[float]] = {}
         for cell in told:
             if cell.seconds is not None:
@@ -63,14 +69,14 @@ class Watch:
         return Status(tuple(told), total if left else 0.0)
 
     def _cell(self, asked: Asked) -> Cell:
-        rows = [row for path in sorted((self.out / "records" / asked.cell).glob("*.parquet")) for row in self._rows(path)]
+        rows = self._cells.get(asked.cell, [])
         best: dict[str, str] = {}
         for row in rows:
             if row["member"] in asked.members and best.get(row["member"], "failed") == "failed":
                 best[row["member"]] = row["status"]
         calls = {(row["created"], row["seconds"], row["compile_seconds"]) for row in rows if row["seconds"] is not None}
         seconds = sum(spent + (compiling or 0.0) for _, spent, compiling in calls) if calls else None
-        found = claims.read(self.out / "claims" / f"{asked.cell}.json")
+        found = claims.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._claimed else None
         claim = found[1] if found else None
         if claim is not None and not claims.gone(claim):
             state = "running"
@@ -80,18 +86,24 @@ class Watch:
             state, claim = "failed" if "failed" in best.values() else "done", None
         return Cell(asked, state, dict(Counter(best.values())), seconds, claim)
 
-    def _rows(self, path: Path) -> list[dict[str, Any]]:
+    def _read(self) -> None:
+        """Read the records that are new or changed."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            changed = path.stat().st_mtime_ns
-            if path not in self._files or self._files[path][0] != changed:
-                table = pq.read_table(path, columns=list(KEPT), use_threads=False)
-                self._files[path] = changed, table.to_pylist()
-            return self._files[path][1]
-        except (pa.ArrowException, OSError, ValueError, KeyError):  # damaged, or just replaced: a run will say so and redo it
-            return []
+        there = location.versions(self.out / "records", "*/*.parquet")
+        changed = [path for path, version in there.items() if path not in self._files or self._files[path][0] != version]
+        for path, content in zip(changed, location.read_many(changed), strict=True):
+            try:
+                if isinstance(content, OSError):
+                    raise content
+                table = pq.read_table(io.BytesIO(content), columns=list(KEPT), use_threads=False)
+                self._files[path] = there[path], table.to_pylist()
+            except (pa.ArrowException, OSError, ValueError, KeyError):  # damaged, or just replaced: a run will say so and redo it
+                self._files.pop(path, None)
+        self._cells = {}
+        for path in sorted(path for path in there if path in self._files):  # type: ignore[type-var]
+            self._cells.setdefault(path.parent.name, []).extend(self._files[path][1])
 
 
 def table(status: Status, out: str) -> Any:
@@ -141,7 +153,7 @@ def notes(status: Status) -> list[str]:
     return lines
 
 
-def show(out: Path, *, watch: bool, interval: float = 2.0) -> None:
+def show(out: Location, *, watch: bool, interval: float = 2.0) -> None:
     """Print the status of a folder, or keep showing it until everything is finished.
 
     Raises:

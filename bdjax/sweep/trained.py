@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +14,9 @@ from bdjax.experiment import Data, Subject, defend_member, stage, stage_stored, 
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS, by_name
 from bdjax.population import Execution, adapt, members, resolve, run
-from bdjax.sweep import build, imported, models, provenance, store
+from bdjax.sweep import build, imported, location, models, provenance, store
 from bdjax.sweep.import_folder import Triggered
+from bdjax.sweep.location import Location
 from bdjax.sweep.plugins import factory, source_digest
 from bdjax.sweep.rows import Row, measured, one
 from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Variables
@@ -40,7 +40,7 @@ class Repaired(NamedTuple):
     measured: Row  # the metric columns of its record
 
 
-def find(out: str | Path, wanted: Mapping[str, Any]) -> Trained:
+def find(out: "str | Location", wanted: Mapping[str, Any]) -> Trained:
     """The one network of a folder of results that matches.
 
     Args:
@@ -50,10 +50,10 @@ def find(out: str | Path, wanted: Mapping[str, Any]) -> Trained:
     Raises:
       UserError: none matches, or several do; the facts in which they differ are named. Or its weights are gone.
     """
-    return held(Path(out), record(out, wanted))
+    return held(location.locate(out), record(out, wanted))
 
 
-def record(out: str | Path, wanted: Mapping[str, Any], statuses: Sequence[str] = ("ok",)) -> Row:
+def record(out: "str | Location", wanted: Mapping[str, Any], statuses: Sequence[str] = ("ok",)) -> Row:
     """The one record of a folder of results that matches.
 
     Args:
@@ -64,8 +64,8 @@ def record(out: str | Path, wanted: Mapping[str, Any], statuses: Sequence[str] =
     Raises:
       UserError: none matches, or several do; the facts in which they differ are named.
     """
-    folder = Path(out)
-    if not folder.is_dir():
+    folder = location.locate(out)
+    if not location.is_folder(folder):
         raise UserError(f"{folder} is no folder of results; write one with: bdjax run --out {folder}")
     given = {"defense": "none", **{fact: value for fact, value in wanted.items() if value is not None}}
     fine = [row for row in store.read_rows(folder) if row["status"] in statuses]
@@ -79,7 +79,7 @@ def record(out: str | Path, wanted: Mapping[str, Any], statuses: Sequence[str] =
     return found[0]
 
 
-def held(folder: Path, row: Row) -> Trained:
+def held(folder: Location, row: Row) -> Trained:
     """The trained member behind a record of its own or of its repair.
 
     Raises:

@@ -1,5 +1,6 @@
 """Who works on which cell: claims are exclusive, beat, and pass to others when their owner is gone."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from bdjax.sweep import claims, store
+from bdjax.sweep import claims, whole
 from bdjax.sweep.claims import Claims
 
 CELL = "c" * 24
@@ -46,7 +47,7 @@ def someone(out, **fields):
     """A claim of a process on another machine, which will never beat."""
     claim = claims.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
     path(out).parent.mkdir(parents=True, exist_ok=True)
-    path(out).write_bytes(claims.json.dumps(claim._asdict()).encode())
+    path(out).write_bytes(json.dumps(claim._asdict()).encode())
     return claim
 
 
@@ -167,7 +168,7 @@ def test_what_the_dead_left_half_written_goes_and_nothing_else(tmp_path, other):
     folder = tmp_path / "records" / CELL
     folder.mkdir(parents=True)
     leavings = folder / f".x.parquet.{dead}.tmp"
-    living = store.temporary_of(folder / "y.parquet")
+    living = whole.temporary_of(folder / "y.parquet")
     half = tmp_path / "models" / CELL / f".z.{dead}.tmp"
     half.mkdir(parents=True)
     (half / "state").write_text("half")

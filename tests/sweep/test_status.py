@@ -1,6 +1,7 @@
 """What `bdjax status` says of a folder: what is done, who is at work, what went wrong, how long it will take."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_a_cell_is_done_when_all_its_members_are(asked):
 def test_a_claim_of_the_dead_does_not_run(asked):
     out, work = asked
     dead = claims.ours("2026-01-01T00:00:00+00:00")._replace(started="1")
-    (out / "claims" / f"{work.cell}.json").write_bytes(claims.json.dumps(dead._asdict()).encode())
+    (out / "claims" / f"{work.cell}.json").write_bytes(json.dumps(dead._asdict()).encode())
     assert states(out)["none"] == "waiting"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.sweep import models, store
+from bdjax.sweep import models, store, whole
 from bdjax.sweep.rows import COLUMNS, blank, told_masks
 
 CELL, SET = "c" * 24, "s" * 24
@@ -45,15 +45,15 @@ def test_an_empty_folder_gives_a_frame_with_all_columns(tmp_path):
 
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
     path = store.write_rows(tmp_path, CELL, SET, [row(), row("m1")])
-    whole, rows = path.read_bytes(), store.read_file(path)
+    data, rows = path.read_bytes(), store.read_file(path)
     noticed = 0
-    for at in range(0, len(whole), 13):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
+    for at in range(0, len(data), 13):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
         try:
             assert store.read_file(path) == rows
-        except store.Corrupt:
+        except whole.Corrupt:
             noticed += 1
-    assert noticed > len(whole) // 13 * 0.3
+    assert noticed > len(data) // 13 * 0.3
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -82,7 +82,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path, monkeyp
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device") as error:
         store.write_rows(tmp_path, CELL, SET, [row(acc=0.0)])
     assert "\n" not in str(error.value) and str(path) in str(error.value)
@@ -92,7 +92,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path, monkeyp
 def test_a_file_in_the_way_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        store.writable(tmp_path / "file" / "out")
+        whole.writable(tmp_path / "file" / "out")
 
 
 def test_soft_masks_keep_their_factors():
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, capsys, harm):
         victim.write_bytes(bytes(data))
     else:
         (path / "manifest.json").write_text('{"members": ["m0"')
-    with pytest.raises(store.Corrupt):
+    with pytest.raises(whole.Corrupt):
         models.load(tmp_path, CELL, [("a", 0)])
     assert models.find(tmp_path, CELL) == {}
     assert str(path) in capsys.readouterr().err and not path.exists()

@@ -1,0 +1,242 @@
+"""Claims in an object store: exclusive, beating, taken from the dead; and processes that share a sweep there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from bdjax.sweep import claims, location, objects, remote_models, store
+from bdjax.sweep.claims import Claims
+from bdjax.sweep.rows import VOLATILE
+from tests.sweep import bucket
+from tests.sweep.bucket import Bucket
+from tests.sweep.small import EXECUTION
+
+CELL, URL = "c" * 24, "bucket://results/run"
+REGISTERED = "from tests.sweep import bucket; bucket.register()\n"
+HOLD = f"""
+import sys, time
+from bdjax.sweep.claims import Claims
+from bdjax.sweep.location import locate
+with Claims(locate(sys.argv[1])) as mine, mine.holding("{CELL}") as got:
+    assert got
+    print("held", flush=True)
+    time.sleep(600)
+"""
+GRID = """
+from bdjax.sweep.plan import Grid
+
+grid = Grid(
+    attacks=("badnets", "blended"), defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4,
+    epochs=3, batch=50, train_images=200, test_images=100, defense_config={"ft": {"epochs": 2}},
+)
+"""
+WORKER = """
+import sys
+from bdjax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    """The URL of a folder in an empty bucket, as a place."""
+    bucket.register()
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv(bucket.ROOT, str(tmp_path))
+    return location.locate(URL)
+
+
+@pytest.fixture
+def other(out):
+    """Another process that holds the cell."""
+    process = subprocess.Popen([sys.executable, "-c", REGISTERED + HOLD, URL], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def path(out):
+    return out / "claims" / f"{CELL}.json"
+
+
+def someone(out, **fields):
+    """A claim of a process on another machine, which will never beat."""
+    claim = claims.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
+    objects.put(path(out), json.dumps(claim._asdict()).encode())
+    return claim
+
+
+def test_a_claim_is_exclusive_and_given_back(out):
+    with Claims(out) as one, Claims(out) as two:
+        with one.holding(CELL) as first, two.holding(CELL) as second, two.holding("d" * 24) as another:
+            assert first and another and not second
+        with two.holding(CELL) as now:
+            assert now
+    assert objects.listing(out) == {}
+
+
+def test_one_of_many_takes_it(out, monkeypatch):
+    monkeypatch.setenv(bucket.LATENCY, "0.02")
+    got, gate = [], threading.Barrier(8)
+
+    def take(mine):
+        gate.wait()
+        with mine.holding(CELL) as mine_now:
+            got.append(mine_now)
+            gate.wait()  # nobody gives it back before everybody has tried
+
+    everyone = [Claims(out).__enter__() for _ in range(8)]
+    threads = [threading.Thread(target=take, args=(mine,)) for mine in everyone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for mine in everyone:
+        mine.__exit__()
+    assert sum(got) == 1
+
+
+def test_a_living_process_keeps_its_cell_and_a_dead_one_loses_it_at_once(out, other):
+    said = []
+    with Claims(out, patience=3600, say=said.append) as mine:
+        with mine.holding(CELL) as got:
+            assert not got
+        other.kill()
+        other.wait()
+        with mine.holding(CELL) as got:
+            assert got
+    assert len(said) == 1 and f"process {other.pid}" in said[0] and CELL in said[0]
+
+
+def test_a_claim_that_stops_beating_is_taken_over_by_the_watchers_own_clock(out):
+    said = []
+    someone(out)
+    with Claims(out, patience=0.3, say=said.append) as mine:
+        with mine.holding(CELL) as got:
+            assert not got
+        someone(out, beat=1)  # it beats: patience starts again
+        time.sleep(0.35)
+        with mine.holding(CELL) as got:
+            assert not got
+        time.sleep(0.35)
+        with mine.holding(CELL) as got:
+            assert got
+    assert "far" in said[0]
+
+
+def test_a_beating_claim_is_left_alone(out):
+    with Claims(out, beat=0.05) as one, Claims(out, patience=1) as two, one.holding(CELL):
+        for _ in range(15):
+            with two.holding(CELL) as got:
+                assert not got
+            time.sleep(0.1)
+        assert claims.read(path(out))[1].beat > 5
+
+
+def test_taking_over_does_not_rob_whoever_was_faster(out):
+    stale = someone(out)
+    content = objects.get(path(out))
+    someone(out, beat=7)
+    with Claims(out) as mine:
+        assert not mine._take_over(path(out), CELL, content, stale)
+    assert claims.read(path(out))[1].beat == 7
+
+
+def test_who_loses_a_cell_neither_beats_nor_gives_back_the_next_owners(out):
+    with Claims(out, beat=0.05) as one, one.holding(CELL):
+        someone(out, beat=7)
+        time.sleep(0.3)
+    assert claims.read(path(out))[1].beat == 7
+
+
+def test_an_answer_that_was_lost_does_not_lose_the_claim(out, monkeypatch):
+    plain = Bucket.pipe_file
+
+    def twice(self, name, value, mode="overwrite", **kwargs):  # as a client does that got no answer
+        plain(self, name, value, mode=mode)
+        if mode == "create":
+            plain(self, name, value, mode=mode)
+
+    with Claims(out) as mine:
+        monkeypatch.setattr(Bucket, "pipe_file", twice)
+        with mine.holding(CELL) as got:
+            assert got
+    assert objects.listing(out) == {}
+
+
+def test_a_store_that_does_not_create_exclusively_is_named(out, monkeypatch):
+    plain, said = Bucket.pipe_file, []
+
+    def careless(self, name, value, mode="overwrite", **kwargs):
+        plain(self, name, value)
+
+    monkeypatch.setattr(Bucket, "pipe_file", careless)
+    with Claims(out, say=said.append) as one, Claims(out, say=said.append) as two:
+        assert said == [f"bucket:// does not create objects exclusively: let one process alone work on {URL}"] * 2
+        with one.holding(CELL) as first, two.holding(CELL) as second:
+            assert first and not second
+    monkeypatch.setattr(Bucket, "pipe_file", bucket.AbstractFileSystem.pipe_file)  # looks, then writes
+    assert not objects.creates_exclusively(out)
+
+
+def test_what_the_dead_uploaded_half_goes_and_nothing_else(out, other):
+    dead = claims.read(path(out))[1].token
+    base = out / "models" / CELL
+    manifest = {"members": ["m"], "files": {}, "state": f"state.{dead}.0"}
+    keep = [f"a/state.{dead}.0/x", "a/state.living.0/x", "a/manifest.json", f"b/state.{dead}x.0/x"]
+    for name in (*keep, f"a/state.{dead}.1/x", f"b/state.{dead}.2/deep/x"):
+        objects.put(base / name, json.dumps(manifest).encode())
+    other.kill()
+    other.wait()
+    with Claims(out, say=lambda _: None) as mine, mine.holding(CELL) as got:
+        assert got
+    assert sorted(objects.listing(base)) == sorted(keep)
+    assert remote_models.members_of(base / "a") == ["m"]
+
+
+def test_processes_share_a_sweep_and_one_may_be_killed(out, tmp_path, monkeypatch):
+    monkeypatch.setenv(bucket.LATENCY, "0.01")
+    (tmp_path / "grid.py").write_text(GRID)
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def start(where):
+        command = [sys.executable, "-c", REGISTERED + WORKER, "sweep", str(tmp_path / "grid.py"), "--out", str(where), *EXECUTION]
+        return subprocess.Popen(command, env={**os.environ, **cache}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def ended(process):
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+
+    def rows(where):
+        return [{name: value for name, value in row.items() if name not in VOLATILE} for row in store.read_rows(where)]
+
+    def holder():
+        held = [found[1] for each in location.files(out / "claims", "*.json") if (found := claims.read(each)) and found[1]]
+        return next((claim.pid for claim in held if any(worker.pid == claim.pid for worker in workers)), None)
+
+    ended(start(tmp_path / "alone"))
+    workers = [start(URL) for _ in range(2)]
+    while (pid := holder()) is None or not objects.listing(out / "records"):
+        assert any(worker.poll() is None for worker in workers)
+        time.sleep(0.02)
+    victim = next(worker for worker in workers if worker.pid == pid)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    workers = [worker for worker in workers if worker is not victim] + [start(URL)]
+    for worker in workers:
+        ended(worker)
+    assert rows(out) == rows(tmp_path / "alone") and len(rows(out)) == 24
+    found = [
+        (row["cell"], row["member"]) for each in location.files(out / "records", "*/*.parquet") for row in store.read_file(each)
+    ]
+    assert len(found) == len(set(found)), "a member has several records"
+    assert objects.listing(out / "claims") == {}
+    states = {tuple(name.split("/")[:3]) for name in objects.listing(out / "models") if "/state." in name}
+    assert len(states) == 2, "weights were left over"
