@@ -46,7 +46,7 @@ def build(
       out: folder of the records.
       records: rows to report; None = all that lie in ``out``.
       data_dir: folder of the data archives, for the pictures of triggers; the pages say so where they cannot be drawn.
-      pages: draw the pages of single training configurations too.
+      pages: draw the pages of single training configurations too; without, the index does not lead to any.
       processes: that draw these pages side by side; more than one are started anew, so the caller's script must bear an import.
       track: wraps the iterator over these pages, with their number; for a bar.
 
@@ -69,7 +69,7 @@ def build(
     )
     pooled = Pooled(table(records), leaderboard(records))
     every = tables.full_of(pooled.table)
-    text = index(records, pooled, every, shown, drawn)
+    text = index(records, pooled, every, shown, drawn, linked=pages)
     try:
         with location.written(folder) as here:
             (here / "figures").mkdir(parents=True, exist_ok=True)

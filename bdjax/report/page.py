@@ -32,7 +32,9 @@ class Pooled(NamedTuple):
     board: "pl.DataFrame"  # of bdjax.report.pool.leaderboard
 
 
-def index(records: "pl.DataFrame", pooled: Pooled, full: Printed, shown: Sequence[Scenario], drawn: Drawn) -> str:
+def index(
+    records: "pl.DataFrame", pooled: Pooled, full: Printed, shown: Sequence[Scenario], drawn: Drawn, *, linked: bool = True
+) -> str:
     """The whole index as one string of HTML.
 
     Args:
@@ -41,11 +43,12 @@ def index(records: "pl.DataFrame", pooled: Pooled, full: Printed, shown: Sequenc
       full: all of ``pooled.table``, ready to be laid out.
       shown: the scenarios of ``records``.
       drawn: what was drawn from them.
+      linked: lead to the pages of the scenarios, where they have some.
     """
     inside = drawn.details is not None
     found = filters.facets(records)
     board = pooled.board
-    pages = {} if inside else {cell: one.name for one in shown for cell in one.rows["cell"].unique()}
+    pages = {} if inside or not linked else {cell: one.name for one in shown for cell in one.rows["cell"].unique()}
 
     def link(cell: str) -> str | None:
         return f"{CELLS}/{pages[cell]}.html" if pages else None
@@ -57,9 +60,10 @@ def index(records: "pl.DataFrame", pooled: Pooled, full: Printed, shown: Sequenc
         Section("defenses", "Defenses, best first", _leaders(board, found)),
         Section("compared", "Defenses compared", layout.pictures(drawn.overall)),
         Section("sensitivity", "What hyper-parameters do", layout.pictures(drawn.sensitivity)),
-        *(layout.detailed(drawn.details) if drawn.details is not None else [_cells(shown, found)]),
+        *(layout.detailed(drawn.details) if drawn.details is not None else []),
+        *([_cells(shown, found)] if pages else []),
         Section("all", "Every scenario", every),
-        Section("provenance", "Where the numbers come from", layout.provenance(records, configured=inside)),
+        Section("provenance", "Where the numbers come from", layout.provenance(records, configured=not pages)),
     ]
     datasets, attacks, methods, networks, seeds, ratios = (
         sorted({str(value) for value in records[key].unique()} - {"none"}, key=layout.natural)

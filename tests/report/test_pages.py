@@ -77,8 +77,9 @@ def test_a_page_with_something_missing_is_tried_again(many, tmp_path, monkeypatc
 
 
 def test_the_index_alone(many, tmp_path):
-    html.build(tmp_path, many, pages=False)
-    assert not (tmp_path / "cells").exists()
+    text = html.build(tmp_path, many, pages=False).read_text()
+    assert not (tmp_path / "cells").exists() and "cells/" not in text and 'id="effect"' not in text
+    assert "Full configuration of every cell (10)" in text
 
 
 def test_several_processes_draw_the_same_pages(many, tmp_path, monkeypatch):
