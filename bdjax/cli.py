@@ -1,7 +1,10 @@
 """The command line: parse, call, print."""
 
 import collections
+import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
@@ -238,20 +241,26 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 1 where a cell failed, 2 for a mistake of the user, 130 if interrupted."""
+    """Run a command and return the exit code: 0; 1 a cell failed, 2 the user's mistake, 130 interrupted, 141 nobody reads."""
     import tyro
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _once_each(arguments)
         keep_compilations()
-        return tyro.extras.subcommand_cli_from_dict(
+        code = tyro.extras.subcommand_cli_from_dict(
             cast(dict[str, Callable[..., int]], COMMANDS),
             prog="bdjax",
             description="Backdoor attacks and defenses on image classifiers, run as populations.",
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
+        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python ends
+        return code
+    except BrokenPipeError:  # as of "bdjax plan … | head": whoever reads has had enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UserError as error:
         return _complain(str(error))
     except OSError as error:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -325,3 +326,12 @@ def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_ca
     assert "tuned on 2031-02-03, fields set by hand: loop/patches/dispatch" in capsys.readouterr().out
     assert cli.main([*arguments, "--no-tuned"]) == 0
     assert "execution of cnn: not tuned" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    survey = Path(__file__).parents[1] / "experiments" / "survey.py"  # its plan is longer than what a pipe holds
+    plan = f"{sys.executable} -m bdjax.cli plan --file {survey} --no-tune --no-memory"
+    done = subprocess.run(
+        ["bash", "-c", f"{plan} | head -c 1; echo -n ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout == "9141" and done.stderr == ""
