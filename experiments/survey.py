@@ -5,8 +5,8 @@ Command:      bdjax plan --file experiments/survey.py           what it costs, b
               the same on every machine that sees the folder, or --ray ADDRESS; part of it: --only attack=badnets, --limit-cells N
               small: bdjax sweep experiments/survey.py --scale small --data-dir DIR --out survey_small
               its models that nobody attacked: … --scale small --only attack=badnets --poison-ratio 0 --out survey_small
-Hardware:     grid: GPUs, not run yet; small: 2 CPU cores, not run yet as a whole
-Time:         bdjax plan tells; small: about three hours
+Hardware:     grid: GPUs, not run yet; small: 2 CPU cores (experiments/results/survey_small/)
+Time:         bdjax plan tells; small: about two hours, of which half an hour trains the attacked networks
 Expectation:  no defense is best everywhere: what works depends on attack, architecture, ratio and the clean samples at hand.
 """
 
