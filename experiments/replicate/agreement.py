@@ -1,8 +1,9 @@
 """Published results beside ours, method by method: does a defense do here what it is said to do?
 
-What is compared is DER, which takes the attacked network as it is; ours is smaller and attacked for fewer steps, so the rates
-themselves are not comparable. A pair of defense and attack *agrees* where our interval comes within TOLERANCE of what is
-published, from the lowest to the highest source.
+Our networks are smaller, attacked for fewer steps and less accurate, so the rates themselves cannot be compared. Compared are
+shares of what the attacked network had: how much of the attack's success a defense removes, 1 - ASR after / ASR before, and how
+much of the accuracy it takes, ARR. A pair of defense and attack *agrees* where the span of our seeds comes within TOLERANCE of
+the span of the published shares removed.
 """
 
 from collections import defaultdict
@@ -12,22 +13,23 @@ import numpy as np
 import polars as pl
 from published import NOT_FOUND, PUBLISHED
 
-from bdjax.metrics import der
-
-TOLERANCE = 10.0  # points of DER
+TOLERANCE = 10.0  # points of the share removed
+VERDICTS = ("agrees", "weaker here", "stronger here")
 
 
 class Pair(NamedTuple):
-    """A defense against an attack."""
+    """A defense against an attack; percent."""
 
     defense: str
     attack: str
-    published: tuple[float, ...]  # DER of each source, percent
+    removed: tuple[float, ...]  # published, of each source
+    lost: tuple[float, ...]  # of the accuracy, published
     spc: int | None  # our clean samples per class, as many as were run; None: the defense takes none
-    ours: float  # mean over the seeds
+    ours: float  # removed here, mean over the seeds
     low: float  # lowest seed
     high: float
-    verdict: str  # "agrees", "weaker here" or "stronger here"
+    arr: float  # of the accuracy lost here, mean over the seeds
+    verdict: str  # of VERDICTS
 
 
 def pairs(rows: pl.DataFrame) -> list[Pair]:
@@ -38,53 +40,58 @@ def pairs(rows: pl.DataFrame) -> list[Pair]:
     """
     told = defaultdict(list)
     for one in PUBLISHED:
-        numbers = (one.acc_before, one.asr_before, one.acc, one.asr)
-        if one.kind == "defense" and None not in numbers:
-            told[one.method, one.attack].append(100 * float(der(*(number / 100 for number in numbers))))  # type: ignore[operator]
+        if one.kind == "defense" and None not in (one.acc_before, one.asr_before, one.acc, one.asr):
+            told[one.method, one.attack].append(one)
     found = []
-    for (defense, attack), published in sorted(told.items()):
+    for (defense, attack), sources in sorted(told.items()):
         runs = rows.filter(pl.col("defense") == defense, pl.col("attack") == attack)
         if runs.is_empty():
             continue
         spc = runs["spc"].max()
-        mine = (runs if spc is None else runs.filter(pl.col("spc") == spc))["der"].drop_nulls().to_numpy()
-        low, high = 100 * mine.min(), 100 * mine.max()
-        verdict = "agrees"
-        if high < min(published) - TOLERANCE:
-            verdict = "weaker here"
-        elif low > max(published) + TOLERANCE:
-            verdict = "stronger here"
-        found.append(Pair(defense, attack, tuple(published), spc, 100 * mine.mean(), low, high, verdict))
+        runs = runs if spc is None else runs.filter(pl.col("spc") == spc)
+        mine = 100 * (1 - runs["asr"] / runs["asr_before"]).to_numpy()
+        removed = tuple(sorted(100 * (1 - one.asr / one.asr_before) for one in sources))
+        lost = tuple(sorted(100 * (1 - one.acc / one.acc_before) for one in sources))
+        verdict = VERDICTS[0]
+        if mine.max() < removed[0] - TOLERANCE:
+            verdict = VERDICTS[1]
+        elif mine.min() > removed[-1] + TOLERANCE:
+            verdict = VERDICTS[2]
+        arr = 100 * float(runs["arr"].mean())
+        found.append(Pair(defense, attack, removed, lost, spc, mine.mean(), mine.min(), mine.max(), arr, verdict))
     return found
 
 
 def table(found: list[Pair]) -> str:
     """Every pair."""
-    heads = ("defense", "attack", "DER published", "per class", "ours, mean [lowest, highest seed]", "verdict")
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|---:|---:|---:|---|"]
+    heads = ("defense", "attack", "removed, published", "here, mean [lowest, highest seed]", "per class")
+    heads = (*heads, "accuracy lost, published", "here", "verdict")
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * 5 + "---|"]
     for one in found:
-        published = " · ".join(f"{value:.0f}" for value in sorted(one.published))
+        removed, lost = (" · ".join(f"{value:.0f}" for value in values) for values in (one.removed, one.lost))
         ours = f"{one.ours:.0f} [{one.low:.0f}, {one.high:.0f}]"
-        lines.append(f"| `{one.defense}` | `{one.attack}` | {published} | {one.spc or '–'} | {ours} | {one.verdict} |")
+        held = "–" if one.spc is None else one.spc
+        cells = (f"`{one.defense}`", f"`{one.attack}`", removed, ours, held, lost, f"{one.arr:.0f}", one.verdict)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
 def summary(found: list[Pair]) -> str:
-    """How often each defense agrees, and the rank correlation of the published and our DER over the pairs."""
+    """How often each defense agrees, and the rank correlation of the published and our shares over the pairs."""
     from scipy.stats import spearmanr
 
-    lines = ["| defense | pairs | agree | weaker here | stronger here |", "|---|---:|---:|---:|---:|"]
-    for defense in dict.fromkeys(one.defense for one in found):
-        mine = [one.verdict for one in found if one.defense == defense]
-        counts = " | ".join(str(mine.count(verdict)) for verdict in ("agrees", "weaker here", "stronger here"))
-        lines.append(f"| `{defense}` | {len(mine)} | {counts} |")
-    correlation = spearmanr([np.mean(one.published) for one in found], [one.ours for one in found])
+    lines = ["| defense | pairs | " + " | ".join(VERDICTS) + " |", "|---|" + "---:|" * 4]
+    for defense in (*dict.fromkeys(one.defense for one in found), None):
+        mine = [one.verdict for one in found if defense in (one.defense, None)]
+        counts = " | ".join(str(mine.count(verdict)) for verdict in VERDICTS)
+        lines.append(f"| {'all' if defense is None else f'`{defense}`'} | {len(mine)} | {counts} |")
+    correlation = spearmanr([np.mean(one.removed) for one in found], [one.ours for one in found])
     missing = ", ".join(f"`{name}`" for name, _ in NOT_FOUND)
     return "\n".join(
         [
             *lines,
             "",
-            f"Spearman correlation of the published and our DER over {len(found)} pairs: {correlation.statistic:.2f} "
+            f"Spearman correlation of the published and our shares over {len(found)} pairs: {correlation.statistic:.2f} "
             f"(p = {correlation.pvalue:.2g}). Without a published table that could be read: {missing}.",
         ]
     )

@@ -1,10 +1,10 @@
 """Do our numbers agree with the field's? Every table and picture of this folder's README, from the records.
 
-    python experiments/replicate/findings.py SURVEY REFERENCE SENSITIVITY VARIATION [--hundred DIR] [--out experiments/replicate]
+    python experiments/replicate/findings.py SURVEY REFERENCE SENSITIVITY VARIATION [--hundred DIR] [--rates DIR] [--out DIR]
 
 The folders are those of experiments/survey.py (small, with its models that nobody attacked), reference.py, sensitivity.py and
-variation.py here; --hundred is one that holds what the pages in experiments/results/ made with 100 clean samples per class.
-Writes ``findings.md`` and pictures into ``--out``.
+variation.py here; --hundred is one that holds what the pages in experiments/results/ made with 100 clean samples per class, and
+--rates one of sensitivity.py with ``--spc 100`` and a higher rate for each defense. Writes ``findings.md`` and pictures.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main() -> None:
     for name in ("survey", "reference", "sensitivity", "variation"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--hundred", type=Path, help="the same networks with 100 clean samples per class")
+    parser.add_argument("--rates", type=Path, help="some defenses at higher rates with 100 clean samples per class")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     survey, published, varied = read(args.survey, profile="corrected"), read(args.reference), read(args.variation)
@@ -37,9 +38,11 @@ def main() -> None:
     budgets = claims.budgets_of(poisoned, SPC)
     ten = poisoned.filter((pl.col("spc") == SPC[-1]) | pl.col("spc").is_null())
     found = agreement.pairs(ten if args.hundred is None else pl.concat([ten, hundred(args.hundred, ten)]))
+    faster = [] if args.rates is None else agreement.pairs(read(args.rates, spc=100))
     compared = profiles.both(poisoned, published, SPC[-1])
     parts = {
         "Published and ours": agreement.summary(found) + "\n\n" + agreement.table(found),
+        **({"The same at higher rates, 100 per class": agreement.table(faster)} if faster else {}),
         "(a) Newer defenses against FT and FP": claims.newer_against_old(budgets),
         "(b) What results vary with": claims.variation(varied) + "\n\n" + claims.spread_over_attacks(budgets[SPC[-1]]),
         "(c) Two clean samples per class instead of ten": claims.few_samples(budgets[SPC[0]], budgets[SPC[-1]]),
