@@ -87,3 +87,16 @@ def test_several_processes_draw_the_same_pages(many, tmp_path, monkeypatch):
     monkeypatch.undo()
     html.build(tmp_path / "one", many)
     assert pages(tmp_path / "one") == pages(tmp_path / "two")
+
+
+def test_pages_in_an_object_store(many):
+    from bdjax.sweep import location
+
+    place = location.locate("memory://pages/run")
+    drawn = []
+    count = lambda steps, total: drawn.append(total) or steps  # noqa: E731
+    html.build(place, many, track=count)
+    html.build(place, many, track=count)
+    assert drawn == [5] and len(location.files(place / "cells", "*.html")) == 5
+    html.build(place, many.filter(pl.col("attack") != "bpp"), track=count)
+    assert not location.files(place / "cells", "*.html")
