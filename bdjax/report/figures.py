@@ -210,8 +210,17 @@ def _dumbbells(axis: "Axes", rows: list[dict[str, Any]], metric: str, color: str
 def _labels(rows: list[dict[str, Any]]) -> list[str]:
     """Defense and samples per class, and what else tells two rows apart."""
     short = [name(row) + (f" · {row['spc']} per class" if row["spc"] is not None else "") for row in rows]
-    full = [f"{text} · {row['hyper']} · {setting('cell', row['cell'])}" for text, row in zip(short, rows, strict=True)]
-    told = [text if short.count(text) == 1 else more for text, more in zip(short, full, strict=True)]
+    full = []
+    for text, row in zip(short, rows, strict=True):
+        same = [json.loads(other["hyper"]) for name, other in zip(short, rows, strict=True) if name == text]
+        leaves = dict.fromkeys(leaf for hyper in same for leaf in hyper)
+        moving = [leaf for leaf in leaves if len({hyper.get(leaf) for hyper in same}) > 1]
+        mine = json.loads(row["hyper"])
+        full.append(" · ".join([text, *(f"{leaf} {mine[leaf]:g}" for leaf in moving if leaf in mine)]))
+    told = [
+        text if full.count(text) == 1 else f"{text} · {setting('cell', row['cell'])}"
+        for text, row in zip(full, rows, strict=True)
+    ]
     partly = [f" ({row['ok']} of {row['runs']})" if 0 < row["ok"] < row["runs"] else "" for row in rows]
     return [text + part for text, part in zip(told, partly, strict=True)]
 

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import agreement
+import attacked
 import claims
 import numpy as np
 import polars as pl
@@ -41,7 +42,8 @@ def main() -> None:
     faster = [] if args.rates is None else agreement.pairs(read(args.rates, spc=100))
     compared = profiles.both(poisoned, published, SPC[-1])
     parts = {
-        "Published and ours": agreement.summary(found) + "\n\n" + agreement.table(found),
+        "Attacks, published and ours": attacked.table(poisoned.filter(pl.col("defense") == "none")),
+        "Defenses, published and ours": agreement.summary(found) + "\n\n" + agreement.table(found),
         **({"The same at higher rates, 100 per class": agreement.table(faster)} if faster else {}),
         "(a) Newer defenses against FT and FP": claims.newer_against_old(budgets),
         "(b) What results vary with": claims.variation(varied) + "\n\n" + claims.spread_over_attacks(budgets[SPC[-1]]),

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from runs import Runs, by_defense, estimate
 
-from bdjax.report.figures import COLORS, GREY, panels_of, styled
+from bdjax.report.figures import COLORS, GREY, PAPER, legend, panels_of, styled
 
 
 def both(corrected: pl.DataFrame, reference: pl.DataFrame, spc: int) -> dict[str, tuple[Runs, Runs]]:
@@ -43,20 +43,22 @@ def table(found: dict[str, tuple[Runs, Runs]]) -> str:
 
 @styled
 def picture(found: dict[str, tuple[Runs, Runs]]) -> Any:
-    """Mean DER as corrected and as published, a line per defense; coloured where they are at least two points apart."""
-    figure, panels = panels_of(1, 1, (5.4, 4.6))
+    """Mean DER as corrected (filled) and as published (hollow), a row per defense; a line where they are two points apart."""
+    order = sorted(found, key=lambda name: -found[name][0].mean("der"))
+    figure, panels = panels_of(1, 1, (5.6, 0.24 * len(order) + 1.0))
     axis = panels[0][0]
-    for runs in found.values():
-        ends = [100 * one.mean("der") for one in runs]
-        color = GREY if abs(ends[0] - ends[1]) < 2 else COLORS[ends[1] > ends[0]]
-        axis.plot([0, 1], ends, "o-", color=color, ms=4)
-    for which, align in ((0, "right"), (1, "left")):
-        heights = {name: 100 * runs[which].mean("der") for name, runs in found.items()}
-        last = -np.inf
-        for name in sorted(heights, key=heights.__getitem__):  # names keep a line apart
-            last = max(heights[name], last + 1.6)
-            axis.text(which + (0.04 if which else -0.04), last, name, ha=align, va="center", fontsize=7.5)
-    axis.set_xticks([0, 1], ["corrected", "reference"])
-    axis.set(xlim=(-0.6, 1.6), ylabel="mean DER, percent")
-    axis.grid(True, axis="y")
+    for y, name in enumerate(order):
+        ours, theirs = (100 * runs.mean("der") for runs in found[name])
+        if abs(ours - theirs) >= 2:
+            axis.plot([ours, theirs], [y, y], color=COLORS[1], lw=1.6, zorder=1)
+        axis.plot(theirs, y, "o", mfc=PAPER, mec=GREY, mew=1.4, ms=7, zorder=2)
+        axis.plot(ours, y, "o", color=COLORS[0], ms=4.5, zorder=3)
+    axis.set_yticks(range(len(order)), order)
+    axis.set(ylim=(len(order) - 0.4, -0.6), xlabel="mean DER, percent")
+    axis.grid(True, axis="x")
+    told = [
+        ("corrected", {"marker": "o", "color": COLORS[0]}),
+        ("reference", {"marker": "o", "mfc": PAPER, "color": GREY, "mew": 1.4}),
+    ]
+    legend(figure, told)
     return figure

@@ -47,8 +47,12 @@ def test_before_after_of_one_seed_has_no_interval(one_seed):
 
 def test_rows_that_would_look_alike_are_told_apart(records):
     ft = records.filter((pl.col("defense") == "ft") & (pl.col("attack") == "badnets"))
-    told = texts(figures.before_after(pl.concat([ft, ft.with_columns(hyper=pl.lit('{"lr":0.1}'), cell=pl.lit("c" * 24))])))
-    assert 'ft · 10 per class · {"lr":0.1} · cccccccc' in told
+    faster = ft.with_columns(hyper=pl.lit('{"lr":0.1,"momentum":0.9}'))
+    slower = ft.with_columns(hyper=pl.lit('{"lr":0.01,"momentum":0.9}'))
+    told = texts(figures.before_after(pl.concat([faster, slower])))
+    assert {"ft · 10 per class · lr 0.1", "ft · 10 per class · lr 0.01"} <= told  # what they share is not repeated
+    told = texts(figures.before_after(pl.concat([ft, ft.with_columns(cell=pl.lit("c" * 24))])))
+    assert "ft · 10 per class · cccccccc" in told
 
 
 def test_before_after_needs_a_defense(records):
