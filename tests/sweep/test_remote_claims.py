@@ -237,6 +237,8 @@ def test_processes_share_a_sweep_and_one_may_be_killed(out, tmp_path, monkeypatc
         (row["cell"], row["member"]) for each in location.files(out / "records", "*/*.parquet") for row in store.read_file(each)
     ]
     assert len(found) == len(set(found)), "a member has several records"
-    assert objects.listing(out / "claims") == {}
+    # The victim may have died between its last record and giving the cell back; nobody asks for that cell again.
+    left = [claims.read(each)[1].pid for each in location.files(out / "claims", "*.json")]
+    assert left in ([], [victim.pid])
     states = {tuple(name.split("/")[:3]) for name in objects.listing(out / "models") if "/state." in name}
     assert len(states) == 2, "weights were left over"
