@@ -2,9 +2,8 @@
 
 Command:      bdjax sweep experiments/replicate/reference.py --data-dir DIR --out reference
               small: bdjax sweep experiments/replicate/reference.py --scale small --data-dir DIR --out reference
-              the table: python experiments/replicate/findings.py survey_small reference sensitivity variation
 Hardware:     grid: GPUs, not run yet; small: 2 CPU cores
-Time:         small: a quarter of an hour
+Time:         small: a quarter of an hour (experiments/replicate/README.md)
 Expectation:  MM-BD does nothing in "reference"; Neural Cleanse is missing, for its published mitigation cannot run; on a network
               without running variances near 0 and on images whose normalised range is not cut, many others hardly differ.
 """
