@@ -9,7 +9,7 @@ import numpy as np
 
 from bdjax import metrics
 from bdjax.report.figures import COLORS, INK, legend, panels_of, ratio_title, styled
-from bdjax.report.tables import percent
+from bdjax.report.tables import differing, percent
 from bdjax.sweep import location
 from bdjax.sweep.curves import Measured, measure
 from bdjax.sweep.rows import Row
@@ -42,7 +42,7 @@ def _groups(found: list[Measured]) -> Iterator[Group]:
     for cell in found:
         every = metrics.rates(cell.counts)
         hypers = {row["hyper"]: json.loads(row["hyper"]) for row in cell.rows}
-        moving = [leaf for leaf in next(iter(hypers.values())) if len({hyper[leaf] for hyper in hypers.values()}) > 1]
+        moving = differing(list(hypers.values()))
         for ratio, hyper in sorted({(row["ratio"], row["hyper"]) for row in cell.rows}):
             index = [i for i, row in enumerate(cell.rows) if (row["ratio"], row["hyper"]) == (ratio, hyper)]
             profile = [] if cell.rows[0]["profile"] == "corrected" else [cell.rows[0]["profile"]]

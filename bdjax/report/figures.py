@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bdjax.errors import UserError
 from bdjax.report.pool import table
-from bdjax.report.tables import lost, name, setting
+from bdjax.report.tables import differing, lost, name, setting
 
 if TYPE_CHECKING:
     import polars as pl
@@ -213,10 +213,8 @@ def _labels(rows: list[dict[str, Any]]) -> list[str]:
     full = []
     for text, row in zip(short, rows, strict=True):
         same = [json.loads(other["hyper"]) for name, other in zip(short, rows, strict=True) if name == text]
-        leaves = dict.fromkeys(leaf for hyper in same for leaf in hyper)
-        moving = [leaf for leaf in leaves if len({hyper.get(leaf) for hyper in same}) > 1]
         mine = json.loads(row["hyper"])
-        full.append(" · ".join([text, *(f"{leaf} {mine[leaf]:g}" for leaf in moving if leaf in mine)]))
+        full.append(" · ".join([text, *(f"{leaf} {mine[leaf]:g}" for leaf in differing(same) if leaf in mine)]))
     told = [
         text if full.count(text) == 1 else f"{text} · {setting('cell', row['cell'])}"
         for text, row in zip(full, rows, strict=True)

@@ -4,7 +4,6 @@ import concurrent.futures
 import functools
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,7 @@ from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
 from bdjax.report.pool import leaderboard, table
 from bdjax.report.scenarios import Scenario, scenarios
 from bdjax.sweep import location
+from bdjax.sweep.files import replacing
 from bdjax.sweep.location import Location
 
 if TYPE_CHECKING:
@@ -123,13 +123,8 @@ def draw(shown: Scenario, here: Path, folder: Location, data_dir: str | None) ->
     """Draw the page of one training configuration into a folder of this machine; ``folder``: of its records."""
     drawn = details([shown], folder, data_dir)
     text = scenario(shown, drawn, _digest(shown) if _whole(drawn) else "")
-    path = here / f"{shown.name}.html"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with replacing(here / f"{shown.name}.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _whole(drawn: Details) -> bool:

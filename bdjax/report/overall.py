@@ -11,7 +11,7 @@ from bdjax.errors import UserError
 from bdjax.metrics import Floats
 from bdjax.report.figures import COLORS, GREY, INK, PAPER, legend, panels_of, styled
 from bdjax.report.pool import with_tasks
-from bdjax.report.tables import marks, setting
+from bdjax.report.tables import differing, marks, setting
 
 if TYPE_CHECKING:
     import polars as pl
@@ -75,7 +75,7 @@ def _labels(keys: list[tuple[str, ...]], rows: list[dict[str, Any]]) -> list[str
     for (defense, rule, variant, hyper), row in zip(keys, rows, strict=True):
         mine = {**(json.loads(variant) or {}), **json.loads(hyper)}
         others = [{**(json.loads(v) or {}), **json.loads(h)} for d, p, v, h in keys if (d, p) == (defense, rule)]
-        moving = [leaf for leaf in mine if len({json.dumps(other.get(leaf)) for other in others}) > 1]
+        moving = [leaf for leaf in differing(others) if leaf in mine]
         values = [f"{leaf} {mine[leaf]:g}" if isinstance(mine[leaf], float) else f"{leaf} {mine[leaf]}" for leaf in moving]
         kind = [rule] if several and rule != "corrected" else []
         told.append(", ".join([defense.rpartition(":")[2] + marks(row), *kind, *values]))

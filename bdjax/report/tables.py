@@ -1,5 +1,7 @@
 """Tables for people: percent, intervals, marks and notes, with the same cells in Markdown and in HTML; and CSV for programs."""
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.report.pool import BOARD, GROUP, STATUSES, leaderboard, table
@@ -90,6 +92,12 @@ def name(row: dict[str, Any]) -> str:
 def marks(row: dict[str, Any]) -> str:
     """† for a defense that is shown triggered images, ‡ for one that reads the test accuracy."""
     return "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"])
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the settings that do not have one value everywhere, in their order; one that is missing counts as None."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
 
 
 def percent(value: float | None) -> str:

@@ -4,15 +4,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 
 from bdjax.sweep import claims, whole
 from bdjax.sweep.claims import Claims
+from tests.sweep import claimed
+from tests.sweep.claimed import CELL
 
-CELL = "c" * 24
 HOLD = f"""
 import sys, time
 from pathlib import Path
@@ -61,35 +61,11 @@ def test_a_claim_is_exclusive_and_given_back(tmp_path):
 
 
 def test_one_of_many_takes_it(tmp_path):
-    got, gate = [], threading.Barrier(8)
-
-    def take(mine):
-        gate.wait()
-        with mine.holding(CELL) as mine_now:
-            got.append(mine_now)
-            gate.wait()  # nobody gives it back before everybody has tried
-
-    everyone = [Claims(tmp_path) for _ in range(8)]
-    for mine in everyone:
-        mine.__enter__()
-    threads = [threading.Thread(target=take, args=(mine,)) for mine in everyone]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for mine in everyone:
-        mine.__exit__()
-    assert sum(got) == 1
+    claimed.one_of_many(tmp_path)
 
 
 def test_a_living_process_keeps_its_cell_and_a_dead_one_loses_it_at_once(tmp_path, other, said):
-    with Claims(tmp_path, patience=3600, say=said.append) as mine:
-        with mine.holding(CELL) as got:
-            assert not got
-        other.kill()
-        other.wait()
-        with mine.holding(CELL) as got:
-            assert got
+    claimed.lost_by_the_dead_alone(tmp_path, other, said.append)
     assert len(said) == 1 and f"process {other.pid}" in said[0] and CELL in said[0]
 
 
@@ -115,16 +91,7 @@ def test_a_process_number_that_was_given_again_is_another_process(tmp_path, othe
 def test_a_claim_that_stops_beating_is_taken_over_by_the_watchers_own_clock(tmp_path, said):
     someone(tmp_path)
     os.utime(path(tmp_path), (0, 0))  # clocks of other machines and file times say nothing: it was seen only now
-    with Claims(tmp_path, patience=0.3, say=said.append) as mine:
-        with mine.holding(CELL) as got:
-            assert not got
-        someone(tmp_path, beat=1)  # it beats: patience starts again
-        time.sleep(0.35)
-        with mine.holding(CELL) as got:
-            assert not got
-        time.sleep(0.35)
-        with mine.holding(CELL) as got:
-            assert got
+    claimed.lost_when_it_stops_beating(tmp_path, lambda: someone(tmp_path, beat=1), said.append)
     assert "far" in said[0]
 
 

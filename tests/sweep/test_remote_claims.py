@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -13,11 +12,12 @@ import pytest
 from bdjax.sweep import claims, location, objects, remote_models, store
 from bdjax.sweep.claims import Claims
 from bdjax.sweep.rows import VOLATILE
-from tests.sweep import bucket
+from tests.sweep import bucket, claimed
 from tests.sweep.bucket import Bucket
+from tests.sweep.claimed import CELL
 from tests.sweep.small import EXECUTION
 
-CELL, URL = "c" * 24, "bucket://results/run"
+URL = "bucket://results/run"
 REGISTERED = "from tests.sweep import bucket; bucket.register()\n"
 HOLD = f"""
 import sys, time
@@ -84,50 +84,19 @@ def test_a_claim_is_exclusive_and_given_back(out):
 
 def test_one_of_many_takes_it(out, monkeypatch):
     monkeypatch.setenv(bucket.LATENCY, "0.02")
-    got, gate = [], threading.Barrier(8)
-
-    def take(mine):
-        gate.wait()
-        with mine.holding(CELL) as mine_now:
-            got.append(mine_now)
-            gate.wait()  # nobody gives it back before everybody has tried
-
-    everyone = [Claims(out).__enter__() for _ in range(8)]
-    threads = [threading.Thread(target=take, args=(mine,)) for mine in everyone]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for mine in everyone:
-        mine.__exit__()
-    assert sum(got) == 1
+    claimed.one_of_many(out)
 
 
 def test_a_living_process_keeps_its_cell_and_a_dead_one_loses_it_at_once(out, other):
     said = []
-    with Claims(out, patience=3600, say=said.append) as mine:
-        with mine.holding(CELL) as got:
-            assert not got
-        other.kill()
-        other.wait()
-        with mine.holding(CELL) as got:
-            assert got
+    claimed.lost_by_the_dead_alone(out, other, said.append)
     assert len(said) == 1 and f"process {other.pid}" in said[0] and CELL in said[0]
 
 
 def test_a_claim_that_stops_beating_is_taken_over_by_the_watchers_own_clock(out):
     said = []
     someone(out)
-    with Claims(out, patience=0.3, say=said.append) as mine:
-        with mine.holding(CELL) as got:
-            assert not got
-        someone(out, beat=1)  # it beats: patience starts again
-        time.sleep(0.35)
-        with mine.holding(CELL) as got:
-            assert not got
-        time.sleep(0.35)
-        with mine.holding(CELL) as got:
-            assert got
+    claimed.lost_when_it_stops_beating(out, lambda: someone(out, beat=1), said.append)
     assert "far" in said[0]
 
 

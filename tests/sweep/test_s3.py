@@ -9,10 +9,9 @@ import pytest
 from bdjax import cli
 from bdjax.errors import UserError
 from bdjax.sweep import location, objects, store, whole
-from bdjax.sweep.claims import Claims
-from tests.sweep import small
+from tests.sweep import claimed, small
 from tests.sweep.small import GRID, refused, stable
-from tests.sweep.test_remote_claims import CELL, HOLD
+from tests.sweep.test_remote_claims import HOLD
 
 pytestmark = pytest.mark.s3
 URL = "s3://results/run"
@@ -80,13 +79,7 @@ def test_a_claim_is_exclusive_and_taken_from_the_dead(server):
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], env=os.environ, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with Claims(out, patience=3600, say=lambda _: None) as mine:
-            with mine.holding(CELL) as got:
-                assert not got
-            other.kill()
-            other.wait()
-            with mine.holding(CELL) as got:
-                assert got
+        claimed.lost_by_the_dead_alone(out, other, lambda _: None)
     finally:
         other.kill()
         other.wait()
