@@ -4,7 +4,7 @@ Command:      bdjax sweep experiments/replicate/sensitivity.py --data-dir DIR --
               small: bdjax sweep experiments/replicate/sensitivity.py --scale small --data-dir DIR --out sensitivity
               the pictures: bdjax report sensitivity
 Hardware:     grid: one GPU, not run yet; small: 2 CPU cores
-Time:         small: half an hour
+Time:         small: an hour
 Expectation:  the published values are for longer schedules and larger networks; some defenses do nothing at them here.
 """
 
@@ -18,17 +18,22 @@ HYPER = {
     "ft": {"lr": (1e-3, 1e-2, 1e-1)},
     "fp": {"tolerance": (0.05, 0.1, 0.3)},
     "nad": {"beta3": (100.0, 1000.0, 10000.0)},
+    "nc": {"outlier": (0.9, 1.5, 2.0)},
     "ft_sam": {"rho": (0.5, 2.0, 8.0)},
     "fst": {"alpha": (0.002, 0.02, 0.2)},
     "i_bau": {"lr": (1e-4, 1e-3, 1e-2)},
     "sau": {"lr": (1e-4, 1e-3, 1e-2)},
+    "anp": {"tolerance": (0.05, 0.1, 0.3), "lr": (0.05,)},
     "clp": {"u": (1.0, 1.5, 2.0, 3.0, 4.0)},
     "rnp": {"lr": (1e-3, 1e-2, 1e-1), "recover_lr": (0.02,)},
     "awn": {"lr": (1e-2, 1e-1, 1.0)},
     "bnp": {"u": (1.0, 1.5, 2.0, 3.0, 4.0)},
     "npd": {"bound": (1.0, 3.0, 9.0)},
+    "pbe": {"radius": (0.005, 0.02, 0.08)},
     "mm_bd": {"lr": (1e-3, 1e-2, 1e-1)},
     "grad_prune": {"tolerance": (0.1, 0.3, 0.5)},
+    "ims": {"l1": (0.025, 0.25, 2.5)},
+    "bti_dbf": {"lr": (1e-4, 1e-3, 1e-2)},
     "nft": {"l1": (1e-4, 1e-3, 1e-2)},
     "fmp": {"epsilon": (1 / 255, 4 / 255, 16 / 255)},
 }
