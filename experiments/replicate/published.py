@@ -300,7 +300,12 @@ QUALITATIVE: tuple[Finding, ...] = (
 _NO_TABLE = "abstract read, tables of the paper not readable; "
 NOT_FOUND: tuple[tuple[str, str], ...] = (
     ("fst", _NO_TABLE + "AISafety-HKUST/Backdoor_Safety_Tuning 37d2ef5 (README.md) has none"),
-    ("sau", _NO_TABLE + "shawkui/Shared_Adversarial_Unlearning ddff2fc and shawkui/MindTrojan have none; not on the leaderboard"),
+    (
+        "sau",
+        _NO_TABLE + "shawkui/Shared_Adversarial_Unlearning ddff2fc and shawkui/MindTrojan have none; not on the leaderboard; "
+        "a third party's notes on a later paper (D3, ICCV 2025) print ASR "
+        "from 0.6 to 1.8, with an average that does not follow from them",
+    ),
     ("bnp", _NO_TABLE + "RJ-T/NIPS2022_EP_BNP af5150d has none; not on the leaderboard"),
     ("npd", _NO_TABLE + "JulieCarlon/NPD-MindSpore has none; not on the leaderboard"),
     ("pbe", "tables of the paper not readable; a README of its code has none"),
