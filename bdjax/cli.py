@@ -145,7 +145,7 @@ def plan(
       memory: compile the training of one and of two members to learn what a member needs.
       json: as JSON.
     """
-    from bdjax.sweep.build import plain
+    from bdjax.sweep.hashing import plain
     from bdjax.sweep.planning import Measuring, lines, overview
 
     if not tune and (refresh or budget is not None):

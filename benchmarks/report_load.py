@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bdjax.metrics import arr, der, rdr
-from bdjax.sweep import build, plan, store
+from bdjax.sweep import build, hashing, plan, store
 from bdjax.sweep.rows import blank
 
 SURVEY = Path(__file__).parents[1] / "experiments" / "survey.py"
@@ -95,10 +95,10 @@ def make(folder: Path, count: int) -> None:
             told = build.describe(cell, "0" * 64)
             defense, spc = getattr(cell, "defense", "none"), getattr(cell, "spc", None)
             common = dict(
-                cell=build.short_hash(told), dataset=branch.train.dataset, train_images=50_000, test_images=10_000,
+                cell=hashing.short_hash(told), dataset=branch.train.dataset, train_images=50_000, test_images=10_000,
                 model=branch.train.model, width=64, attack=branch.train.attack, defense=defense, profile="corrected", spc=spc,
                 target=0, hyper="{}", status="ok", poisoned=5000, n_clean=10_000, n_triggered=9000, knows_trigger=False,
-                knows_test=False, seconds=10.0, compile_seconds=5.0, members=each, config=build.canonical(told),
+                knows_test=False, seconds=10.0, compile_seconds=5.0, members=each, config=hashing.canonical(told),
                 execution='{"strategy":"vmap"}', versions='{"jax":"0.10"}', git_commit="0" * 40, device="made up",
                 data_digest="0" * 64, created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             )  # fmt: skip

@@ -20,7 +20,7 @@ from bdjax.models import cnn
 from bdjax.report.figures import ratio_title
 from bdjax.report.tables import marks, percent
 from bdjax.sweep import store
-from bdjax.sweep.build import plain
+from bdjax.sweep.hashing import plain
 from bdjax.sweep.plugins import factory
 
 RATES = ("acc", "asr", "ra", "der")

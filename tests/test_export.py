@@ -21,7 +21,7 @@ from bdjax.evaluation import evaluator
 from bdjax.experiment import Subject, attack_member, defend_member, preparation, stage
 from bdjax.models import MODELS
 from bdjax.population import members
-from bdjax.types import PROFILES, Recipe, Split
+from bdjax.types import Recipe, Split
 from tests.networks import PUBLISHED, spec
 from tests.short import REFUSED, shortened
 from tests.toy import patch_attack
@@ -167,9 +167,13 @@ def test_attacks(name, small, stacked):
 
 
 # On the residual network one of each kind: tuned, through second derivatives, pruned, with a plug.
-FORMS = [
-    *((name, "cnn", "patches", profile) for name in DEFENSES for profile in PROFILES if (name, profile) not in REFUSED),
+RARER = [
+    *((name, "cnn", "patches", "reference") for name in DEFENSES if (name, "reference") not in REFUSED),
     *((name, "preactresnet18", "unrolled", "corrected") for name in ("ft", "i_bau", "anp", "npd")),
+]
+FORMS = [
+    *((name, "cnn", "patches", "corrected") for name in DEFENSES),
+    *(pytest.param(*form, marks=pytest.mark.slow) for form in RARER),
 ]
 
 

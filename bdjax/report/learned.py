@@ -14,7 +14,8 @@ from bdjax.keys import Stream, stream
 from bdjax.population import Execution
 from bdjax.report.triggers import Say, Trigger, learned, one_prepared, staged, unlearned
 from bdjax.sweep import trained
-from bdjax.sweep.build import attacked, plain
+from bdjax.sweep.build import attacked
+from bdjax.sweep.hashing import plain
 from bdjax.types import Array, Attack, Dataset
 
 

@@ -11,7 +11,7 @@ from bdjax.errors import UserError
 from bdjax.evaluation import Counts, evaluator, finite
 from bdjax.experiment import Data
 from bdjax.keys import Stream, stream
-from bdjax.sweep import build, imported, models, provenance, store
+from bdjax.sweep import build, hashing, imported, models, provenance, store
 from bdjax.sweep.build import Point, member_hash
 from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told, train
 from bdjax.sweep.location import Location
@@ -72,6 +72,6 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
                 row.update(status="non_finite", reason="the imported network is not finite")
                 progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
             if attacked.trigger_digest is None and leaves:
-                row["trigger_digest"] = build.array_digest([leaf[at] for leaf in leaves])
+                row["trigger_digest"] = hashing.array_digest([leaf[at] for leaf in leaves])
     store.write_rows(out, attacked.name, name, stamped(records))
     progress.finish(f"{title}: measured, {told(records)}")

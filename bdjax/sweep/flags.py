@@ -9,7 +9,7 @@ from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, unknown
 from bdjax.population import Execution
 from bdjax.sweep import imported
-from bdjax.sweep.build import canonical
+from bdjax.sweep.hashing import canonical
 from bdjax.sweep.plan import Grid
 
 

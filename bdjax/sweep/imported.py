@@ -8,6 +8,7 @@ import numpy as np
 
 from bdjax.attacks.stored import STORED, Config
 from bdjax.errors import UserError
+from bdjax.sweep.hashing import array_digest
 from bdjax.sweep.import_folder import Import, load
 from bdjax.types import DataSpec, Split
 
@@ -85,8 +86,6 @@ def stored_config(path: str) -> Config:
 
 @functools.lru_cache(maxsize=8)
 def _config(path: str, stamp: int) -> Config:
-    from bdjax.sweep.build import array_digest
-
     images, goals = stored_images(path)
     targets = np.unique(np.asarray(goals))
     return Config(array_digest([images.images, images.labels, goals]), int(targets[0]) if len(targets) == 1 else None)

@@ -21,7 +21,7 @@ import numpy as np
 
 from bdjax.population import hosts
 from bdjax.sweep import remote_models
-from bdjax.sweep.build import canonical
+from bdjax.sweep.hashing import canonical
 from bdjax.sweep.location import Location
 from bdjax.sweep.whole import Corrupt, set_aside, sync_folder, temporary_of, writing
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from bdjax.errors import UserError
 from bdjax.sweep import objects
-from bdjax.sweep.build import canonical
+from bdjax.sweep.hashing import canonical
 from bdjax.sweep.whole import Corrupt, set_aside, token
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.population import Execution
-from bdjax.sweep import build, lacking, models, provenance, store
+from bdjax.sweep import build, hashing, lacking, models, provenance, store
 from bdjax.sweep.adopt import begin
 from bdjax.sweep.build import DefenseCell, Point, TrainCell
 from bdjax.sweep.cells import place, repair
@@ -128,7 +128,7 @@ def _same_settings(cell: TrainCell | DefenseCell, dataset: Dataset, config: Mapp
 
 
 def _short(value: Any) -> str:
-    text = build.canonical(value)
+    text = hashing.canonical(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from bdjax import metrics
 from bdjax.evaluation import Counts
-from bdjax.sweep.build import canonical
+from bdjax.sweep.hashing import canonical
 
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 

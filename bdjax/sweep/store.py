@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bdjax.errors import UserError
 from bdjax.population import hosts
 from bdjax.sweep import location
-from bdjax.sweep.build import canonical
+from bdjax.sweep.hashing import canonical
 from bdjax.sweep.location import Location
 from bdjax.sweep.rows import COLUMNS, ORDER, Row, arrow_schema
 from bdjax.sweep.whole import Corrupt, replace_file, set_aside, writing

@@ -14,7 +14,7 @@ from bdjax.experiment import Data, Subject, defend_member, stage, stage_stored, 
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS, by_name
 from bdjax.population import Execution, adapt, members, resolve, run
-from bdjax.sweep import build, imported, location, models, provenance, store
+from bdjax.sweep import build, hashing, imported, location, models, provenance, store
 from bdjax.sweep.import_folder import Triggered
 from bdjax.sweep.location import Location
 from bdjax.sweep.plugins import factory, source_digest
@@ -86,7 +86,7 @@ def held(folder: Location, row: Row) -> Trained:
       UserError: its weights are gone.
     """
     config = {key: value for key, value in json.loads(row["config"]).items() if key not in ("defense", "spc")}
-    cell, member = build.short_hash(config), build.member_hash(build.Point(row["seed"], row["ratio"], {}))
+    cell, member = hashing.short_hash(config), build.member_hash(build.Point(row["seed"], row["ratio"], {}))
     places = models.find(folder, cell)
     if member not in places:
         raise UserError(f"the weights of this member are no longer in {folder / 'models' / cell}; the same run makes them")

@@ -22,7 +22,7 @@ from bdjax.report.quality import Summary
 from bdjax.report.scenarios import scenarios
 from bdjax.report.show import markdown, show, show_attack
 from bdjax.report.triggers import pictures, unlearned
-from bdjax.sweep import build, run, trained
+from bdjax.sweep import build, hashing, run, trained
 from bdjax.sweep.build import TrainCell
 from bdjax.sweep.plan import Grid
 from tests.report.made_up import SOURCE
@@ -106,7 +106,7 @@ def record_of(name, seed, root_number=0, train_images=100):
         "seed": seed,
         "data_digest": dataset.digest,
     }
-    return {**row, "config": build.canonical(build.describe(cell, dataset.digest))}, build.attacked(cell)[1], dataset
+    return {**row, "config": hashing.canonical(build.describe(cell, dataset.digest))}, build.attacked(cell)[1], dataset
 
 
 def as_measured(attack, dataset, seed, root_number, images):

@@ -19,6 +19,8 @@ import pytest
 from bdjax.sweep import store
 from bdjax.sweep.rows import VOLATILE
 
+pytestmark = pytest.mark.slow  # several processes, each of which compiles
+
 PROCESSES = 3
 GRID = """
 from bdjax.sweep.plan import Grid

@@ -9,7 +9,7 @@ from bdjax import population
 from bdjax.errors import UserError
 from bdjax.models import cnn
 from bdjax.population import Execution, remember, resolve
-from bdjax.sweep import build, plan, planning, telling
+from bdjax.sweep import build, hashing, plan, planning, telling
 from bdjax.sweep import run as sweep
 from bdjax.sweep.choice import chosen
 from bdjax.sweep.plan import Grid
@@ -101,7 +101,7 @@ def test_hours_follow_from_the_remembered_rate_and_nothing_is_measured(measured)
     text = "\n".join(lines(found))
     for part in ("12 compile buckets", "12 members to train", "84 experiments", "3,600 images/s (measured on 2031-02-03)"):
         assert part in text
-    json.dumps(build.plain(found), allow_nan=False)
+    json.dumps(hashing.plain(found), allow_nan=False)
     without = overview(GRID, measuring=COUNT, tuned=False)
     assert without.cells[0].execution == resolve(None, "cnn") and without.cells[0].rate is None
     assert "not measured" in "\n".join(lines(without))
