@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 _cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "bdjax" / "jax-tests"
 jax.config.update("jax_compilation_cache_dir", str(_cache))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 # The tests of a file share what they compile: one process runs them all. In these it runs all of one method or one network.
@@ -43,13 +43,13 @@ def pytest_collection_modifyitems(items):
 
 # Most of the time of the tests goes to compiling, for programs that run for milliseconds; the optimisations that are left out are
 # LLVM's: XLA's own, which rewrite what is computed, stay. These run long or are timed, so they compile as users do.
-FULLY = ("/tests/test_learning.py", "/tests/benchmarks/")
+FULLY = ("tests/test_learning.py", "tests/benchmarks/", "ssba")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def light_compiler(request):
-    """Compile with few optimisations of the machine code."""
-    jax.config.update("jax_disable_most_optimizations", not any(part in request.path.as_posix() for part in FULLY))
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compile with few optimisations of the machine code; before fixtures, which compile too."""
+    jax.config.update("jax_disable_most_optimizations", not any(part in item.nodeid for part in FULLY))
 
 
 @pytest.fixture(scope="module", autouse=True)

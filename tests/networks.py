@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bdjax import tree
 from bdjax.models import MODELS
@@ -54,3 +55,8 @@ def drawn(model, seed=0):
         name: tree.replace(abstract[name], {p: draw(p, leaf) for p, leaf in tree.flatten(abstract[name]).items()})
         for name in ("params", "batch_stats")
     }
+
+
+def some_later(names):
+    """Parameters of what takes long to compile: EfficientNet, of the same parts as MobileNet, comes with the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "efficientnet_b3" else name for name in names]

@@ -255,6 +255,7 @@ LENGTHS = {"pretrain_epochs": 40, "mask_epochs": 20, "batch": 40, "generator_wid
 FAST = {"generator_lr": np.float32(0.01), "mask_lr": np.float32(0.1)}
 
 
+@pytest.mark.slow  # it trains
 def test_inverted_triggers_lead_to_the_target(backdoored):
     network, known, images, labels, _, classes = backdoored
     rules = Rules(rounds=1, generator_epochs=40, **LENGTHS)

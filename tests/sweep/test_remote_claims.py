@@ -170,6 +170,7 @@ def test_what_the_dead_uploaded_half_goes_and_nothing_else(out, other):
     assert remote_models.members_of(base / "a") == ["m"]
 
 
+@pytest.mark.slow  # several processes, each of which compiles
 def test_processes_share_a_sweep_and_one_may_be_killed(out, tmp_path, monkeypatch):
     monkeypatch.setenv(bucket.LATENCY, "0.01")
     (tmp_path / "grid.py").write_text(GRID)
