@@ -17,9 +17,9 @@ from bdjax.errors import UserError
 from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution, hosts
-from bdjax.sweep import arrays, build, hashing, imported, models, provenance, store, whole
+from bdjax.sweep import arrays, build, imported, models, provenance, store, whole
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, member_hash
-from bdjax.sweep.hashing import canonical
+from bdjax.sweep.hashing import array_digest, canonical, short_hash
 from bdjax.sweep.location import Location
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row, blank, measured, now, one, told_masks
@@ -46,7 +46,7 @@ def place(cell: TrainCell, name: str, dataset: Dataset, execution: Execution) ->
         data = stage_stored(dataset, *imported.stored_images(cell.imported))
     else:
         data = stage(attack, dataset, root(cell.root))
-    digest = None if data.test.triggered is None else hashing.array_digest([data.test.triggered])
+    digest = None if data.test.triggered is None else array_digest([data.test.triggered])
     return Attacked(cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest)
 
 
@@ -88,7 +88,7 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
                 row, mine = records[i], one(trained._replace(variables=None), at)
                 row.update(timing(call, len(going), execution), images=processed, loss=canonical(mine.loss))
                 if attacked.trigger_digest is None and leaves:
-                    row["trigger_digest"] = hashing.array_digest(jax.tree.leaves(mine.trigger))
+                    row["trigger_digest"] = array_digest(jax.tree.leaves(mine.trigger))
                 if mine.alive and frozen[at] < 0:
                     row.update(measured(one(counts, at)))
                 else:
@@ -243,7 +243,7 @@ def row_of(attacked: Attacked, point: Point, cell: TrainCell | DefenseCell, **fi
     config = build.describe(cell, dataset.digest)
     target = getattr(attacked.attack.config, "target", train_cell.target)
     common = dict(
-        cell=hashing.short_hash(config),
+        cell=short_hash(config),
         member=member_hash(point),
         dataset=dataset.spec.name,
         train_images=len(dataset.train.labels),

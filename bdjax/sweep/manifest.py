@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bdjax.sweep import build, hashing, location
+from bdjax.sweep import build, location
 from bdjax.sweep.claims import Claims
-from bdjax.sweep.hashing import canonical
+from bdjax.sweep.hashing import canonical, short_hash
 from bdjax.sweep.lacking import Work
 from bdjax.sweep.location import Location
 from bdjax.sweep.whole import replace_file
@@ -41,7 +41,7 @@ def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
         cells.append([work.cell, *facts, "none", None, named(work.points)])
         cells += [[name, *facts, cell.defense, cell.spc, named(points)] for cell, name, points in work.repairs]
     text = canonical({"cells": cells, "sets": sets})
-    name = hashing.short_hash(text)
+    name = short_hash(text)
     path = out / "sweeps" / f"{name}.json"
     with claims.holding(name) as got:  # so that what a process leaves that dies here is cleaned up by the next
         if got and not location.exists(path):

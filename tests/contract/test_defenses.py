@@ -20,7 +20,7 @@ EVERY = [(name, profile) for name in DEFENSES for profile in PROFILES if (name, 
 NEEDS = {"clean", "triggered", "test_accuracy"}
 SPC = 4
 # Attention losses weigh 1000 times as much as the cross-entropy, and rounding with them.
-TOLERANCE = {"nad": 2e-3}
+TOLERANCE = {"nad": 1e-3}
 SOFT = {"awn", "ims", "nft"}  # their masks are any numbers in [0, 1], and rounded as such
 ADDED = {"plug", "plug_stats", "bounds"}  # collections that a repair may add
 # These read all clean rows as they are: the order, which is all that a key decides, changes no more than rounding.

@@ -172,7 +172,7 @@ def test_masks_and_pruning_are_those_written_out(
     masks, history, peak = by_hand(
         plain_spec, variables, images[train], rows.labels[train], KEY, hyper, 6, 10, inner_steps, inside
     )
-    assert distance(heard[0], masks) < 1e-7  # 3e-8 with jaxlib 0.10's older code generator, 1e-10 without
+    assert distance(heard[0], masks) < 1e-10
     every = np.concatenate([masks[n] for n in NORMS])
     assert 0.4 < peak <= 0.8, "within twice the half-width of the draw, and not cut to it"
     assert every.min() == 0 and every.max() == 1 and len(np.unique(every.round(2))) > 8, "the case must have masks of all sizes"

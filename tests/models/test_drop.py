@@ -71,7 +71,7 @@ def test_stochastic_depth_keeps_or_drops_whole_samples_at_its_rate():
         added = np.asarray(taps["stage2"] - taps["features_2_0/block_3_1"])
         whole = np.asarray(taps["features_2_1/block_3_1"]) / (1 - rate)
         for sample, want in zip(added, whole, strict=True):
-            if np.any(np.abs(sample) > 1e-5):  # a difference of two activations, rounded
+            if np.any(sample):
                 np.testing.assert_allclose(sample, want, rtol=1e-3, atol=1e-4)
                 kept += 1
             total += 1
