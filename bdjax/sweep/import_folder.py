@@ -13,6 +13,7 @@ from bdjax import tree
 from bdjax.data.source import file_sha256
 from bdjax.errors import UserError
 from bdjax.sweep.files import refuse_existing, replacing
+from bdjax.sweep.hashing import canonical
 from bdjax.types import Variables
 
 _FORMAT, _VERSION, _MANIFEST = "bdjax-import", 1, "manifest.json"
@@ -64,7 +65,7 @@ class Import(NamedTuple):
         members = sorted([seed, -1.0 if ratio is None else ratio, each[n]] for (seed, ratio), n in pairs)
         images = None if self.triggered is None else _sha256(_arrays(self.triggered))
         facts = [self.model, self.width, self.depth, self.classes, self.image_shape]
-        return hashlib.sha256(_canonical([facts, members, images])).hexdigest()
+        return hashlib.sha256(canonical([facts, members, images]).encode()).hexdigest()
 
 
 def save(path: str | Path, imported: Import, *, overwrite: bool = False) -> None:
@@ -99,7 +100,7 @@ def save(path: str | Path, imported: Import, *, overwrite: bool = False) -> None
             "points": imported.points,
             "files": {name: file_sha256(temporary / name) for name in parts},
         }
-        told["checksum"] = hashlib.sha256(_canonical(told)).hexdigest()
+        told["checksum"] = hashlib.sha256(canonical(told).encode()).hexdigest()
         (temporary / _MANIFEST).write_text(json.dumps(told, indent=1) + "\n")
 
 
@@ -150,7 +151,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"{_MANIFEST} cannot be read") from None
     if told.get("format") != _FORMAT or told.get("version") != _VERSION:
         raise UserError(f"{path} has format {told.get('format')} {told.get('version')}; this bdjax reads {_FORMAT} {_VERSION}")
-    if hashlib.sha256(_canonical(told)).hexdigest() != checksum:
+    if hashlib.sha256(canonical(told).encode()).hexdigest() != checksum:
         raise _damaged(path, f"{_MANIFEST} does not match its checksum")
     return told
 
@@ -186,7 +187,3 @@ def _sha256(arrays: Mapping[str, Any]) -> str:
         total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
