@@ -56,7 +56,10 @@ EXACTLY = (  # so do these: their bounds are tighter than light compilation roun
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Compile with few optimisations of the machine code; before fixtures, which compile too."""
-    jax.config.update("jax_disable_most_optimizations", not any(part in item.nodeid for part in FULLY + EXACTLY))
+    lightly = not any(part in item.nodeid for part in FULLY + EXACTLY)
+    if lightly != jax.config.values["jax_disable_most_optimizations"]:
+        jax.config.update("jax_disable_most_optimizations", lightly)
+        jax.clear_caches()  # kept for the process whichever way it was compiled: the two ways must not mix in a test
 
 
 @pytest.fixture(scope="module", autouse=True)
