@@ -4,10 +4,15 @@ import os
 from importlib import metadata
 
 # jaxlib 0.10 still has the older way to generate code for fused operations, which compiles a repair in half the time.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + (" --xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else "")
+# Each flag once, though a worker inherits them: said twice they are another key of the compilation cache.
+os.environ["XLA_FLAGS"] = " ".join(
+    dict.fromkeys(
+        [
+            *os.environ.get("XLA_FLAGS", "").split(),
+            "--xla_force_host_platform_device_count=8",
+            *(["--xla_cpu_use_fusion_emitters=false"] if metadata.version("jaxlib").startswith("0.10.") else []),
+        ]
+    )
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -17,24 +22,34 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 _cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "bdjax" / "jax-tests"
 jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that stay: looking at them every 700 took 9 % of the time
 
 
 # The tests of a file share what they compile: one process runs them all. In these it runs all of one method or one network.
 BY_METHOD = ("contract/test_attacks.py", "contract/test_defenses.py", "models/test_defended.py", "test_export.py")
 
 
+class Sharing(LoadScopeScheduling):
+    """Which tests one process runs; by their ids, because pytest 9.2 and xdist 3.8 lose groups that are told by marks."""
+
+    def _split_scope(self, nodeid):
+        path, _, test = nodeid.partition("::")
+        return f"{path} {test.partition('[')[2].partition('-')[0].rstrip(']')}" if path.endswith(BY_METHOD) else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Sharing(config, log) if config.getoption("dist") == "loadscope" else None
+
+
 def pytest_collection_modifyitems(items):
-    """Tests on the real archives run where BDJAX_DATA_DIR names them; what shares programs runs in one process."""
-    for item in items:
-        path = item.path.as_posix()
-        group = f"{path} {item.callspec.id.partition('-')[0]}" if path.endswith(BY_METHOD) and hasattr(item, "callspec") else path
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Tests on the real archives run where BDJAX_DATA_DIR names them."""
     if not os.environ.get("BDJAX_DATA_DIR"):
         for item in items:
             if item.get_closest_marker("real_data"):
