@@ -62,6 +62,7 @@ FULLY = ("tests/test_learning.py", "tests/benchmarks/", "ssba")
 EXACTLY = (  # so do these: their bounds are tighter than light compilation rounds
     "test_phase_two_agrees_with_pytorch",
     "test_members_together_equal_members_alone[nad]",
+    "alone_they_are_the_same[input_aware]",
     "test_anp.py::test_masks_and_pruning",
     "test_stochastic_depth_keeps_or_drops",
     "test_bounds_and_the_identity_plug",

@@ -123,6 +123,7 @@ def test_unknown_flags_name_the_nearest_one_and_nobody_sees_a_traceback():
         assert done.returncode == 2 and message in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow  # several processes, each of which compiles
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))

@@ -82,6 +82,7 @@ def test_the_index_alone(many, tmp_path):
     assert "Full configuration of every cell (10)" in text
 
 
+@pytest.mark.slow  # several processes, each of which starts JAX
 def test_several_processes_draw_the_same_pages(many, tmp_path, monkeypatch):
     html.build(tmp_path / "two", many, processes=2)  # other processes do not see what was patched here: they draw triggers too
     monkeypatch.undo()
