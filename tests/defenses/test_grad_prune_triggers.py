@@ -98,7 +98,8 @@ def test_a_perturbation_knows_its_row_by_its_place_among_those_present(model, va
     assert distance(one, make(jax.random.key(1), variables, alone, arrays(source.hyper))) > 0.01
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+# The generator compiles for 15 seconds.
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == "generator" else k for k in SOURCES])
 def test_a_source_takes_the_place_of_the_true_copies(kind, small, model, variables, clean, distance):
     """Needs clean rows alone, and does with its images what is done with those that are given."""
     network, start = (model, variables) if kind == "generator" else small  # which the generator asks for features

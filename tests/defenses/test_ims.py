@@ -292,6 +292,7 @@ def shortcut(variables):
     return jax.tree.map(jnp.asarray, {"params": params, "batch_stats": statistics}), images, labels, triggered
 
 
+@pytest.mark.slow  # it trains
 def test_it_finds_a_planted_shortcut(plain_spec, variables):
     # The survey's hyper-parameters, but for fewer rounds, and a pull for 28 channels instead of thousands.
     spec = plain_spec._replace(mean=(0.0,) * 3, std=(1.0,) * 3)
