@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from bdjax import tree
 from bdjax.models import MODELS
@@ -12,6 +11,7 @@ from bdjax.types import DataSpec
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 WIDTHS = {"cnn": 4, "preactresnet18": 4, "vgg19_bn": 2, "efficientnet_b3": 5, "mobilenet_v3_large": 4}
 PUBLISHED = tuple(name for name in MODELS if name != "cnn")  # they have a depth
+SLOWEST = ("efficientnet_b3",)  # to compile; of the same parts as MobileNet
 DROPPING = ("vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")  # they draw at random in train mode
 
 
@@ -55,8 +55,3 @@ def drawn(model, seed=0):
         name: tree.replace(abstract[name], {p: draw(p, leaf) for p, leaf in tree.flatten(abstract[name]).items()})
         for name in ("params", "batch_stats")
     }
-
-
-def some_later(names):
-    """Parameters of what takes long to compile: EfficientNet, of the same parts as MobileNet, comes with the slow tests."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name == "efficientnet_b3" else name for name in names]

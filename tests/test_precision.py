@@ -25,6 +25,7 @@ from bdjax.sweep.flags import Scenario, grid_of
 from bdjax.sweep.plan import Grid
 from bdjax.training import cross_entropy, trainer
 from bdjax.types import CleanSet, DefenderView
+from tests.later import some_later
 from tests.networks import activated, reduced, shapes
 from tests.short import shortened
 from tests.toy import data, one, patch_attack
@@ -185,7 +186,7 @@ def test_defenses_compute_in_the_models_precision_and_keep_float32_variables(nam
 
 
 # Two programs each, and what they share is the tuning loop, so but for two they run with the slow tests.
-@pytest.mark.parametrize("name", [n if n in ("ft", "nad") else pytest.param(n, marks=pytest.mark.slow) for n in DEFENSES])
+@pytest.mark.parametrize("name", some_later(DEFENSES, DEFENSES.keys() - {"ft", "nad"}))
 def test_defenses_repair_in_bfloat16_as_in_float32(name, case):
     repaired = []
     for dtype in BOTH:

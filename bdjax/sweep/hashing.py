@@ -10,8 +10,13 @@ import numpy as np
 
 
 def short_hash(value: Any) -> str:
-    """24 hexadecimal digits of the sha256 of canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:24]
+    """24 hexadecimal digits of :func:`json_digest`."""
+    return json_digest(value)[:24]
+
+
+def json_digest(value: Any) -> str:
+    """sha256 of canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def array_digest(arrays: Sequence[Any]) -> str:

@@ -13,7 +13,7 @@ from bdjax import tree
 from bdjax.data.source import file_sha256
 from bdjax.errors import UserError
 from bdjax.sweep.files import refuse_existing, replacing
-from bdjax.sweep.hashing import canonical
+from bdjax.sweep.hashing import json_digest
 from bdjax.types import Variables
 
 _FORMAT, _VERSION, _MANIFEST = "bdjax-import", 1, "manifest.json"
@@ -65,7 +65,7 @@ class Import(NamedTuple):
         members = sorted([seed, -1.0 if ratio is None else ratio, each[n]] for (seed, ratio), n in pairs)
         images = None if self.triggered is None else _sha256(_arrays(self.triggered))
         facts = [self.model, self.width, self.depth, self.classes, self.image_shape]
-        return hashlib.sha256(canonical([facts, members, images]).encode()).hexdigest()
+        return json_digest([facts, members, images])
 
 
 def save(path: str | Path, imported: Import, *, overwrite: bool = False) -> None:
@@ -100,7 +100,7 @@ def save(path: str | Path, imported: Import, *, overwrite: bool = False) -> None
             "points": imported.points,
             "files": {name: file_sha256(temporary / name) for name in parts},
         }
-        told["checksum"] = hashlib.sha256(canonical(told).encode()).hexdigest()
+        told["checksum"] = json_digest(told)
         (temporary / _MANIFEST).write_text(json.dumps(told, indent=1) + "\n")
 
 
@@ -151,7 +151,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"{_MANIFEST} cannot be read") from None
     if told.get("format") != _FORMAT or told.get("version") != _VERSION:
         raise UserError(f"{path} has format {told.get('format')} {told.get('version')}; this bdjax reads {_FORMAT} {_VERSION}")
-    if hashlib.sha256(canonical(told).encode()).hexdigest() != checksum:
+    if json_digest(told) != checksum:
         raise _damaged(path, f"{_MANIFEST} does not match its checksum")
     return told
 

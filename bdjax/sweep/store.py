@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bdjax.errors import UserError
 from bdjax.population import hosts
 from bdjax.sweep import location
-from bdjax.sweep.hashing import canonical
+from bdjax.sweep.hashing import json_digest
 from bdjax.sweep.location import Location
 from bdjax.sweep.rows import COLUMNS, ORDER, Row, arrow_schema
 from bdjax.sweep.whole import Corrupt, replace_file, set_aside, writing
@@ -64,7 +64,7 @@ def _sealed(data: bytes | OSError, seal: bytes | OSError) -> bool:
 
 
 def _rows_digest(rows: Sequence[Row]) -> bytes:
-    return hashlib.sha256(canonical(list(rows)).encode()).hexdigest().encode()
+    return json_digest(list(rows)).encode()
 
 
 def read_file(path: Location) -> list[Row]:

@@ -17,6 +17,7 @@ from tests.defenses.plain_eval import log_softmax
 from tests.defenses.plain_masks import backdoored, correct, murky
 from tests.defenses.plain_network import forward
 from tests.defenses.plain_unlearning import narrow
+from tests.later import some_later
 from tests.networks import drawn
 
 KEY = jax.random.key(29)
@@ -99,7 +100,7 @@ def test_a_perturbation_knows_its_row_by_its_place_among_those_present(model, va
 
 
 # The generator compiles for 15 seconds.
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == "generator" else k for k in SOURCES])
+@pytest.mark.parametrize("kind", some_later(SOURCES, ("generator",)))
 def test_a_source_takes_the_place_of_the_true_copies(kind, small, model, variables, clean, distance):
     """Needs clean rows alone, and does with its images what is done with those that are given."""
     network, start = (model, variables) if kind == "generator" else small  # which the generator asks for features

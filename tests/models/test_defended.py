@@ -8,7 +8,8 @@ import pytest
 from bdjax import tree
 from bdjax.defenses import DEFENSES
 from bdjax.types import CleanSet, DefenderView
-from tests.networks import DROPPING, PUBLISHED, drawn, reduced, some_later
+from tests.later import some_later
+from tests.networks import DROPPING, PUBLISHED, SLOWEST, drawn, reduced
 
 ROWS, CLASSES = 15, 5
 
@@ -129,7 +130,7 @@ def test_ims_scales_every_convolution_with_its_bias_and_nothing_else(name):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize("name", some_later(PUBLISHED))
+@pytest.mark.parametrize("name", some_later(PUBLISHED, SLOWEST))
 def test_fine_pruning_cuts_inputs_of_the_first_linear_layer_and_no_other_and_its_tuning_moves_every_layer(name):
     model = network(name)
     before, found = repaired(model, "fp", epochs=2, batch=8, granularity=0.25)

@@ -11,7 +11,8 @@ from bdjax import tree
 from bdjax.errors import UserError
 from bdjax.models import MODELS, preactresnet18, vgg19_bn
 from bdjax.training import cross_entropy
-from tests.networks import DROPPING, PUBLISHED, activated, drawn, reduced, some_later, spec
+from tests.later import some_later
+from tests.networks import DROPPING, PUBLISHED, SLOWEST, activated, drawn, reduced, spec
 
 IMAGES = jax.random.uniform(jax.random.key(2), (6, 32, 32, 3))
 LABELS = jnp.arange(6, dtype=jnp.int32) % 5
@@ -150,7 +151,7 @@ def close(both, alone):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.max(jnp.abs(b))) + 1e-5)
 
 
-@pytest.mark.parametrize("name", some_later(MODELS))
+@pytest.mark.parametrize("name", some_later(MODELS, SLOWEST))
 def test_two_members_learn_together_as_each_alone(name):
     """Loss, gradient and new statistics of a step in train mode; every parameter has a gradient."""
     model = reduced(name, lowering="mixed")
@@ -179,7 +180,7 @@ def test_two_members_see_64_pixels_together_as_each_alone(name, train):
     assert alone[0].logits.shape == (4, 5) and bool(jnp.any(alone[0].logits != alone[1].logits))
 
 
-@pytest.mark.parametrize("name", some_later(MODELS))
+@pytest.mark.parametrize("name", some_later(MODELS, SLOWEST))
 def test_reverse_over_reverse_is_the_slope_of_the_gradient(name):
     """d/dw of <gradient in the images, v> against a difference of gradients, in float64, batch-norm in train mode."""
     with jax.enable_x64(True):
