@@ -26,9 +26,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-_cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "bdjax" / "jax-tests"
-jax.config.update("jax_compilation_cache_dir", str(_cache))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+# Compiled programs stay between runs, by the version of jax; JAX_COMPILATION_CACHE_DIR names another folder for them. Without
+# the folder the tests are slower and the same. A program that compiles at once costs more to keep than to compile.
+_cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "bdjax" / f"tests-jax-{jax.__version__}"
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_cache)))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that stay: looking at them every 700 took 9 % of the time
 
 

@@ -17,7 +17,7 @@ def plain_spec(tiny_spec):
 
 @pytest.fixture(scope="session")
 def model(plain_spec):
-    return cnn(plain_spec, 4, lowering="patches")
+    return cnn(plain_spec, 4, lowering="unrolled")
 
 
 @pytest.fixture(scope="session")
