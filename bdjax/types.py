@@ -190,3 +190,4 @@ class Defense(NamedTuple):
     config: Any = None  # the static configuration it was built with, for the record
     validation: bool = False  # draws validation rows from the first ranks (spec: FP, ANP, Grad-Prune)
     curve: Curve | None = None  # for methods that prune more and more
+    keyed: bool = True  # False: another key changes nothing, or only the order in which the same numbers are added

@@ -1,6 +1,7 @@
 """Eight simulated devices, strict dtypes and ranks, a compilation cache shared by the workers."""
 
 import os
+import pathlib
 from importlib import metadata
 
 # jaxlib 0.10 still has the older way to generate code for fused operations, which compiles a repair in half the time.
@@ -16,8 +17,19 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Compiled programs stay between runs, by the version of jax; JAX_COMPILATION_CACHE_DIR names another folder for them. Without
+# the folder the tests take longer and are the same. What compiles in a moment costs more to keep than to compile again.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        / "bdjax"
+        / f"tests-jax-{metadata.version('jax')}"
+    ),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
 import gc
-import pathlib
 
 import jax
 import numpy as np
@@ -26,11 +38,6 @@ from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Compiled programs stay between runs, by the version of jax; JAX_COMPILATION_CACHE_DIR names another folder for them. Without
-# the folder the tests are slower and the same. A program that compiles at once costs more to keep than to compile.
-_cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "bdjax" / f"tests-jax-{jax.__version__}"
-jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_cache)))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that stay: looking at them every 700 took 9 % of the time
 
 
@@ -50,8 +57,13 @@ def pytest_xdist_make_scheduler(config, log):
     return Sharing(config, log) if config.getoption("dist") == "loadscope" else None
 
 
+GROUPS = ("slow", "real_data", "torch", "browser", "s3")
+
+
 def pytest_collection_modifyitems(items):
-    """Tests on the real archives run where BDJAX_DATA_DIR names them."""
+    """Reports say to which groups a test belongs; those on the real archives run where BDJAX_DATA_DIR names them."""
+    for item in items:
+        item.user_properties += [("group", group) for group in GROUPS if item.get_closest_marker(group)]
     if not os.environ.get("BDJAX_DATA_DIR"):
         for item in items:
             if item.get_closest_marker("real_data"):
@@ -59,22 +71,20 @@ def pytest_collection_modifyitems(items):
 
 
 # Most of the time of the tests goes to compiling, for programs that run for milliseconds; the optimisations that are left out are
-# LLVM's: XLA's own, which rewrite what is computed, stay. These run long or are timed, so they compile as users do.
-FULLY = ("tests/test_learning.py", "tests/benchmarks/", "ssba")
-EXACTLY = (  # so do these: their bounds are tighter than light compilation rounds
+# LLVM's: XLA's own, which rewrite what is computed, stay. These run long, are timed, or have bounds that are tighter than light
+# compilation rounds, so they compile as users do. A single function does so with tests.networks.EXACT, at no cost to its neighbours.
+FULLY = (
+    "tests/test_learning.py",
+    "tests/benchmarks/test_lowerings.py::test_the_loop_keeps_its_convolution",
+    "attacks/test_ssba.py",
     "test_phase_two_agrees_with_pytorch",
-    "test_members_together_equal_members_alone[nad]",
-    "alone_they_are_the_same[input_aware]",
-    "test_anp.py::test_masks_and_pruning",
-    "test_stochastic_depth_keeps_or_drops",
-    "test_bounds_and_the_identity_plug",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Compile with few optimisations of the machine code; before fixtures, which compile too."""
-    lightly = not any(part in item.nodeid for part in FULLY + EXACTLY)
+    lightly = not any(part in item.nodeid for part in FULLY)
     if lightly != jax.config.values["jax_disable_most_optimizations"]:
         jax.config.update("jax_disable_most_optimizations", lightly)
         jax.clear_caches()  # kept for the process whichever way it was compiled: the two ways must not mix in a test

@@ -1,4 +1,13 @@
-"""Lengths of defenses cut for tests, and what of them refuses a profile."""
+"""Methods cut short for tests: few epochs, rounds and steps, and narrow networks of their own."""
+
+import functools
+
+from bdjax.attacks import ATTACKS
+from bdjax.defenses import DEFENSES
+from bdjax.errors import UserError
+from bdjax.models import cnn
+from bdjax.types import PROFILES, DataSpec
+from tests.later import some_later
 
 LENGTHS = {
     "epochs": 2,
@@ -21,11 +30,49 @@ LENGTHS = {
     "search_rounds": 2,
     "settle_rounds": 2,
 }
+OF_ATTACKS = {
+    "width": 4,
+    "bits": 1,
+    "epochs": 40,
+    "batch": 16,
+    "lr": 4e-3,
+    "mask_epochs": 1,
+    "mask_batch": 32,
+}  # enough for SSBA to learn its bit
+TINY = DataSpec("tiny", (8, 8, 3), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), False, 1)
 
-REFUSED = {("nc", "reference")}  # the published code cannot run
+
+def _kept(fields, config):
+    return {name: value for name, value in fields.items() if name in config._fields}
 
 
 def shortened(make, model, profile="corrected", **changed):
     """The defense of a factory with short lengths; of :data:`LENGTHS` and ``changed`` those fields that it has."""
-    fields = make(model, profile=profile).config._fields
-    return make(model, {k: v for k, v in {**LENGTHS, **changed}.items() if k in fields}, profile=profile)
+    return make(model, _kept({**LENGTHS, **changed}, make(model, profile=profile).config), profile=profile)
+
+
+def shortened_attack(make, spec, profile="corrected", **recipe):
+    """The attack of a factory with the network it prepares cut short, and its training too."""
+    made = make(spec, _kept(OF_ATTACKS, make(spec, profile=profile).config), profile=profile)
+    return made._replace(recipe=made.recipe._replace(**{"epochs": 1, "batch": 32, **recipe}))
+
+
+@functools.cache
+def offered(name, profile):
+    """Whether a defense can be had in a profile; where its published code cannot run, the factory says so."""
+    try:
+        DEFENSES[name](cnn(TINY, 4), profile=profile)
+    except UserError as error:
+        assert profile in str(error), error
+        return False
+    return True
+
+
+def every(names, wanted=lambda name, profile: True):
+    """(name, profile) as parameters, those that exist; the `reference` profiles come with the slow tests."""
+    pairs = [f"{name}-{profile}" for profile in PROFILES for name in names if wanted(name, profile)]
+    return some_later(pairs, {pair for pair in pairs if not pair.endswith("-corrected")})
+
+
+DEFENSES_OFFERED = every(DEFENSES, offered)
+ATTACKS_OFFERED = every(ATTACKS)

@@ -13,10 +13,19 @@ import pytest
 
 from bdjax import cli
 from bdjax.sweep import compilations, store
+from tests.report.sketch import sketch
+from tests.sweep.shared import programs
 
 FAST = ["--width", "4", "--epochs", "2", "--batch", "25", "--train-images", "100", "--test-images", "50", "--spc", "2"]
 LOOP = ["--strategy", "loop", "--lowering", "native"]
 SCENARIO = [*FAST, *LOOP, "--defense", "clp", "--seeds", "0", "1", "--poison-ratio", "0", "0.1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_programs():
+    """Runs of the same cell compile it once."""
+    with programs():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -116,11 +125,19 @@ def command(*arguments, **options):
     return subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment, **options)
 
 
-def test_unknown_flags_name_the_nearest_one_and_nobody_sees_a_traceback():
-    asked = {"run --datset digits": "--dataset", "rum": "run", "ls atacks": "attacks", "": "quickstart"}
-    for arguments, message in ((line.split(), message) for line, message in asked.items()):
-        done = command(*arguments)
-        assert done.returncode == 2 and message in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
+@pytest.mark.parametrize(
+    ("line", "message"), {"run --datset digits": "--dataset", "rum": "run", "ls atacks": "attacks", "": "quickstart"}.items()
+)
+def test_unknown_flags_name_the_nearest_one(capsys, line, message):
+    with pytest.raises(SystemExit) as left:
+        cli.main(line.split())
+    told = capsys.readouterr()
+    assert left.value.code == 2 and message in told.out + told.err
+
+
+def test_nobody_sees_a_traceback():
+    done = command("run", "--datset", "digits")
+    assert done.returncode == 2 and "--dataset" in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.slow  # several processes, each of which compiles
@@ -212,7 +229,8 @@ def test_report_without_records_is_one_line(capsys, tmp_path):
     assert "no folder of records" in refused(capsys, "report", str(tmp_path / "nowhere"))
 
 
-def test_report_writes_one_page(results, capsys):
+def test_report_writes_one_page(results, capsys, monkeypatch):
+    sketch(monkeypatch)
     assert cli.main(["report", str(results)]) == 0
     page = (results / "index.html").read_text()
     assert "clp" in page and "index.html" in capsys.readouterr().out

@@ -4,8 +4,6 @@ Exporting for a platform needs no device of it. It fails where an operation has 
 pass is a kernel of one platform behind a switch, so the modules are also searched for custom calls.
 """
 
-import re
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,46 +11,25 @@ import numpy as np
 import pytest
 
 from bdjax import training
-from bdjax.attacks import ATTACKS
-from bdjax.attacks.ssba_net import drawers
 from bdjax.convolution import LOWERINGS
 from bdjax.defenses import DEFENSES
 from bdjax.evaluation import evaluator
-from bdjax.experiment import Subject, attack_member, defend_member, preparation, stage
-from bdjax.models import MODELS
+from bdjax.experiment import Subject, attack_member, defend_member, stage
+from bdjax.models import MODELS, cnn
 from bdjax.population import members
-from bdjax.types import Recipe, Split
-from tests.networks import PUBLISHED, spec
-from tests.short import REFUSED, shortened
+from bdjax.types import PROFILES, Split
+from tests.networks import PUBLISHED, SLOWEST, spec
+from tests.programs import PLATFORMS, abstract, check_export, custom_calls, exported
+from tests.short import TINY, offered, shortened
 from tests.toy import patch_attack
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-# Custom calls that mean the same everywhere: annotations for the partitioner, which compile to nothing.
-NEUTRAL = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"}
-SHORT_ATTACKS = {"ssba": {"width": 2, "bits": 2}, "input_aware": {"width": 2, "mask_epochs": 1, "mask_batch": 8}}
 ROWS, SPC = 16, 2
-EACH = [*(("cnn", lowering) for lowering in LOWERINGS), *((name, "unrolled") for name in MODELS if name != "cnn")]
 
 
-def abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def exported(function, *arguments):
-    """``function`` as one module for all platforms; the arguments may be abstract."""
-    return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*abstract(arguments))
-
-
-def custom_calls(program):
-    text = program.mlir_module()
-    found = re.findall(r"stablehlo\.custom_call @([\w.$]+)", text)
-    assert len(found) == text.count("custom_call")  # none is written in a way this does not read
-    return set(found)
-
-
-def check(program):
-    assert program.platforms == PLATFORMS
-    assert custom_calls(program) <= NEUTRAL
+def each(later=()):
+    """The small network in every lowering, and the others in one; those in ``later`` come with the slow tests."""
+    others = [pytest.param(name, "unrolled", marks=[pytest.mark.slow] * (name in later)) for name in PUBLISHED]
+    return [*(("cnn", lowering) for lowering in LOWERINGS), *others]
 
 
 def batched(function, *axes):
@@ -87,7 +64,7 @@ def test_the_search_finds_kernels_of_one_platform(platform, kernel):
     program = jax.export.export(jax.jit(lambda x: jnp.linalg.qr(x)[1]), platforms=[platform])(jnp.ones((3, 3)))
     assert any(kernel in name for name in custom_calls(program))
     with pytest.raises(AssertionError):
-        check(program)
+        check_export(program)
 
 
 def test_a_program_that_calls_the_host_cannot_be_exported():
@@ -106,20 +83,20 @@ def at_32_pixels(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], 32, 32, 3), x.dtype) if x.ndim == 4 else x, tree)
 
 
-@pytest.mark.parametrize(("name", "lowering"), EACH)
+@pytest.mark.parametrize(("name", "lowering"), each(later=PUBLISHED))
 def test_training_and_evaluation_of_one_member(name, lowering, toy, stacked):
     attack, data = toy
-    check(exported(attack_member(network(name, lowering), attack, ROWS), one(stacked), at_32_pixels(data)))
+    check_export(exported(attack_member(network(name, lowering), attack, ROWS), one(stacked), at_32_pixels(data)))
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_training_and_evaluation_of_a_population(lowering, small, toy, stacked):
     attack, data = toy
     run = attack_member(MODELS["cnn"](small.spec, 2, lowering=lowering), attack, ROWS)
-    check(exported(batched(run, 0, None), stacked, data))
+    check_export(exported(batched(run, 0, None), stacked, data))
 
 
-@pytest.mark.parametrize(("name", "lowering"), EACH)
+@pytest.mark.parametrize(("name", "lowering"), each(later=SLOWEST))
 def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, monkeypatch):
     """The step that a dispatched loop compiles, with the arguments it is given there: images and channels of a real size."""
     attack, data = toy
@@ -138,60 +115,49 @@ def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, mo
     def widened(x):
         return jax.ShapeDtypeStruct((2, *x.shape), x.dtype)
 
-    check(exported(batched(step, 0, 0, 0), *jax.tree.map(widened, arguments)))
+    check_export(exported(batched(step, 0, 0, 0), *jax.tree.map(widened, arguments)))
 
 
-@pytest.mark.parametrize(("name", "lowering"), EACH)
+@pytest.mark.parametrize(("name", "lowering"), each(later=PUBLISHED))
 def test_evaluation(name, lowering, toy, stacked):
     model, (_, data) = network(name, lowering), toy
     variables = jax.eval_shape(jax.vmap(model.init), stacked.key)
-    check(exported(batched(evaluator(model), 0, None), variables, at_32_pixels(data.test)))
+    check_export(exported(batched(evaluator(model), 0, None), variables, at_32_pixels(data.test)))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_attacks(name, small, stacked):
-    """Every attack of the table trains and is measured, as a population."""
-    attack = ATTACKS[name](small.spec, SHORT_ATTACKS.get(name))
-    attack = attack._replace(recipe=attack.recipe._replace(epochs=1, batch=8))
-    run = attack_member(MODELS["cnn"](small.spec, 2, lowering="patches"), attack, ROWS)
-    unprepared = attack if attack.prepare is None else attack._replace(prepare=None, recipe=Recipe(shared_trigger=False))
-    data = stage(unprepared, small, jax.random.key(0))
-    if attack.prepare is not None and attack.recipe.prepare_per == "seed":
-        prepared = batched(preparation(attack, small), 0, None)
-        check(exported(prepared, stacked.key, data))
-        stacked = stacked._replace(assets=jax.eval_shape(prepared, stacked.key, data))
-    elif attack.prepare is not None:  # prepared on the host; a step sees no more than its copies, a test its encoder
-        encoder = drawers(attack.config.width, attack.config.bits, small.spec.image_shape)["encoder"]
-        data = data._replace(assets={"encoder": jax.eval_shape(encoder, jax.random.key(0))["params"]}, stamped=data.train.images)
-    check(exported(batched(run, 0, None), stacked, data))
+def first_of_each_need():
+    """A defense for every set of things that a defender is given."""
+    found = {}
+    for name, make in DEFENSES.items():
+        for profile in PROFILES:
+            if offered(name, profile):
+                found.setdefault(shortened(make, cnn(TINY, 2), profile).needs, (name, profile))
+    return [*found.values()]
 
 
-# On the residual network one of each kind: tuned, through second derivatives, pruned, with a plug.
-RARER = [
-    *((name, "cnn", "patches", "reference") for name in DEFENSES if (name, "reference") not in REFUSED),
-    *((name, "preactresnet18", "unrolled", "corrected") for name in ("ft", "i_bau", "anp", "npd")),
-]
+# The repairs themselves are exported by tests/contract; here what surrounds them: the clean rows, what is given, the evaluation.
 FORMS = [
-    *((name, "cnn", "patches", "corrected") for name in DEFENSES),
-    *(pytest.param(*form, marks=pytest.mark.slow) for form in RARER),
+    *((name, "cnn", "patches", profile) for name, profile in first_of_each_need()),
+    # On the residual network one of each kind: tuned, through second derivatives, pruned, with a plug.
+    *(pytest.param(n, "preactresnet18", "unrolled", "corrected", marks=pytest.mark.slow) for n in ("ft", "i_bau", "anp", "npd")),
 ]
 
 
 @pytest.mark.parametrize(("name", "model_name", "lowering", "profile"), FORMS)
 def test_defenses(name, model_name, lowering, profile, small, toy, stacked):
-    """Every defense of the table repairs and is measured, as a population."""
+    """A defense repairs and is measured, as a population."""
     model, (attack, data) = MODELS[model_name](small.spec, 2, lowering=lowering), toy
     defense = shortened(DEFENSES[name], model, profile, epochs=1)
     hyper = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2,), np.asarray(x).dtype), defense.hyper)
     variables, trigger = jax.eval_shape(jax.vmap(lambda k: (model.init(k), attack.init(k, None))), stacked.key)
     subjects = Subject(abstract(stacked)._replace(hyper=hyper), variables, trigger)
-    check(exported(batched(defend_member(model, attack, defense, SPC, keep=True), 0, None), subjects, data))
+    check_export(exported(batched(defend_member(model, attack, defense, SPC, keep=True), 0, None), subjects, data))
 
 
 def test_training_in_bfloat16(small, toy, stacked):
     attack, data = toy
     run = attack_member(MODELS["cnn"](small.spec, 2, lowering="patches", dtype=jnp.bfloat16), attack, ROWS)
-    check(exported(batched(run, 0, None), stacked, data))
+    check_export(exported(batched(run, 0, None), stacked, data))
 
 
 def test_an_exported_program_gives_the_same_results(small, toy, stacked):
@@ -204,7 +170,7 @@ def test_an_exported_program_gives_the_same_results(small, toy, stacked):
         return jax.tree.leaves(run(*jax.tree.unflatten(form, leaves)))
 
     program = exported(flat, *leaves)
-    check(program)
+    check_export(program)
     read = jax.export.deserialize(program.serialize())
     assert read.platforms == PLATFORMS
     want = jax.jit(flat)(*leaves)

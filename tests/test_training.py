@@ -45,39 +45,32 @@ def test_an_epoch_equals_a_plain_loop(tiny_dataset):
     spec = tiny_dataset.spec._replace(pad=0)
     model, attack, member = cnn(spec, 2), patch_attack(), one(ratio=0.0)
     trained = jax.jit(lambda m, d: trainer(model, attack, 160)(m, d, None, None))(member, data(tiny_dataset))
-    variables = model.init(stream(member.key, Stream.INIT))
+    variables = jax.jit(model.init)(stream(member.key, Stream.INIT))
     params, stats = variables["params"], variables["batch_stats"]
-    buffer = jax.tree.map(jnp.zeros_like, params)
-    losses = []
+    buffer, losses = jax.tree.map(np.zeros_like, params), []
+
+    @jax.jit
+    def slope(params, stats, x, y):
+        def loss(p):
+            out = model.apply({"params": p, "batch_stats": stats}, x, train=True)
+            return jnp.mean(cross_entropy(out.logits, y)), out.variables["batch_stats"]
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
     for epoch in range(2):
         order = jax.random.permutation(step_key(stream(member.key, Stream.ORDER), epoch), 160)
+        lr = np.float32(0.005 * (1 + np.cos(np.pi * epoch / 2)))
         for batch in np.asarray(order).reshape(4, 40):
-            x = jnp.asarray(tiny_dataset.train.images[batch] / np.float32(255))
-            y = jnp.asarray(tiny_dataset.train.labels[batch])
-
-            def loss(p, stats=stats, x=x, y=y):
-                out = model.apply({"params": p, "batch_stats": stats}, x, train=True)
-                return jnp.mean(cross_entropy(out.logits, y)), out.variables["batch_stats"]
-
-            (value, stats), g = jax.value_and_grad(loss, has_aux=True)(params)
-            lr = 0.005 * (1 + np.cos(np.pi * epoch / 2))
-            buffer = jax.tree.map(lambda b, g, p: 0.9 * b + g + 5e-4 * p, buffer, g, params)
+            x, y = tiny_dataset.train.images[batch] / np.float32(255), tiny_dataset.train.labels[batch]
+            (value, stats), g = jax.device_get(slope(params, stats, x, y))
+            params = jax.device_get(params)
+            buffer = jax.tree.map(lambda b, g, p: np.float32(0.9) * b + g + np.float32(5e-4) * p, buffer, g, params)
             params = jax.tree.map(lambda p, b, lr=lr: p - lr * b, params, buffer)
             losses.append(float(value))
     np.testing.assert_allclose(trained.loss, np.reshape(losses, (2, 4)).mean(1), rtol=1e-4)
     for a, b in zip(jax.tree.leaves(trained.variables), jax.tree.leaves({"params": params, "batch_stats": stats}), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
     assert bool(trained.alive) and int(trained.stopped) == -1
-
-
-def test_a_precomputed_trigger_equals_one_stamped_on_the_fly(tiny_dataset):
-    model, attack = cnn(tiny_dataset.spec, 2), patch_attack()
-    split = data(tiny_dataset)
-    stamped = split.images.at[:, -2:, -2:].set(255)
-    run = trainer(model, attack, 160)
-    ready, live = (jax.jit(lambda m, s: run(m, split, s, None))(one(ratio=0.5), s) for s in (stamped, None))
-    for a, b in zip(jax.tree.leaves(ready.variables), jax.tree.leaves(live.variables), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_a_member_that_diverges_is_frozen_finite_and_named_and_the_others_go_on(tiny_dataset):
@@ -94,14 +87,14 @@ def test_a_member_that_diverges_is_frozen_finite_and_named_and_the_others_go_on(
     attack = attack._replace(batch=weighted, init=lambda key, assets: {"step": jnp.int32(0)})
     heard = []
     run = trainer(cnn(tiny_dataset.spec, 2, loop=DISPATCH), attack, 160, lambda e, loss, alive: heard.append((e, loss, alive)))
-    stack = members([0], [0.0, 1.0], 160)[0]
-    out = jax.vmap(lambda m: run(m, data(tiny_dataset), None, None))(stack)
+    stack, split = members([0], [0.0, 1.0], 160)[0], data(tiny_dataset)
+    out = jax.device_get(jax.vmap(lambda m: run(m, split, None, None))(stack))
     jax.effects_barrier()
     assert out.alive.tolist() == [True, False]
     assert out.stopped.tolist() == [-1, 5]
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(out.variables))
-    alone = jax.vmap(lambda m: run(m, data(tiny_dataset), None, None))(take(stack, [0]))
-    for a, b in zip(jax.tree.leaves(alone.variables), jax.tree.leaves(out.variables), strict=True):
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out.variables))
+    well = jax.device_get(jax.vmap(lambda m: run(m, split, None, None))(take(stack, [0, 0])))  # of the same programs
+    for a, b in zip(jax.tree.leaves(well.variables), jax.tree.leaves(out.variables), strict=True):
         np.testing.assert_allclose(a[0], b[0], rtol=1e-3, atol=1e-5)
     assert [int(np.atleast_1d(e)[0]) for e, _, _ in heard[:3]] == [0, 1, 2]
     assert heard[2][2].tolist() == [True, False]
@@ -124,7 +117,7 @@ def test_the_in_batch_hooks_get_a_second_batch_and_their_own_optimiser(tiny_data
     out = jax.jit(lambda m, d: trainer(cnn(tiny_dataset.spec, 2), attack, 160)(m, d, None, None))(one(), data(tiny_dataset))
     assert seen["other"] == (40, 8, 8, 3)
     assert int(out.trigger["steps"]) == 8
-    assert bool(jnp.any(out.trigger["pattern"] != 0.2))
+    assert np.any(np.asarray(out.trigger["pattern"]) != np.float32(0.2))
 
 
 def test_recipes_that_cannot_run_are_refused(tiny_dataset):

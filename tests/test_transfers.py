@@ -17,18 +17,18 @@ from bdjax.models import cnn
 from bdjax.population import members
 from bdjax.training import trainer
 from bdjax.types import CleanSet, DefenderView, Loop
+from tests.later import some_later
 from tests.toy import data, patch_attack
 
 LOOPS = {"scan": Loop(), "dispatch": Loop("dispatch"), "chunks": Loop("dispatch", 3), "unrolled": Loop("dispatch", 1, "unrolled")}
 KINDS = ("train", "evaluate", "ft")
-# A scan is one program, which sends nothing or all: one kind shows it.
 POPULATIONS = [
-    ("ft", "scan"),
     ("ft", "dispatch"),
     ("train", "dispatch"),
-    ("train", "chunks"),
     ("evaluate", "dispatch"),
     ("evaluate", "unrolled"),
+    pytest.param("train", "chunks", marks=pytest.mark.slow),
+    pytest.param("ft", "scan", marks=pytest.mark.slow),  # a scan is one program, which sends nothing or all: one kind shows it
 ]
 
 
@@ -78,7 +78,7 @@ def test_nothing_is_sent_to_the_device_for_a_population(kind, loop, build):
     guarded(lambda: run(*stacked, *shared))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_later(KINDS, {"train", "ft"}))  # as a population they are tested above
 def test_nothing_is_sent_to_the_device_for_one_member(kind, build):
     function, stacked, shared = build(kind, LOOPS["dispatch"])
     alone = jax.tree.map(lambda x: x[0], stacked)

@@ -113,7 +113,8 @@ def bnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
 
     u = 4 if model.spec.name == "tiny_imagenet" else 3
     along = outlier_curve(model.arch.norms, config.leave_out_non_finite)
-    return Defense(repair, BNPHyper(np.float32(u)), frozenset({"clean"}), config, curve=along)
+    drawn = config.augment or not config.all_rows
+    return Defense(repair, BNPHyper(np.float32(u)), frozenset({"clean"}), config, curve=along, keyed=drawn)
 
 
 def divergence(moments: Moments, running: Mapping[str, Array], log_factor: float) -> Array:

@@ -89,7 +89,7 @@ def clp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         return Repair({**view.variables, "params": params}, masks, trace)
 
     along = outlier_curve(tuple(norm for norm, _ in paired), config.leave_out_non_finite)
-    return Defense(repair, Hyper(), frozenset(), config, curve=along)
+    return Defense(repair, Hyper(), frozenset(), config, curve=along, keyed=False)
 
 
 def pairs(arch: ArchSpec) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,6 @@ from bdjax import tree
 from bdjax.attacks.input_aware import Config, input_aware
 from bdjax.attacks.input_aware_mask import distance, learning_rate, mask_training, soft_threshold
 from bdjax.attacks.input_aware_net import generator, upsample
-from bdjax.data.augment import to_float
 from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.types import Dataset, DataSpec, Split
@@ -140,7 +139,7 @@ def test_without_poison_the_pattern_network_stays_as_it_was_drawn(attack, mask, 
 
 def test_a_ratio_below_one_image_triggers_one_now_and_then(attack, mask, step, float64):
     _, x, z, head = batches()
-    trigger, hits = attack.init(jax.random.key(1), mask), []
+    trigger, hits = jax.jit(attack.init)(jax.random.key(1), mask), []
     for seed in range(12):
         mixed, labels, loss, after, gradient = step(trigger, jax.random.key(seed), x, jnp.float32(0.02), z, head)
         changed = np.flatnonzero(np.any(np.asarray(mixed) != x, (1, 2, 3))).tolist()
@@ -163,8 +162,8 @@ def test_the_pattern_network_goes_on_with_what_it_gathered_where_a_batch_has_no_
 
 
 def test_stamp_truncates_to_the_grid_and_keeps_every_level_it_does_not_cover(attack):
-    trigger = attack.init(jax.random.key(1), generator(SPEC, 1, 2, True).init(jax.random.key(7)))
-    x = to_float(jnp.asarray(np.resize(np.arange(256, dtype=np.uint8), (4, 16, 16, 3))))
+    trigger = jax.jit(lambda a, b: attack.init(a, generator(SPEC, 1, 2, True).init(b)))(jax.random.key(1), jax.random.key(7))
+    x = np.resize(np.arange(256, dtype=np.uint8), (4, 16, 16, 3)).astype(np.float32) / np.float32(255)
 
     @jax.jit
     def run(trigger):
@@ -179,7 +178,8 @@ def test_stamp_truncates_to_the_grid_and_keeps_every_level_it_does_not_cover(att
     assert clear.mean() > 0.9 and np.abs(out - x).max() > 0.05
     np.testing.assert_array_equal(np.round(255 * out)[clear], np.floor(exact + 1e-3)[clear])
     # tanh(-1) leaves a mask of 0.119, whose soft threshold is 2e-7: nothing is covered
-    closed = tree.replace(trigger["mask"]["params"], {"bn13/scale": jnp.zeros(1), "bn13/bias": jnp.full(1, -20.0)})
+    silent = {"bn13/scale": np.zeros(1, np.float32), "bn13/bias": np.full(1, -20, np.float32)}
+    closed = tree.replace(trigger["mask"]["params"], silent)
     np.testing.assert_array_equal(run({**trigger, "mask": {**trigger["mask"], "params": closed}})[0], x)
 
 
@@ -240,7 +240,7 @@ def prepared():
 
 def test_a_seed_whose_mask_training_is_not_finite_stays_where_it_was(prepared, float64):
     keys, _, assets = prepared
-    drawn = generator(SPEC, 1, 2, False).init(jax.random.split(keys[1], 4)[0])
+    drawn = jax.jit(lambda key: generator(SPEC, 1, 2, False).init(jax.random.split(key, 4)[0]))(keys[1])
     assert assets["stopped"].tolist() == [-1, 0]
     for name in ("params", "batch_stats"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-12), assets[name], drawn[name])

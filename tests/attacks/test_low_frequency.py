@@ -172,6 +172,7 @@ def test_the_searched_pattern_moves_more_predictions_to_the_target_than_noise_of
     assert np.mean(by_pattern != before) > np.mean(by_noise != before) + 0.1
 
 
+@pytest.mark.slow
 def test_the_search_repeats(searched, coloured):
     attack, assets = searched
     again = attack.prepare(jax.random.key(0), coloured)

@@ -81,9 +81,14 @@ def test_a_shorter_training_has_a_shorter_ramp(given, total, ramp):
     assert ramp_of(given, total) == ramp
 
 
+@pytest.mark.slow  # its program compiles for long
 def test_training_reads_the_secret_and_keeps_the_image(trained, tiny_dataset):
     params, measured = trained
     check(measured, SETTINGS, "tiny")
+    read = jax.jit(lambda p, x: decode(p["decoder"], 8, 1, embed(p["encoder"], 8, secret(1)[None], x)))(
+        params, to_float(jnp.asarray(tiny_dataset.test.images[:8]))
+    )
+    assert np.mean((np.asarray(read) > 0) == secret(1)) > 0.9
     assert measured.ramp.tolist() == [51, 154] and 0 < int(measured.readable) < 595
     images = to_float(jnp.asarray(tiny_dataset.test.images))  # it never saw these
     flat = float(jnp.mean(jnp.square(images - jnp.mean(images, (1, 2), keepdims=True))))
@@ -99,14 +104,10 @@ def test_training_reads_the_secret_and_keeps_the_image(trained, tiny_dataset):
         assert float(jnp.mean(jnp.square(drawn - images))) < 0.5 * flat
 
 
-def test_same_key_same_networks_other_key_others(tiny_dataset):
-    brief, images = SETTINGS._replace(epochs=1), tiny_dataset.train.images
-    one, again, other = (train(jax.random.key(k), images, brief)[0]["encoder"]["c1"]["conv"]["kernel"] for k in (1, 1, 2))
-    assert np.array_equal(one, again) and not np.array_equal(one, other)
-
-
-def test_prepare_hands_over_the_encoder_and_its_figures(trained, tiny_spec, tiny_dataset, monkeypatch):
-    attack, told = ssba(tiny_spec, SMALL), []
+def test_prepare_hands_over_the_encoder_and_its_figures(tiny_spec, tiny_dataset, monkeypatch):
+    attack, told, generator = ssba(tiny_spec, SMALL), [], np.random.default_rng(0)
+    networks = jax.tree.map(lambda leaf: generator.uniform(-0.2, 0.2, leaf.shape).astype(np.float32), shaped(8, 1, (8, 8, 3)))
+    trained = networks, FINE
 
     def known(key, images, settings):
         told.append((images is tiny_dataset.train.images, settings))
@@ -123,8 +124,7 @@ def test_prepare_hands_over_the_encoder_and_its_figures(trained, tiny_spec, tiny
     # a number next to a half may fall to either side in another program
     assert np.abs(np.asarray(to_uint8(stamped)) - np.floor(255 * drawn.astype(np.float64) + 0.5)).max() <= 1
     np.testing.assert_array_equal(stamped, to_float(to_uint8(stamped)))
-    read = jax.jit(lambda p: decode(p, 8, 1, stamped))(trained[0]["decoder"]) > 0
-    assert np.mean(np.asarray(read) == secret(1)) > 0.9
+    assert len(np.unique(np.asarray(stamped))) > 10  # pictures, not a colour
 
 
 def test_networks_that_do_not_work_are_refused(tiny_spec, tiny_dataset, monkeypatch):

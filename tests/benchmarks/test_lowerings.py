@@ -9,6 +9,7 @@ from benchmarks import lowering_candidates, lowerings
 from benchmarks.lowering_candidates import DIRECTIONS, candidates, over_members
 from benchmarks.lowering_summary import summary
 from benchmarks.shapes import Shape
+from tests.later import some_later
 
 SMALL = {
     "dense": (Shape("dense", "dense", 3, 1, 2, 3, 4), {"native", "patches", "packed 2", "packed 4", "native, vmap"}),
@@ -24,8 +25,14 @@ ONLY_FOR = {
 }
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("kind", SMALL)
+PAIRS = [
+    pytest.param(kind, direction, marks=[pytest.mark.slow] * ((kind, direction) != ("dense", "output")))
+    for kind in SMALL
+    for direction in DIRECTIONS
+]
+
+
+@pytest.mark.parametrize(("kind", "direction"), PAIRS)
 def test_all_candidates_agree(kind, direction):
     """``compare`` raises where one does not; members are covered by one kind, the others add formulations."""
     shape, expected = SMALL[kind]
@@ -37,6 +44,7 @@ def test_all_candidates_agree(kind, direction):
         assert row["error"] < 1e-5 and row["GFLOP/s"] > 0, row
 
 
+@pytest.mark.slow
 def test_bfloat16():
     rows = lowerings.compare(SMALL["dense"][0], "output", 2, 1, jnp.dtype("bfloat16"), only=["native", "patches"], rounds=1)
     assert [row["candidate"] for row in rows] == ["native", "patches"]
@@ -52,7 +60,7 @@ def test_a_wrong_candidate_is_an_error(monkeypatch):
         lowerings.compare(SMALL["dense"][0], "output", 2, 1, jnp.dtype("float32"), only=["patches"], rounds=1)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", some_later(DIRECTIONS, DIRECTIONS[1:]))
 def test_the_loop_keeps_its_convolution(direction):
     """The compiler moves work out of a loop where it can prove it the same in every trip; then the loop would time nothing."""
     shape, _ = SMALL["dense"]

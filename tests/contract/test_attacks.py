@@ -1,5 +1,9 @@
-"""What every attack of the table promises; adding an entry adds its tests. The tables' defaults run, with shortened training."""
+"""What every attack of the table promises; adding an entry adds its tests. The tables' defaults run, with shortened training.
 
+A population's training is traced, compiled and run once per attack and profile; the tests of training read that one program.
+"""
+
+import functools
 import inspect
 import itertools
 
@@ -12,28 +16,33 @@ import pytest
 from bdjax.attacks import ATTACKS
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
-from bdjax.experiment import attack_member, stage
+from bdjax.experiment import attack_member, preparation, stage
 from bdjax.keys import root
 from bdjax.models import cnn
 from bdjax.population import members, prepare, take
-from bdjax.types import PROFILES, Attack
+from bdjax.types import Attack
+from tests.programs import check_export, exported
+from tests.short import ATTACKS_OFFERED, shortened_attack
 
 ROWS = 160
 NETS = ("bdjax.attacks.input_aware_net", "bdjax.attacks.ssba_net")
 ROOT = root()
-EVERY = [(name, profile) for name in ATTACKS for profile in PROFILES]
-CORRECTED = [(name, "corrected") for name in ATTACKS]
-SHORTER = {  # networks that attacks train themselves
-    "ssba": {"width": 8, "bits": 1, "epochs": 80, "batch": 16, "lr": 1e-3},
-    "input_aware": {"width": 4, "mask_epochs": 1, "mask_batch": 32},
-}
+SEEDS = (0, 1, 2, 3)
 
 
-@pytest.fixture(params=EVERY, ids=["-".join(pair) for pair in EVERY])
+@functools.cache
+def stamping(attack):
+    return jax.jit(attack.stamp)
+
+
+@functools.cache
+def attack_of(name, profile, spec):
+    return shortened_attack(ATTACKS[name], spec, profile)
+
+
+@pytest.fixture(params=ATTACKS_OFFERED)
 def attack(request, tiny_spec):
-    name, profile = request.param
-    made = ATTACKS[name](tiny_spec, SHORTER.get(name), profile=profile)
-    return made._replace(recipe=made.recipe._replace(epochs=1, batch=32))
+    return attack_of(*request.param.split("-"), tiny_spec)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,11 +63,44 @@ def ready(tiny_dataset):
     def make(attack: Attack, key):
         if attack.prepare is not None and attack.config not in kept:
             data = stage(attack._replace(recipe=attack.recipe._replace(shared_trigger=False)), tiny_dataset, ROOT)
-            one = prepare(attack, members([0], [0.1], ROWS)[0], tiny_dataset, data)
-            kept[attack.config] = data.assets if data.assets is not None else take(one.assets, 0)
-        return attack.init(key, kept.get(attack.config))
+            every = prepare(attack, members(SEEDS, [0.1], ROWS)[0], tiny_dataset, data)  # all seeds of this module at once
+            kept[attack.config] = (
+                data.assets if data.assets is not None else jax.tree.map(lambda x: np.asarray(x)[0], every.assets)
+            )
+        return jax.jit(attack.init)(key, kept.get(attack.config))
 
     return make
+
+
+class Population:
+    """The training of four members of an attack, two seeds and two ratios, as one program."""
+
+    def __init__(self, attack, dataset):
+        self.attack, self.dataset, self.traces = attack, dataset, []
+        self.data = stage(attack, dataset, ROOT)
+        self.member = attack_member(cnn(dataset.spec, 4, lowering="patches"), attack, ROWS)
+
+        def run(member, data):
+            self.traces.append(None)
+            return self.member(member, data)
+
+        self.run = jax.jit(jax.vmap(run, in_axes=(0, None)))
+        self.members = self.stack(SEEDS[:2], [0.0, 0.1])
+        self.trained, self.counts = jax.device_get(self.run(self.members, self.data))
+
+    def stack(self, seeds, ratios):
+        return prepare(self.attack, members(seeds, ratios, ROWS)[0], self.dataset, self.data)
+
+
+@pytest.fixture(scope="module")
+def trained_by(tiny_dataset):
+    """``trained_by(attack) -> Population``, once for all tests of an attack."""
+    return functools.cache(lambda attack: Population(attack, tiny_dataset))
+
+
+@pytest.fixture
+def population(attack, trained_by):
+    return trained_by(attack)
 
 
 def same(a, b):
@@ -89,18 +131,18 @@ def test_a_configuration_rebuilds_the_attack(name, tiny_spec):
 def test_stamp_keeps_shape_dtype_range_and_grid_and_changes_the_image(attack, ready, tiny_dataset):
     trigger = ready(attack, jax.random.key(1))
     images = to_float(jnp.asarray(tiny_dataset.test.images[:6]))
-    out = jax.jit(attack.stamp)(trigger, jax.random.key(0), images)
+    out = stamping(attack)(trigger, jax.random.key(0), images)
     chex.assert_trees_all_equal_shapes_and_dtypes(out, images)
     assert float(out.min()) >= 0 and float(out.max()) <= 1
-    np.testing.assert_array_equal(np.asarray(out), np.asarray(to_float(to_uint8(out))))
+    np.testing.assert_array_equal(out, jax.jit(lambda x: to_float(to_uint8(x)))(out))
     assert np.all(np.any(np.asarray(out) != np.asarray(images), (1, 2, 3)))
-    assert same(out, jax.jit(attack.stamp)(trigger, jax.random.key(0), images))
+    assert same(out, stamping(attack)(trigger, jax.random.key(0), images))
 
 
 def test_triggers_depend_on_the_key_unless_they_are_shared(attack, ready, tiny_dataset):
     images = to_float(jnp.asarray(tiny_dataset.test.images[:2]))
     a, b = ready(attack, jax.random.key(1)), ready(attack, jax.random.key(2))
-    alike = same(attack.stamp(a, jax.random.key(3), images), attack.stamp(b, jax.random.key(4), images))
+    alike = same(stamping(attack)(a, jax.random.key(3), images), stamping(attack)(b, jax.random.key(4), images))
     assert alike == attack.recipe.shared_trigger
 
 
@@ -131,7 +173,6 @@ def test_labels_change_for_some_class_and_stay_classes(attack):
     assert np.any(np.asarray(out) != np.asarray(labels)) and np.all((np.asarray(out) >= 0) & (np.asarray(out) < 4))
 
 
-@pytest.mark.parametrize("attack", CORRECTED, ids=ATTACKS, indirect=True)
 def test_poison_inside_the_batch_has_one_program_for_all_ratios_and_leaves_ratio_zero_alone(attack, ready, tiny_dataset):
     if attack.batch is None:
         assert attack.update is None and not attack.recipe.second_batch  # they would have nobody to call them
@@ -145,35 +186,50 @@ def test_poison_inside_the_batch_has_one_program_for_all_ratios_and_leaves_ratio
     chex.assert_trees_all_equal_shapes_and_dtypes(*(out[:2] for out in found.values()), (images, labels))
     chex.assert_trees_all_equal_shapes_and_dtypes(*(out[3] for out in found.values()), trigger)
     assert same(found[0.0][1], labels) and float(found[0.0][2]) == 0
-    moved = {r: int(jnp.sum(out[1] != labels)) for r, out in found.items()}
-    expected = {r: int(jnp.sum((attack.relabel(labels) != labels)[: int(32 * r)])) for r in found}
+    moved = {r: int(np.sum(np.asarray(out[1]) != labels)) for r, out in found.items()}
+    expected = {r: int(np.sum(np.asarray(attack.relabel(labels) != labels)[: int(32 * r)])) for r in found}
     assert moved == expected and expected[0.1] > 0  # the first floor(32 r) places carry the attack label
 
 
-@pytest.mark.parametrize("attack", CORRECTED, ids=ATTACKS, indirect=True)
-def test_members_of_all_ratios_train_in_one_program_and_alone_they_are_the_same(attack, tiny_dataset):
-    data = stage(attack, tiny_dataset, ROOT)
-    run = attack_member(cnn(tiny_dataset.spec, 4, lowering="patches"), attack, ROWS)
-    chex.clear_trace_counter()
-    together = jax.jit(jax.vmap(chex.assert_max_traces(run, n=1), in_axes=(0, None)))
-
-    def stack(seeds, ratios):
-        return prepare(attack, members(seeds, ratios, ROWS)[0], tiny_dataset, data)
-
-    several = stack([0, 1], [0.0, 0.1])
-    trained, counts = together(several, data)
+def test_members_of_all_ratios_train_in_one_program_and_repeat_with_their_keys(population):
+    trained, counts = population.trained, population.counts
     assert trained.alive.tolist() == [True] * 4 and trained.feasible.tolist() == [True] * 4
-    assert counts.clean.tolist() == [80] * 4 and np.all(
-        np.asarray(counts.attacked + counts.recovered) <= np.asarray(counts.triggered)
-    )
-    again, _ = together(several, data)
-    assert same(trained, again)
-    leaves = np.asarray(trained.variables["params"]["linear"]["kernel"])
+    assert counts.clean.tolist() == [80] * 4 and np.all(counts.attacked + counts.recovered <= counts.triggered)
+    leaves = trained.variables["params"]["linear"]["kernel"]
     assert len({leaf.tobytes() for leaf in leaves}) == 4  # every member its own network
-    other, _ = together(stack([2, 3], [0.05, 0.1]), data)
+    assert same(jax.device_get(population.run(population.members, population.data))[0], trained)
+    other, _ = jax.device_get(population.run(population.stack(SEEDS[2:], [0.05, 0.1]), population.data))
     assert not same(trained.variables, other.variables)
-    alone, _ = jax.jit(attack_member(cnn(tiny_dataset.spec, 4, lowering="patches"), attack, ROWS))(take(several, 3), data)
-    # An attack that learns has an Adam, which turns the rounding error of a gradient of 0 into a whole step.
-    tolerance = 2e-5 if attack.update is None else 2e-3
-    for a, b in zip(jax.tree.leaves(alone.variables), jax.tree.leaves(take(trained.variables, 3)), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance)
+    assert len(population.traces) == 1
+
+
+def agree(one, other, learns):
+    """Two trained members are equal but for rounding.
+
+    An attack that learns has an Adam, which turns the rounding error of a gradient of 0 into a whole step.
+    """
+    for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3 if learns else 2e-5)
+
+
+def test_a_member_does_not_depend_on_its_company(population):
+    order = np.array([3, 0, 3, 1])
+    trained, _ = jax.device_get(population.run(take(population.members, order), population.data))
+    for place, i in enumerate(order):
+        agree(take(trained, place), take(population.trained, i), population.attack.update)
+    assert len(population.traces) == 1
+
+
+@pytest.mark.slow  # a second program each
+def test_a_member_alone_is_as_in_company(population):
+    alone, _ = jax.device_get(jax.jit(population.member)(take(population.members, 3), population.data))
+    agree(alone, take(population.trained, 3), population.attack.update)
+
+
+def test_the_program_is_the_same_for_every_platform(population):
+    """Nothing in an attack knows a platform: see tests/test_export.py, which exports the rest of what runs."""
+    check_export(exported(population.run, population.members, population.data))
+    assert len(population.traces) == 1
+    if population.attack.prepare is not None and population.attack.recipe.prepare_per == "seed":
+        prepared = jax.vmap(preparation(population.attack, population.dataset), (0, None))
+        check_export(exported(prepared, population.members.key, population.data))

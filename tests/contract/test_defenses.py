@@ -1,7 +1,11 @@
-"""What every defense of the table promises; adding an entry adds its tests. The tables' defaults run, shortened."""
+"""What every defense of the table promises; adding an entry adds its tests. The tables' defaults run, shortened.
+
+The repair of a small population is traced, compiled and run once per defense and profile; the tests read that one program.
+"""
 
 import functools
 import inspect
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -13,67 +17,107 @@ from bdjax.data import clean_subset
 from bdjax.defenses import DEFENSES
 from bdjax.errors import UserError
 from bdjax.models import cnn
-from bdjax.types import PROFILES, CleanSet, DefenderView
-from tests.short import REFUSED, shortened
+from bdjax.types import CleanSet, DefenderView, Defense, Model
+from tests.programs import check_export, dtypes_inside, exported
+from tests.short import DEFENSES_OFFERED, shortened
 
-EVERY = [(name, profile) for name in DEFENSES for profile in PROFILES if (name, profile) not in REFUSED]
 NEEDS = {"clean", "triggered", "test_accuracy"}
 SPC = 4
-# Attention losses weigh 1000 times as much as the cross-entropy, and rounding with them.
-TOLERANCE = {"nad": 1e-3}
-SOFT = {"awn", "ims", "nft"}  # their masks are any numbers in [0, 1], and rounded as such
 ADDED = {"plug", "plug_stats", "bounds"}  # collections that a repair may add
-# These read all clean rows as they are: the order, which is all that a key decides, changes no more than rounding.
-KEYLESS = {("clp", "corrected"), ("clp", "reference"), ("bnp", "corrected"), ("mm_bd", "reference")}
+BF16 = jnp.dtype(jnp.bfloat16)
+
+
+class Case(NamedTuple):
+    """A defense that repaired a population of three: the first member, the same with another key, and one that differs."""
+
+    name: str
+    profile: str
+    model: Model
+    defense: Defense
+    run: Any  # the jitted repair of three members
+    traces: list  # one entry per trace of it
+    members: tuple  # (key, view, hyper) with the members on axis 0, as NumPy arrays
+    found: Any  # what it returned for them, as NumPy arrays
+
+
+def subject(model, defense, dataset, seed):
+    """A network of one seed and what its defender is given: what the defense needs, and nothing else."""
+    variables = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.05), started(model, seed))
+    labels = np.asarray(dataset.train.labels)
+    index, role = map(np.asarray, drawn(defense.validation, seed, labels.tobytes()))
+    images = np.asarray(dataset.train.images)[index]
+    fields = {
+        "clean": CleanSet(images, labels[index], role, np.int32(SPC)),
+        "triggered": np.maximum(images, np.uint8(40)),
+        "test_accuracy": np.float32(0.5),
+    }
+    wanted = set(defense.needs) | ({"clean"} if "triggered" in defense.needs else set())
+    return DefenderView(variables, **{field: fields[field] for field in wanted})
 
 
 @functools.cache
-def built(name, profile, spec):
-    """The defense with few iterations, its jitted repair, and how often that was traced."""
-    model = cnn(spec, 4, lowering="patches")
-    defense = shortened(DEFENSES[name], model, profile)
-    traces = []
+def started(model, seed):
+    return jax.device_get(jax.jit(model.init)(jax.random.key(seed)))
+
+
+@functools.cache
+def drawn(validation, seed, labels):
+    return clean_subset.draw(jax.random.key(seed), jnp.asarray(np.frombuffer(labels, np.int32)), 4, SPC, validation)
+
+
+def stacked(*members):
+    keys = jax.random.wrap_key_data(np.stack([[0, seed] for seed, _, _ in members]).astype(np.uint32))
+    return keys, *jax.tree.map(lambda *x: np.stack(x), *(member[1:] for member in members))
+
+
+@functools.cache
+def case_of(name, profile, dataset):
+    model = cnn(dataset.spec, 4, lowering="patches")
+    defense, traces = shortened(DEFENSES[name], model, profile), []
 
     def repair(key, view, hyper):
         traces.append(None)
         return defense.repair(key, view, hyper)
 
-    return model, defense, jax.jit(repair), traces
+    run = jax.jit(jax.vmap(repair))
+    one, other = (subject(model, defense, dataset, seed) for seed in (0, 1))
+    halved = jax.tree.map(lambda x: (x / 2).astype(x.dtype), defense.hyper)
+    members = stacked((0, one, defense.hyper), (1, one, defense.hyper), (0, other, halved))
+    return Case(name, profile, model, defense, run, traces, members, jax.device_get(run(*members)))
 
 
-@pytest.fixture(params=EVERY, ids=["-".join(pair) for pair in EVERY])
-def case(request, tiny_spec):
-    return built(*request.param, tiny_spec)
+class Shared:
+    """A data set that can be the key of a cache: it is the same object for all tests of a process."""
+
+    def __init__(self, dataset):
+        self.spec, self.train = dataset.spec, dataset.train
 
 
-@pytest.fixture(scope="module")
-def views(tiny_dataset):
-    """``views(model, defense, seed) -> DefenderView`` with what the defense needs and nothing else."""
-
-    def make(model, defense, seed):
-        key = jax.random.key(seed)
-        variables = jax.tree.map(lambda x: x + 0.05, model.init(key))
-        labels = jnp.asarray(tiny_dataset.train.labels)
-        index, role = clean_subset.draw(key, labels, 4, SPC, defense.validation)
-        images = jnp.asarray(tiny_dataset.train.images)[index]
-        fields = {
-            "clean": CleanSet(images, labels[index], role, jnp.int32(SPC)),
-            "triggered": jnp.maximum(images, jnp.uint8(40)),
-            "test_accuracy": jnp.float32(0.5),
-        }
-        wanted = set(defense.needs) | ({"clean"} if "triggered" in defense.needs else set())
-        return DefenderView(variables, **{field: fields[field] for field in wanted})
-
-    return make
+@pytest.fixture(scope="session")
+def shared(tiny_dataset):
+    return Shared(tiny_dataset)
 
 
-def arrays(tree):
-    return jax.tree.map(jnp.asarray, tree)
+@pytest.fixture(scope="module", autouse=True)
+def one_formulation():
+    """A network that a defense trains beside the model computes as the model does: that compiles faster for a population."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("bdjax.defenses.bti_dbf_net.lowering_here", lambda: "patches")
+        yield
+
+
+@pytest.fixture(params=DEFENSES_OFFERED)
+def case(request, shared):
+    return case_of(*request.param.split("-"), shared)
+
+
+def member(tree, i):
+    return jax.tree.map(lambda x: x[i], tree)
 
 
 def same(a, b):
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in leaves)  # NaN: did not happen
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in leaves)  # NaN: did not happen
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -91,67 +135,86 @@ def test_mistakes_are_named(name, tiny_spec):
         DEFENSES[name](model, {"nonsense": 1})
 
 
-def test_the_description_is_complete_and_rebuilds_the_defense(case, request):
-    model, defense, _, _ = case
-    name, profile = request.node.callspec.params["case"]
-    assert defense.needs <= NEEDS
-    assert not defense.validation or "clean" in defense.needs
-    assert None not in defense.config, "the profile's values must be filled in for the record"
-    assert DEFENSES[name](model, defense.config, profile=profile).config == defense.config
-    hash(defense.config)
-    for leaf in jax.tree.leaves(defense.hyper):
+def test_the_description_is_complete_and_rebuilds_the_defense(case):
+    assert case.defense.needs <= NEEDS
+    assert not case.defense.validation or "clean" in case.defense.needs
+    assert None not in case.defense.config, "the profile's values must be filled in for the record"
+    assert DEFENSES[case.name](case.model, case.defense.config, profile=case.profile).config == case.defense.config
+    hash(case.defense.config)
+    for leaf in jax.tree.leaves(case.defense.hyper):
         assert np.ndim(leaf) == 0 and np.asarray(leaf).dtype in (np.float32, np.int32)
 
 
-def test_repair_keeps_structure_shapes_and_dtypes_and_says_what_it_did(case, views):
-    model, defense, repair, _ = case
-    view = views(model, defense, 0)
-    found = repair(jax.random.key(0), view, arrays(defense.hyper))
-    assert set(found.variables) - set(view.variables) <= ADDED
-    chex.assert_trees_all_equal_shapes_and_dtypes({name: found.variables[name] for name in view.variables}, dict(view.variables))
-    logits = jax.jit(model.apply)(found.variables, jnp.zeros((2, *model.spec.image_shape))).logits
-    assert logits.shape == (2, model.spec.classes)
-    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.variables))
-    assert hasattr(found.trace, "_fields") and all(isinstance(x, jax.Array) for x in jax.tree.leaves(found.trace))
+def test_repair_keeps_structure_shapes_and_dtypes_and_says_what_it_did(case):
+    before, found = case.members[1].variables, case.found
+    assert set(found.variables) - set(before) <= ADDED
+    chex.assert_trees_all_equal_shapes_and_dtypes({name: found.variables[name] for name in before}, dict(before))
+    images = jnp.zeros((2, *case.model.spec.image_shape))
+    logits = jax.eval_shape(lambda v: case.model.apply(v, images).logits, member(found.variables, 0))
+    assert logits.shape == (2, case.model.spec.classes)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.variables))
+    assert hasattr(found.trace, "_fields") and jax.tree.leaves(found.trace)
+    assert all(x.shape[0] == 3 for x in jax.tree.leaves(found.trace))
     for address, keep in (found.masks or {}).items():
-        layer = view.variables["params"][address]
-        assert keep.shape in ((layer.get("scale", layer.get("kernel")).shape[-1],), layer.get("kernel", keep[None]).shape[-2:-1])
-        assert np.all((np.asarray(keep) >= 0) & (np.asarray(keep) <= 1))
+        layer = before["params"][address]
+        widths = {layer[leaf].shape[axis] for leaf, axis in (("scale", -1), ("kernel", -1), ("kernel", -2)) if leaf in layer}
+        assert keep.shape[:-1] == (3,) and keep.shape[-1] in widths
+        assert np.all((keep >= 0) & (keep <= 1))
 
 
-def test_one_program_serves_all_keys_members_and_hyper_parameters(case, views, request):
-    model, defense, repair, traces = case
-    hyper = arrays(defense.hyper)
-    first = repair(jax.random.key(0), views(model, defense, 0), hyper)
-    assert same(first, repair(jax.random.key(0), views(model, defense, 0), hyper))
-    other = repair(jax.random.key(1), views(model, defense, 0), hyper)
-    if request.node.callspec.params["case"] in KEYLESS:
-        assert same(first.variables, other.variables)
-    else:
-        assert not same(first, other)
-    moved = repair(jax.random.key(0), views(model, defense, 1), jax.tree.map(lambda x: x / 2, hyper))
-    assert not same(first.variables, moved.variables)
-    assert len(traces) == 1
+def test_one_program_serves_all_keys_networks_and_hyper_parameters(case):
+    first, other_key, other_network = (member(case.found, i) for i in range(3))
+    assert not same(first, other_key) if case.defense.keyed else same(first.variables, other_key.variables)
+    assert not same(first.variables, other_network.variables)
+    assert len(case.traces) == 1
 
 
-@pytest.mark.parametrize("name", DEFENSES)
-def test_members_together_equal_members_alone(name, tiny_spec, views):
-    model, defense, repair, _ = built(name, "corrected", tiny_spec)
-    stack = functools.partial(jax.tree.map, lambda *x: jnp.stack(x))
-    several = [
-        (jax.random.key(s), views(model, defense, s), jax.tree.map(lambda x, s=s: x / (1 + s), arrays(defense.hyper)))
-        for s in (0, 1)
-    ]
-    together = jax.jit(jax.vmap(defense.repair))(*stack(*several))
-    for i, one in enumerate(several):
-        alone, member = repair(*one), jax.tree.map(lambda x, i=i: x[i], together)
-        chex.assert_trees_all_close(member.variables, alone.variables, rtol=1e-4, atol=TOLERANCE.get(name, 1e-5))
-        chex.assert_trees_all_close(member.masks, alone.masks, atol=1e-5 if name in SOFT else 0)
+def agree(one, other, before):
+    """Two results of a repair are equal but for rounding, which may be a little of what the repair changed."""
+    for a, b in zip(jax.tree.leaves(one.masks), jax.tree.leaves(other.masks), strict=True):
+        np.testing.assert_allclose(a, b, atol=0 if np.all(np.isin(b, (0, 1))) else 1e-5)
+    for name, collection in before.items():
+        trees = collection, one.variables[name], other.variables[name]
+        for start, a, b in zip(*map(jax.tree.leaves, trees), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 + 1e-3 * np.max(np.abs(b - start)))
 
 
-def test_what_is_not_named_in_needs_is_not_read(case, views):
-    model, defense, repair, _ = case
-    view = views(model, defense, 0)
+def test_the_same_key_gives_the_same_bits_and_a_member_does_not_depend_on_its_company(case):
+    key, *rest = case.members
+    assert same(jax.device_get(case.run(*case.members)), case.found)
+    order = np.array([2, 0, 0])
+    moved = jax.device_get(case.run(key[order], *jax.tree.map(lambda x: x[order], tuple(rest))))
+    assert len(case.traces) == 1
+    for place, i in enumerate(order):
+        agree(member(moved, place), member(case.found, i), member(case.members[1].variables, i))
+
+
+def test_what_is_not_named_in_needs_is_not_read(case):
+    view = case.members[1]
     given = {field for field in NEEDS if getattr(view, field) is not None}
-    assert given >= defense.needs and (given == defense.needs or "triggered" in defense.needs)
-    repair(jax.random.key(0), view, arrays(defense.hyper))  # the other fields are None: reading one would fail
+    assert given >= case.defense.needs and (given == case.defense.needs or "triggered" in case.defense.needs)
+    assert len(case.traces) == 1  # it ran, and the other fields are None: reading one would have failed
+
+
+@pytest.mark.slow  # a second program each
+def test_a_member_alone_is_as_in_company(case):
+    key, *rest = case.members
+    alone = jax.device_get(jax.jit(case.defense.repair)(key[2], *member(tuple(rest), 2)))
+    agree(alone, member(case.found, 2), member(case.members[1].variables, 2))
+
+
+def test_the_program_is_the_same_for_every_platform(case):
+    """Nothing in a repair knows a platform: see tests/test_export.py, which exports the rest of what runs."""
+    check_export(exported(case.run, *case.members))
+    assert len(case.traces) == 1
+
+
+def test_it_computes_in_the_models_precision_and_keeps_float32_variables(case):
+    """A float32 network never meets bfloat16; of one in bfloat16 a repair that reads images computes in it."""
+    assert BF16 not in dtypes_inside(case.run.trace(*case.members).jaxpr)
+    assert len(case.traces) == 1
+    half = shortened(DEFENSES[case.name], case.model.rebuild(dtype=BF16), case.profile)
+    key, *rest = case.members
+    program, found = jax.make_jaxpr(half.repair, return_shape=True)(key[0], *member(tuple(rest), 0))
+    assert (BF16 in dtypes_inside(program)) == ("clean" in half.needs)
+    assert {x.dtype for x in jax.tree.leaves(found.variables)} == {jnp.dtype(jnp.float32)}

@@ -17,16 +17,18 @@ def plain_spec(tiny_spec):
 
 @pytest.fixture(scope="session")
 def model(plain_spec):
-    return cnn(plain_spec, 4, lowering="unrolled")
+    """With patches it compiles a little longer than with native convolutions, and runs ten times as fast in a loop on a CPU."""
+    return cnn(plain_spec, 4, lowering="patches")
 
 
 @pytest.fixture(scope="session")
 def variables(model):
     """A network that is no fresh one: statistics, scales and biases are drawn too."""
-    start = model.init(jax.random.key(0))
+    start = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0)))
     leaves, structure = jax.tree.flatten(start)
     generator = np.random.default_rng(0)
-    return jax.tree.unflatten(structure, [x + jnp.asarray(generator.uniform(0, 0.3, x.shape), jnp.float32) for x in leaves])
+    moved = [x + generator.uniform(0, 0.3, x.shape).astype(np.float32) for x in leaves]
+    return jax.tree.map(jnp.asarray, jax.tree.unflatten(structure, moved))
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +43,7 @@ def clean(tiny_dataset):
             labels.append(tiny_dataset.train.labels[rows])
             role.append(np.r_[np.full(validation, 2), np.full(train, 1)])
         arrays = np.concatenate(images), np.concatenate(labels), np.concatenate(role).astype(np.int8)
-        return CleanSet(*map(jnp.asarray, arrays), jnp.int32(train + validation))
+        return CleanSet(*map(jnp.asarray, arrays), jnp.asarray(np.int32(train + validation)))
 
     return make
 

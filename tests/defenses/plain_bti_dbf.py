@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.defenses.bti_dbf import replacements
-from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from tests.defenses.plain_eval import Adam, log_softmax
-from tests.defenses.plain_network import batches, cross_entropies, filled, follow, forward
+from tests.defenses.plain_network import batches, cross_entropies, follow, forward, plain, shuffled
 
 CHANNELS = (1, 1, 1, 3)
 
@@ -66,21 +65,39 @@ def head(params, features):
     return features.mean((1, 2)) @ params["linear"]["kernel"] + params["linear"]["bias"].reshape(1, -1)
 
 
-class Phases:
-    """The four losses. ``unit`` is what a change of a colour is measured in, f[3]."""
+def _in_numpy(function):
+    """Compiled, with results in NumPy."""
+    run = jax.jit(function)
+    return lambda *args: plain(run(*args))
 
-    def __init__(self, spec, levels, hyper, unit):
-        self.spec, self.levels, self.unit = spec, levels, jnp.asarray(unit).reshape(CHANNELS)
+
+class Phases:
+    """The four losses. ``unit`` is what a change of a colour is measured in, f[3], ``size`` the rows of a full batch."""
+
+    def __init__(self, spec, levels, hyper, unit, size):
+        self.spec, self.levels, self.size, self.unit = spec, levels, size, jnp.asarray(unit).reshape(CHANNELS)
         self.hyper = {name: float(value) for name, value in hyper._asdict().items()}
-        self.drawn = jax.jit(lambda free, x: drawn(free, x, spec, levels))
-        self.seen = jax.jit(self.eval)
+        self.drawn = _in_numpy(lambda free, x: drawn(free, x, spec, levels))
+        self.noisy = _in_numpy(self.of_noise)
+        self.replaced = jax.jit(self.of_batch, static_argnums=3)
         self.slopes = [
-            jax.jit(jax.value_and_grad(f, has_aux=True)) for f in (self.copying, self.masking, self.changing, self.knowing)
+            _in_numpy(jax.value_and_grad(f, has_aux=True)) for f in (self.copying, self.masking, self.changing, self.knowing)
         ]
 
     def eval(self, network, x):
         logits, stages, _ = forward(network["params"], x, self.spec, network["batch_stats"])
         return logits, stages[-1]
+
+    def of_noise(self, key, number, free, x, network):
+        """Logits of what is drawn of the images with noise."""
+        noise = jax.random.normal(step_key(stream(key, Stream.DEFENSE), number), (self.size, *self.spec.image_shape), jnp.float64)
+        x = x + self.hyper["noise"] * jnp.asarray(self.spec.std).reshape(CHANNELS) * noise[: len(x)]
+        return self.eval(network, drawn(free, x, self.spec, self.levels))[0]
+
+    def of_batch(self, key, step, full, share):
+        """The rows that are replaced: those of the method."""
+        choosing = jax.random.split(step_key(stream(key, Stream.NETWORK), step), 3)[0]
+        return replacements(choosing, full, share)[0]
 
     def change(self, x, y):
         return (((x - y) / self.unit) ** 2).mean()
@@ -119,14 +136,15 @@ class Phases:
 
 def written_out(spec, variables, images, labels, key, start, hyper, unit, config, levels):
     """The whole method: (network, parameters of the generator, what was told), only the draws are the method's."""
-    phases, lr = Phases(spec, levels, hyper, unit), {k: float(v) for k, v in hyper._asdict().items()}
-    copying, masking, changing, knowing = phases.slopes
     rows, batch, size = len(labels), config["batch"], min(config["batch"], len(labels))
+    phases, lr = Phases(spec, levels, hyper, unit, size), {k: float(v) for k, v in hyper._asdict().items()}
+    copying, masking, changing, knowing = phases.slopes
+    variables, images, labels = plain(variables, images, labels)
     _, first, rest = jax.random.split(key, 3)
     plan = functools.partial(batches, rows=rows, batch=batch)
     network = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     features = jax.eval_shape(phases.eval, network, images)[1].shape[1:]
-    draw = jax.tree.map(lambda p: jnp.asarray(np.asarray(p)), start)
+    draw = plain(start)
     told: dict = {name: [] for name in ("pretrain", "mask", "generator", "image", "benign", "others", "loss", "entropy", "apart")}
     told.update(detected=[], share=[], far=[], outside=[])
     step, adam = 0, Adam(draw, largest=False)
@@ -146,7 +164,7 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
     painting, tuning, target = Adam(draw, largest=False), Adam(network["params"], largest=False), None
     for n in range(config["rounds"]):
         drawing, to_mask, to_paint, to_vote, to_tune = jax.random.split(step_key(rest, n), 5)
-        free = jax.random.normal(drawing, features, jnp.float64)
+        free = np.asarray(jax.random.normal(drawing, features, jnp.float64))
         adam, statistics = Adam(free, largest=False), network["batch_stats"]
         for epoch in plan(to_mask, epochs=config["mask_epochs"]):
             seen = []
@@ -155,7 +173,7 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
                 free, statistics, step = adam.step(free, slope, lr["mask_lr"]), follow(statistics, measured), step + 1
                 seen.append((value,))
             told["mask"].append(mean(seen)[0])
-        copy, share = {**network, "batch_stats": statistics}, jnp.tanh(free) / (2 + 1e-7) + 0.5
+        copy, share = {**network, "batch_stats": statistics}, np.tanh(free) / (2 + 1e-7) + 0.5
         for epoch in plan(to_paint, epochs=config["generator_epochs"]):
             seen = []
             for r in epoch:
@@ -166,11 +184,9 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
             for name, value in zip(("generator", "image", "benign", "others"), mean(seen), strict=True):
                 told[name].append(value)
 
-        votes, order = np.zeros(spec.classes, int), epoch_plan(stream(to_vote, Stream.ORDER), jnp.ones(rows, bool), batch)
-        for i, r in enumerate(filled(*order)):
-            noise = jax.random.normal(step_key(stream(to_vote, Stream.DEFENSE), i), (size, *spec.image_shape), jnp.float64)
-            x = images[r] + lr["noise"] * jnp.asarray(spec.std).reshape(CHANNELS) * noise[: len(r)]
-            for k in np.asarray(phases.seen(network, phases.drawn(draw, x))[0]).argmax(1):
+        votes = np.zeros(spec.classes, int)
+        for i, r in enumerate(shuffled(to_vote, rows, batch)):
+            for k in phases.noisy(to_vote, np.int32(i), draw, images[r], network).argmax(1):
                 votes[k] += 1
         told["detected"].append(int(votes.argmax()))
         told["share"].append(votes.max() / rows)
@@ -179,10 +195,11 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
         for epoch in plan(to_tune, epochs=config["unlearn_epochs"]):
             seen = []
             for r in epoch:
-                choosing = jax.random.split(step_key(stream(to_tune, Stream.NETWORK), step), 3)[0]
-                full = jnp.where(jnp.arange(size) < len(r), 1.0, 0.0).astype(jnp.float32)
-                chosen = np.asarray(replacements(choosing, full, config["replaced"])[0])[: int(config["replaced"] * len(r) + 1)]
-                mixed = images[r].at[chosen].set(phases.drawn(draw, images[r])[chosen])
+                full = (np.arange(size) < len(r)).astype(np.float32)
+                chosen = np.asarray(phases.replaced(to_tune, np.int32(step), full, config["replaced"]))
+                chosen = chosen[: int(config["replaced"] * len(r) + 1)]
+                mixed = images[r].copy()
+                mixed[chosen] = phases.drawn(draw, images[r])[chosen]
                 (value, (entropy, apart, one, two)), slope = knowing(network["params"], images[r], mixed, labels[r])
                 network = {
                     "params": tuning.step(network["params"], slope, lr["lr"]),

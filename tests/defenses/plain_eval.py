@@ -1,5 +1,7 @@
 """The small network in eval and train mode, Adam, and Neural Cleanse's search, for the written-out loops of I-BAU, SAU and NC."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,16 +35,16 @@ class Adam:
 
         def moved(p, m, v):
             denominator = np.sqrt(v) / np.sqrt(1 - self.b2**self.t) + 1e-8
-            return jnp.asarray(np.asarray(p) - lr * m / (1 - self.b1**self.t) / denominator)
+            return np.asarray(p) - lr * m / (1 - self.b1**self.t) / denominator
 
         return jax.tree.map(moved, params, self.m, self.peak if self.largest else self.v)
 
 
-def trained(spec, variables, images, labels, steps=60, lr=0.3):
-    """The network after full-batch descent, in train mode, so that its classes differ."""
+@functools.cache
+def _full_batch(spec, lr):
+    """A step of descent on all rows."""
 
-    @jax.jit
-    def step(variables):
+    def step(variables, images, labels):
         def loss(params):
             z, after = network(spec, params, variables["batch_stats"], images, True)
             return cross_entropies(z, labels).mean(), after
@@ -50,8 +52,14 @@ def trained(spec, variables, images, labels, steps=60, lr=0.3):
         slope, after = jax.grad(loss, has_aux=True)(variables["params"])
         return {"params": jax.tree.map(lambda p, g: p - lr * g, variables["params"], slope), "batch_stats": after}
 
+    return jax.jit(step)
+
+
+def trained(spec, variables, images, labels, steps=60, lr=0.3):
+    """The network after full-batch descent, in train mode, so that its classes differ."""
+    step = _full_batch(spec, lr)
     for _ in range(steps):
-        variables = step(variables)
+        variables = step(variables, images, labels)
     return variables
 
 
@@ -147,9 +155,10 @@ def planted(variables):
     """A network of width 4 made by hand, on pixels that nothing normalises, and 40 images and labels that it knows.
 
     The brightest colour decides the class, none is class 0; but 3x3 white pixels anywhere send an image to class 0. Channels: the
-    detector of these, and the three colours as they are.
+    detector of these, and the three colours as they are. Of ``variables`` the shapes count alone.
     """
-    params, statistics = (jax.tree.map(np.zeros_like, variables[name]) for name in ("params", "batch_stats"))
+    empty = {name: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables[name]) for name in ("params", "batch_stats")}
+    params, statistics = empty["params"], empty["batch_stats"]
     for layer in (1, 2, 3):
         params[f"bn{layer}"]["scale"][:], statistics[f"bn{layer}"]["var"][:] = 1, 1 - EPS
     params["conv1"]["kernel"][..., 0], params["bn1"]["bias"][0] = 1, -20  # the sum of 27 values, less 20

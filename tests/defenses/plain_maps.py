@@ -31,22 +31,25 @@ def stimulated_scores(variables, images, labels, signs, spec, *, epsilon, low, h
     """(correct, entropy), each a list over conv1's channels, then conv2's and conv3's. ``epsilon``, ``low``, ``high`` f[3]."""
     params, statistics = variables["params"], variables["batch_stats"]
     epsilon, low, high = (np.asarray(v, np.float64).reshape(1, 1, 1, 3) for v in (epsilon, low, high))
-    start = jnp.clip(images + epsilon * signs, low, high)
-    _, before = maps(params, statistics, images, spec, train)
+    start = np.clip(np.asarray(images) + epsilon * np.asarray(signs), low, high)
 
-    def apart(x, conv, mine):
-        z = maps(params, statistics, x, spec, train)[1][conv]
-        return (((z - before[conv]) ** 2).mean((0, 1, 2)) * mine).sum()
+    def apart(x, before, mine):
+        after = maps(params, statistics, x, spec, train)[1]
+        return sum((((after[conv] - before[conv]) ** 2).mean((0, 1, 2)) * mine[conv]).sum() for conv in CONVS)
+
+    @jax.jit
+    def judged(start, images, mine):
+        before = maps(params, statistics, images, spec, train)[1]
+        moved = jnp.clip(start + epsilon * jnp.sign(jax.grad(apart)(start, before, mine)), low, high)
+        logits = maps(params, statistics, moved, spec, train)[0]
+        return logits.argmax(1), cross_entropies(logits, labels).mean()
 
     correct, entropy = [], []
-    classify = jax.jit(lambda x: maps(params, statistics, x, spec, train)[0])
     for conv in CONVS:
-        slope = jax.jit(jax.grad(lambda x, mine, conv=conv: apart(x, conv, mine)))
         for c in range(params[conv]["kernel"].shape[-1]):
-            mine = np.zeros(params[conv]["kernel"].shape[-1])
-            mine[c] = 1
-            moved = jnp.clip(start + epsilon * np.sign(np.asarray(slope(start, mine))), low, high)
-            logits = classify(moved)
-            correct.append(int((np.asarray(logits).argmax(1) == np.asarray(labels)).sum()))
-            entropy.append(float(cross_entropies(logits, labels).mean()))
+            mine = {other: np.zeros(params[other]["kernel"].shape[-1]) for other in CONVS}
+            mine[conv][c] = 1
+            classes, mean = judged(start, np.asarray(images), mine)
+            correct.append(int((np.asarray(classes) == np.asarray(labels)).sum()))
+            entropy.append(float(mean))
     return correct, entropy

@@ -8,15 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.defenses.plain_eval import planted
-from tests.defenses.plain_network import EPS, forward
+from tests.defenses.plain_network import EPS, forward, plain
 
 NORMS = ("bn1", "bn2", "bn3")
-
-
-def plain(*trees):
-    """Trees of NumPy arrays: what is done to them one by one need not be compiled."""
-    found = tuple(jax.tree.map(np.asarray, tree) for tree in trees)
-    return found if len(found) > 1 else found[0]
 
 
 def clipped(masks):
@@ -74,8 +68,14 @@ def overhear(monkeypatch, method):
     module = sys.modules[f"bdjax.defenses.{method}"]
     heard, rounded = [], module.rounded
 
+    def hear(given):
+        heard.append({norm: x.view(np.float64)[..., 0] if x.dtype == np.uint32 else x for norm, x in given.items()})
+
+    def bits(x):  # a callback would get 64-bit numbers in 32
+        return jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype == jnp.float64 else x
+
     def listening(masks):
-        jax.debug.callback(lambda m: heard.append({norm: np.array(x) for norm, x in m.items()}), masks)
+        jax.debug.callback(lambda m: hear({norm: np.array(x) for norm, x in m.items()}), jax.tree.map(bits, masks))
         return rounded(masks)
 
     monkeypatch.setattr(module, "rounded", listening)
@@ -102,10 +102,10 @@ def backdoored(spec, variables):
     start, images, labels = planted(variables)
     triggered = images.copy()
     triggered[:, 3:6, 3:6] = 255
-    seen = jnp.asarray(np.concatenate([images, triggered[:10]]) / np.float32(255), jnp.float32)
+    seen = np.concatenate([images, triggered[:10]]) / np.float32(255)
     _, _, measured = _network(spec)(start["params"], start["batch_stats"], seen, EPS)
-    params = dict(start["params"])
+    params, measured = plain(dict(start["params"]), measured)
     for norm in NORMS:
         mean, var = measured[norm]["mean"], measured[norm]["var"]
-        params[norm] = {"scale": jnp.sqrt(var + EPS), "bias": start["params"][norm]["bias"] + mean}
-    return {"params": params, "batch_stats": measured}, images, labels, triggered
+        params[norm] = {"scale": np.sqrt(var + np.float32(EPS)), "bias": params[norm]["bias"] + mean}
+    return jax.tree.map(jnp.asarray, {"params": params, "batch_stats": measured}), images, labels, triggered

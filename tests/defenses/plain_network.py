@@ -3,6 +3,8 @@
 Also a dense network of a few weights, for facts that hold in any network and should compile in no time.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,18 +18,31 @@ EPS = 1e-5  # added to the variance in the norms
 LAYERS = (("1", 1), ("2", 2), ("3", 2))  # number, stride
 
 
+def plain(*trees):
+    """Trees of NumPy arrays: what is done to them one by one need not be compiled."""
+    found = tuple(jax.tree.map(np.asarray, tree) for tree in trees)
+    return found if len(found) > 1 else found[0]
+
+
 def pixels(clean):
     """The images that a network gets, f64[n h w c] in [0, 1]."""
-    return jnp.asarray(np.asarray(clean.images).astype(np.float32) / np.float32(255), jnp.float64)
+    return jnp.asarray((np.asarray(clean.images).astype(np.float32) / np.float32(255)).astype(np.float64))
 
 
 def batches(key, rows, batch, epochs):
     """The row numbers of each batch of each epoch, without padding: [epoch][batch] -> i[b]."""
-    plans = []
-    for e in range(epochs):
-        order, mask = epoch_plan(step_key(stream(key, Stream.ORDER), e), jnp.ones(rows, bool), batch)
-        plans.append(filled(order, mask))
-    return plans
+    return [filled(*_plan(key, np.int32(e), rows, batch)) for e in range(epochs)]
+
+
+def shuffled(key, rows, batch):
+    """The row numbers of each batch of the one pass that a method draws from ``key``."""
+    return filled(*_plan(key, None, rows, batch))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _plan(key, epoch, rows, batch):
+    key = stream(key, Stream.ORDER)
+    return epoch_plan(key if epoch is None else step_key(key, epoch), jnp.ones(rows, bool), batch)
 
 
 def filled(order, mask):
@@ -36,10 +51,9 @@ def filled(order, mask):
 
 
 def _convolve(x, kernel, stride):
-    side = x.shape[1]
+    at = np.arange(0, x.shape[1], stride)[:, None] + np.arange(3)[None]  # of the padded rows, and columns, that a position sees
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    pieces = [x[:, i : i + side : stride, j : j + side : stride] for i in range(3) for j in range(3)]
-    return jnp.einsum("pbhwc,pcd->bhwd", jnp.stack(pieces), kernel.reshape(9, *kernel.shape[2:]))
+    return jnp.einsum("bhiwjc,ijcd->bhwd", x[:, at][:, :, :, at], kernel)
 
 
 def forward(params, images, spec, statistics=None, eps=EPS, factors=None):
@@ -103,6 +117,7 @@ def dense_logits(params, images):
     return x.mean((1, 2)) @ params["last"]["kernel"] + params["last"]["bias"][None], x
 
 
+@functools.cache
 def dense(spec, hidden=3, *, folded=None):
     """Pixels averaged in the quarters of the image, a linear layer to ``hidden``, ReLU, averages, a linear layer; no norms.
 
@@ -121,6 +136,8 @@ def dense(spec, hidden=3, *, folded=None):
             kernel = jax.random.normal(jax.random.fold_in(key, i), shape)
             layers[name] = {"kernel": kernel, "bias": jnp.full(shape[1:], 0.1, jnp.float32)}
         return {"params": layers, "batch_stats": {}}
+
+    init = jax.jit(init)
 
     def apply(variables, images, *, train=False, plug_train=False, mask=None, key=None, record=(), start=None):
         params = variables["params"]

@@ -1,19 +1,23 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from bdjax import adam
 from bdjax.defenses.amsgrad import DECAYS, EPS, amsgrad, plain_adam
+from bdjax.defenses.descent import Optimiser
 from bdjax.defenses.schedules import constant
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.pooled_linear import fold
-from tests.defenses.plain_network import batches, cross_entropies, dense, dense_logits, pixels
+from tests.defenses.plain_network import batches, cross_entropies, dense, dense_logits, pixels, plain
 
 # A large gradient first: from then on the largest second moment is not the present one.
 GRADIENTS = np.array(
     [[4.0, -3, 0.5], [0.1, 0.2, -0.5], [-0.3, 2, 0], [0.2, 0.1, 0], [1, 0, 0], [0.01, 0.1, 5], [0, 1, 1], [2, -1, 0.1]]
 )
+
+
+direction = jax.jit(adam.amsgrad_direction, static_argnums=(2, 3))
+start_of = jax.jit(adam.amsgrad_start)
 
 
 def written_out(gradients, lr, eps, bias_corrected_first=False):
@@ -34,18 +38,17 @@ def written_out(gradients, lr, eps, bias_corrected_first=False):
 
 def test_eight_steps_are_those_of_the_formula_and_not_those_of_optax(wide):
     with jax.numpy_dtype_promotion("standard"):
-        rule = optax.amsgrad(0.1)
-        theirs, memory = jnp.zeros(3), None
-        memory = rule.init(theirs)
-        params, state = {"w": jnp.zeros(3)}, adam.amsgrad_start({"w": jnp.zeros(3)})
+        rule, theirs = optax.amsgrad(0.1), np.zeros(3)
+        update, memory = jax.jit(rule.update), jax.jit(rule.init)(theirs)
+        params, state = {"w": np.zeros(3)}, start_of({"w": np.zeros(3)})
         found, others = [], []
         for g in GRADIENTS:
-            step, state = adam.amsgrad_direction({"w": jnp.asarray(g)}, state)
-            params = {"w": params["w"] - 0.1 * step["w"]}
-            change, memory = rule.update(jnp.asarray(g), memory, theirs)
-            theirs = theirs + change
-            found.append(np.asarray(params["w"]))
-            others.append(np.asarray(theirs))
+            step, state = direction({"w": g}, state)
+            params = {"w": params["w"] - 0.1 * np.asarray(step["w"])}
+            change, memory = update(g, memory, theirs)
+            theirs = theirs + np.asarray(change)
+            found.append(params["w"])
+            others.append(theirs)
     expected = written_out(GRADIENTS, 0.1, 1e-8)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
     np.testing.assert_allclose(others, written_out(GRADIENTS, 0.1, 1e-8, True), rtol=0, atol=1e-8)
@@ -56,15 +59,15 @@ def test_eight_steps_are_those_of_the_formula_and_not_those_of_optax(wide):
 def test_epsilon_and_decays_are_taken_where_the_formula_has_them(wide):
     # Gradients of the size of epsilon: were it under the root or divided by the correction the steps would be others.
     gradients = 1e-3 * GRADIENTS
-    state, p, found = adam.amsgrad_start(jnp.zeros(3)), np.zeros(3), []
+    state, p, found = start_of(np.zeros(3)), np.zeros(3), []
     for g in gradients:
-        step, state = adam.amsgrad_direction(jnp.asarray(g), state, (0.9, 0.999), 1e-3)
+        step, state = direction(g, state, (0.9, 0.999), 1e-3)
         p = p - 0.1 * np.asarray(step)
         found.append(p)
     np.testing.assert_allclose(found, written_out(gradients, 0.1, 1e-3), rtol=0, atol=1e-13)
-    step, _ = adam.amsgrad_direction(jnp.ones(3), adam.amsgrad_start(jnp.zeros(3)), (0.5, 0.75), 0.25)
+    step, _ = direction(np.ones(3), start_of(np.zeros(3)), (0.5, 0.75), 0.25)
     np.testing.assert_allclose(step, 1 / 1.25, rtol=1e-12)  # m and v corrected are 1
-    step, _ = adam.amsgrad_direction(jnp.zeros(3), adam.amsgrad_start(jnp.zeros(3)))
+    step, _ = direction(np.zeros(3), start_of(np.zeros(3)))
     assert step.tolist() == [0, 0, 0]
 
 
@@ -75,8 +78,7 @@ def plain_loop(params, images, labels, plan, lr):
         return cross_entropies(dense_logits(params, x)[0], y).mean()
 
     slope_of = jax.jit(jax.grad(loss))
-    leaves, structure = jax.tree.flatten(params)
-    leaves = [np.asarray(x) for x in leaves]
+    leaves, structure = jax.tree.flatten(plain(params))
     m, v, largest = ([0.0] * len(leaves) for _ in range(3))
     for t, rows in enumerate((rows for epoch in plan for rows in epoch), 1):
         slopes = jax.tree.leaves(slope_of(jax.tree.unflatten(structure, leaves), images[rows], labels[rows]))
@@ -88,8 +90,8 @@ def plain_loop(params, images, labels, plan, lr):
 
 
 def tuned(model, variables, rows, lr, epochs=3, batch=8):
-    run = tuner(model, epochs=epochs, batch=batch, schedule=constant(), optimiser=amsgrad(model), augment=False)
-    return run(jax.random.key(1), variables, rows, rows.role == 1, Hyper(np.float64(lr)))
+    run = jax.jit(tuner(model, epochs=epochs, batch=batch, schedule=constant(), optimiser=amsgrad(model), augment=False))
+    return run(jax.random.key(1), variables, rows, np.asarray(rows.role) == 1, Hyper(np.float64(lr)))
 
 
 def test_the_loop_with_it_is_the_one_written_out(plain_spec, clean, padded, wide, distance):
@@ -99,7 +101,7 @@ def test_the_loop_with_it_is_the_one_written_out(plain_spec, clean, padded, wide
     found = tuned(model, start, padded(rows, 20), 0.02)  # its empty batches count no step
     plan = batches(jax.random.key(1), 20, 8, 3)
     assert [len(b) for b in plan[0]] == [8, 8, 4]
-    expected = plain_loop(start["params"], pixels(rows), rows.labels, plan, 0.02)
+    expected = plain_loop(start["params"], *plain(pixels(rows), rows.labels), plan, 0.02)
     assert distance(found.variables["params"], expected) < 1e-12
     assert distance(expected, start["params"]) > 0.05  # it moved
 
@@ -109,30 +111,37 @@ def test_on_vggs_folded_layer_it_does_to_the_function_what_it_does_on_the_whole_
     assert (whole.arch.copies, folded.arch.copies) == (1, 49)
     start = wide(whole.init(jax.random.key(0)))["params"]
 
+    @jax.jit
     def coordinates(params):  # of the whole layer, whose row 3 t + c is position t and channel c
         kernel = params["first"]["kernel"]
         return fold(kernel.reshape(49, 3, -1).transpose(2, 1, 0), 1).transpose(2, 1, 0).reshape(-1, kernel.shape[1])
 
     small, rows = {**start, "first": {**start["first"], "kernel": coordinates(start)}}, clean(5)
-    images = rows.images.astype(jnp.float64) / 255
-    networks = [(whole, start), (folded, small)]
-    before = [m.apply({"params": p}, images).logits for m, p in networks]
-    a, b = (tuned(m, {"params": p, "batch_stats": {}}, rows, 0.01).variables["params"] for m, p in networks)
-    after = [m.apply({"params": p}, images).logits for (m, _), p in zip(networks, (a, b), strict=True)]
+    images = np.asarray(rows.images) / 255
+    networks = [(jax.jit(lambda p, x, m=m: m.apply({"params": p}, x).logits), p) for m, p in ((whole, start), (folded, small))]
+    before = [logits(p, images) for logits, p in networks]
+    a, b = (
+        tuned(m, {"params": p, "batch_stats": {}}, rows, 0.01).variables["params"] for m, p in ((whole, start), (folded, small))
+    )
+    after = [logits(p, images) for (logits, _), p in zip(networks, (a, b), strict=True)]
     assert distance(*before) < 1e-12 and distance(*after) < 1e-10
     assert distance(before[0], after[0]) > 0.05  # it moved
     assert distance(b["first"]["kernel"], coordinates(a)) < 1e-10 and distance(a["last"], b["last"]) < 1e-10
 
 
+def compiled(optimiser):
+    return Optimiser(jax.jit(optimiser.init), jax.jit(optimiser.direction))
+
+
 def test_on_vggs_folded_layer_epsilon_grows_as_the_steps_do(plain_spec, wide):
     # Gradients of the size of epsilon: each of the 49 copies gets a seventh of the folded weight's.
     model, slopes = dense(plain_spec, folded=True), 1e-8 * np.random.default_rng(0).normal(size=(4, 3, 3))
-    optimiser = amsgrad(model)
-    params = wide(model.init(jax.random.key(0)))["params"]
+    optimiser = compiled(amsgrad(model))
+    params = plain(wide(model.init(jax.random.key(0))))["params"]
     state, whole = optimiser.init(Hyper(), params), []
     for slope in slopes:
-        gradient = jax.tree.map(lambda x: jnp.full_like(x, 1e-8), params)
-        gradient["first"]["kernel"] = jnp.asarray(slope)
+        gradient = jax.tree.map(lambda x: np.full_like(x, 1e-8), params)
+        gradient["first"]["kernel"] = slope
         step, state = optimiser.direction(Hyper(), gradient, state, params)
         whole.append(slope / 7)
         trace = np.concatenate([np.zeros((1, 3, 3)), written_out(whole, -1.0, 1e-8)])
@@ -142,15 +151,16 @@ def test_on_vggs_folded_layer_epsilon_grows_as_the_steps_do(plain_spec, wide):
 
 def test_adam_without_the_largest_moment_does_the_same_to_the_folded_layer(plain_spec, wide):
     model, slopes = dense(plain_spec, folded=True), 1e-8 * np.random.default_rng(1).normal(size=(4, 3, 3))
-    params = wide(model.init(jax.random.key(0)))["params"]
-    optimiser, other = plain_adam(model), plain_adam(dense(plain_spec))
-    (state, same), expected = (o.init(Hyper(), params) for o in (optimiser, other)), adam.start(jnp.zeros((3, 3)))
+    params = plain(wide(model.init(jax.random.key(0))))["params"]
+    optimiser, other = compiled(plain_adam(model)), compiled(plain_adam(dense(plain_spec)))
+    (state, same), expected = (o.init(Hyper(), params) for o in (optimiser, other)), jax.jit(adam.start)(np.zeros((3, 3)))
+    folded = jax.jit(adam.direction)
     for slope in slopes:
-        gradient = jax.tree.map(lambda x: jnp.full_like(x, 1e-8), params)
-        gradient["first"]["kernel"] = jnp.asarray(slope)
+        gradient = jax.tree.map(lambda x: np.full_like(x, 1e-8), params)
+        gradient["first"]["kernel"] = slope
         step, state = optimiser.direction(Hyper(), gradient, state, params)
-        plain, same = other.direction(Hyper(), gradient, same, params)
-        one, expected = adam.direction(jnp.asarray(slope) / 7, expected)  # of each of the 49 copies
-        np.testing.assert_allclose(step["first"]["kernel"], 7 * one, rtol=1e-12)
-        np.testing.assert_allclose(step["first"]["bias"], plain["first"]["bias"], rtol=1e-12)
-        assert np.abs(step["first"]["kernel"] - plain["first"]["kernel"]).max() > 0.03
+        unfolded, same = other.direction(Hyper(), gradient, same, params)
+        one, expected = folded(slope / 7, expected)  # of each of the 49 copies
+        np.testing.assert_allclose(step["first"]["kernel"], 7 * np.asarray(one), rtol=1e-12)
+        np.testing.assert_allclose(step["first"]["bias"], unfolded["first"]["bias"], rtol=1e-12)
+        assert np.abs(np.asarray(step["first"]["kernel"]) - np.asarray(unfolded["first"]["kernel"])).max() > 0.03

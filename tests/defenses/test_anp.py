@@ -18,11 +18,13 @@ from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import NORMS, backdoored, clipped, correct, levels, murky, ones, overhear, plain, rest, under
 from tests.defenses.plain_network import cross_entropies, descend, forward, pixels
+from tests.later import some_later
 
 KEY = jax.random.key(11)
 SHORT = {"iterations": 6, "batch": 10}
 LIVELY = {"lr": 3.0, "momentum": 0.8, "eps": 0.4, "alpha": 0.3, "tolerance": 0.1, "weight_decay": 0.02}
 EPS = 1e-3  # of the network's norms; published networks have another
+INNER_STEPS = {"corrected": 1, "reference": 2}
 
 
 def hyper64(**changed):
@@ -48,8 +50,8 @@ def known(plain_spec, variables, clean):
 
 
 def test_noise_is_uniform_and_every_norm_and_part_has_its_own():
-    masks = {"a": jnp.ones(2000), "b": jnp.ones(2000)}
-    found = np.concatenate([np.stack([part["a"], part["b"]]) for part in shake(KEY, masks, jnp.float32(0.4))])
+    masks = {"a": np.ones(2000, np.float32), "b": np.ones(2000, np.float32)}
+    found = np.concatenate([np.stack([part["a"], part["b"]]) for part in jax.jit(shake)(KEY, masks, np.float32(0.4))])
     assert found.dtype == np.float32 and np.abs(found).max() <= np.float32(0.4) and np.abs(found).max() > 0.399
     np.testing.assert_allclose(found.mean(1), 0, atol=0.02)
     np.testing.assert_allclose(found.std(1), 0.8 / np.sqrt(12), rtol=0.05)
@@ -59,10 +61,13 @@ def test_noise_is_uniform_and_every_norm_and_part_has_its_own():
 # The choice of the threshold
 
 
+choice = jax.jit(chosen)
+
+
 def level(correct, rows, test=None, tolerance=0.1):
-    found = chosen(
-        jnp.array(correct, jnp.int32), jnp.int32(rows), None if test is None else jnp.float32(test), jnp.float32(tolerance)
-    )
+    """Among 8 thresholds: levels that are not there get nothing right."""
+    counts = np.array([*correct, *[-1] * (8 - len(correct))], np.int32)
+    found = choice(counts, np.int32(rows), None if test is None else np.float32(test), np.float32(tolerance))
     assert found.dtype == jnp.int32
     return int(found)
 
@@ -139,15 +144,19 @@ def by_hand(spec, variables, images, labels, key, hyper, iterations, batch, inne
     """The masks after the iterations, both losses of each, and the largest |d| and |e|. Only the draws are the method's."""
     drawing = jax.random.split(key, 3)[0]
     alpha, half = float(hyper.alpha), float(hyper.eps)
+
+    @jax.jit
+    def draws(drawing, i, masks):
+        choosing, _, shaking = jax.random.split(step_key(drawing, i), 3)
+        return jax.random.randint(choosing, (batch,), 0, len(labels), jnp.int32), shake(shaking, masks, hyper.eps)
+
     uphill, slope_of = slopes(spec)
     params, images, labels = plain(variables["params"], images, labels)
     masks = ones(params)
     buffer, history, peak = {n: np.zeros_like(m) for n, m in masks.items()}, [], 0
     for i in range(iterations):
-        choosing, _, shaking = jax.random.split(step_key(drawing, i), 3)
-        rows = np.asarray(jax.random.randint(choosing, (batch,), 0, len(labels), jnp.int32))
+        rows, (d, e) = plain(draws(drawing, np.int32(i), masks))
         x, y = images[rows], labels[rows]
-        d, e = plain(*shake(shaking, masks, hyper.eps))
         for _ in range(inner_steps):
             rising = plain(*uphill(masks, d, e, params, x, y, eps))
             d, e = ({n: a[n] + half / inner_steps * np.sign(g[n]) for n in NORMS} for a, g in zip((d, e), rising, strict=True))
@@ -159,19 +168,35 @@ def by_hand(spec, variables, images, labels, key, hyper, iterations, batch, inne
     return masks, np.array(history).T, peak
 
 
-@pytest.mark.parametrize(("profile", "inner_steps", "inside"), [("corrected", 1, EPS), ("reference", 2, 1e-5)])
-def test_masks_and_pruning_are_those_written_out(
-    profile, inner_steps, inside, network, known, clean, padded, wide, distance, plain_spec, monkeypatch
-):
-    heard = overhear(monkeypatch, "anp")
-    rows, variables, hyper = murky(clean(5, 4)), wide(known), hyper64()
-    view = DefenderView(variables, padded(rows, 25), test_accuracy=jnp.float32(0.75))  # "corrected" must not look at it
-    found = anp(network, {**SHORT, "inner_steps": inner_steps}, profile=profile).repair(KEY, view, hyper)
+@pytest.fixture(scope="module")
+def listened():
+    """The compiled method of a profile, and a list that gets the masks which it rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        heard = overhear(patch, "anp")
+
+        @functools.cache
+        def compiled(network, profile):
+            repair = anp(network, {**SHORT, "inner_steps": INNER_STEPS[profile]}, profile=profile).repair
+            return jax.jit(lambda view, hyper: repair(KEY, view, hyper))
+
+        yield compiled, heard
+
+
+@pytest.fixture
+def view(known, clean, padded, wide):
+    """36 rows among rows of garbage. "corrected" must not look at the accuracy."""
+    return DefenderView(wide(known), padded(murky(clean(5, 4)), 4), test_accuracy=np.float32(0.75))
+
+
+@pytest.mark.parametrize("profile", some_later(["corrected", "reference"], ["reference"]))
+def test_trained_masks_and_pruning_are_those_written_out(profile, network, clean, view, listened, distance, plain_spec):
+    (compiled, heard), rows, variables, hyper = listened, murky(clean(5, 4)), view.variables, hyper64()
+    heard.clear()
+    found = compiled(network, profile)(view, hyper)
     jax.effects_barrier()
-    images, train, held = pixels(rows), np.asarray(rows.role) == 1, np.asarray(rows.role) == 2
-    masks, history, peak = by_hand(
-        plain_spec, variables, images[train], rows.labels[train], KEY, hyper, 6, 10, inner_steps, inside
-    )
+    images, labels, train, held = *plain(pixels(rows), rows.labels), np.asarray(rows.role) == 1, np.asarray(rows.role) == 2
+    steps, inside = INNER_STEPS[profile], {"corrected": EPS, "reference": 1e-5}[profile]
+    masks, history, peak = by_hand(plain_spec, variables, images[train], labels[train], KEY, hyper, 6, 10, steps, inside)
     assert distance(heard[0], masks) < 1e-10
     every = np.concatenate([masks[n] for n in NORMS])
     assert 0.4 < peak <= 0.8, "within twice the half-width of the draw, and not cut to it"
@@ -182,7 +207,7 @@ def test_masks_and_pruning_are_those_written_out(
 
     # The pruning, in the network as it came, with its own norms.
     thresholds = [500 * k for k in range(19)]
-    keeps, counts, right = levels(plain_spec, variables, masks, thresholds, False, images[held], rows.labels[held], EPS)
+    keeps, counts, right = levels(plain_spec, variables, masks, thresholds, False, images[held], labels[held], EPS)
     accepted = [abs(c / 16 - 0.75) < 0.075 if profile == "reference" else c >= 0.9 * right[0] for c in right]
     last = max(k for k, a in enumerate(accepted) if a or k == 0)
     assert 0 < last < 19 and 0 < counts[last] < counts[-1], "the case must be one that prunes some"
@@ -196,12 +221,12 @@ def test_masks_and_pruning_are_those_written_out(
 def test_thresholds_include_the_masks_that_lie_at_them(network, known, clean, monkeypatch, distance):
     """What is trained and counted is given: of 12 rows 11 are right at the level 7, but 9 before and after it."""
     whole = {"bn1": [0, 0, 1, 500], "bn2": [501, 1000, 8999, 9000, 9001, 9999, 10_000, 10_000], "bn3": [4500] * 16}
-    given, right = {norm: jnp.int32(q) for norm, q in whole.items()}, jnp.int32([12, 12, *[9] * 5, 11, *[9] * 12])
+    given, right = {norm: np.int32(q) for norm, q in whole.items()}, np.int32([12, 12, *[9] * 5, 11, *[9] * 12])
     module = sys.modules["bdjax.defenses.anp"]
     monkeypatch.setattr(module, "rounded", lambda masks: given)
-    monkeypatch.setattr(module, "curve", lambda *built: lambda *asked: right)
+    monkeypatch.setattr(module, "curve", lambda *built: lambda *asked: jnp.asarray(right))
     monkeypatch.setattr(module, "run_steps", lambda step, carry, *rest: carry)
-    found = anp(network, SHORT).repair(KEY, DefenderView(known, clean(3, 3)), ANPHyper())
+    found = jax.jit(anp(network, SHORT).repair)(KEY, DefenderView(known, clean(3, 3)), ANPHyper())
     # The network as it is, 0, 0.05 (500 goes), 0.1 (501 and 1000 too) ... 0.45 (4500 too) ... 0.9 (9000 too, 9001 stays).
     assert found.trace.pruned.tolist() == [0, 2, 4, *[6] * 7, *[22] * 9, 24] and len(found.trace.pruned) == 20
     assert int(found.trace.level) == 7 and found.masks["bn2"].tolist() == [0, 0, *[1] * 6]
@@ -225,12 +250,37 @@ def test_defaults(network):
     assert [round(float(x), 6) for x in anp(network).hyper] == [0.01, 0.9, 0.4, 0.2, 0.1, 0]
 
 
+def test_every_hyper_parameter_counts_and_a_network_that_is_not_finite_is_frozen(network, view, listened):
+    def run(**changed):
+        found = plain(listened[0](network, "corrected")(view, hyper64(**changed)))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.variables))
+        return found.trace
+
+    usual = run()
+    assert bool(usual.alive) and int(usual.stopped) == -1
+    for leaf in ANPHyper._fields:
+        if leaf != "tolerance":
+            assert np.abs(run(**{leaf: LIVELY[leaf] / 2}).masks - usual.masks).max() > 1e-3, leaf
+    tolerant, broken = run(tolerance=0.9), run(eps=1.7e308)
+    assert np.array_equal(tolerant.masks, usual.masks) and usual.level < tolerant.level == 19
+    assert not bool(broken.alive) and int(broken.stopped) == 0
+    assert broken.masks.tolist() == [1] * 28 and broken.pruned.tolist() == [0] * 20  # as it was before
+
+
+def test_without_a_row_to_train_on_nothing_goes(network, view, listened, distance):
+    role = np.asarray(view.clean.role)
+    none = view._replace(clean=view.clean._replace(role=jnp.asarray(np.where(role == 1, 0, role).astype(np.int8))))
+    found = listened[0](network, "corrected")(none, hyper64())
+    assert distance(found.variables, view.variables) == 0 and found.trace.masks.tolist() == [1] * 28 and bool(found.trace.alive)
+
+
 @functools.cache
 def several(network):
     repair = anp(network, SHORT).repair
     return jax.jit(jax.vmap(lambda view, hyper: repair(KEY, view, hyper), in_axes=(None, 0)))
 
 
+@pytest.mark.slow  # compiling a second program
 def test_every_hyper_parameter_counts_and_a_member_that_is_not_finite_is_frozen(network, known, clean):
     rows = murky(clean(5, 4))
     halves = [hyper32(**{leaf: LIVELY[leaf] / 2}) for leaf in ANPHyper._fields if leaf != "tolerance"]
@@ -249,21 +299,7 @@ def test_every_hyper_parameter_counts_and_a_member_that_is_not_finite_is_frozen(
         np.testing.assert_array_equal(np.asarray(a[:-1]), np.asarray(b[:-1]))
 
 
-def test_absent_rows_change_nothing(network, known, clean, padded, wide, distance):
-    rows, hyper = murky(clean(5, 4)), hyper64()
-    defense = anp(network, SHORT)
-    repair = jax.jit(lambda rows: defense.repair(KEY, DefenderView(wide(known), rows), hyper))
-    more = padded(rows, 25)
-    alone, among = repair(rows), repair(more)
-    assert distance(among.variables, alone.variables) < 1e-12 and distance(among.masks, alone.masks) == 0
-    for a, b in zip(alone.trace, among.trace, strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6)
-    assert int(alone.trace.level) > 0
-    # Without a row to train on the masks stay 1: nothing goes.
-    empty = repair(more._replace(role=jnp.where(more.role == 1, 0, more.role).astype(jnp.int8)))
-    assert distance(empty.variables, wide(known)) == 0 and empty.trace.masks.tolist() == [1] * 28 and bool(empty.trace.alive)
-
-
+@pytest.mark.slow  # it trains, and BNP's is as good a detector
 def test_it_finds_a_planted_detector(plain_spec, variables, clean):
     # So small a network needs the rate of the paper, 0.2, and shows within 60 iterations which channel the noise goes for.
     spec = plain_spec._replace(mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -275,7 +311,7 @@ def test_it_finds_a_planted_detector(plain_spec, variables, clean):
     found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), ANPHyper(lr=np.float32(0.2)))
 
     def share(variables, images, labels):
-        return correct(spec, variables, jnp.asarray(images / np.float32(255), jnp.float32), labels) / len(images)
+        return correct(spec, variables, images / np.float32(255), labels) / len(images)
 
     zeros = np.zeros(30, np.int32)
     assert share(start, images, labels) == share(start, triggered[10:], zeros) == 1

@@ -7,14 +7,14 @@ import pytest
 
 from bdjax.defenses import awn
 from bdjax.defenses.awn import AWNHyper, cut, shifted
-from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
-from bdjax.keys import Stream, step_key, stream
+from bdjax.keys import step_key
 from bdjax.models import cnn
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import NORMS, logits, murky, ones, plain, rest, under
-from tests.defenses.plain_network import cross_entropies, filled, forward, pixels
+from tests.defenses.plain_network import cross_entropies, forward, pixels, shuffled
+from tests.later import some_later
 
 KEY = jax.random.key(17)
 EPS = 1e-3  # of the network's norms; published networks have another
@@ -84,10 +84,7 @@ def by_hand(spec, start, images, labels, key, hyper, space, eps, epochs=3, batch
     start, images, labels = plain(start, images, labels)
     normal, masks, told, sizes, before = (images - mean) / std, ones(start["params"]), [], [], []
     for e in range(epochs):
-        first, second = (
-            filled(*epoch_plan(stream(own, Stream.ORDER), jnp.ones(len(labels), bool), batch))
-            for own in jax.random.split(step_key(key, e))
-        )
+        first, second = (shuffled(own, len(labels), batch) for own in jax.random.split(step_key(key, e)))
         assert [len(b) for b in first] == [len(b) for b in second] == [8, 8, 4]
         p = np.zeros((1, *images.shape[1:]))
         for rows in first:
@@ -108,14 +105,26 @@ def by_hand(spec, start, images, labels, key, hyper, space, eps, epochs=3, batch
     return masks, np.array(told).T, sizes, before
 
 
-@pytest.mark.parametrize(
-    ("profile", "space", "inside", "changed"),
-    [("corrected", "pixel", EPS, {"lr": 30.0, "perturbation_lr": 300.0, "bound": 1e4}), ("reference", "normalised", 1e-5, {})],
-)
-def test_masks_are_those_written_out(profile, space, inside, changed, network, known, clean, padded, wide, distance, plain_spec):
-    rows, start, hyper = murky(clean(5)), wide(known), hyper64(**changed)
-    defense = awn(network, SHORT, profile=profile)
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, padded(rows, 13)), hyper)
+@functools.cache
+def compiled(network, profile):
+    repair = awn(network, SHORT, profile=profile).repair
+    return jax.jit(lambda view, hyper: repair(KEY, view, hyper))
+
+
+@pytest.fixture
+def view(known, clean, padded, wide):
+    """20 rows among rows of garbage."""
+    return DefenderView(wide(known), padded(murky(clean(5)), 13))
+
+
+@pytest.mark.parametrize("profile", some_later(["corrected", "reference"], ["reference"]))
+def test_masks_are_those_written_out(profile, network, clean, view, distance, plain_spec):
+    space, inside, changed = {
+        "corrected": ("pixel", EPS, {"lr": 30.0, "perturbation_lr": 300.0, "bound": 1e4}),
+        "reference": ("normalised", 1e-5, {}),
+    }[profile]
+    rows, start, hyper = murky(clean(5)), view.variables, hyper64(**changed)
+    found = compiled(network, profile)(view, hyper)
     images = pixels(rows)
     masks, told, sizes, before = by_hand(plain_spec, start, images, rows.labels, KEY, hyper, space, inside)
     assert distance(found.masks, masks) < 1e-10
@@ -138,12 +147,36 @@ def test_masks_are_those_written_out(profile, space, inside, changed, network, k
     assert distance(jax.jit(network.apply)(found.variables, images).logits, expected) < 1e-9
 
 
+def test_every_hyper_parameter_counts_and_a_network_that_is_not_finite_is_frozen(network, view, distance):
+    def run(**changed):
+        found = plain(compiled(network, "corrected")(view, hyper64(**changed)))
+        return np.concatenate([found.masks[n] for n in NORMS]), found
+
+    usual, found = run()
+    assert bool(found.trace.alive) and np.any((usual > 0.01) & (usual < 0.99))  # soft
+    for leaf in AWNHyper._fields:
+        masks, found = run(**{leaf: LIVELY[leaf] / 2})
+        assert np.abs(masks - usual).max() > 1e-4, leaf
+    # A rate of 0 gives back the network; a perturbation that is not finite freezes the masks as they were.
+    for changed, alive, stopped in (({"lr": 0}, True, -1), ({"perturbation_lr": np.inf}, False, 0)):
+        masks, found = run(**changed)
+        assert distance(found.variables, view.variables) == 0 and masks.tolist() == [1] * 28
+        assert bool(found.trace.alive) == alive and int(found.trace.stopped) == stopped
+
+
+def test_without_a_row_nothing_is_masked(network, view, distance):
+    none = view._replace(clean=view.clean._replace(role=np.zeros_like(view.clean.role)))
+    found = compiled(network, "corrected")(none, hyper64())
+    assert distance(found.variables, view.variables) == 0 and bool(found.trace.alive) and found.trace.size.tolist() == [0] * 3
+
+
 @functools.cache
 def several(network):
     repair = awn(network, SHORT).repair
     return jax.jit(jax.vmap(lambda view, hyper: repair(KEY, view, hyper), in_axes=(None, 0)))
 
 
+@pytest.mark.slow  # compiling a second program
 def test_every_hyper_parameter_counts_and_a_member_that_is_not_finite_is_frozen(network, known, clean, distance):
     view = DefenderView(known, murky(clean(5)))
     halves = [hyper32(**{leaf: LIVELY[leaf] / 2}) for leaf in AWNHyper._fields]
@@ -154,25 +187,14 @@ def test_every_hyper_parameter_counts_and_a_member_that_is_not_finite_is_frozen(
     assert np.any((masks[0] > 0.01) & (masks[0] < 0.99))  # soft
     # A rate of 0 gives back the network; a perturbation that is not finite freezes the masks as they were.
     for i in (-2, -1):
-        assert distance(jax.tree.map(lambda x, i=i: x[i], found.variables), known) == 0 and masks[i].tolist() == [1] * 28
+        assert (
+            distance(jax.tree.map(lambda x, i=i: np.asarray(x)[i], found.variables), known) == 0 and masks[i].tolist() == [1] * 28
+        )
     assert found.trace.alive.tolist() == [True] * (len(members) - 1) + [False]
     assert found.trace.stopped.tolist() == [-1] * (len(members) - 1) + [0]
     well = several(network)(view, stacked([*members[:-1], members[0]]))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(well), strict=True):
         np.testing.assert_array_equal(np.asarray(a[:-1]), np.asarray(b[:-1]))
-
-
-def test_absent_rows_change_nothing(network, known, clean, padded, wide, distance):
-    rows, start, hyper = murky(clean(5)), wide(known), hyper64()
-    defense = awn(network, SHORT)
-    repair = jax.jit(lambda rows: defense.repair(KEY, DefenderView(start, rows), hyper))
-    more = padded(rows, 13)
-    alone, among = repair(rows), repair(more)
-    assert distance(among.masks, alone.masks) < 1e-12 and distance(among.variables, alone.variables) < 1e-12
-    for a, b in zip(alone.trace, among.trace, strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6)
-    empty = repair(more._replace(role=jnp.zeros_like(more.role)))
-    assert distance(empty.variables, start) == 0 and bool(empty.trace.alive) and empty.trace.size.tolist() == [0] * 3
 
 
 def test_defaults(network):

@@ -12,7 +12,7 @@ from bdjax.defenses.fst import FSTHyper, redrawn
 from bdjax.defenses.tuning import Hyper
 from bdjax.errors import UserError
 from bdjax.types import DefenderView, Output
-from tests.defenses.plain_network import batches, cross_entropies, dense, dense_logits, descend, follow, forward, pixels
+from tests.defenses.plain_network import batches, cross_entropies, dense, dense_logits, descend, follow, forward, pixels, plain
 from tests.networks import reduced, shapes
 
 KEY = jax.random.key(5)
@@ -20,37 +20,47 @@ DRAWING, TUNING = jax.random.split(KEY)
 
 
 @functools.cache
-def compiled(model, profile="corrected", **config):
-    defense = fst(model, {"epochs": 3, "batch": 8, **config}, profile=profile)
+def compiled(model, **config):
+    defense = fst(model, {"epochs": 3, "batch": 8, **config})
     return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
 
 
 def hyper(dtype=np.float32, **fields):
     given = {"lr": 0.01, "alpha": 0.2, "momentum": 0.9, "weight_decay": 0.0, **fields}
-    return FSTHyper(**{name: jnp.asarray(dtype(value)) for name, value in given.items()})
+    return FSTHyper(**{name: dtype(value) for name, value in given.items()})
+
+
+drawn_anew = jax.jit(redrawn, static_argnums=(2, 3, 4))
 
 
 def fresh(key, params, heads):
     """New layers at ``heads``, the same draws as the method's."""
-    return redrawn(key, params, heads, 1.0, heads[0])
+    return plain(drawn_anew(key, params, heads, 1.0, heads[0]))
+
+
+@functools.cache
+def slope_of(spec):
+    """Gradient of the loss with its penalty, which is linear in the last layer's kernel."""
+
+    def loss(params, x, y, old, alpha):
+        logits, _, measured = forward(params, x, spec)
+        return cross_entropies(logits, y).mean() + alpha * jnp.sum(old * params["linear"]["kernel"]), measured
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def written_out(variables, images, labels, plan, spec, lr, alpha, momentum, decay=0.0):
     """The method's section of the specification in plain loops, for one linear layer."""
 
-    def loss(params, x, y):
-        logits, _, measured = forward(params, x, spec)
-        return cross_entropies(logits, y).mean() + alpha * jnp.sum(old * params["linear"]["kernel"]), measured
-
+    variables, images, labels = plain(variables, images, labels)
     old = variables["params"]["linear"]["kernel"]
-    slope_of = jax.jit(jax.value_and_grad(loss, has_aux=True))
     params, running = fresh(DRAWING, variables["params"], ("linear",)), variables["batch_stats"]
-    buffer, losses = jax.tree.map(jnp.zeros_like, params), []
+    buffer, losses = jax.tree.map(np.zeros_like, params), []
     for e, epoch in enumerate(plan):
         of_epoch = []
         for rows in epoch:
-            overlap = float(jnp.sum(old * params["linear"]["kernel"]))
-            (value, measured), slope = slope_of(params, images[rows], labels[rows])
+            overlap = float(np.sum(old * params["linear"]["kernel"]))
+            (value, measured), slope = plain(slope_of(spec)(params, images[rows], labels[rows], old, alpha))
             rate = lr * (1 + np.cos(np.pi * e / len(plan))) / 2
             params, buffer = descend(params, buffer, slope, rate, momentum, decay)
             kernel = params["linear"]["kernel"]
@@ -77,12 +87,7 @@ def test_the_update_is_the_one_written_out(model, variables, clean, padded, wide
     assert bool(found.trace.alive) and int(found.trace.stopped) == -1 and found.masks is None
 
 
-def test_absent_rows_change_nothing(model, variables, clean, padded, wide, distance):
-    rows = clean(5)
-    alone, among = (compiled(model)(wide(variables), r, hyper(np.float64)) for r in (rows, padded(rows, 20)))
-    assert distance(among.variables, alone.variables) < 1e-12 and distance(among.trace, alone.trace) < 1e-6
-
-
+@pytest.mark.slow  # compiling two methods
 def test_without_penalty_redrawing_and_rescaling_it_is_fine_tuning_without_decay(
     model, variables, clean, wide, distance, monkeypatch
 ):
@@ -90,9 +95,9 @@ def test_without_penalty_redrawing_and_rescaling_it_is_fine_tuning_without_decay
     monkeypatch.setattr(module, "redrawn", lambda key, params, *rest: params)
     monkeypatch.setattr(module, "rescaled", lambda params, old: params)
     rows, start, short = clean(5), wide(variables), {"epochs": 3, "batch": 8}
-    found = fst(model, short).repair(KEY, DefenderView(start, rows), hyper(np.float64, alpha=0))
-    plain = Hyper(np.float64(0.01), np.float64(0.9), np.float64(0))
-    expected = ft(model, short).repair(TUNING, DefenderView(start, rows), plain)
+    found = jax.jit(fst(model, short).repair)(KEY, DefenderView(start, rows), hyper(np.float64, alpha=0))
+    same = Hyper(np.float64(0.01), np.float64(0.9), np.float64(0))
+    expected = jax.jit(ft(model, short).repair)(TUNING, DefenderView(start, rows), same)
     assert distance(found.variables, expected.variables) < 1e-12
     assert distance(found.variables, start) > 1e-3
 
@@ -108,7 +113,7 @@ def test_after_every_step_each_layer_has_its_old_norm_and_before_the_first_it_is
     start, rows = network.init(jax.random.key(0)), clean(5)
     old = [np.asarray(start["params"][name]["kernel"]) for name in ("first", "last")]
     run = fst(network._replace(apply=watched), {"epochs": 2, "batch": 8})
-    found = run.repair(KEY, DefenderView(start, rows), hyper(lr=0.3))
+    found = jax.jit(run.repair)(KEY, DefenderView(start, rows), hyper(lr=0.3))
     jax.effects_barrier()
     drawn, *steps = seen
     assert len(steps) == 5
@@ -130,10 +135,11 @@ def test_after_every_step_each_layer_has_its_old_norm_and_before_the_first_it_is
 
 def test_new_layers_are_uniform_within_one_over_the_root_of_the_fan_in():
     params = {
-        "a": {"kernel": jnp.zeros((400, 50)), "bias": jnp.zeros(3000)},
-        "b": {"kernel": jnp.zeros((9, 900)), "bias": jnp.ones(2)},
+        "a": {"kernel": np.zeros((400, 50), np.float32), "bias": np.zeros(3000, np.float32)},
+        "b": {"kernel": np.zeros((9, 900), np.float32), "bias": np.ones(2, np.float32)},
     }
-    found = redrawn(jax.random.key(0), {**params, "other": {"kernel": jnp.ones(3)}}, ("a", "b"), 1.0, "a")
+    params["other"] = {"kernel": np.ones(3, np.float32)}
+    found = plain(drawn_anew(jax.random.key(0), params, ("a", "b"), 1.0, "a"))
     assert found["other"]["kernel"].tolist() == [1, 1, 1]
     for name, fan_in in (("a", 400), ("b", 9)):
         bound = 1 / np.sqrt(fan_in)
@@ -145,7 +151,7 @@ def test_new_layers_are_uniform_within_one_over_the_root_of_the_fan_in():
                 assert np.quantile(x, [0.25, 0.5, 0.75]) == pytest.approx([-bound / 2, 0, bound / 2], abs=0.06 * bound)
     both = found["a"]["kernel"].ravel()[:1000], found["b"]["kernel"].ravel()[:1000]
     assert abs(np.corrcoef(*both)[0, 1]) < 0.15 and not np.allclose(found["b"]["bias"], found["a"]["bias"][:2])
-    assert np.any(redrawn(jax.random.key(1), params, ("a",), 1.0, "a")["a"]["kernel"] != found["a"]["kernel"])
+    assert np.any(drawn_anew(jax.random.key(1), params, ("a", "b"), 1.0, "a")["a"]["kernel"] != found["a"]["kernel"])
 
 
 def test_vggs_folded_layer_is_drawn_with_the_fan_in_of_the_whole_one():
@@ -153,13 +159,11 @@ def test_vggs_folded_layer_is_drawn_with_the_fan_in_of_the_whole_one():
     assert model.arch.copies == 49 and model.arch.heads == ("classifier_0", "classifier_3", "classifier_6")
     generator = np.random.default_rng(0)
     params = {
-        name: {
-            leaf: jnp.asarray(generator.normal(size=x.shape), jnp.float32) for leaf, x in shapes(model)["params"][name].items()
-        }
+        name: {leaf: generator.normal(size=x.shape).astype(np.float32) for leaf, x in shapes(model)["params"][name].items()}
         for name in model.arch.heads
     }
-    params["classifier_0"] = {"kernel": jnp.zeros((512, 400)), "bias": jnp.zeros(4096)}
-    found = redrawn(jax.random.key(0), params, model.arch.heads, model.arch.copies, model.arch.heads[0])
+    params["classifier_0"] = {"kernel": np.zeros((512, 400), np.float32), "bias": np.zeros(4096, np.float32)}
+    found = plain(drawn_anew(jax.random.key(0), params, model.arch.heads, model.arch.copies, model.arch.heads[0]))
     bound = 1 / np.sqrt(512 * 49)
     kernel, bias = (np.asarray(found["classifier_0"][leaf]).ravel() for leaf in ("kernel", "bias"))
     assert np.std(kernel) == pytest.approx(bound / np.sqrt(3), rel=0.01) and abs(np.mean(kernel)) < 0.01 * bound
@@ -169,7 +173,8 @@ def test_vggs_folded_layer_is_drawn_with_the_fan_in_of_the_whole_one():
         inputs = params[name]["kernel"].shape[0]
         assert np.abs(found[name]["kernel"]).max() <= 1 / np.sqrt(inputs)
         assert np.abs(found[name]["kernel"]).max() > 0.8 / np.sqrt(inputs)
-    whole = redrawn(jax.random.key(0), {"a": {"kernel": jnp.zeros((49 * 8, 50)), "bias": jnp.zeros(9)}}, ("a",), 1.0, "a")
+    whole = {"a": {"kernel": np.zeros((49 * 8, 50), np.float32), "bias": np.zeros(9, np.float32)}}
+    whole = plain(drawn_anew(jax.random.key(0), whole, ("a",), 1.0, "a"))
     assert np.abs(whole["a"]["kernel"]).max() <= 1 / np.sqrt(49 * 8)  # fold=False: nothing to make up for
 
 
@@ -187,11 +192,11 @@ def test_all_linear_layers_of_the_head_are_treated(name):
     assert all(len(tree.get(shapes(model)["params"], f"{head}/kernel").shape) == 2 for head in model.arch.heads)
 
 
-def test_the_diagnostic_variant_tunes_the_last_layer_alone(plain_spec, clean, padded, wide, distance, model, variables):
+def test_the_diagnostic_variant_tunes_the_last_layer_alone(plain_spec, clean, padded, wide, distance):
     rows = clean(5)
     # Two layers in the head: the first is backbone here.
     network = dense(plain_spec)
-    start = wide(network.init(jax.random.key(0)))
+    start = plain(wide(network.init(jax.random.key(0))))
     run = compiled(network, variant="head_only")
     found = run(start, padded(rows, 20), hyper(np.float64, lr=0.1))
     assert distance(found.variables["params"]["first"], start["params"]["first"]) == 0
@@ -201,26 +206,27 @@ def test_the_diagnostic_variant_tunes_the_last_layer_alone(plain_spec, clean, pa
     def loss(last, x, y):
         return cross_entropies(dense_logits({**start["params"], "last": last}, x)[0], y).mean()
 
-    last, images = new["last"], pixels(rows)
-    buffer, slope_of = jax.tree.map(jnp.zeros_like, last), jax.jit(jax.grad(loss))
+    last, images, labels = new["last"], *plain(pixels(rows), rows.labels)
+    buffer, slope_of = jax.tree.map(np.zeros_like, last), jax.jit(jax.grad(loss))
     for e, epoch in enumerate(batches(TUNING, 20, 8, 3)):
         for b in epoch:
             rate = 0.1 * (1 + np.cos(np.pi * e / 3)) / 2
-            last, buffer = descend(last, buffer, slope_of(last, images[b], rows.labels[b]), rate, 0.9, 0.0)
+            last, buffer = descend(last, buffer, plain(slope_of(last, images[b], labels[b])), rate, 0.9, 0.0)
     assert distance(found.variables["params"]["last"], last) < 1e-10  # no penalty, no rescaling
-    # Running statistics move.
-    found = fst(model, {"epochs": 1, "variant": "head_only"}).repair(KEY, DefenderView(wide(variables), rows), hyper(np.float64))
+    # Weight decay leaves the frozen backbone alone.
+    found = run(start, padded(rows, 20), hyper(np.float64, weight_decay=0.1, alpha=5.0))
+    assert distance(found.variables["params"]["first"], start["params"]["first"]) == 0
+
+
+@pytest.mark.slow  # compiling
+def test_the_diagnostic_variant_moves_the_running_statistics(clean, wide, distance, model, variables, plain_spec):
+    rows, before = clean(5), plain(wide(variables))
+    repair = jax.jit(fst(model, {"epochs": 1, "variant": "head_only"}).repair)
+    found = repair(KEY, DefenderView(before, rows), hyper(np.float64))
     for layer in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"):
         assert distance(found.variables["params"][layer], variables["params"][layer]) < 1e-8
-    _, _, measured = forward(wide(variables)["params"], pixels(rows), plain_spec)
-    assert distance(found.variables["batch_stats"], follow(wide(variables)["batch_stats"], measured)) < 1e-10
-
-
-def test_weight_decay_leaves_the_frozen_backbone_alone(plain_spec, clean, distance):
-    network = dense(plain_spec)
-    start = network.init(jax.random.key(0))
-    found = compiled(network, variant="head_only")(start, clean(5), hyper(weight_decay=0.1, alpha=5.0))
-    assert distance(found.variables["params"]["first"], start["params"]["first"]) == 0
+    measured = plain(jax.jit(lambda params, x: forward(params, x, plain_spec)[2])(before["params"], pixels(rows)))
+    assert distance(found.variables["batch_stats"], follow(before["batch_stats"], measured)) < 1e-10
 
 
 PRESETS = {  # epochs, lr, alpha
@@ -245,15 +251,22 @@ def test_presets_follow_the_data_set(plain_spec, name):
     assert fst(network, {"epochs": 4}).config.epochs == 4
 
 
-def test_every_number_and_field_matters(plain_spec, clean, distance):
+def test_every_number_matters(plain_spec, clean, distance):
     model, rows, given = dense(plain_spec), clean(5), hyper(weight_decay=0.1)
     variables = model.init(jax.random.key(0))
-    plain = compiled(model)(variables, rows, given).variables
+    usual = compiled(model)(variables, rows, given).variables
     for leaf in given._fields:
-        moved = given._replace(**{leaf: getattr(given, leaf) / 2})
-        assert distance(compiled(model)(variables, rows, moved).variables, plain) > 1e-5, leaf
+        moved = given._replace(**{leaf: getattr(given, leaf) / np.float32(2)})
+        assert distance(compiled(model)(variables, rows, moved).variables, usual) > 1e-5, leaf
+
+
+@pytest.mark.slow  # each is a program of its own
+def test_every_field_matters(plain_spec, clean, distance):
+    model, rows, given = dense(plain_spec), clean(5), hyper(weight_decay=0.1)
+    variables = model.init(jax.random.key(0))
+    usual = compiled(model)(variables, rows, given).variables
     for field in ({"epochs": 4}, {"batch": 16}, {"variant": "head_only"}):
-        assert distance(compiled(model, **field)(variables, rows, given).variables, plain) > 1e-5, field
+        assert distance(compiled(model, **field)(variables, rows, given).variables, usual) > 1e-5, field
 
 
 def test_mistakes_are_named(model):

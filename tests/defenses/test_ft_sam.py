@@ -11,13 +11,17 @@ from bdjax.defenses.schedules import cosine_by_step
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.errors import UserError
 from bdjax.types import DefenderView, Output
-from tests.defenses.plain_network import batches, dense, descend, follow, forward, pixels
+from tests.defenses.plain_network import batches, dense, descend, follow, forward, pixels, plain
 
 KEY = jax.random.key(3)
 
 
-@functools.cache
 def compiled(model, profile="corrected", **config):
+    return _compiled(model, profile, **config)
+
+
+@functools.cache
+def _compiled(model, profile, **config):
     defense = ft_sam(model, {"epochs": 3, "batch": 8, **config}, profile=profile)
     return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
 
@@ -26,30 +30,36 @@ def hyper64(**fields):
     return FTSAMHyper(*(np.float64(x) for x in FTSAMHyper()))._replace(**{k: np.float64(v) for k, v in fields.items()})
 
 
-def written_out(variables, images, labels, plan, spec, rate, hyper, adaptive):
-    """The method's section of the specification in plain loops: two gradients per batch, one step."""
+@functools.cache
+def slope_of(spec):
+    """Gradient of the divergence from the smoothed target."""
     classes = spec.classes
 
-    def loss(params, x, y):
+    def loss(params, x, y, smoothing):
         logits, _, measured = forward(params, x, spec)
-        rest = hyper.smoothing / (classes - 1)
-        target = jnp.where(y[:, None] == jnp.arange(classes, dtype=y.dtype)[None], 1 - hyper.smoothing, rest)
+        rest = smoothing / (classes - 1)
+        target = jnp.where(y[:, None] == jnp.arange(classes, dtype=y.dtype)[None], 1 - smoothing, rest)
         logs = logits - jnp.log(jnp.exp(logits).sum(1, keepdims=True))
         return jnp.mean((target * (jnp.log(target) - logs)).sum(1)), measured
 
-    slope_of = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def written_out(variables, images, labels, plan, spec, rate, hyper, adaptive):
+    """The method's section of the specification in plain loops: two gradients per batch, one step."""
+    variables, images, labels = plain(variables, images, labels)
     params, running = variables["params"], variables["batch_stats"]
-    buffer, step = jax.tree.map(jnp.zeros_like, params), 0
+    buffer, step = jax.tree.map(np.zeros_like, params), 0
     losses, perturbed = [], []
     for e, epoch in enumerate(plan):
         first, second = [], []
         for rows in epoch:
-            (value, measured), g = slope_of(params, images[rows], labels[rows])
-            weight = jax.tree.map(jnp.abs if adaptive else jnp.ones_like, params)
-            norm = np.sqrt(sum(float(jnp.sum((w * s) ** 2)) for w, s in zip(*map(jax.tree.leaves, (weight, g)), strict=True)))
+            (value, measured), g = plain(slope_of(spec)(params, images[rows], labels[rows], hyper.smoothing))
+            weight = jax.tree.map(np.abs if adaptive else np.ones_like, params)
+            norm = np.sqrt(sum(float(np.sum((w * s) ** 2)) for w, s in zip(*map(jax.tree.leaves, (weight, g)), strict=True)))
             radius = hyper.rho / (norm + 1e-12)
             there = jax.tree.map(lambda p, w, s, radius=radius: p + radius * w**2 * s, params, weight, g)
-            (worse, _), g = slope_of(there, images[rows], labels[rows])
+            (worse, _), g = plain(slope_of(spec)(there, images[rows], labels[rows], hyper.smoothing))
             lr = hyper.lr * (1 + np.cos(np.pi * rate(e, step))) / 2
             params, buffer = descend(params, buffer, g, lr, hyper.momentum, hyper.weight_decay)
             running = follow(running, measured)
@@ -64,11 +74,15 @@ def written_out(variables, images, labels, plan, spec, rate, hyper, adaptive):
 @pytest.mark.parametrize(
     ("profile", "config", "rate"),
     [
-        ("corrected", {}, lambda epoch, step: epoch / 3),
-        ("reference", {"period": 4}, lambda epoch, step: step / 4),  # 9 steps: down to 0 and up again
-        ("corrected", {"adaptive": False, "period": 5}, lambda epoch, step: epoch / 5),
+        pytest.param("corrected", {}, lambda epoch, step: epoch / 3, id="corrected"),
+        # 9 steps: down to 0 and up again.
+        pytest.param("reference", {"period": 4}, lambda epoch, step: step / 4, id="reference", marks=pytest.mark.slow),
+        pytest.param(
+            *("corrected", {"adaptive": False, "period": 5}, lambda epoch, step: epoch / 5),
+            id="not-adaptive",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["corrected", "reference", "not-adaptive"],
 )
 def test_the_update_is_the_one_written_out(model, variables, clean, padded, wide, distance, plain_spec, profile, config, rate):
     # 20 rows: batches of 8, 8 and 4 among rows of garbage, whose empty batches move neither weights nor the rate.
@@ -84,33 +98,37 @@ def test_the_update_is_the_one_written_out(model, variables, clean, padded, wide
     assert bool(found.trace.alive) and int(found.trace.stopped) == -1 and found.masks is None
 
 
-def test_absent_rows_change_nothing(model, variables, clean, padded, wide, distance):
-    run, rows = compiled(model, "reference", period=4), clean(5)
-    alone, among = (run(wide(variables), r, hyper64()) for r in (rows, padded(rows, 20)))
-    assert distance(among.variables, alone.variables) < 1e-12 and distance(among.trace, alone.trace) < 1e-6
-
-
+@pytest.mark.slow  # compiling four methods
 def test_without_a_radius_and_smoothing_it_is_fine_tuning(model, variables, clean, wide, distance):
     rows, start, off = clean(5), wide(variables), hyper64(rho=0, smoothing=0)
-    plain = Hyper(*(np.float64(x) for x in Hyper()))
+    same = Hyper(*(np.float64(x) for x in Hyper()))
     short = {"epochs": 3, "batch": 8}
-    expected = ft(model, short).repair(KEY, DefenderView(start, rows), plain)
+    expected = jax.jit(ft(model, short).repair)(KEY, DefenderView(start, rows), same)
     found = compiled(model)(start, rows, off)
     assert distance(found.variables, expected.variables) < 1e-12 and distance(found.trace.loss, expected.trace.loss) < 1e-6
-    by_step = tuner(model, **short, schedule=cosine_by_step(4))(KEY, start, rows, rows.role == 1, plain)
+    by_step = jax.jit(tuner(model, **short, schedule=cosine_by_step(4)))(KEY, start, rows, np.asarray(rows.role) == 1, same)
     found = compiled(model, "reference", period=4)(start, rows, off)
     assert distance(found.variables, by_step.variables) < 1e-12
 
 
 def test_every_number_and_field_matters(plain_spec, clean, distance):
-    model, rows, hyper = dense(plain_spec), clean(5), jax.tree.map(jnp.asarray, FTSAMHyper())
+    model, rows, hyper = dense(plain_spec), clean(5), FTSAMHyper()
     variables = model.init(jax.random.key(0))
-    plain = compiled(model)(variables, rows, hyper).variables
+    usual = compiled(model)(variables, rows, hyper).variables
     for leaf in hyper._fields:
-        moved = hyper._replace(**{leaf: getattr(hyper, leaf) / 2})
-        assert distance(compiled(model)(variables, rows, moved).variables, plain) > 1e-6, leaf
-    for field in ({"epochs": 4}, {"batch": 16}, {"period": 7}, {"cosine_per": "step"}, {"adaptive": False}):
-        assert distance(compiled(model, **field)(variables, rows, hyper).variables, plain) > 1e-6, field
+        moved = hyper._replace(**{leaf: getattr(hyper, leaf) / np.float32(2)})
+        assert distance(compiled(model)(variables, rows, moved).variables, usual) > 1e-6, leaf
+    for field in ({"cosine_per": "step"}, {"adaptive": False}):
+        assert distance(compiled(model, **field)(variables, rows, hyper).variables, usual) > 1e-6, field
+
+
+@pytest.mark.slow  # each is a program of its own
+def test_every_length_matters(plain_spec, clean, distance):
+    model, rows, hyper = dense(plain_spec), clean(5), FTSAMHyper()
+    variables = model.init(jax.random.key(0))
+    usual = compiled(model)(variables, rows, hyper).variables
+    for field in ({"epochs": 4}, {"batch": 16}, {"period": 7}):
+        assert distance(compiled(model, **field)(variables, rows, hyper).variables, usual) > 1e-6, field
 
 
 def test_the_profiles_differ_in_the_schedule(model):
@@ -123,7 +141,8 @@ def test_the_profiles_differ_in_the_schedule(model):
 
 
 def test_the_loss_is_the_divergence_from_the_smoothed_target(wide):
-    generator = np.random.default_rng(0)
+    generator, divergence = np.random.default_rng(0), jax.jit(smoothed_divergence)
+    slope = jax.jit(jax.grad(lambda x, y, s: smoothed_divergence(x, y, s).sum()))
     logits, labels = generator.normal(size=(6, 5)), np.array([0, 1, 4, 2, 2, 3])
     for smoothing in (0.0, 0.1, 0.5):
         target = np.full((6, 5), smoothing / 4)
@@ -131,27 +150,27 @@ def test_the_loss_is_the_divergence_from_the_smoothed_target(wide):
         chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
             expected = np.nansum(target * np.log(target / chances), 1)
-        found = smoothed_divergence(jnp.asarray(logits), jnp.asarray(labels), jnp.float64(smoothing))
+        found = divergence(logits, labels, np.float64(smoothing))
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         if smoothing:  # at the target itself nothing is left
-            best = smoothed_divergence(jnp.log(jnp.asarray(target)), jnp.asarray(labels), jnp.float64(smoothing))
+            best = divergence(np.log(target), labels, np.float64(smoothing))
             np.testing.assert_allclose(best, 0, atol=1e-14)
-        slope = jax.grad(lambda x, s: smoothed_divergence(x, jnp.asarray(labels), s).sum())
-        np.testing.assert_allclose(slope(jnp.asarray(logits), jnp.float64(smoothing)), chances - target, atol=1e-12)
-    assert np.isfinite(slope(jnp.asarray(1e4 * logits), jnp.float64(0))).all()
+        np.testing.assert_allclose(slope(logits, labels, np.float64(smoothing)), chances - target, atol=1e-12)
+    assert np.isfinite(slope(1e4 * logits, labels, np.float64(0))).all()
 
 
 def test_the_perturbation_has_the_radius_over_all_parameters_together(wide):
-    params = {"a": jnp.array([[3.0, -2.0]]), "b": {"c": jnp.array([0.5, 0.0, -1.0])}}
-    slope = {"a": jnp.array([[0.1, 0.4]]), "b": {"c": jnp.array([-2.0, 5.0, 0.3])}}
-    found = perturbation(params, slope, jnp.float64(0.7), True)
+    params = {"a": np.array([[3.0, -2.0]]), "b": {"c": np.array([0.5, 0.0, -1.0])}}
+    slope = {"a": np.array([[0.1, 0.4]]), "b": {"c": np.array([-2.0, 5.0, 0.3])}}
+    perturbed, radius = jax.jit(perturbation, static_argnums=3), np.float64(0.7)
+    found = perturbed(params, slope, radius, True)
     norm = np.sqrt(0.3**2 + 0.8**2 + 1.0**2 + 0.3**2)
     np.testing.assert_allclose(found["a"], 0.7 * np.array([[9 * 0.1, 4 * 0.4]]) / norm, rtol=1e-10)
     np.testing.assert_allclose(found["b"]["c"], 0.7 * np.array([0.25 * -2, 0, 0.3]) / norm, rtol=1e-10)
-    found = perturbation(params, slope, jnp.float64(0.7), False)
-    assert np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(found))) == pytest.approx(0.7)
+    found = plain(perturbed(params, slope, radius, False))
+    assert np.sqrt(sum(float(np.sum(x**2)) for x in jax.tree.leaves(found))) == pytest.approx(0.7)
     for adaptive in (True, False):  # no gradient, no perturbation
-        nothing = perturbation(params, jax.tree.map(jnp.zeros_like, slope), jnp.float64(0.7), adaptive)
+        nothing = perturbed(params, jax.tree.map(np.zeros_like, slope), radius, adaptive)
         assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(nothing))
 
 
@@ -166,16 +185,16 @@ def test_both_gradients_see_the_batch_and_draw_on_their_own(plain_spec, clean):
         return Output(out.logits, {**variables, "batch_stats": {"w": jnp.sum(variables["params"]["last"]["kernel"])}}, {})
 
     start = {**network.init(jax.random.key(0)), "batch_stats": {"w": jnp.float32(0)}}
-    rows, hyper = clean(2), jax.tree.map(jnp.asarray, FTSAMHyper(rho=np.float32(0.5)))
+    rows, hyper = clean(2), FTSAMHyper(rho=np.float32(0.5))
     watching = ft_sam(network._replace(apply=watched), {"epochs": 2, "batch": 8})
     one = ft_sam(network._replace(apply=watched), {"epochs": 1, "batch": 8})
-    after = one.repair(KEY, DefenderView(start, rows), hyper)
+    after = jax.jit(one.repair)(KEY, DefenderView(start, rows), hyper)
     assert float(after.variables["batch_stats"]["w"]) == pytest.approx(
-        float(jnp.sum(start["params"]["last"]["kernel"])), rel=1e-5
+        float(np.sum(np.asarray(start["params"]["last"]["kernel"]))), rel=1e-5
     )
     jax.effects_barrier()
     seen.clear()
-    watching.repair(KEY, DefenderView(start, rows), hyper)
+    jax.jit(watching.repair)(KEY, DefenderView(start, rows), hyper)
     jax.effects_barrier()
     assert len(seen) == 4
     for first, second in (seen[:2], seen[2:]):

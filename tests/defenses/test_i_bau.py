@@ -10,10 +10,10 @@ from bdjax.defenses.i_bau import Config, IBAUHyper, fixed_point, patched
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
 from bdjax.types import DefenderView, Loop
 from tests.defenses.plain_eval import Adam, network
-from tests.defenses.plain_network import cross_entropies, filled, pixels
+from tests.defenses.plain_network import cross_entropies, dense, dense_logits, filled, pixels
+from tests.later import some_later
 
 KEY = jax.random.key(11)
 # Far from the defaults, so that a few steps show every term.
@@ -30,18 +30,14 @@ def hyper64(**changed):
 
 @functools.cache
 def built(model, profile, *config):
-    """The repair of members that differ in hyper-parameters alone."""
     defense = i_bau(model, dict(config), profile=profile)
-    one = lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper)  # noqa: E731
-    return jax.jit(jax.vmap(one, in_axes=(None, None, 0)))
+    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
 
 
-def repaired(model, name, variables, rows, *hypers):
-    """One repair per hyper-parameters given; two at least, so that one program serves all tests of a case."""
+def repaired(model, name, variables, rows, hyper):
+    """All tests of a case share its program."""
     profile, config = CASES[name]
-    stacked = jax.tree.map(lambda *x: np.stack(x), *hypers, *hypers[: 2 - len(hypers)])
-    found = built(model, profile, *config.items())(variables, rows, stacked)
-    return [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(hypers))]
+    return jax.tree.map(np.asarray, built(model, profile, *config.items())(variables, rows, hyper))
 
 
 @functools.cache
@@ -74,50 +70,63 @@ def written(spec, space):
     return (*map(jax.jit, (jax.grad(perturbing), jax.value_and_grad(outer, (0, 1)), pulled)), moved)
 
 
+planned, drawn = jax.jit(epoch_plan, static_argnums=2), jax.jit(patched, static_argnums=2)
+
+
 def by_hand(spec, variables, images, labels, present, config, hyper):
     """I-BAU in plain loops; the draws are those of the keys that the method names."""
     perturbing, outer, pulled, _ = written(spec, config.space)
     params, statistics = variables["params"], variables["batch_stats"]
     kept_key, fresh_key, patch_key = jax.random.split(KEY, 3)
-    kept_order = epoch_plan(stream(kept_key, Stream.ORDER), present, config.batch)
+    kept_order = jax.tree.map(np.asarray, planned(stream(kept_key, Stream.ORDER), present, config.batch))
     kept = filled(*kept_order)
     adam = Adam(params, largest=config.optimiser == "amsgrad")
     losses, sizes, residuals, counts = [], [], [], []
     for number in range(config.rounds):
-        delta = jnp.zeros(spec.image_shape)
-        for rows in filled(*epoch_plan(stream(step_key(fresh_key, number), Stream.ORDER), present, config.batch)):
-            delta = delta - hyper.perturbation_lr * perturbing(delta, params, statistics, images[rows], hyper.penalty)
+        delta = np.zeros(spec.image_shape)
+        for rows in filled(*planned(stream(step_key(fresh_key, number), Stream.ORDER), present, config.batch)):
+            slope = np.asarray(perturbing(delta, params, statistics, images[rows], hyper.penalty))
+            delta = delta - hyper.perturbation_lr * slope
         first = images[kept[0]], labels[kept[0]]
         of_round, rest = [], []
         for trip, rows in enumerate(kept):
             mask = kept_order[1][trip]
-            where = np.asarray(patched(step_key(step_key(patch_key, number), trip), mask, config))[np.asarray(mask) > 0]
+            where = np.asarray(drawn(step_key(step_key(patch_key, number), trip), mask, config))[mask > 0]
             counts.append(int(where.sum()))
             loss, (slope, gradient) = outer(delta, params, statistics, images[rows], labels[rows], where)
-            v = jnp.zeros_like(delta)
+            v = np.zeros_like(delta)
             for _ in range(config.iterations):
-                new = pulled(v, delta, params, statistics, *first, hyper.inner_lr, hyper.penalty)[0] + slope
-                change, v = float(jnp.sqrt(((new - v) ** 2).sum())), new
+                new = np.asarray(pulled(v, delta, params, statistics, *first, hyper.inner_lr, hyper.penalty)[0]) + slope
+                change, v = np.sqrt(((new - v) ** 2).sum()), new
                 if change < 1e-10:
                     break
             through = pulled(v, delta, params, statistics, *first, hyper.inner_lr, hyper.penalty)[1]
-            params = adam.step(params, jax.tree.map(jnp.add, gradient, through), float(hyper.lr))
+            total = jax.tree.map(lambda a, b: np.asarray(a) + np.asarray(b), gradient, through)
+            params = adam.step(params, total, float(hyper.lr))
             of_round.append(float(loss))
             rest.append(change)
         losses.append(np.mean(of_round))
-        sizes.append(np.sqrt(np.sum(np.asarray(delta) ** 2)))
+        sizes.append(np.sqrt(np.sum(delta**2)))
         residuals.append(np.mean(rest))
     return {"params": params, "batch_stats": statistics}, losses, sizes, residuals, counts
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_method_is_the_one_written_out(name, model, variables, clean, padded, wide, distance, plain_spec):
+@pytest.fixture(scope="module")
+def lively(model, variables, clean, padded):
+    """What the corrected method makes of rows among absent ones."""
+    with jax.enable_x64(True):
+        start = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
+        return repaired(model, "corrected", start, padded(clean(5), 6), hyper64())
+
+
+@pytest.mark.parametrize("name", some_later(CASES, ("reference",)))
+def test_the_method_is_the_one_written_out(name, lively, model, variables, clean, padded, wide, distance, plain_spec):
     rows = padded(clean(5), 6)  # 20 rows that count: batches of 8, 8 and 4, and an empty one
     profile, config = CASES[name]
     config = i_bau(model, config, profile=profile).config
-    found = repaired(model, name, wide(variables), rows, hyper64())[0]
+    found = lively if name == "corrected" else repaired(model, name, wide(variables), rows, hyper64())
     expected, losses, sizes, residuals, counts = by_hand(
-        plain_spec, wide(variables), pixels(rows), rows.labels, rows.role == 1, config, hyper64()
+        plain_spec, wide(variables), *map(np.asarray, (pixels(rows), rows.labels)), np.asarray(rows.role) == 1, config, hyper64()
     )
     assert counts == ([1] * 6 if name == "corrected" else [2, 2, 1] * 2)
     assert distance(found.variables["params"], expected["params"]) < 1e-9
@@ -131,77 +140,96 @@ def test_the_method_is_the_one_written_out(name, model, variables, clean, padded
 
 
 @pytest.mark.parametrize("field", IBAUHyper._fields)
-def test_each_hyper_parameter_matters(field, model, variables, clean, padded, wide, distance):
-    rows = padded(clean(5), 6)
-    pair = hyper64(), hyper64(**{field: LIVELY[field] / 2})
-    found, other = repaired(model, "corrected", wide(variables), rows, *pair)
-    assert distance(found.variables, other.variables) > 1e-6
+def test_each_hyper_parameter_matters(field, lively, model, variables, clean, padded, wide, distance):
+    changed = hyper64(**{field: LIVELY[field] / 2})
+    other = repaired(model, "corrected", wide(variables), padded(clean(5), 6), changed)
+    assert distance(lively.variables, other.variables) > 1e-6
 
 
-def test_absent_rows_change_nothing(model, variables, clean, padded, wide, distance):
+def test_absent_rows_change_nothing(lively, model, variables, clean, padded, wide, distance):
     among, alone = padded(clean(5), 6), clean(5)
-    behind = jax.tree.map(lambda a: jnp.concatenate([a, jnp.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
-    behind = behind._replace(role=jnp.where(jnp.arange(26) < 20, behind.role, 0).astype(jnp.int8), spc=alone.spc)
+    behind = jax.tree.map(lambda a: np.concatenate([a, np.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
+    behind = behind._replace(role=np.where(np.arange(26) < 20, behind.role, np.int8(0)), spc=alone.spc)
     run = functools.partial(repaired, model, "corrected", wide(variables))
-    (found,), (other,) = run(among, hyper64()), run(behind, hyper64())
-    assert distance(found, other) < 1e-12
-    validation = behind._replace(role=jnp.where(jnp.arange(26) < 20, behind.role, 2).astype(jnp.int8))
-    assert distance(run(validation, hyper64())[0], other) == 0
-    empty = run(among._replace(role=jnp.zeros_like(among.role)), hyper64())[0]
+    other = run(behind, hyper64())
+    assert distance(lively, other) < 1e-12
+    validation = behind._replace(role=np.where(np.arange(26) < 20, behind.role, np.int8(2)))
+    assert distance(run(validation, hyper64()), other) == 0
+    empty = run(among._replace(role=np.zeros_like(among.role)), hyper64())
     assert distance(empty.variables, variables) == 0 and bool(empty.trace.alive)
 
 
-def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(model, variables, clean, padded, wide, distance):
+def test_a_member_that_is_not_finite_is_frozen_and_marked(model, variables, clean, padded, wide):
     rows = padded(clean(5), 6)
-    well, ill = repaired(model, "corrected", wide(variables), rows, hyper64(), hyper64(lr=1e200))
-    assert bool(well.trace.alive) and int(well.trace.stopped) == -1
+    ill = repaired(model, "corrected", wide(variables), rows, hyper64(lr=1e200))
     assert not bool(ill.trace.alive) and 0 < int(ill.trace.stopped) < 6
-    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(ill.variables))
-    assert distance(well.variables, repaired(model, "corrected", wide(variables), rows, hyper64())[0].variables) == 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(ill.variables))
 
 
-def test_a_dispatched_loop_is_the_same_loop(model, variables, clean, padded, wide, distance):
+@pytest.mark.slow  # another program
+def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(
+    lively, model, variables, clean, padded, wide, distance
+):
+    rows, defense = padded(clean(5), 6), i_bau(model, dict(CASES["corrected"][1]))
+    together = jax.jit(jax.vmap(lambda hyper: defense.repair(KEY, DefenderView(wide(variables), rows), hyper)))
+
+    def run(*hypers):
+        return jax.tree.map(np.asarray, together(jax.tree.map(lambda *x: np.stack(x), *hypers)))
+
+    found, well = run(hyper64(), hyper64(lr=1e200)), run(hyper64(), hyper64())
+    assert found.trace.alive.tolist() == [True, False] and found.trace.stopped[0] == -1 and 0 < found.trace.stopped[1] < 6
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.variables))
+    assert distance(*(jax.tree.map(lambda x: x[0], f.variables) for f in (found, well))) == 0
+    assert distance(jax.tree.map(lambda x: x[0], found.variables), lively.variables) < 1e-11
+
+
+@pytest.mark.slow  # compiles every step of it
+def test_a_dispatched_loop_is_the_same_loop(lively, model, variables, clean, padded, wide, distance):
     rows = padded(clean(5), 6)
     defense = i_bau(model.rebuild(loop=Loop("dispatch")), dict(CASES["corrected"][1]))
     found = defense.repair(KEY, DefenderView(wide(variables), rows), hyper64())
-    assert distance(found, repaired(model, "corrected", wide(variables), rows, hyper64())[0]) < 1e-6
-    assert distance(found.variables, repaired(model, "corrected", wide(variables), rows, hyper64())[0].variables) < 1e-11
+    assert distance(found, lively) < 1e-6 and distance(found.variables, lively.variables) < 1e-11
 
 
 # Eight rows of one batch: below 100, so that "reference" patches none.
 PLAIN = ("reference", ("rounds", 2))
 
 
-def test_without_patched_images_it_is_amsgrad_on_the_clean_loss(model, variables, clean, wide, distance, plain_spec):
-    rows, hyper = clean(2), hyper64()
-    stacked = jax.tree.map(lambda a, b: np.stack([a, b]), hyper, hyper64(perturbation_lr=0.1, inner_lr=3))
-    found = built(model, *PLAIN)(wide(variables), rows, stacked)
-    images, start = pixels(rows), wide(variables)
+@pytest.mark.slow  # a program each
+@pytest.mark.parametrize("name", ["dense", "cnn"])
+def test_without_patched_images_it_is_amsgrad_on_the_clean_loss(name, model, variables, clean, wide, distance, plain_spec):
+    rows, hyper, small = clean(2), hyper64(), dense(plain_spec)
+    chosen, start = (small, small.init(jax.random.key(0))) if name == "dense" else (model, variables)
+    images, start = pixels(rows), wide(start)
 
-    @jax.jit
-    def slope(params):
-        return jax.grad(lambda p: cross_entropies(network(plain_spec, p, start["batch_stats"], images)[0], rows.labels).mean())(
-            params
-        )
+    def logits(params):
+        if name == "dense":
+            return dense_logits(params, images)[0]
+        return network(plain_spec, params, start["batch_stats"], images)[0]
 
+    slope = jax.jit(jax.grad(lambda params: cross_entropies(logits(params), rows.labels).mean()))
     params, adam = start["params"], Adam(start["params"])
     for _ in range(2):
         params = adam.step(params, slope(params), hyper.lr)
-    for member in (0, 1):  # whatever the perturbation does
-        assert distance(jax.tree.map(lambda x, i=member: x[i], found.variables["params"]), params) < 1e-11
-    assert np.all(np.asarray(found.trace.residual) == 0) and np.all(np.asarray(found.trace.size) > 0)
+    assert distance(params, start["params"]) > 0.01
+    run = built(chosen, *PLAIN)
+    for perturbing in ({}, {"perturbation_lr": 0.1, "inner_lr": 3}):  # whatever the perturbation does
+        found = run(start, rows, hyper64(**perturbing))
+        assert distance(found.variables["params"], params) < 1e-11
+        assert np.all(np.asarray(found.trace.residual) == 0) and np.all(np.asarray(found.trace.size) > 0)
 
 
 def test_the_batches_of_the_loss_are_augmented_once_and_those_of_the_perturbation_in_every_round(
-    tiny_spec, model, variables, clean, wide
+    tiny_spec, plain_spec, clean, wide
 ):
-    stacked = jax.tree.map(lambda a: np.stack([a, a]), hyper64(lr=0))  # the network stays, so only the images can differ
-    rows = clean(2)
-    same = built(model, *PLAIN)(wide(variables), rows, stacked).trace
-    assert same.loss[0, 0] == same.loss[0, 1] and float(abs(same.size[0, 0] - same.size[0, 1])) < 1e-6
-    found = built(cnn(tiny_spec, 4, lowering="patches"), *PLAIN)(wide(variables), rows, stacked).trace
-    assert found.loss[0, 0] == found.loss[0, 1] != same.loss[0, 0]
-    assert float(abs(found.size[0, 0] - found.size[0, 1])) > 1e-4
+    rows, hyper = clean(2), hyper64(lr=0)  # the network stays, so only the images can differ
+    start = wide(dense(plain_spec).init(jax.random.key(0)))
+    same, found = (
+        jax.tree.map(np.asarray, built(dense(spec), *PLAIN)(start, rows, hyper).trace) for spec in (plain_spec, tiny_spec)
+    )
+    assert same.loss[0] == same.loss[1] and abs(same.size[0] - same.size[1]) < 1e-6
+    assert found.loss[0] == found.loss[1] != same.loss[0]
+    assert abs(found.size[0] - found.size[1]) > 1e-4
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 5])
@@ -223,6 +251,7 @@ def test_the_fixed_point_iteration_stops_once_it_has_converged(wide):
     np.testing.assert_array_equal(np.asarray(v), slope * (1 + 2**-40))
 
 
+@pytest.mark.slow  # of mathematics more than of the package
 def test_forward_over_reverse_gives_the_same_hypergradient(variables, clean, wide, distance, plain_spec):
     """The two forms of the implicit gradient, and the sum of powers of the whole Jacobian, on the network written out."""
     images, labels, start = pixels(clean(1)), clean(1).labels, wide(variables)
@@ -270,15 +299,15 @@ def test_forward_over_reverse_gives_the_same_hypergradient(variables, clean, wid
 )
 def test_the_patched_rows_are_a_share_of_the_present_ones(present, rule, share, count):
     config = Config(share=share, patch_rule=rule)
-    found, more = (np.asarray(patched(KEY, (jnp.arange(n) < present).astype(jnp.float32), config)) for n in (256, 300))
+    found, more = (np.asarray(drawn(KEY, (np.arange(n) < present).astype(np.float32), config)) for n in (256, 300))
     assert set(found.tolist()) <= {0, 1} and found.sum() == count and not np.any(found[present:])
     np.testing.assert_array_equal(more, np.r_[found, np.zeros(44)])  # whatever room there is behind the present rows
 
 
 def test_every_row_is_patched_as_often_as_any_other():
     config = Config(share=0.25, patch_rule="floor")
-    mask = jnp.array([1, 1, 1, 1, 1, 1, 1, 1, 0, 0], jnp.float32)
-    draws = jax.vmap(lambda k: patched(k, mask, config))(jax.random.split(KEY, 2000))
+    mask = np.array([1, 1, 1, 1, 1, 1, 1, 1, 0, 0], np.float32)
+    draws = jax.jit(lambda key: jax.vmap(lambda k: patched(k, mask, config))(jax.random.split(key, 2000)))(KEY)
     often = np.asarray(draws).mean(0)
     assert np.all(np.abs(often[:8] - 0.25) < 0.05) and not often[8:].any()  # five standard deviations
 

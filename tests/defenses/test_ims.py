@@ -55,7 +55,8 @@ def known(plain_spec, variables, clean):
 
 def parted(flat):
     """A vector over channels as one per convolution."""
-    return dict(zip(CHANNELS, jnp.split(jnp.asarray(flat), np.cumsum(list(CHANNELS.values()))[:-1]), strict=True))
+    split = np.split if isinstance(flat, np.ndarray) else jnp.split
+    return dict(zip(CHANNELS, split(flat, np.cumsum(list(CHANNELS.values()))[:-1]), strict=True))
 
 
 @functools.cache
@@ -103,6 +104,9 @@ def slopes(spec):
     return jax.jit(jax.grad(shaken)), jax.jit(gradient(clear)), jax.jit(gradient(searched)), jax.jit(both), jax.jit(logits)
 
 
+planned = jax.jit(epoch_plan, static_argnums=2)
+
+
 def decayed(adam, params, gradient, lr, decay):
     """AdamW: the parameters shrink, then Adam steps."""
     return plain(adam.step(jax.tree.map(lambda p: p * (1 - lr * decay), params), gradient, lr))
@@ -118,7 +122,7 @@ def by_hand(spec, start, images, key, hyper, lengths=LENGTHS, batch=8, inner=4, 
         adam, best, missed = Adam(free, largest=False), np.inf, 0
         rounds = []
         while len(rounds) < length and missed <= patience:
-            plan = epoch_plan(step_key(stream(key, Stream.ORDER), first + len(rounds)), jnp.ones(len(images), bool), batch)
+            plan = planned(step_key(stream(key, Stream.ORDER), first + len(rounds)), np.ones(len(images), bool), batch)
             x = images[filled(*plan)[0]]
             assert len(x) == min(batch, len(images))
             if stage == 0:
@@ -145,13 +149,17 @@ def by_hand(spec, start, images, key, hyper, lengths=LENGTHS, batch=8, inner=4, 
     return *free, np.array(told).T, made
 
 
-@pytest.mark.parametrize(("batch", "expected"), [(8, [6, 4, 7]), (32, [5, 4, 7])], ids=["batches", "one batch with absent rows"])
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [(8, [6, 4, 7]), pytest.param(32, [5, 4, 7], marks=pytest.mark.slow)],
+    ids=["batches", "one batch with absent rows"],
+)
 def test_masks_are_those_written_out(batch, expected, model, known, clean, padded, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
-    found, images = compiled(model, batch=batch)(start, padded(rows, 13), hyper), pixels(rows)
+    found, images = plain(compiled(model, batch=batch)(start, padded(rows, 13), hyper)), np.asarray(pixels(rows))
     m, s, told, made = by_hand(plain_spec, start, images, KEY, hyper, batch=batch)
     *_, both, logits = slopes(plain_spec)
-    keep, _ = both(m, s, LIVELY["slope"])
+    keep, _ = plain(*both(m, s, LIVELY["slope"]))
     assert distance(found.masks, parted(keep)) < 1e-9
     np.testing.assert_allclose(found.trace.masks, m, atol=1e-6)
     np.testing.assert_allclose(found.trace.selections, s, atol=1e-6)
@@ -161,13 +169,14 @@ def test_masks_are_those_written_out(batch, expected, model, known, clean, padde
     assert np.nanmax(told[4]) == LIVELY["bound"] and s.min() < 0.7 and np.any(s == 1) and m.min() < 0.7
     assert len(np.unique(np.asarray(keep).round(3))) > 10, "the case must have factors of all sizes"
     # Folded into the kernels they do what they do behind the convolutions; nothing else has changed.
-    masked = logits(start, images, keep)
-    assert distance(jax.jit(model.apply)(found.variables, images).logits, masked) < 1e-9
-    assert distance(model.apply(start, images).logits, masked) > 1e-2
+    masked, apply = logits(start, images, keep), jax.jit(lambda variables: model.apply(variables, images).logits)
+    assert distance(apply(found.variables), masked) < 1e-9
+    assert distance(apply(start), masked) > 1e-2
     rest = [{k: {n: x for n, x in v.items() if k not in CHANNELS} for k, v in one["params"].items()} for one in (found[0], start)]
     assert distance(*rest) == 0 == distance(found.variables["batch_stats"], start["batch_stats"])
 
 
+@pytest.mark.slow  # two more programs
 def test_hard_masks_are_soft_ones_rounded(model, known, clean):
     rows, hyper = murky(clean(5)), hyper32(l1=0, weight_decay=0.9, lr=0.3)
     soft, hard = (compiled(model, hard_mask=hard, **START)(known, rows, hyper) for hard in (False, True))
@@ -183,23 +192,27 @@ def test_hard_masks_are_soft_ones_rounded(model, known, clean):
 
 
 def test_at_the_start_all_networks_are_the_same(wide):
-    ones, k = jnp.ones(3), jnp.float64(20)
-    start = {"masks": ones, "selections": ones}
-    keep, invert = factors(start, k)
+    start = {"masks": np.ones(3), "selections": np.ones(3)}
+
+    def weighed(free):
+        found = factors(free, jnp.float64(20))
+        return jnp.sum(jnp.stack(found) * np.arange(6.0).reshape(2, 3)), found
+
+    slope, (keep, invert) = plain(jax.jit(jax.grad(weighed, has_aux=True))(start))
     assert keep.tolist() == invert.tolist() == [1, 1, 1]
-    slope = jax.grad(lambda free: jnp.sum(jnp.stack(factors(free, k)) * jnp.arange(6.0).reshape(2, 3)))(start)
-    assert slope["masks"].tolist() == [0, 0, 0] and np.all(np.asarray(slope["selections"])[1:] > 0)
+    assert slope["masks"].tolist() == [0, 0, 0] and np.all(slope["selections"][1:] > 0)
 
 
 def test_factors_give_channels_to_one_network_or_to_both(wide):
-    free = {"masks": jnp.float64([1, 0, 0.5, 0.5, 0.7]), "selections": jnp.float64([0, 0, 0, 0.5, 0.25])}
-    keep, invert = factors(free, jnp.float64(20))
+    free = {"masks": np.array([1, 0, 0.5, 0.5, 0.7]), "selections": np.array([0, 0, 0, 0.5, 0.25])}
+    keep, invert = jax.jit(factors)(free, np.float64(20))
     high, low, part = 1 / (1 + np.exp(-10)), 1 / (1 + np.exp(10)), 1 / (1 + np.exp(-4))
     np.testing.assert_allclose(keep, [high, low, 0.5, 0.75, part + 0.25 * (1 - part)], rtol=1e-11)
     np.testing.assert_allclose(invert, [low, high, 0.5, 0.75, (1 - part) + 0.25 * part], rtol=1e-11)
     assert (round(high, 5), round(low, 7)) == (0.99995, 4.54e-05)
 
 
+@pytest.mark.slow  # another program
 def test_the_first_round_moves_masks_by_decay_alone_and_selections_without_the_pull(model, known, clean):
     rows = murky(clean(5))
     light, heavy = (compiled(model, start_rounds=1, **START)(known, rows, hyper32(l1=l1)) for l1 in (0, 50))
@@ -211,62 +224,75 @@ def test_the_first_round_moves_masks_by_decay_alone_and_selections_without_the_p
 
 
 def test_agreement_is_the_chance_to_draw_the_same_class(wide):
-    p, q = jnp.float64([[0.7, 0.2, 0.1], [1, 0, 0], [1, 0, 0]]), jnp.float64([[0.1, 0.3, 0.6], [1, 0, 0], [0, 0, 1]])
-    np.testing.assert_allclose(agree(p, q), [-np.log(0.19 + 1e-8), -np.log(1 + 1e-8), -np.log(1e-8)], rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(disagree(p, q), [-np.log(0.81 + 1e-8), -np.log(1e-8), -np.log(1 + 1e-8)], rtol=1e-12, atol=1e-15)
+    p, q = np.array([[0.7, 0.2, 0.1], [1, 0, 0], [1, 0, 0]]), np.array([[0.1, 0.3, 0.6], [1, 0, 0], [0, 0, 1]])
+    alike, apart = jax.jit(lambda p, q: (agree(p, q), disagree(p, q)))(p, q)
+    np.testing.assert_allclose(alike, [-np.log(0.19 + 1e-8), -np.log(1 + 1e-8), -np.log(1e-8)], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(apart, [-np.log(0.81 + 1e-8), -np.log(1e-8), -np.log(1 + 1e-8)], rtol=1e-12, atol=1e-15)
     # Chances that add up to more than 1 by rounding leave nothing, and a number; at 1 the loss keeps its slope.
-    above = jnp.float32([[1.0000001, 0]])
-    assert float(disagree(above, above)[0]) == pytest.approx(-np.log(1e-8))
-    slope = jax.grad(lambda p: disagree(p, q)[1])(p)
-    assert float(slope[1, 0]) == pytest.approx(1e8)
+    above = np.float32([[1.0000001, 0]])
+    assert float(np.asarray(jax.jit(disagree)(above, above))[0]) == pytest.approx(-np.log(1e-8))
+    slope = jax.jit(jax.grad(lambda p: disagree(p, q)[1]))(p)
+    assert float(np.asarray(slope)[1, 0]) == pytest.approx(1e8)
 
 
 # Rounds, members, rows
 
 
-@functools.cache
-def several(model):
-    repair = ims(model, SHORT).repair
-    return jax.jit(jax.vmap(lambda view, hyper: repair(KEY, view, hyper), in_axes=(None, 0)))
+HALVES = [{leaf: LIVELY[leaf] / 2} for leaf in IMSHyper._fields]
+CHANGES = [{}, *HALVES, {"progress": 1e9}, {"progress": 1e-9}, {"lr": 0.0}, {"perturbation_lr": np.inf}]
 
 
-def test_members_go_their_own_way_and_every_hyper_parameter_counts(model, known, clean, distance):
-    view = DefenderView(known, murky(clean(5)))
-    halves = [hyper32(**{leaf: LIVELY[leaf] / 2}) for leaf in IMSHyper._fields]
-    members = [hyper32(), *halves, hyper32(progress=1e9), hyper32(progress=1e-9), hyper32(lr=0), hyper32(perturbation_lr=np.inf)]
-    found = several(model)(view, stacked(members))
-    masks = np.concatenate([np.asarray(found.masks[n]) for n in CHANNELS], 1)
-    assert all(np.abs(masks[i] - masks[0]).max() > 1e-4 for i in range(1, 1 + len(halves)))
-    every, few, still, broken = (jax.tree.map(lambda x, i=i: x[i], found) for i in (-4, -3, -2, -1))
+@pytest.fixture(scope="module")
+def alone(model, known, clean, padded):
+    """What becomes of members with these hyper-parameters."""
+    with jax.enable_x64(True):
+        start = jax.tree.map(np.float64, plain(known))
+        run = compiled(model, batch=8)
+        return [plain(run(start, padded(murky(clean(5)), 13), hyper64(**changed))) for changed in CHANGES]
+
+
+def test_every_hyper_parameter_counts(alone, known, distance):
+    masks = [np.concatenate([found.masks[n] for n in CHANNELS]) for found in alone]
+    assert all(np.abs(masks[i] - masks[0]).max() > 1e-4 for i in range(1, 1 + len(HALVES)))
+    every, few, still, broken = alone[-4:]
     assert distance(still.variables, known) == 0  # a rate of 0 gives back the network
     # A stage ends after more rounds without progress than the patience, 2; where a loss must fall to a billionth to make any,
     # these are the three after its first.
     assert every.trace.rounds.tolist() == list(LENGTHS) and few.trace.rounds.tolist() == [4, 4, 4]
     for name in TOLD:
         told = [r < 4 for length in LENGTHS for r in range(length)]
-        assert np.isfinite(np.asarray(getattr(few.trace, name))).tolist() == told
-        assert np.isfinite(np.asarray(getattr(every.trace, name))).all()
+        assert np.isfinite(getattr(few.trace, name)).tolist() == told
+        assert np.isfinite(getattr(every.trace, name)).all()
     # What is not finite is noticed in the first round with perturbations, and leaves what the first stage has found.
-    assert found.trace.alive.tolist() == [True] * (len(members) - 1) + [False]
+    assert [bool(found.trace.alive) for found in alone] == [True] * (len(alone) - 1) + [False]
     first = int(broken.trace.rounds[0])
-    assert broken.trace.rounds.tolist() == [first, 1, 0] and first == int(found.trace.rounds[0, 0])
-    assert found.trace.stopped.tolist() == [-1] * (len(members) - 1) + [first]
-    assert np.isfinite(masks).all() and masks[-1].min() < 0.99
-    well = several(model)(view, stacked([*members[:-1], members[0]]))
+    assert broken.trace.rounds.tolist() == [first, 1, 0] and first == int(alone[0].trace.rounds[0])
+    assert [int(found.trace.stopped) for found in alone] == [-1] * (len(alone) - 1) + [first]
+    assert all(np.isfinite(m).all() for m in masks) and masks[-1].min() < 0.99
+
+
+@pytest.mark.slow  # another program
+def test_members_go_their_own_way(model, alone, known, clean, padded, wide, distance):
+    """Together each makes as many rounds as alone, and does not notice the one that is not finite."""
+    repair, rows, start = ims(model, SHORT).repair, padded(murky(clean(5)), 13), wide(known)
+    together = jax.jit(jax.vmap(lambda hyper: repair(KEY, DefenderView(start, rows), hyper)))
+    found, well = (
+        plain(together(stacked([hyper64(**changed) for changed in every]))) for every in (CHANGES, [*CHANGES[:-1], CHANGES[0]])
+    )
+    assert found.trace.rounds.tolist() == [one.trace.rounds.tolist() for one in alone]
+    assert found.trace.stopped.tolist() == [int(one.trace.stopped) for one in alone]
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(well), strict=True):
-        np.testing.assert_array_equal(np.asarray(a[:-1]), np.asarray(b[:-1]))
+        np.testing.assert_array_equal(a[:-1], b[:-1])
 
 
-def test_labels_and_absent_rows_are_not_read(model, known, clean, padded, wide, distance):
+def test_labels_and_absent_rows_are_not_read(model, alone, known, clean, padded, wide, distance):
     start, hyper, more = wide(known), hyper64(), padded(murky(clean(5)), 13)
-    there = (more.role == 1)[:, None, None, None]
-    repair = compiled(model, batch=32)
-    found = repair(start, more, hyper)
-    other = more._replace(labels=jnp.zeros_like(more.labels), images=jnp.where(there, more.images, 255 - more.images))
-    changed = repair(start, other, hyper)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(changed), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    empty = repair(start, more._replace(role=jnp.zeros_like(more.role)), hyper)
+    there = (np.asarray(more.role) == 1)[:, None, None, None]
+    repair, images = compiled(model, batch=8), np.asarray(more.images)
+    other = more._replace(labels=np.zeros_like(more.labels), images=np.where(there, images, 255 - images))
+    for a, b in zip(jax.tree.leaves(alone[0]), jax.tree.leaves(repair(start, other, hyper)), strict=True):
+        np.testing.assert_array_equal(a, np.asarray(b))
+    empty = repair(start, more._replace(role=np.zeros_like(more.role)), hyper)
     assert distance(empty.variables, start) == 0 and bool(empty.trace.alive)
 
 

@@ -12,8 +12,9 @@ from bdjax.errors import UserError
 from bdjax.models import MODELS
 from bdjax.pooled_linear import pool
 from bdjax.types import DefenderView
-from tests.defenses.plain_network import batches, cross_entropies, dense, descend, follow, forward, pixels
-from tests.networks import reduced, spec
+from tests.defenses.plain_network import batches, cross_entropies, dense, descend, follow, forward, pixels, plain
+from tests.later import some_later
+from tests.networks import SLOWEST, reduced, spec
 
 KEY = jax.random.key(9)
 TEACHING, LEARNING = jax.random.split(KEY)
@@ -27,9 +28,10 @@ def compiled(model, profile="corrected", **config):
 
 
 def hyper(dtype=np.float64, **fields):
-    return NADHyper(*(jnp.asarray(dtype(x)) for x in NADHyper()))._replace(
-        **{k: jnp.asarray(dtype(v)) for k, v in fields.items()}
-    )
+    return jax.tree.map(dtype, NADHyper()._replace(**fields))
+
+
+built = functools.cache(dense)  # one object, so that what is compiled for it is found again
 
 
 def plain_attention(features, power):
@@ -55,12 +57,12 @@ def written_out(variables, images, labels, plans, spec, lrs, momentum, decay, be
 
     def run(loss, plan, lrs, times, *more):
         slope_of = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        params, running = variables["params"], variables["batch_stats"]
-        buffer, traces = jax.tree.map(jnp.zeros_like, params), []
+        params, running = plain(variables["params"], variables["batch_stats"])
+        buffer, traces = jax.tree.map(np.zeros_like, params), []
         for lr, epoch in zip(lrs, plan, strict=True):
             of_epoch = []
             for rows in epoch:
-                (value, (measured, *parts)), slope = slope_of(params, images[rows], labels[rows], *more)
+                (value, (measured, *parts)), slope = plain(slope_of(params, images[rows], labels[rows], *more))
                 params, buffer = descend(params, buffer, slope, lr, momentum, decay)
                 running = follow(running, measured, times=times)
                 of_epoch.append([float(x) for x in parts] if more else [float(value)])
@@ -76,7 +78,9 @@ def written_out(variables, images, labels, plans, spec, lrs, momentum, decay, be
     ("profile", "config", "period", "betas", "times"),
     [
         ("corrected", {"epochs": 3}, 20, {1: 30, 2: 70, 3: 50}, {}),
-        ("reference", {"period": 3, "power": 3}, 3, {2: 30, 3: 70}, {"bn1": 2, "bn2": 2, "bn3": 2}),
+        pytest.param(
+            *("reference", {"period": 3, "power": 3}, 3, {2: 30, 3: 70}, {"bn1": 2, "bn2": 2, "bn3": 2}), marks=pytest.mark.slow
+        ),
     ],
     ids=["corrected", "reference"],
 )
@@ -89,8 +93,9 @@ def test_the_update_is_the_one_written_out(
     epochs = config.get("epochs", 2)
     plans = batches(TEACHING, 20, 8, 2), batches(LEARNING, 20, 8, epochs)
     lrs = [0.05 * (1 + np.cos(np.pi * e / period)) / 2 for e in range(2)], [0.05] * epochs
+    images, labels = np.asarray(pixels(rows)), np.asarray(rows.labels)
     expected, traces = written_out(
-        wide(variables), pixels(rows), rows.labels, plans, plain_spec, lrs, 0.8, 1e-2, betas, config.get("power", 2), times
+        wide(variables), images, labels, plans, plain_spec, lrs, 0.8, 1e-2, betas, config.get("power", 2), times
     )
     assert distance(found.variables, expected) < 1e-9
     assert distance(expected["params"], variables["params"]) > 1e-2  # it moved
@@ -101,37 +106,48 @@ def test_the_update_is_the_one_written_out(
 
 
 def test_absent_rows_change_nothing(model, variables, clean, padded, wide, distance):
+    """Wherever they are and whatever is in them; without any, the update written out is the same too."""
     # Weights of 1000 on the attention enlarge what rounds differently in another order of the sums.
     run, rows = compiled(model, "corrected", epochs=3), clean(5)
-    alone, among = (run(wide(variables), r, hyper()) for r in (rows, padded(rows, 20)))
-    assert distance(among.variables, alone.variables) < 1e-11 and distance(among.trace, alone.trace) < 1e-4
+    behind = jax.tree.map(lambda a: np.concatenate([a, np.full((20, *a.shape[1:]), 3, a.dtype)]), rows._replace(spc=rows.role))
+    behind = behind._replace(role=np.where(np.arange(40) < 20, behind.role, np.int8(0)), spc=rows.spc)
+    found, among = (run(wide(variables), r, hyper()) for r in (behind, padded(rows, 20)))
+    assert distance(among.variables, found.variables) < 1e-11 and distance(among.trace, found.trace) < 1e-4
 
 
-def test_every_number_matters(model, variables, clean, wide, distance):
-    run, rows = compiled(model, "corrected", epochs=3), clean(5)
-    plain = run(wide(variables), rows, hyper())
-    for leaf in NADHyper._fields:
-        moved = run(wide(variables), rows, hyper(**{leaf: getattr(hyper(), leaf) / 2}))
-        assert distance(moved.variables, plain.variables) > 1e-6, leaf
-    # The published code's taps in this network are the last two stages, with the first two weights.
-    run = compiled(model, "reference", period=3, power=3)
-    plain = run(wide(variables), rows, hyper())
-    for leaf in ("beta1", "beta2", "beta3"):
-        moved = run(wide(variables), rows, hyper(**{leaf: getattr(hyper(), leaf) / 2}))
-        assert (distance(moved.variables, plain.variables) > 1e-6) == (leaf != "beta3"), leaf
+def moves(run, start, rows, distance):
+    """{hyper-parameter: whether half of it makes another network}."""
+    plainly = run(start, rows, hyper()).variables
+    others = {leaf: run(start, rows, hyper(**{leaf: getattr(hyper(), leaf) / 2})).variables for leaf in NADHyper._fields}
+    return {leaf: distance(other, plainly) > 1e-6 for leaf, other in others.items()}
 
 
-def test_every_field_matters(plain_spec, clean, distance):
+def test_every_number_matters(model, variables, clean, padded, wide, distance):
+    found = moves(compiled(model, "corrected", epochs=3), wide(variables), padded(clean(5), 20), distance)
+    assert found == dict.fromkeys(NADHyper._fields, True)
+
+
+@pytest.mark.slow  # another program
+def test_every_number_but_the_last_weight_matters_to_the_published_code(model, variables, clean, padded, wide, distance):
+    """Its taps in this network are the last two stages, with the first two weights."""
+    found = moves(compiled(model, "reference", period=3, power=3), wide(variables), padded(clean(5), 20), distance)
+    assert found == {**dict.fromkeys(NADHyper._fields, True), "beta3": False}
+
+
+@pytest.mark.slow  # a program each
+@pytest.mark.parametrize(
+    "field", [{"teacher_epochs": 3}, {"epochs": 3}, {"batch": 16}, {"period": 2}, {"power": 1}, {"all_taps": False}]
+)
+def test_every_field_matters(field, plain_spec, clean, distance):
     # Lengths, power and taps here; repeated statistics are in the update written out.
-    network, rows, given = dense(plain_spec), clean(5), hyper(np.float32)
+    network, rows, given = built(plain_spec), clean(5), hyper(np.float32)
     start = network.init(jax.random.key(0))
-    plain = compiled(network)(start, rows, given).variables
-    for field in ({"teacher_epochs": 3}, {"epochs": 3}, {"batch": 16}, {"period": 2}, {"power": 1}, {"all_taps": False}):
-        assert distance(compiled(network, **field)(start, rows, given).variables, plain) > 1e-6, field
+    plainly = compiled(network)(start, rows, given).variables
+    assert distance(compiled(network, **field)(start, rows, given).variables, plainly) > 1e-6
 
 
-def test_a_divergence_of_teacher_or_student_is_marked(model, variables, clean, wide):
-    run, rows = compiled(model, "corrected", epochs=3), clean(5)
+def test_a_divergence_of_teacher_or_student_is_marked(model, variables, clean, padded, wide):
+    run, rows = compiled(model, "corrected", epochs=3), padded(clean(5), 20)
     for broken in ({"lr": 1e300}, {"beta2": np.inf}):
         found = run(wide(variables), rows, hyper(**broken))
         assert not bool(found.trace.alive) and int(found.trace.stopped) >= 0
@@ -140,22 +156,33 @@ def test_a_divergence_of_teacher_or_student_is_marked(model, variables, clean, w
 
 def test_a_dead_map_teaches_nothing_and_breaks_nothing(wide):
     generator = np.random.default_rng(0)
-    features = jnp.asarray(generator.normal(size=(3, 4, 4, 2))).at[1].set(0)
-    goal = jnp.asarray(generator.uniform(size=(3, 4, 4)))
+    features = generator.normal(size=(3, 4, 4, 2))
+    features[1] = 0
+    goal = generator.uniform(size=(3, 4, 4))
+
+    def apart(x, power):
+        maps = attention(x, power)
+        return jnp.sum((maps - goal) ** 2), (maps, plain_attention(x, power))
+
+    told = jax.jit(jax.grad(apart, has_aux=True), static_argnums=1)
     for power in (1, 2, 3):
-        np.testing.assert_allclose(attention(features, power), plain_attention(features, power), rtol=1e-12)
-        slope = jax.grad(lambda x, power=power: jnp.sum((attention(x, power) - goal) ** 2))(features)
-        assert np.isfinite(np.asarray(slope)).all() and np.any(np.asarray(slope[0]) != 0)
+        slope, (found, expected) = told(features, power)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        assert np.isfinite(np.asarray(slope)).all() and np.any(np.asarray(slope)[0] != 0)
         # With power 1 the map has a kink there, and any number between the slopes is as good.
-        assert power == 1 or np.all(np.asarray(slope[1]) == 0)
+        assert power == 1 or np.all(np.asarray(slope)[1] == 0)
 
 
 def test_one_position_says_nothing(wide):
     generator = np.random.default_rng(0)
-    student, teacher = (jnp.asarray(generator.uniform(1, 2, (5, 1, 1, 6))) for _ in range(2))
-    # On VGG's pooling the one position is copied 49 times.
-    for a, b in ((student, teacher), *([tuple(pool(x, folded=False).reshape(5, 7, 7, 6) for x in (student, teacher))])):
-        assert float(jnp.mean((attention(a, 2) - attention(b, 2)) ** 2)) < 1e-12
+    student, teacher = (generator.uniform(1, 2, (5, 1, 1, 6)) for _ in range(2))
+
+    @jax.jit
+    def maps(x):  # on VGG's pooling the one position is copied 49 times
+        return attention(x, 2), attention(pool(x, folded=False).reshape(5, 7, 7, 6), 2)
+
+    for a, b in zip(maps(student), maps(teacher), strict=True):
+        assert np.mean((np.asarray(a) - np.asarray(b)) ** 2) < 1e-12
 
 
 # Numbers of the stages, from 1, at 32 pixels.
@@ -169,7 +196,7 @@ LAST = {
 FIRST_WEIGHTS = {"cnn": (2, 3), "preactresnet18": (3, 4)}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some_later(MODELS, SLOWEST))
 def test_taps_of_every_network(name):
     model = reduced(name)
     taps = _last_stages(model)
@@ -204,21 +231,23 @@ def test_the_published_code_moves_statistics_twice_and_in_preactresnet_thrice_or
         assert {_updates(model, norm) for norm in model.arch.norms} == {2}
 
 
+@pytest.mark.slow  # three more programs
 def test_where_nothing_has_two_positions_the_teacher_has_no_influence(plain_spec, clean, distance):
     # A network of which "reference" takes no tap, as of EfficientNet and MobileNet.
-    network, rows, given = dense(plain_spec), clean(5), hyper(np.float32, lr=0.05)
+    network, rows, given = built(plain_spec), clean(5), hyper(np.float32, lr=0.05)
     assert _published_taps(network) == ()
     start = network.init(jax.random.key(0))
     one, two = (compiled(network, "reference", epochs=1, teacher_epochs=n)(start, rows, given) for n in (1, 2))
     assert distance(one.variables, two.variables) == 0 and one.trace.attention.tolist() == [0]
     # One epoch of plain fine-tuning at that rate.
-    plain = ft(network, {"epochs": 1, "batch": 8}).repair(LEARNING, DefenderView(start, rows), Hyper(lr=np.float32(0.05)))
-    assert distance(one.variables, plain.variables) < 1e-6 < 1e-2 < distance(one.variables, start)
+    tuned = ft(network, {"epochs": 1, "batch": 8}).repair(LEARNING, DefenderView(start, rows), Hyper(lr=np.float32(0.05)))
+    assert distance(one.variables, tuned.variables) < 1e-6 < 1e-2 < distance(one.variables, start)
 
 
+@pytest.mark.slow  # two more programs
 def test_the_teacher_has_influence_otherwise(plain_spec, clean, distance):
     # A batch of all rows, so that the student's own order does not matter; one weight, which is the teacher's alone.
-    network, rows = dense(plain_spec), clean(5)
+    network, rows = built(plain_spec), clean(5)
     start = network.init(jax.random.key(0))
 
     def student(teacher_epochs, beta):
@@ -243,8 +272,9 @@ def test_defaults_follow_the_profile_and_the_data_set(plain_spec):
     assert defense.needs == {"clean"} and not defense.validation
 
 
+@pytest.mark.slow  # four more programs
 def test_on_tiny_imagenet_the_teachers_rate_waits_for_a_plateau(plain_spec, clean):
-    network, rows, given = dense(plain_spec), clean(5), hyper(np.float32, lr=0.1)
+    network, rows, given = built(plain_spec), clean(5), hyper(np.float32, lr=0.1)
     start = network.init(jax.random.key(0))
     tiny = network._replace(spec=plain_spec._replace(name="tiny_imagenet"))
     constant, cosine, waiting, chosen = (

@@ -14,7 +14,7 @@ from bdjax.keys import Stream, step_key, stream
 from bdjax.models import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing, network, planted, searched
-from tests.defenses.plain_network import cross_entropies, filled, pixels
+from tests.defenses.plain_network import cross_entropies, filled, pixels, plain
 
 KEY = jax.random.key(19)
 SHORT = {
@@ -69,6 +69,9 @@ def by_sorting(norms, threshold):
     return index, [n <= median and i > threshold for n, i in zip(norms, index, strict=True)]
 
 
+judged = jax.jit(outliers)
+
+
 @pytest.mark.parametrize("classes", [4, 10, 43])
 def test_outliers_are_those_of_the_plain_rule(classes):
     generator = np.random.default_rng(classes)
@@ -76,7 +79,7 @@ def test_outliers_are_those_of_the_plain_rule(classes):
     for trial in range(20):
         norms = (10 + generator.normal(0, 1, classes)).round(1)
         norms[: trial % 3] -= 5
-        found = outliers(jnp.asarray(norms, jnp.float32), jnp.float32(2.1))
+        found = judged(norms.astype(np.float32), np.float32(2.1))
         index, flagged = by_sorting(norms.astype(np.float32).tolist(), 2.1)
         np.testing.assert_allclose(np.asarray(found[0]), index, rtol=1e-4)
         assert found[1].tolist() == flagged
@@ -85,14 +88,14 @@ def test_outliers_are_those_of_the_plain_rule(classes):
 
 
 def test_the_median_of_ten_is_the_fifth():
-    index, flagged = outliers(jnp.array([10.0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), jnp.float32(2))
+    index, flagged = map(np.asarray, judged(np.float32([10, 1, 2, 3, 4, 5, 6, 7, 8, 9]), np.float32(2)))
     # The median is 5; the deviations are 5 4 3 2 1 0 1 2 3 4, of which the fifth is 2.
     np.testing.assert_allclose(np.asarray(index), np.abs(np.arange(10) - 5 + np.r_[10, np.zeros(9)]) / (1.4826 * 2), rtol=1e-6)
     assert not flagged.any()
 
 
 def test_without_deviation_the_division_gives_infinity_and_nan():
-    index, flagged = outliers(jnp.array([5.0, 5, 5, 1, 9]), jnp.float32(2))
+    index, flagged = map(np.asarray, judged(np.float32([5, 5, 5, 1, 9]), np.float32(2)))
     assert np.isnan(index[:3]).all() and np.isinf(index[3:]).all()
     assert flagged.tolist() == [False, False, False, True, False]  # a large norm is never flagged
 
@@ -100,12 +103,14 @@ def test_without_deviation_the_division_gives_infinity_and_nan():
 # Which rows are stamped
 
 
+drawn = jax.jit(split, static_argnums=(3, 4))
+
+
 @pytest.mark.parametrize(("spc", "classes"), [(2, 10), (10, 10), (2, 43), (9, 4), (1, 3)])
 def test_the_stamped_share_is_taken_within_each_class(spc, classes):
     labels = np.repeat(np.arange(classes, dtype=np.int32), spc)
     rows = np.ones(len(labels), bool)
-    run = jax.jit(lambda key: split(key, jnp.asarray(labels), jnp.asarray(rows), classes, 0.2))
-    stamped = np.stack([np.asarray(run(jax.random.key(i))) for i in range(12)])
+    stamped = np.stack([np.asarray(drawn(jax.random.key(i), labels, rows, classes, 0.2)) for i in range(12)])
     assert set(stamped.sum(1)) == {len(labels) - int(0.8 * len(labels))}
     own = np.stack([np.bincount(labels[s], minlength=classes) for s in stamped])
     assert np.all(own >= spc // 5) and np.all(own <= -(-spc // 5))
@@ -121,9 +126,7 @@ def test_the_stamped_rows_do_not_depend_on_padding():
     place = np.sort(generator.permutation(80)[:50])
     more, rows = np.zeros(80, np.int32), np.zeros(80, bool)
     more[place], rows[place] = labels, True
-    run = jax.jit(lambda labels, rows: split(KEY, labels, rows, 6, 0.2))
-    alone = np.asarray(run(jnp.asarray(labels), jnp.ones(50, bool)))
-    among = np.asarray(run(jnp.asarray(more), jnp.asarray(rows)))
+    alone, among = (np.asarray(drawn(KEY, *each, 6, 0.2)) for each in ((labels, np.ones(50, bool)), (more, rows)))
     assert alone.sum() == 10 and not among[~rows].any()
     np.testing.assert_array_equal(among[place], alone)
     own, all_ = np.bincount(labels[alone], minlength=6), np.bincount(labels, minlength=6)
@@ -131,6 +134,9 @@ def test_the_stamped_rows_do_not_depend_on_padding():
 
 
 # The rows of the fine-tuning
+
+
+virtual_rows, gathered = jax.jit(_virtual, static_argnums=3), jax.jit(_gather)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
@@ -141,25 +147,24 @@ def test_the_virtual_rows_are_the_clean_part_and_the_stamped_part_once_per_trigg
     rows[generator.permutation(n)[:7]] = False
     labels = np.arange(n, dtype=np.int32) % 4
     images = generator.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
-    stamped = np.asarray(jax.jit(lambda labels, rows: split(KEY, labels, rows, 4, share))(jnp.asarray(labels), jnp.asarray(rows)))
+    stamped = np.asarray(drawn(KEY, labels, rows, 4, share))
     assert stamped.sum() == 23 - 18
-    config = Config(stamped_share=share, max_flagged=3)
-    made = jax.jit(lambda rows, stamped, count: _virtual(rows, stamped, count, config))
-    virtual, present = made(jnp.asarray(rows), jnp.asarray(stamped), jnp.int32(count))
+    virtual, present = virtual_rows(rows, stamped, np.int32(count), Config(stamped_share=share, max_flagged=3))
+    present = np.asarray(present)
     assert present.sum() == (18 + 5 * count if count else 0)
     triggers = {
-        "mask": jnp.asarray(generator.random((3, 4, 4, 1)), jnp.float32),
-        "pattern": jnp.asarray(generator.random((3, 4, 4, 3)), jnp.float32),
+        "mask": generator.random((3, 4, 4, 1), np.float32),
+        "pattern": generator.random((3, 4, 4, 3), np.float32),
     }
-    clean = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.asarray(rows, jnp.int8), jnp.int32(6))
-    at = jnp.flatnonzero(present).astype(jnp.int32)
-    found, of = (np.asarray(x) for x in jax.jit(_gather)(clean, (virtual, triggers), at))
+    clean = CleanSet(images, labels, rows.astype(np.int8), np.int32(6))
+    every = np.arange(len(present), dtype=np.int32)
+    found, of = (np.asarray(x)[present] for x in gathered(clean, (virtual, triggers), every))
     x = images.astype(np.float64) / 255
     pairs = [(i, None) for i in np.flatnonzero(rows & ~stamped)]
     pairs += [(i, j) for j in range(count) for i in np.flatnonzero(stamped)]
     expected = []
     for i, j in pairs if count else []:
-        m, q = (np.asarray(triggers[name][j or 0], np.float64) for name in ("mask", "pattern"))
+        m, q = (triggers[name][j or 0].astype(np.float64) for name in ("mask", "pattern"))
         expected.append(x[i] if j is None else x[i] * (1 - m) + m * q)
     assert len(found) == len(expected)
     # Each of these images is there once, with the true label of the row it comes from, and nothing else is.
@@ -174,38 +179,42 @@ def test_the_virtual_rows_are_the_clean_part_and_the_stamped_part_once_per_trigg
 # The whole method
 
 
+planned = jax.jit(epoch_plan, static_argnums=2)
+
+
+@functools.cache
+def slope_of(spec):
+    def loss(params, statistics, x, y):
+        z, after = network(spec, params, statistics, x, True)
+        return cross_entropies(z, y).mean(), after
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
 def by_hand(spec, variables, images, labels, present, config, hyper):
     """Search, flags and mitigation in plain loops, with the keys that the method splits its own into."""
     searching, splitting, tuning = jax.random.split(KEY, 3)
-    plans = [epoch_plan(step_key(stream(searching, Stream.ORDER), e), present, config.batch) for e in range(config.search_epochs)]
+    plans = [planned(step_key(stream(searching, Stream.ORDER), e), present, config.batch) for e in range(config.search_epochs)]
     rules = Rules(config.search_epochs, config.batch, config.patience, config.early_patience, config.early_ratio)
     found = searched(spec, variables, images, plans, rules, hyper)
     index, flagged = by_sorting(found["norm"].tolist(), float(hyper.outlier))
     unlearned = sorted(np.flatnonzero(flagged), key=lambda t: found["norm"][t])[: config.max_flagged]
-    chosen = np.asarray(split(splitting, labels, present, spec.classes, config.stamped_share))
-    rows = np.flatnonzero(np.asarray(present) & ~chosen)
+    chosen = np.asarray(drawn(splitting, labels, present, spec.classes, config.stamped_share))
+    rows = np.flatnonzero(present & ~chosen)
     x, y = [images[rows]], [labels[rows]]
     for t in unlearned:
         m, q = found["mask"][t][None, ..., None], found["pattern"][t][None]
         x.append(images[chosen] * (1 - m) + m * q)
         y.append(labels[chosen])
-    x, y = jnp.concatenate(x), jnp.concatenate(y)
+    x, y = np.concatenate(x), np.concatenate(y)
 
-    @jax.jit
-    def slope_of(params, statistics, x, y):
-        def loss(params):
-            z, after = network(spec, params, statistics, x, True)
-            return cross_entropies(z, y).mean(), after
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    params, statistics = variables["params"], variables["batch_stats"]
-    buffer = jax.tree.map(jnp.zeros_like, params)
+    params, statistics = plain(variables["params"], variables["batch_stats"])
+    buffer = jax.tree.map(np.zeros_like, params)
     losses = []
     for e in range(config.epochs):
         lr, of_epoch = hyper.lr * (1 + np.cos(np.pi * e / config.period)) / 2, []
-        for rows in filled(*epoch_plan(step_key(stream(tuning, Stream.ORDER), e), jnp.ones(len(y), bool), config.batch)):
-            (loss, statistics), slope = slope_of(params, statistics, x[rows], y[rows])
+        for rows in filled(*planned(step_key(stream(tuning, Stream.ORDER), e), np.ones(len(y), bool), config.batch)):
+            (loss, statistics), slope = plain(slope_of(spec)(params, statistics, x[rows], y[rows]))
             buffer = jax.tree.map(lambda b, g, p: hyper.momentum * b + g + hyper.weight_decay * p, buffer, slope, params)
             params = jax.tree.map(lambda p, b, lr=lr: p - lr * b, params, buffer)
             of_epoch.append(float(loss))
@@ -213,7 +222,7 @@ def by_hand(spec, variables, images, labels, present, config, hyper):
     return {"params": params, "batch_stats": statistics}, found, index, flagged, losses, len(unlearned), len(y)
 
 
-@pytest.mark.parametrize("max_flagged", [1, 2])
+@pytest.mark.parametrize("max_flagged", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_method_is_the_one_written_out(max_flagged, model, known, clean, padded, wide, distance, plain_spec):
     rows = padded(clean(5), 6)
     config = nc(model, {**SHORT, "max_flagged": max_flagged}).config
@@ -221,7 +230,7 @@ def test_the_method_is_the_one_written_out(max_flagged, model, known, clean, pad
     hyper = hyper64(outlier=-1) if max_flagged == 2 else hyper64()
     found = built(model, *config._asdict().items())(wide(known), rows, hyper)
     expected, search, index, flagged, losses, unlearned, size = by_hand(
-        plain_spec, wide(known), pixels(rows), rows.labels, rows.role == 1, config, hyper
+        plain_spec, wide(known), *plain(pixels(rows), rows.labels), np.asarray(rows.role) == 1, config, hyper
     )
     assert unlearned == max_flagged and size == 14 + 6 * max_flagged
     assert found.trace.flagged.tolist() == flagged and int(found.trace.unlearned) == unlearned
@@ -235,51 +244,62 @@ def test_the_method_is_the_one_written_out(max_flagged, model, known, clean, pad
     assert bool(found.trace.alive) and int(found.trace.stopped) == -1
 
 
+@pytest.fixture(scope="module")
+def repairing(model):
+    config = nc(model, {**SHORT, "max_flagged": 1}).config
+    return built(model, *config._asdict().items())
+
+
+@pytest.fixture(scope="module")
+def lively(repairing, known, clean, padded):
+    """What the method makes of rows among absent ones."""
+    with jax.enable_x64(True):
+        return plain(repairing(jax.tree.map(np.float64, plain(known)), padded(clean(5), 6), hyper64()))
+
+
 @pytest.mark.parametrize("field", NCHyper._fields)
-def test_each_hyper_parameter_matters(field, model, known, clean, padded, wide, distance):
-    config = nc(model, {**SHORT, "max_flagged": 1}).config
-    rows, run = padded(clean(5), 6), built(model, *config._asdict().items())
+def test_each_hyper_parameter_matters(field, lively, repairing, known, clean, padded, wide, distance):
     changed = {"outlier": 1e9, "threshold": 1.1}.get(field, LIVELY[field] / 2)
-    found, other = run(wide(known), rows, hyper64()), run(wide(known), rows, hyper64(**{field: changed}))
-    assert distance(found.variables, other.variables) > 1e-6
+    other = repairing(wide(known), padded(clean(5), 6), hyper64(**{field: changed}))
+    assert distance(lively.variables, other.variables) > 1e-6
 
 
-def test_the_network_comes_back_bit_for_bit_where_nothing_is_flagged(model, known, clean, padded, wide):
-    config = nc(model, {**SHORT, "max_flagged": 1}).config
-    found = built(model, *config._asdict().items())(wide(known), padded(clean(5), 6), hyper64(outlier=1e9))
+def test_the_network_comes_back_bit_for_bit_where_nothing_is_flagged(repairing, known, clean, padded, wide):
+    found = plain(repairing(wide(known), padded(clean(5), 6), hyper64(outlier=1e9)))
     assert not found.trace.flagged.any() and int(found.trace.unlearned) == 0 and not found.trace.loss.any()
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(wide(known)), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        np.testing.assert_array_equal(a, np.asarray(b))
 
 
-def test_absent_rows_change_nothing(model, known, clean, padded, wide, distance):
+def test_absent_rows_change_nothing(lively, repairing, known, clean, wide, distance):
     alone = clean(5)
-    behind = jax.tree.map(lambda a: jnp.concatenate([a, jnp.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
-    behind = behind._replace(role=jnp.where(jnp.arange(26) < 20, behind.role, 0).astype(jnp.int8), spc=alone.spc)
-    run = built(model, *nc(model, {**SHORT, "max_flagged": 1}).config._asdict().items())
-    found, other = (run(wide(known), rows, hyper64()) for rows in (padded(alone, 6), behind))
-    assert distance(found.variables, other.variables) < 1e-12 and distance(found.trace.mask, other.trace.mask) < 1e-12
-    empty = run(wide(known), behind._replace(role=jnp.zeros_like(behind.role)), hyper64())
+    behind = jax.tree.map(lambda a: np.concatenate([a, np.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
+    behind = behind._replace(role=np.where(np.arange(26) < 20, behind.role, np.int8(0)), spc=alone.spc)
+    other = repairing(wide(known), behind, hyper64())
+    assert distance(lively.variables, other.variables) < 1e-12 and distance(lively.trace.mask, other.trace.mask) < 1e-12
+    empty = repairing(wide(known), behind._replace(role=np.zeros_like(behind.role)), hyper64())
     assert distance(empty.variables, known) == 0
 
 
 # A planted backdoor
 
 
+@pytest.mark.slow  # another network, and its search runs long
 def test_a_planted_backdoor_is_found_and_unlearned(plain_spec):
     model = cnn(plain_spec._replace(mean=(0.0,) * 3, std=(1.0,) * 3), 4, lowering="patches")
     variables, images, labels = planted(model.init(jax.random.key(0)))
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.ones(40, jnp.int8), jnp.int32(10))
     logits = jax.jit(lambda variables, x: model.apply(variables, x).logits)
-    images = rows.images.astype(jnp.float32) / 255
-    assert np.array_equal(np.argmax(logits(variables, images), -1), rows.labels), "the network must know the clean rows"
-    patched = images.at[:, 5:, 5:].set(1.0)
-    assert not np.argmax(logits(variables, patched), -1).any(), "and the patch must work"
+    images = np.asarray(images) / np.float32(255)
+    assert np.array_equal(np.asarray(logits(variables, images)).argmax(-1), labels), "the network must know the clean rows"
+    patched = images.copy()
+    patched[:, 5:, 5:] = 1
+    assert not np.asarray(logits(variables, patched)).argmax(-1).any(), "and the patch must work"
     defense = nc(model, {"search_epochs": 60, "epochs": 30})
     found = jax.jit(lambda v, r: defense.repair(KEY, DefenderView(v, r), NCHyper(lr=np.float32(0.005))))(variables, rows)
     assert found.trace.flagged.tolist() == [True, False, False, False] and int(found.trace.unlearned) == 1
     for x in (images, patched):  # the patch works no more, though the tuning never saw it
-        assert np.mean(np.argmax(logits(found.variables, x), -1) == rows.labels) > 0.9
+        assert np.mean(np.asarray(logits(found.variables, x)).argmax(-1) == labels) > 0.9
 
 
 def test_profile_and_defaults(model, plain_spec):

@@ -26,10 +26,6 @@ def hyper64(**changed):
     return NFTHyper(**{name: np.float64(value) for name, value in {**LIVELY, **changed}.items()})
 
 
-def hyper32(**changed):
-    return jax.tree.map(np.float32, hyper64(**changed))
-
-
 def stacked(members):
     return jax.tree.map(lambda *x: np.stack(x), *members)
 
@@ -64,11 +60,13 @@ def slope_of(spec):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
+bits, uniform = jax.jit(bits_by_index), jax.jit(lambda key: jax.random.uniform(key, (), jnp.float32))
+
+
 def drawn(key, step, count):
     """The permutation and the weight of a batch of ``count`` rows."""
     _, pairing, sharing = jax.random.split(step_key(stream(key, Stream.NETWORK), step), 3)
-    bits = np.asarray(bits_by_index(pairing, jnp.arange(count, dtype=jnp.int32)))
-    return np.argsort(bits), float(jax.random.uniform(sharing, (), jnp.float32))
+    return np.argsort(np.asarray(bits(pairing, np.arange(count, dtype=np.int32)))), float(uniform(sharing))
 
 
 def by_hand(spec, start, images, labels, key, hyper, per_class, eps, momentum, epochs=3, batch=8):
@@ -100,11 +98,13 @@ def by_hand(spec, start, images, labels, key, hyper, per_class, eps, momentum, e
 
 
 @pytest.mark.parametrize(
-    ("profile", "inside", "momentum"), [("corrected", EPS, MOMENTUM), ("reference", 1e-5, 0.1)], ids=["corrected", "reference"]
+    ("profile", "inside", "momentum"),
+    [("corrected", EPS, MOMENTUM), pytest.param("reference", 1e-5, 0.1, marks=pytest.mark.slow)],
+    ids=["corrected", "reference"],
 )
 def test_masks_are_those_written_out(profile, inside, momentum, network, known, clean, padded, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
-    found, images = compiled(network, profile)(start, padded(rows, 13), hyper), pixels(rows)
+    found, images = plain(compiled(network, profile)(start, padded(rows, 13), hyper)), np.asarray(pixels(rows))
     masks, statistics, told = by_hand(plain_spec, start, images, rows.labels, KEY, hyper, 5, inside, momentum)
     assert distance(found.masks, masks) < 1e-10 and distance(found.variables["batch_stats"], statistics) < 1e-10
     for i, norm in enumerate(NORMS, 1):
@@ -125,45 +125,54 @@ def test_masks_are_those_written_out(profile, inside, momentum, network, known, 
     assert distance(jax.jit(network.apply)(found.variables, images).logits, expected) < 1e-9
 
 
-@functools.cache
-def several(network):
-    repair = nft(network, SHORT).repair
-    return jax.jit(jax.vmap(lambda view, hyper: repair(KEY, view, hyper), in_axes=(None, 0)))
+HALVES = [hyper64(**{leaf: LIVELY[leaf] / 2}) for leaf in NFTHyper._fields]
 
 
-def test_every_hyper_parameter_counts_and_a_member_that_is_not_finite_is_frozen(network, known, clean, distance):
-    view = DefenderView(known, murky(clean(5)))
-    halves = [hyper32(**{leaf: LIVELY[leaf] / 2}) for leaf in NFTHyper._fields]
-    members = [hyper32(), *halves, hyper32(lr=0, last_lr=0), hyper32(l1=np.nan)]
-    found = several(network)(view, stacked(members))
-    masks = np.concatenate([np.asarray(found.masks[n]) for n in NORMS], 1)
-    assert all(np.abs(masks[i] - masks[0]).max() > 1e-4 for i in range(1, 1 + len(halves)))
+def flat(masks):
+    return np.concatenate([masks[norm] for norm in NORMS], -1)
+
+
+def test_every_hyper_parameter_counts_and_a_member_that_is_not_finite_is_frozen(network, known, clean, padded, wide, distance):
+    rows, start = padded(murky(clean(5)), 13), wide(known)
+    members = [hyper64(), *HALVES, hyper64(lr=0, last_lr=0), hyper64(l1=np.nan)]
+    found = [plain(compiled(network)(start, rows, hyper)) for hyper in members]
+    masks = [flat(one.masks) for one in found]
+    assert all(np.abs(masks[i] - masks[0]).max() > 1e-4 for i in range(1, 1 + len(HALVES)))
     assert np.any((masks[0] > 0.7) & (masks[0] < 0.99))  # soft
     # A rate of 0 leaves the masks at 1, a loss that is not finite freezes all, statistics too.
     assert masks[-2].tolist() == masks[-1].tolist() == [1] * 28
-    last, still = (jax.tree.map(lambda x, i=i: x[i], found.variables) for i in (-1, -2))
-    assert distance(last, known) == 0 == distance(still["params"], known["params"])
-    assert distance(still["batch_stats"], known["batch_stats"]) > 0.01
-    assert found.trace.alive.tolist() == [True] * (len(members) - 1) + [False]
-    assert found.trace.stopped.tolist() == [-1] * (len(members) - 1) + [0]
-    well = several(network)(view, stacked([*members[:-1], members[0]]))
+    still, last = (one.variables for one in found[-2:])
+    assert distance(last, start) == 0 == distance(still["params"], start["params"])
+    assert distance(still["batch_stats"], start["batch_stats"]) > 0.01
+    assert [bool(one.trace.alive) for one in found] == [True] * (len(members) - 1) + [False]
+    assert [int(one.trace.stopped) for one in found] == [-1] * (len(members) - 1) + [0]
+
+
+@pytest.mark.slow  # another program
+def test_members_do_not_notice_one_that_is_not_finite(network, known, clean):
+    view, repair = DefenderView(known, murky(clean(5))), nft(network, SHORT).repair
+    together = jax.jit(jax.vmap(lambda hyper: repair(KEY, view, hyper)))
+    members = [*HALVES, hyper64(l1=np.nan)]
+    found, well = (plain(together(jax.tree.map(np.float32, stacked(m)))) for m in (members, [*HALVES, HALVES[0]]))
+    assert found.trace.alive.tolist() == [True] * len(HALVES) + [False]
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(well), strict=True):
-        np.testing.assert_array_equal(np.asarray(a[:-1]), np.asarray(b[:-1]))
+        np.testing.assert_array_equal(a[:-1], b[:-1])
 
 
+@pytest.mark.slow  # another program
 def test_a_mask_of_one_is_not_pulled(network, known, clean):
     """However heavy, the pull changes nothing in the first step: masks start at 1, where |1 - m| has the slope 0."""
     repair = jax.jit(nft(network, {"epochs": 1, "batch": 20}).repair)  # one step
     view = DefenderView(known, murky(clean(5)))
-    heavy, light = (repair(KEY, view, hyper32(l1=l1)) for l1 in (50, 0))
-    assert any(np.any(np.asarray(m) < 1) for m in heavy.masks.values())
+    heavy, light = (plain(repair(KEY, view, jax.tree.map(np.float32, hyper64(l1=l1)))) for l1 in (50, 0))
+    assert any(np.any(m < 1) for m in heavy.masks.values())
     for norm in NORMS:
-        np.testing.assert_array_equal(np.asarray(heavy.masks[norm]), np.asarray(light.masks[norm]))
+        np.testing.assert_array_equal(heavy.masks[norm], light.masks[norm])
     np.testing.assert_array_equal(heavy.trace.loss, heavy.trace.mixed)  # nor does it weigh anything yet
 
 
-def test_the_pull_is_shared_by_the_rows_of_a_class(network, known, clean, wide, distance):
-    rows, start = murky(clean(5)), wide(known)
+def test_the_pull_is_shared_by_the_rows_of_a_class(network, known, clean, padded, wide, distance):
+    rows, start = padded(murky(clean(5)), 13), wide(known)
     five, ten, one, none = (
         compiled(network)(start, rows._replace(spc=jnp.int32(spc)), hyper64(l1=l1))
         for spc, l1 in ((5, 0.02), (10, 0.04), (1, 0.004), (5, 0.0))
@@ -173,27 +182,34 @@ def test_the_pull_is_shared_by_the_rows_of_a_class(network, known, clean, wide, 
 
 
 def test_absent_rows_change_nothing(network, known, clean, padded, wide, distance):
+    """Wherever they are and whatever is in them; without any, the masks written out are the same too."""
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
     more = padded(rows, 13)
-    alone, among = (compiled(network)(start, r, hyper) for r in (rows, more))
-    assert distance(among.masks, alone.masks) < 1e-12 and distance(among.variables, alone.variables) < 1e-12
-    for a, b in zip(alone.trace, among.trace, strict=True):
+    behind = jax.tree.map(lambda a: np.concatenate([a, np.full((13, *a.shape[1:]), 3, a.dtype)]), rows._replace(spc=rows.role))
+    behind = behind._replace(role=np.where(np.arange(33) < 20, behind.role, np.int8(0)), spc=rows.spc)
+    one, among = (compiled(network)(start, r, hyper) for r in (behind, more))
+    assert distance(among.masks, one.masks) < 1e-12 and distance(among.variables, one.variables) < 1e-12
+    for a, b in zip(one.trace, among.trace, strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6)
-    empty = compiled(network)(start, more._replace(role=jnp.zeros_like(more.role)), hyper)
+    empty = compiled(network)(start, more._replace(role=np.zeros_like(more.role)), hyper)
     assert distance(empty.variables, start) == 0 and bool(empty.trace.alive)
+
+
+paired = jax.jit(partners)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 8])
 def test_rows_that_count_pair_among_themselves(count):
-    mask = (jnp.arange(8) < count).astype(jnp.float32)
-    pairs = np.array([jax.jit(partners)(jax.random.key(i), mask) for i in range(60)])
+    mask = (np.arange(8) < count).astype(np.float32)
+    pairs = np.array([paired(jax.random.key(i), mask) for i in range(60)])
     assert np.all(np.sort(pairs, 1) == np.arange(8)) and np.all(np.sort(pairs[:, :count], 1) == np.arange(count))
     assert len({tuple(p[:count]) for p in pairs}) > min(count, 50) - 1
     # Neither more nor fewer absent rows change the pairs.
-    fewer = np.array([partners(jax.random.key(i), mask[: max(count, 1)]) for i in range(5)])
+    fewer = np.array([paired(jax.random.key(i), mask[: max(count, 1)]) for i in range(5)])
     np.testing.assert_array_equal(fewer[:, :count], pairs[:5, :count])
 
 
+@pytest.mark.slow  # another network
 def test_a_planted_detector_is_held_down_as_far_as_the_bound_allows(plain_spec, variables):
     # With the survey's own hyper-parameters; but two batches per epoch.
     spec = plain_spec._replace(mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -16,7 +16,19 @@ from bdjax.keys import step_key
 from bdjax.models import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
-from tests.defenses.plain_masks import NORMS, backdoored, clipped, correct, levels, logits, murky, ones, plain, rest, under
+from tests.defenses.plain_masks import (
+    NORMS,
+    backdoored,
+    clipped,
+    correct,
+    levels,
+    logits,
+    murky,
+    ones,
+    plain,
+    rest,
+    under,
+)
 from tests.defenses.plain_network import EPS, batches, cross_entropies, descend, forward, pixels
 
 KEY = jax.random.key(13)
@@ -54,8 +66,11 @@ def known(plain_spec, variables, clean):
 # The choice of the threshold
 
 
+choose = jax.jit(chosen)
+
+
 def level(correct, rows, tolerance=0.02):
-    found = chosen(jnp.array(correct, jnp.int32), jnp.int32(rows), jnp.float32(tolerance))
+    found = choose(np.int32(correct), np.int32(rows), np.float32(tolerance))
     assert found.dtype == jnp.int32
     return int(found)
 
@@ -144,11 +159,30 @@ def by_hand(spec, start, images, labels, key, hyper, *, attempt=0, masked=True, 
     return masks, accuracies, losses, largest
 
 
-@functools.cache
-def attempting(model, *config):
-    """The masks before they are rounded; its key is the first half of the method's."""
-    full = rnp(model, {**SHORT, **dict(config)}).config
-    return jax.jit(functools.partial(_attempts(model, full), jax.random.split(KEY)[0]))
+@pytest.fixture(scope="module")
+def repair(brittle):
+    """``repair(variables, rows, hyper) -> (masks before they are rounded, Repair)`` of the corrected method."""
+
+    def telling(*built):  # the masks go out beside the accuracies
+        attempt = _attempts(*built)
+
+        def tell(*asked):
+            masks, (accuracy, *others), *rest = attempt(*asked)
+            return masks, ((accuracy, masks), *others), *rest
+
+        return tell
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["bdjax.defenses.rnp"], "_attempts", telling)
+        method = rnp(brittle, SHORT).repair
+    run = jax.jit(lambda variables, rows, hyper: method(KEY, DefenderView(variables, rows), hyper))
+
+    def told(variables, rows, hyper):
+        found = plain(run(variables, rows, hyper))
+        accuracy, masks = found.trace.unlearned
+        return masks, found._replace(trace=found.trace._replace(unlearned=accuracy))
+
+    return told
 
 
 @pytest.mark.parametrize(
@@ -156,42 +190,57 @@ def attempting(model, *config):
     [({}, 4, 1), ({"stop": 0.3}, 3, 1), ({"lr": 2.0}, 4, 2)],
     ids=["all epochs", "stopped early", "second attempt"],
 )
-def test_masks_are_those_written_out(changed, epochs, attempts, brittle, known, clean, padded, wide, distance, plain_spec):
+def test_masks_are_those_written_out(changed, epochs, attempts, repair, known, clean, padded, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64(**changed)  # 20 rows: batches of 8, 8 and 4
-    masks, (accuracy, losses, made), alive, stopped = attempting(brittle)(start, padded(rows, 13), hyper)
-    hand = functools.partial(by_hand, plain_spec, start, pixels(rows), rows.labels, KEY, hyper)
+    masks, found = repair(start, padded(rows, 13), hyper)
+    images, labels = plain(pixels(rows), rows.labels)
+    hand = functools.partial(by_hand, plain_spec, start, images, labels, KEY, hyper)
     expected, accuracies, recovered, largest = hand(attempt=attempts - 1)
     assert distance(masks, expected) < 1e-10
     every = np.concatenate([expected[n] for n in NORMS])
     assert len(np.unique(every.round(2))) > 8 and largest < LARGEST, "the case must be one in which masks move"
-    told = np.asarray(accuracy)
-    np.testing.assert_allclose(told[: len(accuracies)], accuracies, rtol=1e-6)
-    assert np.isnan(told[len(accuracies) :]).all()
+    trace = found.trace
+    np.testing.assert_allclose(trace.unlearned[: len(accuracies)], accuracies, rtol=1e-6)
+    assert np.isnan(trace.unlearned[len(accuracies) :]).all()
     assert len(accuracies) == epochs
-    np.testing.assert_allclose(losses, recovered, rtol=1e-6)
-    assert (int(made), bool(alive), int(stopped)) == (attempts, True, -1)
+    np.testing.assert_allclose(trace.recovered, recovered, rtol=1e-6)
+    np.testing.assert_allclose(trace.masks, every, atol=0.51e-4)
+    assert (int(trace.attempts), bool(trace.alive), int(trace.stopped)) == (attempts, True, -1)
     if attempts > 1:
         assert hand(attempt=0)[3] > LARGEST  # that is what broke the first one
+    # And what is pruned.
+    keeps, counts, right = levels(plain_spec, start, masks, [200 * k for k in range(50)], True, images, labels)
+    failures = [k for k, c in enumerate(right) if c < right[0] - 2]  # a tenth of 20 rows
+    last = failures[0] - 1 if failures else 50
+    assert trace.pruned.tolist() == counts and trace.correct.tolist() == right and counts[-1] > 0
+    assert int(trace.level) == last and int(trace.validation) == 20 and distance(found.masks, keeps[last]) == 0
+    assert distance(found.variables["params"], under(start["params"], keeps[last])) == 0
+    assert distance(rest(found.variables), rest(start)) == 0
 
 
+@pytest.mark.slow  # another program
 def test_a_random_start_has_no_masks_while_it_unlearns(model, known, clean, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
-    masks, (accuracy, losses, _), *_ = attempting(model, ("unlearn_from", "random"))(start, rows, hyper)
+    # Its key is the first half of the method's.
+    attempt = _attempts(model, rnp(model, {**SHORT, "unlearn_from": "random"}).config)
+    masks, (accuracy, losses, _), *_ = jax.jit(functools.partial(attempt, jax.random.split(KEY)[0]))(start, rows, hyper)
     fresh = wide(model.init(jax.random.split(step_key(jax.random.split(KEY)[0], 0), 3)[0]))
-    hand = by_hand(plain_spec, fresh, pixels(rows), rows.labels, KEY, hyper, masked=False)
+    hand = by_hand(plain_spec, fresh, *plain(pixels(rows), rows.labels), KEY, hyper, masked=False)
     assert distance(masks, hand[0]) < 1e-10
     np.testing.assert_allclose(accuracy, hand[1], rtol=1e-6)
     np.testing.assert_allclose(losses, hand[2], rtol=1e-6)
 
 
+@pytest.mark.slow  # another program
 def test_published_code_prunes_what_is_written_out(plain_spec, known, clean, padded, wide, distance):
     """All of it, in a network whose own norms have another ε."""
     network = cnn(plain_spec, 4, norm_eps=1e-3, lowering="patches")
+    logits_of = jax.jit(lambda variables, images: network.apply(variables, images).logits)
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
     defense = rnp(network, SHORT, profile="reference")
     repair = jax.jit(lambda rows: defense.repair(KEY, DefenderView(start, rows), hyper))
     more = padded(rows, 13)
-    found, images = repair(more), pixels(rows)
+    found, images = plain(repair(more)), np.asarray(pixels(rows))
     masks, _, losses, _ = by_hand(plain_spec, start, images, rows.labels, KEY, hyper)
     every = np.concatenate([masks[n] for n in NORMS])
     np.testing.assert_allclose(found.trace.masks, every, atol=0.51e-4)
@@ -211,66 +260,84 @@ def test_published_code_prunes_what_is_written_out(plain_spec, known, clean, pad
     # The network under its own ε computes what the pruned one does under the published one.
     pruned = under(start["params"], keeps[last])
     expected = logits(plain_spec, pruned, start["batch_stats"], images, 1e-5)
-    assert distance(network.apply(found.variables, images).logits, expected) < 1e-10
-    assert distance(network.apply({**start, "params": pruned}, images).logits, expected) > 1e-4
+    assert distance(logits_of(found.variables, images), expected) < 1e-10
+    assert distance(logits_of({**start, "params": pruned}, images), expected) > 1e-4
 
-    empty = repair(more._replace(role=jnp.zeros_like(more.role)))
+    empty = plain(repair(more._replace(role=np.zeros_like(more.role))))
     assert bool(empty.trace.alive) and empty.trace.masks.tolist() == [1] * 28 and int(empty.trace.validation) == 0
-    assert (
-        distance(network.apply(empty.variables, images).logits, network.rebuild(norm_eps=1e-5).apply(start, images).logits)
-        < 1e-10
-    )
+    published = jax.jit(lambda variables, images: network.rebuild(norm_eps=1e-5).apply(variables, images).logits)
+    assert distance(logits_of(empty.variables, images), published(start, images)) < 1e-10
 
 
-def test_members_of_other_lengths_go_their_own_way(brittle, known, clean, wide, distance):
-    rows, start = murky(clean(5)), wide(known)
-    halves = {leaf: LIVELY[leaf] / 2 for leaf in ("lr", "momentum", "weight_decay", "recover_lr")}
-    changes = [{}, {"stop": 0.3}, {"lr": 2.0}, {"lr": 5e4}, {"tolerance": 1.0}, *({k: v} for k, v in halves.items())]
-    members = [hyper64(**changed) for changed in changes]
+HALVES = {leaf: LIVELY[leaf] / 2 for leaf in ("lr", "momentum", "weight_decay", "recover_lr")}
+CHANGES = [{}, {"stop": 0.3}, {"lr": 2.0}, {"lr": 5e4}, {"tolerance": 1.0}, *({k: v} for k, v in HALVES.items())]
+
+
+@pytest.fixture(scope="module")
+def alone(repair, known, clean, padded):
+    """What becomes of members with these hyper-parameters: masks before they are rounded, and the repair."""
+    with jax.enable_x64(True):
+        start = jax.tree.map(np.float64, plain(known))
+        return [repair(start, padded(murky(clean(5)), 13), hyper64(**changed)) for changed in CHANGES]
+
+
+def test_every_hyper_parameter_counts_and_where_all_attempts_fail_nothing_is_pruned(alone, known, distance):
+    traces = [found.trace for _, found in alone]
+    assert [int(trace.attempts) for trace in traces] == [1, 1, 2, 3] + [1] * 5
+    assert [bool(trace.alive) for trace in traces] == [True, True, True, False] + [True] * 5
+    failed = traces[3]
+    assert 0 <= int(failed.stopped) < 12 and failed.masks.tolist() == [1] * 28 and failed.pruned.tolist() == [0] * 51
+    assert distance(alone[3][1].variables, known) == 0
+    masks = [trace.masks for trace in traces]
+    assert np.array_equal(masks[4], masks[0]) and traces[4].level == 50 > traces[0].level
+    assert all(np.abs(masks[i] - masks[0]).max() > 1e-3 for i in (1, 2, 3, 5, 6, 7, 8))
+
+
+@pytest.mark.slow  # another program
+def test_members_of_other_lengths_go_their_own_way(alone, brittle, known, clean, padded, wide, distance):
+    rows, start = padded(murky(clean(5)), 13), wide(known)
+    members = [hyper64(**changed) for changed in CHANGES]
     defense = rnp(brittle, SHORT)
-    run = jax.jit(jax.vmap(lambda hyper: defense.repair(KEY, DefenderView(start, rows), hyper)))
-    found = run(stacked(members))
+    together = jax.jit(jax.vmap(lambda hyper: defense.repair(KEY, DefenderView(start, rows), hyper)))
+    found = plain(together(stacked(members)))
     trace = found.trace
-    assert trace.attempts.tolist() == [1, 1, 2, 3] + [1] * 5
-    assert trace.alive.tolist() == [True, True, True, False] + [True] * 5
-    epochs = (~np.isnan(np.asarray(trace.unlearned))).sum(1).tolist()
-    assert epochs[:3] == [4, 3, 4]
+    assert (~np.isnan(trace.unlearned)).sum(1).tolist()[:3] == [4, 3, 4]
+    for i, (_, one) in enumerate(alone):
+        assert (trace.attempts[i], trace.alive[i], trace.level[i]) == (one.trace.attempts, one.trace.alive, one.trace.level)
+        np.testing.assert_allclose(trace.masks[i], one.trace.masks, atol=1.1e-4)
     for i in (0, 1, 2):
-        masks, (accuracy, losses, _), *_ = attempting(brittle)(start, rows, members[i])
-        raw = np.concatenate([masks[n] for n in NORMS])
+        raw = np.concatenate([alone[i][0][n] for n in NORMS])
         np.testing.assert_allclose(trace.masks[i], raw, atol=0.51e-4)
-        np.testing.assert_allclose(trace.unlearned[i], accuracy, rtol=1e-6)
-        np.testing.assert_allclose(trace.recovered[i], losses, rtol=1e-6)
+        np.testing.assert_allclose(trace.unlearned[i], alone[i][1].trace.unlearned, rtol=1e-6)
+        np.testing.assert_allclose(trace.recovered[i], alone[i][1].trace.recovered, rtol=1e-6)
     # Where all attempts fail nothing is pruned.
     assert 0 <= int(trace.stopped[3]) < 12 and trace.masks[3].tolist() == [1] * 28 and trace.pruned[3].tolist() == [0] * 51
     assert distance(jax.tree.map(lambda x: x[3], found.variables), start) == 0
-    # Every hyper-parameter counts.
-    masks = np.asarray(trace.masks)
-    assert np.array_equal(masks[4], masks[0]) and trace.level[4] == 50 > trace.level[0]
-    assert all(np.abs(masks[i] - masks[0]).max() > 1e-3 for i in (1, 2, 3, 5, 6, 7, 8))
     # The others do not notice one that fails.
-    well = run(stacked([*members[:3], members[0], *members[4:]]))
+    well = plain(together(stacked([*members[:3], members[0], *members[4:]])))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(well), strict=True):
-        np.testing.assert_array_equal(np.delete(np.asarray(a), 3, 0), np.delete(np.asarray(b), 3, 0))
+        np.testing.assert_array_equal(np.delete(a, 3, 0), np.delete(b, 3, 0))
 
 
-def test_absent_rows_change_nothing(brittle, known, clean, padded, wide, distance):
+def test_absent_rows_change_nothing(repair, known, clean, padded, wide, distance):
+    """Wherever they are and whatever is in them; without any, the masks written out are the same too."""
     rows, start, hyper = murky(clean(5)), wide(known), hyper64(stop=0.3)
-    alone = attempting(brittle)(start, rows, hyper)
-    among = attempting(brittle)(start, padded(rows, 13), hyper)
-    assert distance(among[0], alone[0]) < 1e-12
-    for a, b in zip(jax.tree.leaves(alone[1:]), jax.tree.leaves(among[1:]), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6)
+    behind = jax.tree.map(lambda a: np.concatenate([a, np.full((13, *a.shape[1:]), 3, a.dtype)]), rows._replace(spc=rows.role))
+    behind = behind._replace(role=np.where(np.arange(33) < 20, behind.role, np.int8(0)), spc=rows.spc)
+    (masks, found), (others, other) = (repair(start, r, hyper) for r in (padded(rows, 13), behind))
+    assert distance(masks, others) < 1e-12
+    for a, b in zip(jax.tree.leaves(found.trace), jax.tree.leaves(other.trace), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_thresholds_leave_out_the_masks_that_lie_at_them(model, known, clean, monkeypatch, distance):
     """What is trained and counted is given: 10 of 12 right at the level 4, 6 at 5 and 12 from then on."""
     whole = {"bn1": [0, 199, 200, 201], "bn2": [9799, 9800, 9801, 9999] + [10_000] * 4, "bn3": [5000] * 16}
-    given, right = {norm: jnp.int32(q) for norm, q in whole.items()}, jnp.int32([12, 12, 12, 12, 11, 6, *[12] * 45])
-    module, told = sys.modules["bdjax.defenses.rnp"], (jnp.zeros(1), jnp.zeros(1), jnp.int32(1))
+    given, right = {norm: np.int32(q) for norm, q in whole.items()}, np.int32([12, 12, 12, 12, 11, 6, *[12] * 45])
+    module, told = sys.modules["bdjax.defenses.rnp"], (np.zeros(1), np.zeros(1), np.int32(1))
     monkeypatch.setattr(module, "rounded", lambda masks: given)
     monkeypatch.setattr(module, "curve", lambda *built: lambda *asked: right)
-    monkeypatch.setattr(module, "_attempts", lambda *built: lambda *asked: ({}, told, jnp.bool_(True), jnp.int32(-1)))
+    monkeypatch.setattr(module, "_attempts", lambda *built: lambda *asked: ({}, told, np.bool_(True), np.int32(-1)))
     found = rnp(model).repair(KEY, DefenderView(known, clean(3)), RNPHyper(tolerance=np.float32(0.1)))
     # The network as it is, 0, 0.02 (0 and 199 go), 0.04 (200 and 201 too) ... 0.52 (5000 too) ... 0.98 (9799 too, 9800 stays).
     assert found.trace.pruned.tolist() == [0, 0, 2, *[4] * 24, *[20] * 23, 21] and len(found.trace.pruned) == 51
@@ -294,6 +361,7 @@ def test_defaults(model):
     assert rnp(model).needs == {"clean"} and not rnp(model).validation
 
 
+@pytest.mark.slow  # another network, and its epochs run long
 def test_it_finds_a_planted_detector(plain_spec, variables):
     # With the survey's own hyper-parameters; but two batches per epoch.
     spec = plain_spec._replace(mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -11,9 +11,11 @@ from bdjax.defenses.sau import _unlearning as unlearning
 from bdjax.defenses.tuning import Batch, epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
+from bdjax.models import cnn
 from bdjax.types import DefenderView, Loop
 from tests.defenses.plain_eval import Adam, knowing, log_softmax, network
 from tests.defenses.plain_network import cross_entropies, filled, pixels
+from tests.later import some_later
 
 KEY = jax.random.key(13)
 # Far from the defaults, so that a few steps show every term.
@@ -41,6 +43,12 @@ def built(model, *config):
 
 def case(model, name):
     return built(model, *CASES[name].items())
+
+
+@functools.cache
+def called(model):
+    """``call(variables, images) -> classes i32[n]``."""
+    return jax.jit(lambda variables, images: jnp.argmax(model.apply(variables, images).logits, -1).astype(jnp.int32))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,7 @@ def written(spec, train):
 
 def added(images, delta):
     """Images and perturbations meet in 32 bits, as images are."""
-    return jnp.asarray((np.asarray(images, np.float32) + np.asarray(delta, np.float32)).astype(np.float64))
+    return (np.asarray(images, np.float32) + np.asarray(delta, np.float32)).astype(np.float64)
 
 
 def perturbed(spec, now, before, images, labels, hyper, steps, train=False):
@@ -106,6 +114,9 @@ def perturbed(spec, now, before, images, labels, hyper, steps, train=False):
     return delta, np.logical_and.reduce(state(delta))
 
 
+planned = jax.jit(epoch_plan, static_argnums=2)
+
+
 def by_hand(spec, before, images, labels, present, config, hyper):
     """SAU in plain loops; the batches are those of the fine-tuning loop."""
     logits, _, unlearning = written(spec, config.train_bn)
@@ -113,7 +124,7 @@ def by_hand(spec, before, images, labels, present, config, hyper):
     losses, cleans, shareds, shares, to_label = [], [], [], [], 0
     for epoch in range(config.epochs):
         of_epoch = []
-        for rows in filled(*epoch_plan(step_key(stream(KEY, Stream.ORDER), epoch), present, config.batch)):
+        for rows in filled(*planned(step_key(stream(KEY, Stream.ORDER), epoch), present, config.batch)):
             x, y = images[rows], labels[rows]
             delta, _ = perturbed(spec, now, before, x, y, hyper, config.attack_steps, config.train_bn)
             there = added(x, delta)
@@ -131,65 +142,73 @@ def by_hand(spec, before, images, labels, present, config, hyper):
     return now, np.array([losses, cleans, shareds, shares]), to_label
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_later(CASES, ("train",)))
 def test_the_method_is_the_one_written_out(name, model, backdoored, clean, padded, wide, distance, plain_spec):
     rows = padded(clean(5), 6)  # 20 rows that count: batches of 8, 8 and 4, and an empty one; or of 12 and 8
     # Half of the labels are what the network says of brighter images, so that "not the label" and "not what it said before"
     # are two conditions.
     hyper = hyper64() if name == "eval" else hyper64(radius=0.5)
-    brighter = jnp.argmax(
-        model.apply(backdoored, rows.images.astype(jnp.float32) / 255 + hyper.radius.astype(np.float32)).logits, -1
-    )
-    rows = rows._replace(labels=jnp.where(jnp.arange(26) % 2 == 0, brighter.astype(jnp.int32), rows.labels))
+    brighter = called(model)(backdoored, np.asarray(rows.images) / np.float32(255) + hyper.radius.astype(np.float32))
+    labels = np.where(np.arange(26) % 2 == 0, brighter, np.asarray(rows.labels))
+    rows = rows._replace(labels=labels)
     config = sau(model, CASES[name]).config
     found = case(model, name)(wide(backdoored), rows, hyper)
-    images, present = pixels(rows), rows.role == 1
-    expected, told, to_label = by_hand(plain_spec, wide(backdoored), images, rows.labels, present, config, hyper)
+    images, present = np.asarray(pixels(rows)), np.asarray(rows.role) == 1
+    expected, told, to_label = by_hand(plain_spec, wide(backdoored), images, labels, present, config, hyper)
     assert distance(found.variables, expected) < 1e-9
     assert distance(expected["params"], backdoored["params"]) > 0.05  # it moved
     assert (distance(expected["batch_stats"], backdoored["batch_stats"]) > 0) == config.train_bn
     trace = found.trace
-    np.testing.assert_allclose(np.stack([trace.loss, trace.clean, trace.shared, trace.fooled]), told, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.stack([np.asarray(x) for x in (trace.loss, trace.clean, trace.shared, trace.fooled)]), told, rtol=1e-5
+    )
     assert np.all((told[3] > 0) & (told[3] < 1)), "some images must fool the network, and some must not"
     assert to_label > 0 or name == "eval", "and the start must move some to their label; the attack moves away from it"
     assert bool(trace.alive) and int(trace.stopped) == -1
 
 
+@pytest.fixture(scope="module")
+def lively(model, backdoored, clean, padded):
+    """What the method makes of rows among absent ones."""
+    with jax.enable_x64(True):
+        start = jax.tree.map(lambda x: np.asarray(x, np.float64), backdoored)
+        return jax.tree.map(np.asarray, case(model, "eval")(start, padded(clean(5), 6), hyper64()))
+
+
 @pytest.mark.parametrize("field", SAUHyper._fields)
-def test_each_hyper_parameter_matters(field, model, backdoored, clean, padded, wide, distance):
-    rows = padded(clean(5), 6)
-    run = case(model, "eval")
+def test_each_hyper_parameter_matters(field, lively, model, backdoored, clean, padded, wide, distance):
     changed = {"beta_adversarial": 20.0}.get(field, LIVELY[field] / 2)
-    found, other = run(wide(backdoored), rows, hyper64()), run(wide(backdoored), rows, hyper64(**{field: changed}))
-    assert distance(found.variables, other.variables) > 1e-6
+    other = case(model, "eval")(wide(backdoored), padded(clean(5), 6), hyper64(**{field: changed}))
+    assert distance(lively.variables, other.variables) > 1e-6
 
 
-def test_absent_rows_change_nothing(model, backdoored, clean, padded, wide, distance):
+def test_absent_rows_change_nothing(lively, model, backdoored, clean, wide, distance):
     alone, run = clean(5), case(model, "eval")
-    behind = jax.tree.map(lambda a: jnp.concatenate([a, jnp.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
-    behind = behind._replace(role=jnp.where(jnp.arange(26) < 20, behind.role, 0).astype(jnp.int8), spc=alone.spc)
-    found, other = (run(wide(backdoored), rows, hyper64()) for rows in (padded(alone, 6), behind))
-    assert distance(found, other) < 1e-12
-    empty = run(wide(backdoored), behind._replace(role=jnp.zeros_like(behind.role)), hyper64())
+    behind = jax.tree.map(lambda a: np.concatenate([a, np.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
+    behind = behind._replace(role=np.where(np.arange(26) < 20, behind.role, np.int8(0)), spc=alone.spc)
+    assert distance(lively, run(wide(backdoored), behind, hyper64())) < 1e-12
+    empty = run(wide(backdoored), behind._replace(role=np.zeros_like(behind.role)), hyper64())
     assert distance(empty.variables, backdoored) == 0
 
 
 def test_loss_and_gradient_are_finite_where_the_network_is_certain(model, backdoored, clean):
     """θ calls everything class 0: of the class that θ0 sees it is certain, one way or the other; +0.2 everywhere fools some."""
     rows, mask = clean(10), np.ones(40, np.float32)
-    linear = {**backdoored["params"]["linear"], "bias": jnp.array([1e6, 0, 0, 0])}
+    linear = {**backdoored["params"]["linear"], "bias": np.array([1e6, 0, 0, 0], np.float32)}
     now = {**backdoored, "params": {**backdoored["params"], "linear": linear}}
     hyper = jax.tree.map(jnp.asarray, SAUHyper(lambda_clean=np.float32(0)))
-    images = jnp.asarray(np.asarray(rows.images) / np.float32(255))
-    batch = Batch(images, rows.labels, jnp.asarray(mask))
+    images = np.asarray(rows.images) / np.float32(255)
+    batch = Batch(images, rows.labels, mask)
     run = jax.jit(lambda now: unlearning(model, Config(attack_steps=0))(now, batch, (backdoored, hyper), KEY))
     slope, _, told = run(now)
-    seen, target = (np.asarray(jnp.argmax(model.apply(backdoored, x).logits, -1)) for x in (images, images + 0.2))
+    seen, target = (np.asarray(called(model)(backdoored, x)) for x in (images, images + np.float32(0.2)))
     fooled = (target != np.asarray(rows.labels)) & (target != seen)
     one, none = (fooled & (target == 0)).sum(), (fooled & (target != 0)).sum()
     assert one and none
     impossible, sure = np.log(1e-6), np.log(1 + 1e-6 - 1e-3)
-    np.testing.assert_allclose(float(told[0]), -(one * impossible + none * sure) / 40, rtol=1e-2)  # 1 + 1e-6 in 32 bits
+    np.testing.assert_allclose(
+        float(np.asarray(told)[0]), -(one * impossible + none * sure) / 40, rtol=1e-2
+    )  # 1 + 1e-6 in 32 bits
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(slope))
 
 
@@ -197,16 +216,16 @@ def test_loss_and_gradient_are_finite_where_the_network_is_certain(model, backdo
 def two_networks(backdoored):
     """θ and θ0 that do not agree everywhere."""
     generator = np.random.default_rng(2)
-    other = jax.tree.map(lambda x: x + jnp.asarray(generator.normal(0, 0.03, x.shape), jnp.float32), backdoored["params"])
+    other = jax.tree.map(lambda x: np.asarray(x) + np.float32(generator.normal(0, 0.03, x.shape)), backdoored["params"])
     return {**backdoored, "params": other}, backdoored
 
 
+@pytest.mark.slow  # more programs, of what the method written out has too
 def test_the_perturbation_is_the_one_written_out_and_leaves_shared_images_alone(model, two_networks, clean, wide, plain_spec):
     rows = clean(8)
     now, before = wide(two_networks)
-    images = jnp.asarray(np.asarray(rows.images).astype(np.float32) / np.float32(255))
-    hyper = SAUHyper(*(jnp.asarray(x, jnp.float64) for x in SAUHyper()))
-    batch = Batch(images, rows.labels, jnp.ones(32))
+    images, hyper = np.asarray(rows.images) / np.float32(255), jax.tree.map(jnp.asarray, jax.tree.map(np.float64, SAUHyper()))
+    batch = Batch(images, np.asarray(rows.labels), np.ones(32))
 
     @jax.jit
     def run(steps):
@@ -215,7 +234,7 @@ def test_the_perturbation_is_the_one_written_out_and_leaves_shared_images_alone(
     found, expected = [], []
     for steps in range(9):
         found.append(np.asarray(run(steps)))
-        expected.append(perturbed(plain_spec, now, before, images.astype(jnp.float64), rows.labels, hyper, steps))
+        expected.append(perturbed(plain_spec, now, before, images.astype(np.float64), batch.labels, hyper, steps))
         np.testing.assert_array_equal(found[-1], expected[-1][0])
         assert set(np.unique(found[-1])) <= {np.float32(-0.2), np.float32(0), np.float32(0.2)}
         if steps:
@@ -223,13 +242,22 @@ def test_the_perturbation_is_the_one_written_out_and_leaves_shared_images_alone(
             np.testing.assert_array_equal(found[-1][done], found[-2][done])
     shared = [e[1].sum() for e in expected]
     assert 0 < shared[1] < shared[5] and np.any(found[5] != found[1]), "the case must be one where images become shared"
-    unrolled = jax.jit(lambda: shared_perturbation(model.rebuild(loop=Loop("dispatch")), now, before, batch, hyper, 2))()
-    np.testing.assert_array_equal(np.asarray(unrolled), found[2])
+
+
+@pytest.mark.slow  # two more programs
+def test_the_steps_of_the_perturbation_may_be_written_out_in_the_program(model, two_networks, clean, wide):
+    rows = clean(8)
+    now, before = wide(two_networks)
+    hyper = jax.tree.map(jnp.asarray, jax.tree.map(np.float64, SAUHyper()))
+    batch = Batch(np.asarray(rows.images) / np.float32(255), np.asarray(rows.labels), np.ones(32))
+    looped, unrolled = (
+        jax.jit(lambda network=network: shared_perturbation(network, now, before, batch, hyper, 2))()
+        for network in (model, model.rebuild(loop=Loop("dispatch")))
+    )
+    assert np.any(np.asarray(looped)) and np.array_equal(np.asarray(looped), np.asarray(unrolled))
 
 
 def test_profiles_are_the_same_and_tiny_imagenet_takes_fewer_epochs(model, plain_spec):
-    from bdjax.models import cnn
-
     assert sau(model).config == (100, 256, 5, False) == sau(model, profile="reference").config
     assert sau(cnn(plain_spec._replace(name="tiny_imagenet"), 4)).config.epochs == 20
     assert sau(model).needs == {"clean"} and not sau(model).validation

@@ -1,5 +1,7 @@
 """State dicts of random numbers, and files shaped like BackdoorBench's, for the tests of the door to PyTorch."""
 
+import functools
+
 import numpy as np
 
 from bdjax.interop import Triggered
@@ -14,6 +16,7 @@ def spec(classes=10, size=32):
     return DataSpec("cifar10", (size, size, 3), classes, (0.5,) * 3, (0.25,) * 3, True, 4)
 
 
+@functools.cache  # a network traces itself once
 def reduced(name, classes=10, size=32, **fields):
     return MODELS[name](spec(classes, size), WIDTHS[name], **fields)
 

@@ -12,11 +12,17 @@ from bdjax.models import MODELS
 from tests.interop.checkpoints import random_state, reduced, same_bits, spec
 
 
-@pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=pytest.mark.slow if size == 64 and name.startswith(("eff", "mob")) else ())
+        for name in sorted(MODELS)
+        for size in (32, 64)
+    ],
+)
 def test_round_trips(name, size):
     """torch -> bdjax -> torch keeps every bit; bdjax -> torch -> bdjax does where nothing is folded."""
-    model = reduced(name, size=size)
+    model = reduced(name, 43, size)
     state = random_state(model)
     imported = from_state(model, state)
     form = jax.eval_shape(model.init, jax.random.key(0))
@@ -35,6 +41,7 @@ def test_round_trips(name, size):
             np.testing.assert_array_equal(tree.get(again, path), leaf)
 
 
+@pytest.mark.slow
 def test_round_trip_at_full_width():
     model = MODELS["mobilenet_v3_large"](spec(43))
     state = random_state(model)

@@ -1,7 +1,6 @@
 """The defenses run on every published network, with its dropout, several linear layers and depthwise convolutions."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,18 +17,20 @@ def clean():
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (ROWS, 32, 32, 3), dtype=np.uint8)
     role = np.where(np.arange(ROWS) % 3 == 0, 2, 1).astype(np.int8)  # one validation row per class
-    return CleanSet(jnp.asarray(images), jnp.arange(ROWS, dtype=jnp.int32) // 3, jnp.asarray(role), jnp.int32(3))
+    return CleanSet(images, np.arange(ROWS, dtype=np.int32) // 3, role, np.int32(3))
 
 
 def repaired(model, name, **config):
+    """The variables before and what the defense made of them, in NumPy."""
     variables = drawn(model)
     defense = DEFENSES[name](model, config)
     view = DefenderView(variables, clean() if "clean" in defense.needs else None)
-    found = jax.jit(defense.repair)(jax.random.key(0), view, jax.tree.map(jnp.asarray, defense.hyper))
+    found = jax.device_get(jax.jit(defense.repair)(jax.random.key(0), view, defense.hyper))
+    variables = jax.device_get(variables)
     kept = {collection: found.variables[collection] for collection in variables}
     assert jax.tree.structure(kept) == jax.tree.structure(variables)
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(variables), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype and bool(jnp.all(jnp.isfinite(a)))
+        assert a.shape == b.shape and a.dtype == b.dtype and np.all(np.isfinite(a))
     return variables, found
 
 
@@ -56,7 +57,7 @@ def test_tuning_defenses_run_on_every_network(name, method):
         assert np.all(np.abs(np.asarray(found.trace.norm) - start) > 1)  # the masks moved
     else:
         kernels = [f"{address}/kernel" for kind, address in model.arch.registered if kind == "conv"]
-        assert all(bool(jnp.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k))) for k in kernels)
+        assert all(np.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k)) for k in kernels)
 
 
 @pytest.mark.slow  # compiling: 20 seconds each
@@ -76,12 +77,12 @@ def test_pruning_and_patching_defenses_run_on_every_network(name, method):
     if method == "npd":
         assert set(found.variables) - set(before) == {"plug", "plug_stats"}
         width = found.variables["plug"]["kernel"].shape[-1]
-        assert bool(jnp.any(found.variables["plug"]["kernel"][0, 0] != jnp.eye(width)))
+        assert np.any(found.variables["plug"]["kernel"][0, 0] != np.eye(width))
     if method == "mm_bd":
         assert set(found.variables["bounds"]) == set(model.arch.activations)
     if method == "pbe":
         kernels = [f"{address}/kernel" for kind, address in model.arch.registered if kind == "conv"]
-        assert all(bool(jnp.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k))) for k in kernels)
+        assert all(np.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k)) for k in kernels)
 
 
 @pytest.mark.slow  # compiling: 20 seconds each
@@ -98,8 +99,8 @@ def test_nft_scales_every_norm_and_nothing_else_and_its_bounds_fall_in_the_order
         scale = np.asarray(tree.get(before["params"], norm)["scale"]) * mask
         np.testing.assert_allclose(np.asarray(tree.get(found.variables["params"], norm)["scale"]), scale, rtol=1e-6)
         old, new = (tree.get(v["batch_stats"], norm)["mean"] for v in (before, found.variables))
-        assert bool(jnp.all(old != new))
-    assert any(bool(jnp.any(mask < 1)) for mask in found.masks.values())
+        assert np.all(old != new)
+    assert any(np.any(mask < 1) for mask in found.masks.values())
     after = tree.flatten(found.variables["params"])
     rest = {path: leaf for path, leaf in tree.flatten(before["params"]).items() if not path.endswith("scale")}
     assert all(np.array_equal(np.asarray(leaf), np.asarray(after[path])) for path, leaf in rest.items())
@@ -112,8 +113,9 @@ def test_ims_scales_every_convolution_with_its_bias_and_nothing_else(name):
     model = network(name)
     variables, rounds = drawn(model), dict.fromkeys(("start_rounds", "search_rounds", "settle_rounds"), 1)
     defense = DEFENSES["ims"](model, {**rounds, "inner_steps": 2, "batch": 8})
-    hyper = jax.tree.map(jnp.asarray, defense.hyper._replace(lr=np.float32(0.2), slope=np.float32(4), l1=np.float32(0)))
-    found = jax.jit(defense.repair)(jax.random.key(0), DefenderView(variables, clean()), hyper)
+    hyper = defense.hyper._replace(lr=np.float32(0.2), slope=np.float32(4), l1=np.float32(0))
+    found = jax.device_get(jax.jit(defense.repair)(jax.random.key(0), DefenderView(variables, clean()), hyper))
+    variables = jax.device_get(variables)
     assert bool(found.trace.alive) and found.trace.rounds.tolist() == [1, 1, 1] and float(found.trace.size[2]) > 0
     convs = [address for kind, address in model.arch.registered if kind == "conv"]
     assert set(found.masks) == set(convs)
@@ -130,14 +132,14 @@ def test_ims_scales_every_convolution_with_its_bias_and_nothing_else(name):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize("name", some_later(PUBLISHED, SLOWEST))
+@pytest.mark.parametrize("name", some_later(PUBLISHED, set(PUBLISHED) - {"vgg19_bn"}))
 def test_fine_pruning_cuts_inputs_of_the_first_linear_layer_and_no_other_and_its_tuning_moves_every_layer(name):
     model = network(name)
     before, found = repaired(model, "fp", epochs=2, batch=8, granularity=0.25)
     assert bool(found.trace.alive)
     for address in [address for _, address in model.arch.registered] + list(model.arch.heads):
         one, other = (tree.get(v["params"], address) for v in (before, found.variables))
-        assert all(bool(jnp.any(one[leaf] != other[leaf])) for leaf in one.keys() & {"kernel", "scale"}), address
+        assert all(np.any(one[leaf] != other[leaf]) for leaf in one.keys() & {"kernel", "scale"}), address
     first, *others = model.arch.heads
     assert list(found.masks) == [first]
     keep, kernel = np.asarray(found.masks[first]), np.asarray(tree.get(found.variables["params"], first)["kernel"])
@@ -148,17 +150,20 @@ def test_fine_pruning_cuts_inputs_of_the_first_linear_layer_and_no_other_and_its
     assert all(np.all(np.abs(tree.get(found.variables["params"], head)["kernel"]).sum(1) > 0) for head in others)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", some_later(PUBLISHED, SLOWEST))
 def test_a_loud_channel_is_pruned_in_any_kind_of_layer(name):
     """CLP on the first norm, the last one, and in the middle; what it prunes has scale and bias 0."""
     model = reduced(name)
     variables = drawn(model)
     norms = model.arch.norms
     loud = [norms[i] for i in (0, len(norms) // 2, -1)]
-    scales = {f"{norm}/scale": tree.get(variables["params"], f"{norm}/scale").at[0].set(1e4) for norm in loud}
+    scales = {path: np.array(tree.get(variables["params"], path)) for path in (f"{norm}/scale" for norm in loud)}
+    for scale in scales.values():
+        scale[0] = 1e4
     variables = {**variables, "params": tree.replace(variables["params"], scales)}
     defense = DEFENSES["clp"](model)
-    found = defense.repair(jax.random.key(0), DefenderView(variables), defense.hyper._replace(u=jnp.float32(0.5)))
+    hyper = defense.hyper._replace(u=np.float32(0.5))
+    found = jax.device_get(jax.jit(defense.repair)(jax.random.key(0), DefenderView(variables), hyper))
     assert set(found.masks) == set(norms)
     for norm in loud:
         after = tree.get(found.variables["params"], norm)

@@ -12,10 +12,10 @@ from bdjax.errors import UserError
 from bdjax.models import MODELS, preactresnet18, vgg19_bn
 from bdjax.training import cross_entropy
 from tests.later import some_later
-from tests.networks import DROPPING, PUBLISHED, SLOWEST, activated, drawn, reduced, spec
+from tests.networks import DROPPING, EXACT, INVERTED, PUBLISHED, activated, drawn, reduced, spec
 
-IMAGES = jax.random.uniform(jax.random.key(2), (6, 32, 32, 3))
-LABELS = jnp.arange(6, dtype=jnp.int32) % 5
+IMAGES = np.random.default_rng(2).random((6, 32, 32, 3), np.float32)
+LABELS = np.arange(6, dtype=np.int32) % 5
 
 
 @pytest.fixture(params=MODELS)
@@ -33,6 +33,17 @@ def compiled(model, **static):
     return jax.jit(functools.partial(model.apply, **static))
 
 
+@functools.cache
+def seen(model):
+    """One pass in evaluation mode, with a tap at every address that the tests look at; in NumPy."""
+    convs = [address for kind, address in model.arch.registered if kind == "conv"]
+    inside = (*convs, *model.arch.norms, *(f"{n}/in" for n in model.arch.norms), *activated(model))
+    wanted = (*inside, *model.arch.stages, model.arch.plug_site, "features", "head")
+    out = jax.device_get(compiled(model, record=wanted)(drawn(model), IMAGES))
+    assert set(out.taps) == set(wanted)
+    return out
+
+
 def leaves_equal(a, b):
     return [bool(np.array_equal(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
 
@@ -45,11 +56,8 @@ def test_addresses_exist_and_the_static_description_is_complete(model, variables
     kernels = {p.removesuffix("/kernel") for p in paths if p.endswith("/kernel")}
     assert kernels == {*convs, *model.arch.heads}
     assert {conv for _, conv in model.arch.feeds} <= set(convs) and len(dict(model.arch.feeds)) == len(model.arch.feeds)
-    inside = (*convs, *norms, *(f"{n}/in" for n in norms), *activated(model))
-    wanted = (*inside, *model.arch.stages, model.arch.plug_site, "features", "head")
-    taps = compiled(model, record=wanted)(variables, IMAGES).taps
-    assert set(taps) == set(wanted)
-    assert all(bool(jnp.any(taps[act] != taps[act.removesuffix("/act")])) for act in activated(model))
+    taps = seen(model).taps
+    assert all(np.any(taps[act] != taps[act.removesuffix("/act")]) for act in activated(model))
     for norm, conv in model.arch.feeds:
         np.testing.assert_array_equal(taps[f"{norm}/in"], taps[conv])
         assert taps[norm].shape[-1] == tree.get(variables["params"], f"{norm}/scale").shape[0]
@@ -72,7 +80,7 @@ def test_norms_are_listed_in_the_order_they_run(model):
 
 
 def test_a_pass_can_start_at_the_features_or_at_the_head(model, variables):
-    out = compiled(model, record=("features", "head"))(variables, IMAGES)
+    out = seen(model)
     for start in ("features", "head"):
         again = compiled(model, start=start)(variables, out.taps[start])
         np.testing.assert_allclose(again.logits, out.logits, atol=1e-6)
@@ -82,33 +90,66 @@ def test_a_pass_can_start_at_the_features_or_at_the_head(model, variables):
         jax.eval_shape(lambda v: model.apply(v, IMAGES, record=("bn9",)), variables)
 
 
+@functools.cache
+def step(name):
+    """``f(variables) -> ((loss, (logits, variables)), gradient)`` in train mode."""
+    model = reduced(name, lowering="mixed")
+
+    @jax.jit
+    def run(variables):
+        def loss(params):
+            out = model.apply({**variables, "params": params}, IMAGES, train=True)
+            return jnp.mean(cross_entropy(out.logits, LABELS)), (out.logits, out.variables)
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    return run
+
+
+@functools.cache
+def alone(name, seed=0):
+    """That step of one member, in NumPy."""
+    return jax.device_get(step(name)(drawn(reduced(name), seed)))
+
+
 def test_training_updates_statistics_and_evaluation_does_not(model, variables):
-    out = compiled(model)(variables, IMAGES)
-    assert all(leaves_equal(out.variables, variables))
-    train = compiled(model, train=True)
-    masked = train(variables, jnp.concatenate([IMAGES, 9 + IMAGES]), mask=jnp.asarray([1.0] * 6 + [0.0] * 6))
-    plain = train(variables, IMAGES)
-    np.testing.assert_allclose(masked.logits[:6], plain.logits, atol=5e-4)
-    for a, b in zip(jax.tree.leaves(masked.variables), jax.tree.leaves(plain.variables), strict=True):
+    assert all(leaves_equal(seen(model).variables, variables))
+    after = alone(model.name)[0][1][1]
+    assert not any(leaves_equal(after["batch_stats"], variables["batch_stats"]))
+    assert all(leaves_equal(after["params"], variables["params"]))
+
+
+def test_every_parameter_has_a_gradient(model):
+    slopes = tree.flatten(alone(model.name)[1])
+    assert all(np.any(g != 0) and np.all(np.isfinite(g)) for g in slopes.values())
+
+
+@pytest.mark.parametrize("name", some_later(MODELS, INVERTED))
+def test_rows_that_do_not_count_change_nothing(name):
+    model, (logits, after) = reduced(name), alone(name)[0][1]
+    images, mask = np.concatenate([IMAGES, 9 + IMAGES]), np.repeat(np.float32([1, 0]), len(IMAGES))
+    masked = compiled(model, train=True)(drawn(model), images, mask=mask)
+    np.testing.assert_allclose(masked.logits[:6], logits, atol=5e-4)
+    for a, b in zip(jax.tree.leaves(masked.variables), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    assert not any(leaves_equal(plain.variables["batch_stats"], variables["batch_stats"]))
-    assert all(leaves_equal(plain.variables["params"], variables["params"]))
 
 
-def test_bounds_and_the_identity_plug_leave_logits_alone_and_tight_bounds_do_not(model, variables):
-    run = compiled(model)
-    want = run(variables, IMAGES).logits
+@pytest.mark.parametrize("name", some_later(MODELS, (*INVERTED, "vgg19_bn")))
+def test_open_bounds_and_an_identity_plug_leave_logits_alone_and_tight_bounds_do_not(name):
+    model, variables = reduced(name), drawn(reduced(name))
     norm, site = f"{model.arch.norms[0]}/act", model.arch.plug_site
-    d = compiled(model, record=(norm, site))(variables, IMAGES).taps
-    open_, shut = ({norm: jnp.full(d[norm].shape[-1], v)} for v in (jnp.inf, 0.0))
-    np.testing.assert_array_equal(run({**variables, "bounds": open_}, IMAGES).logits, want)
-    assert bool(jnp.any(run({**variables, "bounds": shut}, IMAGES).logits != want))
-    c = d[site].shape[-1]
-    plug = {"kernel": jnp.eye(c)[None, None], "scale": jnp.ones(c), "bias": jnp.zeros(c)}
-    with_plug = {**variables, "plug": plug, "plug_stats": {"mean": jnp.zeros(c), "var": jnp.full(c, 1 - 1e-5)}}
-    np.testing.assert_allclose(run(with_plug, IMAGES).logits, want, atol=1e-5)
+    want, taps = seen(model).logits, seen(model).taps
+    exact = jax.jit(model.apply, compiler_options=EXACT)
+    open_, shut = ({norm: np.full(taps[norm].shape[-1], v, np.float32)} for v in (np.inf, 0))
+    np.testing.assert_array_equal(exact({**variables, "bounds": open_}, IMAGES).logits, exact(variables, IMAGES).logits)
+    assert np.any(exact({**variables, "bounds": shut}, IMAGES).logits != want)
+    c = taps[site].shape[-1]
+    ones, zeros = np.ones(c, np.float32), np.zeros(c, np.float32)
+    plug = {"kernel": np.eye(c, dtype=np.float32)[None, None], "scale": ones, "bias": zeros}
+    with_plug = {**variables, "plug": plug, "plug_stats": {"mean": zeros, "var": np.float32(1 - 1e-5) * ones}}
+    np.testing.assert_allclose(compiled(model)(with_plug, IMAGES).logits, want, atol=1e-5)
     after = compiled(model, plug_train=True)(with_plug, IMAGES).variables
-    assert bool(jnp.any(after["plug_stats"]["mean"] != 0))
+    assert np.any(after["plug_stats"]["mean"] != 0)
     assert all(leaves_equal(after["batch_stats"], variables["batch_stats"]))
     with pytest.raises(UserError, match="plug"):
         model.apply(variables, IMAGES, plug_train=True)
@@ -121,13 +162,22 @@ def test_dtypes_follow_the_parameters_or_the_compute_dtype(model, variables):
     assert {found.taps[address].dtype for address in (*convs, "features")} == {jnp.dtype(jnp.bfloat16)}
     assert found.logits.dtype == found.taps["head"].dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found.variables))
-    want = compiled(model)(variables, IMAGES).logits
-    got = compiled(half)(variables, IMAGES).logits
-    assert 0 < float(jnp.max(jnp.abs(got - want))) < 0.1 * float(jnp.max(jnp.abs(want)))
     with jax.enable_x64(True):
-        double = jax.tree.map(lambda x: x.astype(jnp.float64), dict(variables))
-        out = jax.eval_shape(lambda v: model.apply(v, IMAGES.astype(jnp.float64), train=True), double)
+        double, images = widened(variables), jax.ShapeDtypeStruct(IMAGES.shape, jnp.float64)
+        out = jax.eval_shape(lambda v, x: model.apply(v, x, train=True), double, images)
         assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(out))
+
+
+@pytest.mark.parametrize("name", some_later(MODELS, INVERTED))
+def test_in_bfloat16_the_logits_are_nearly_the_same(name):
+    model = reduced(name)
+    want, got = seen(model).logits, compiled(model.rebuild(dtype=jnp.bfloat16))(drawn(model), IMAGES).logits
+    assert 0 < np.max(np.abs(got - want)) < 0.1 * np.max(np.abs(want))
+
+
+def widened(variables):
+    """In float64 and NumPy."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), dict(variables))
 
 
 def test_factories_are_cached_and_rebuild_keeps_the_rest(model, variables):
@@ -138,77 +188,73 @@ def test_factories_are_cached_and_rebuild_keeps_the_rest(model, variables):
     assert (other.norm_eps, other.arch) == (1e-2, model.arch)
     back = other.rebuild(norm_eps=model.norm_eps, lowering="native")
     assert back is model.rebuild(norm_eps=model.norm_eps, lowering="native")
-    assert bool(jnp.any(compiled(other)(variables, IMAGES).logits != compiled(model)(variables, IMAGES).logits))
+    norm, taps = model.arch.norms[0], seen(model).taps
+    learned, known = (jax.device_get(tree.get(variables[name], norm)) for name in ("params", "batch_stats"))
+    found = jax.jit(lambda v: other.apply(v, IMAGES, record=(norm,)).taps[norm])(variables)  # the compiler leaves out the rest
+    want = (taps[f"{norm}/in"] - known["mean"]) / np.sqrt(known["var"] + 1e-2) * learned["scale"] + learned["bias"]
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    assert np.max(np.abs(want - taps[norm])) > 1e-3
 
 
-def stack(*trees):
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+def stacked(*trees):
+    return jax.tree.map(lambda *x: np.stack(x), *trees)
 
 
 def close(both, alone):
     for i, one in enumerate(alone):
-        for a, b in zip(jax.tree.leaves(jax.tree.map(lambda x, i=i: x[i], both)), jax.tree.leaves(one), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.max(jnp.abs(b))) + 1e-5)
+        for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3 * float(np.max(np.abs(b))) + 1e-5)
 
 
-@pytest.mark.parametrize("name", some_later(MODELS, SLOWEST))
+@pytest.mark.parametrize("name", some_later(MODELS, (*INVERTED, "vgg19_bn")))
 def test_two_members_learn_together_as_each_alone(name):
-    """Loss, gradient and new statistics of a step in train mode; every parameter has a gradient."""
-    model = reduced(name, lowering="mixed")
-
-    @jax.jit
-    def step(variables):
-        def loss(params):
-            out = model.apply({**variables, "params": params}, IMAGES, train=True)
-            return jnp.mean(cross_entropy(out.logits, LABELS)), out.variables["batch_stats"]
-
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
-
-    alone = [step(drawn(model, seed)) for seed in (0, 1)]
-    close(jax.jit(jax.vmap(step))(stack(drawn(model, 0), drawn(model, 1))), alone)
-    slopes = tree.flatten(alone[0][1])
-    assert all(bool(jnp.any(g != 0)) and bool(jnp.all(jnp.isfinite(g))) for g in slopes.values())
+    """Loss, gradient and new statistics of a step in train mode."""
+    both = stacked(*(drawn(reduced(name), seed) for seed in (0, 1)))
+    close(jax.device_get(jax.jit(jax.vmap(step(name)))(both)), [alone(name, seed) for seed in (0, 1)])
 
 
-@pytest.mark.parametrize(("name", "train"), [*((name, False) for name in MODELS), ("vgg19_bn", True)])  # it alone pools by size
+SIZED = [pytest.param(name, False, marks=[pytest.mark.slow] * (name in (*INVERTED, "vgg19_bn"))) for name in MODELS]
+
+
+@pytest.mark.parametrize(("name", "train"), [*SIZED, ("vgg19_bn", True)])  # it alone pools by size
 def test_two_members_see_64_pixels_together_as_each_alone(name, train):
     model = reduced(name, 64, lowering="mixed")
-    images = jax.random.uniform(jax.random.key(3), (4, 64, 64, 3))
-    run = compiled(model, train=train)
-    alone = [run(drawn(model, seed), images) for seed in (0, 1)]
-    close(jax.jit(jax.vmap(lambda v: run(v, images)))(stack(drawn(model, 0), drawn(model, 1))), alone)
-    assert alone[0].logits.shape == (4, 5) and bool(jnp.any(alone[0].logits != alone[1].logits))
+    images = np.random.default_rng(3).random((4, 64, 64, 3), np.float32)
+    run, members = compiled(model, train=train), [drawn(model, seed) for seed in (0, 1)]
+    alone = [jax.device_get(run(variables, images)) for variables in members]
+    close(jax.device_get(jax.jit(jax.vmap(lambda v: run(v, images)))(stacked(*members))), alone)
+    assert alone[0].logits.shape == (4, 5) and np.any(alone[0].logits != alone[1].logits)
 
 
-@pytest.mark.parametrize("name", some_later(MODELS, SLOWEST))
+@pytest.mark.parametrize("name", some_later(MODELS, PUBLISHED))
 def test_reverse_over_reverse_is_the_slope_of_the_gradient(name):
     """d/dw of <gradient in the images, v> against a difference of gradients, in float64, batch-norm in train mode."""
     with jax.enable_x64(True):
         model = reduced(name)
-        wide = functools.partial(jax.tree.map, lambda x: x.astype(jnp.float64))
-        variables, images = wide(drawn(model)), IMAGES.astype(jnp.float64)
+        variables, images = widened(drawn(model)), IMAGES.astype(np.float64)
         generator = np.random.default_rng(1)
-        towards = jax.tree.map(lambda x: jnp.asarray(generator.normal(size=x.shape)), variables["params"])
-        v = jnp.asarray(generator.normal(size=images.shape))
+        towards = jax.tree.map(lambda x: generator.normal(size=x.shape), variables["params"])
+        v = generator.normal(size=images.shape)
 
-        def along(params):
+        @jax.jit
+        @jax.value_and_grad
+        def both(params):
             def loss(x):
                 return jnp.mean(cross_entropy(model.apply({**variables, "params": params}, x, train=True).logits, LABELS))
 
             return jnp.sum(jax.grad(loss)(images) * v)
 
-        both, step = jax.jit(jax.value_and_grad(along)), 1e-7
-        moved = [both(jax.tree.map(lambda p, t, s=s: p + s * t, variables["params"], towards))[0] for s in (step, -step)]
-        slope = both(variables["params"])[1]
-        found = sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(slope), jax.tree.leaves(towards), strict=True))
-        assert abs(float(found)) > 1e-3
-        np.testing.assert_allclose(float(found), float(moved[0] - moved[1]) / (2 * step), rtol=1e-4)
+        moved = [both(jax.tree.map(lambda p, t, s=s: p + s * t, variables["params"], towards))[0] for s in (1e-7, -1e-7)]
+        slope = jax.device_get(both(variables["params"])[1])
+        found = sum(np.sum(a * b) for a, b in zip(jax.tree.leaves(slope), jax.tree.leaves(towards), strict=True))
+        assert abs(found) > 1e-3
+        np.testing.assert_allclose(found, float(moved[0] - moved[1]) / 2e-7, rtol=1e-4)
 
 
-def test_without_jit_it_is_the_same():
-    model = reduced("vgg19_bn")
-    variables = drawn(model)
-    np.testing.assert_allclose(compiled(model)(variables, IMAGES).logits, model.apply(variables, IMAGES).logits, atol=1e-5)
+@pytest.mark.parametrize("name", ["cnn", pytest.param("vgg19_bn", marks=pytest.mark.slow)])
+def test_without_jit_it_is_the_same(name):
+    model = reduced(name)
+    np.testing.assert_allclose(seen(model).logits, model.apply(drawn(model), IMAGES).logits, atol=1e-5)
 
 
 def test_mistakes_are_named():

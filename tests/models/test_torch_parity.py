@@ -91,15 +91,17 @@ def train(model, variables, net, names, *, steps, size=32):
     images, labels, x = batch(size, dtype)
     optimiser = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     rule = sgd(MOMENTUM, DECAY)
-    momentum = rule.init(variables["params"])
+    momentum = jax.jit(rule.init)(variables["params"])
 
     @jax.jit
-    def slope(params, statistics):
+    def step(params, statistics, momentum):
         def loss(params):
             out = model.apply({"params": params, "batch_stats": statistics}, jnp.asarray(images), train=True)
             return jnp.mean(cross_entropy(out.logits, jnp.asarray(labels))), out.variables["batch_stats"]
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        (value, after), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        direction, momentum = rule.update(gradient, momentum, params)
+        return value, jax.tree.map(lambda p, d: p - LR * d, params, direction), after, momentum
 
     net.train()
     for module in net.modules():
@@ -107,9 +109,7 @@ def train(model, variables, net, names, *, steps, size=32):
             module.eval()
     params, statistics = variables["params"], variables["batch_stats"]
     for _ in range(steps):
-        (value, statistics), gradient = slope(params, statistics)
-        direction, momentum = rule.update(gradient, momentum, params)
-        params = jax.tree.map(lambda p, d: p - LR * d, params, direction)
+        value, params, statistics, momentum = step(params, statistics, momentum)
         optimiser.zero_grad()
         theirs = torch.nn.functional.cross_entropy(net(x), torch.tensor(labels.astype(np.int64)))
         theirs.backward()

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from bdjax import metrics
+from tests.report.sketch import sketch
 
 SPEC = {
     "cell": pl.String, "member": pl.String, "dataset": pl.String, "train_images": pl.Int64, "test_images": pl.Int64,
@@ -68,6 +69,12 @@ def fp_trace(seed):
 
 def clp_masks(seed):
     return json.dumps({address: {"d": d, "pruned": list(range(seed % 3))} for address, d in LAYERS.items()})
+
+
+@pytest.fixture
+def sketched(monkeypatch):
+    """Pictures are made and not drawn."""
+    sketch(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from bdjax.sweep import build, hashing, run, trained
 from bdjax.sweep.build import TrainCell
 from bdjax.sweep.plan import Grid
 from tests.report.made_up import SOURCE
+from tests.report.sketch import sketch
 
 HOW = Execution("loop", "native", "dispatch")
 WAYS = ("coloured", "typical", "seeded")
@@ -177,7 +178,7 @@ def learned_images(out, ratio):
     return dict(zip(found.index.tolist(), found.images, strict=True))
 
 
-def test_pictures_of_a_learned_trigger_come_from_the_weights(results, tmp_path):
+def test_pictures_of_a_learned_trigger_come_from_the_weights(results, tmp_path, monkeypatch):
     out, frame = results
     labels = np.asarray(load("digits").test.labels)
     for row in frame.iter_rows(named=True):
@@ -191,6 +192,7 @@ def test_pictures_of_a_learned_trigger_come_from_the_weights(results, tmp_path):
             pictures({**row, "seed": 9}, out=out)
     untouched, moved = (learned_images(out, ratio)[1] for ratio in (0.0, 0.1))
     assert (untouched != moved).any()  # it was learned where rows were poisoned
+    sketch(monkeypatch)
     page = html.build(tmp_path / "page", frame).read_text()
     assert "the weights of this member are no longer" in page or "is no folder of results" in page
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.report import html, tables
+from bdjax.report import figures, html, layout, tables
 from bdjax.report.triggers import pictures
 
 
@@ -103,8 +103,17 @@ def test_files_beside_the_page(built, records):
     assert all((folder / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
 
 
+@pytest.mark.slow  # every picture is drawn once more
 def test_page_repeats(built, records, tmp_path):
     assert html.build(tmp_path / "again", records).read_text() == built[1]
+
+
+def test_a_picture_and_all_around_it_repeat(records, tmp_path, sketched, monkeypatch):
+    one, two = (html.build(tmp_path / name, records).read_text() for name in ("one", "two"))
+    assert one == two and "<svg" in one
+    monkeypatch.undo()
+    few = records.filter(pl.col("attack") == "badnets", pl.col("defense").is_in(["none", "ft"]))
+    assert len({layout._svg(figures.before_after(few), "salt") for _ in range(2)}) == 1
 
 
 def test_trigger_pictures_are_made_from_the_record(records):
@@ -114,7 +123,7 @@ def test_trigger_pictures_are_made_from_the_record(records):
     assert changed[-3:, -3:].any() and not changed[:-4].any() and len(made.names) == 8
 
 
-def test_missing_data_are_said_in_the_page(records, tmp_path, monkeypatch):
+def test_missing_data_are_said_in_the_page(records, tmp_path, monkeypatch, sketched):
     for name in ("BDJAX_DATA_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
@@ -124,7 +133,7 @@ def test_missing_data_are_said_in_the_page(records, tmp_path, monkeypatch):
     assert 'id="effect"' in text
 
 
-def test_names_from_records_are_escaped(records, tmp_path):
+def test_names_from_records_are_escaped(records, tmp_path, sketched):
     strange = records.filter(pl.col("defense") == "ft").with_columns(
         reason=pl.when(pl.col("reason").is_not_null()).then(pl.lit("<script>alert('&')</script>"))
     )
@@ -132,12 +141,23 @@ def test_names_from_records_are_escaped(records, tmp_path):
     assert "<script>alert" not in text and "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in text
 
 
-@pytest.mark.parametrize("kept", [pl.col("defense") == "none", pl.col("ratio") == 0, pl.col("seed") == 1])
-def test_parts_of_a_sweep_make_a_page_too(records, tmp_path, kept):
+PARTS = [pl.col("defense") == "none", pl.col("ratio") == 0, pl.col("seed") == 1]
+
+
+@pytest.mark.parametrize("kept", PARTS)
+def test_parts_of_a_sweep_make_a_page_too(records, tmp_path, kept, sketched):
     Page(html.build(tmp_path, records.filter(kept)).read_text())
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(records, tmp_path):
+@pytest.mark.slow  # every picture is drawn
+@pytest.mark.parametrize("kept", PARTS)
+def test_parts_of_a_sweep_make_pictures_too(records, tmp_path, kept):
+    path = html.build(tmp_path, records.filter(kept))
+    Page(path.read_text())
+    assert all(picture.stat().st_size > 5000 for picture in (tmp_path / "figures").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(records, tmp_path, sketched):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the report"):
         html.build(tmp_path / "file", records)

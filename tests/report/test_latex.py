@@ -26,7 +26,7 @@ def test_no_bare_special_character_is_left(records):
     assert not [line for line in body if re.search(r"(?<!\\)[%#_]", line)]
 
 
-def test_both_tables_lie_beside_the_page(records, tmp_path):
+def test_both_tables_lie_beside_the_page(records, tmp_path, sketched):
     html.build(tmp_path, records)
     assert (tmp_path / "table.tex").read_text() == latex(
         tables.full(records), "Results per scenario and defense", "tab:scenarios"

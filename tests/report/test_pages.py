@@ -23,7 +23,7 @@ def many():
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(monkeypatch, sketched):
     """Triggers are drawn by another test; here they are missing in no page, so that each counts as whole."""
     monkeypatch.setattr("bdjax.report.details._triggers", lambda *_: iter(()))
 
@@ -84,8 +84,8 @@ def test_the_index_alone(many, tmp_path):
 
 @pytest.mark.slow  # several processes, each of which starts JAX
 def test_several_processes_draw_the_same_pages(many, tmp_path, monkeypatch):
-    html.build(tmp_path / "two", many, processes=2)  # other processes do not see what was patched here: they draw triggers too
-    monkeypatch.undo()
+    monkeypatch.undo()  # other processes do not see what was patched here: they draw
+    html.build(tmp_path / "two", many, processes=2)
     html.build(tmp_path / "one", many)
     assert pages(tmp_path / "one") == pages(tmp_path / "two")
 

@@ -38,7 +38,7 @@ def test_lost_runs_are_no_points():
     assert {one.leaf: one.lines[0].values for one in swept(told)}["lr"] == (0.001, 0.1)
 
 
-def test_the_report_draws_what_was_swept_and_nothing_else(tmp_path):
+def test_the_report_draws_what_was_swept_and_nothing_else(tmp_path, sketched):
     text = html.build(tmp_path, records()).read_text()
     assert "What hyper-parameters do" in text and "ft: lr, on 2 tasks" in text and "clp: u" not in text
     assert sorted(path.name for path in (tmp_path / "figures").glob("sensitivity*")) == [

@@ -87,7 +87,7 @@ def test_damaged_arrays_are_named(told, tmp_path):
         arrays.read(tmp_path, row)
 
 
-def test_the_page_shows_them(told, tmp_path):
+def test_the_page_shows_them(told, tmp_path, sketched):
     fields = trigger(4, 2)
     small = {k: v.tolist() for k, v in fields.items()}
     found = told.with_columns(trace=pl.lit(json.dumps({"loss": [1.0, 0.5, 0.2], **small})))

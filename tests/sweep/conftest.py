@@ -1,8 +1,19 @@
 """The population that the tests of imported and exported networks share: it is trained once."""
 
+import shutil
+
 import pytest
 
-from tests.sweep.small import GRID, go, import_of, saved
+from bdjax.sweep import store
+from tests.sweep.shared import programs
+from tests.sweep.small import GRID, TOGETHER, go, import_of, saved
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs():
+    """Runs of the same cell compile it once in a process."""
+    with programs():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -10,6 +21,16 @@ def population(tmp_path_factory):
     """A folder of results and its records: four trained members, repaired by ft (two rates) and by clp."""
     out = tmp_path_factory.mktemp("population")
     return out, go(GRID, out)
+
+
+@pytest.fixture(scope="session")
+def together(population, tmp_path_factory):
+    """The same, but its members were repaired by clp all at once."""
+    out = shutil.copytree(population[0], tmp_path_factory.mktemp("together") / "out")
+    for path in (out / "records").rglob("*.parquet"):
+        if store.read_file(path)[0]["defense"] == "clp":
+            path.unlink()
+    return out, go(GRID, out, execution=TOGETHER)
 
 
 @pytest.fixture(scope="session")

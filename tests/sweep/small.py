@@ -17,9 +17,10 @@ HOW = Execution("loop", "native", "dispatch")  # one compiled step serves any nu
 EXECUTION = ["--strategy", "loop", "--lowering", "native", "--loop", "dispatch"]
 DATA = ["--train-images", "200", "--test-images", "100"]
 GRID = Grid(
-    defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=8, batch=25, train_images=200,
+    defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=4, batch=25, train_images=200,
     test_images=100, recipe={"lr": 0.1}, defense_config={"ft": {"epochs": 2}}, hyper={"ft": {"lr": (0.01, 0.1)}},
 )  # fmt: skip
+TOGETHER = Execution("vmap", "native", "dispatch")  # all members at once
 POINTS = ((0, 0.0), (0, 0.1), (1, 0.0), (1, 0.1))
 UNTRAINED = {"epochs": None, "batch": None, "recipe": {}}  # what a grid of imported networks must not say
 

@@ -21,15 +21,15 @@ def cache(own_cache):
     """For every test of this module."""
 
 
-def written(folder, dataset, noise=0):
-    """A data set as <split>/<class>/<number>.png, each pixel changed by ``noise``."""
+def written(folder, dataset, turned=False):
+    """A data set as <split>/<class>/<number>.png; ``turned``: each image upside down, which leaves mean and deviation alone."""
     from PIL import Image
 
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         for row, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
             place = folder / name / f"class{label}"
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.asarray(image) ^ noise).save(place / f"{row:03}.png")
+            Image.fromarray(np.asarray(image)[::-1] if turned else np.asarray(image)).save(place / f"{row:03}.png")
     return folder
 
 
@@ -77,7 +77,7 @@ def test_the_same_images_elsewhere_are_the_same_experiment(results, folders, tmp
 
 
 def test_one_name_and_other_images_are_another_experiment(results, tiny_dataset, folders, tmp_path, capsys):
-    out, other = shutil.copytree(results, tmp_path / "out"), written(tmp_path / "pets", tiny_dataset, noise=1)
+    out, other = shutil.copytree(results, tmp_path / "out"), written(tmp_path / "pets", tiny_dataset, turned=True)
     done("run", "--dataset", other, *RUN, "--out", out)
     assert "1 members to train, 1 to repair" in capsys.readouterr().err
     frame = store.read(out)
@@ -117,14 +117,28 @@ def test_prepare(folders, tmp_path, monkeypatch, capsys):
     assert "there is nothing to prepare" in refused(capsys, "data", "prepare", folders["arrays"])
 
 
-def test_a_reduced_set_and_a_sweep_of_a_file(folders, tmp_path, capsys):
+@pytest.fixture
+def planned(folders, tmp_path, capsys):
+    """A file of a sweep of own data, whose plan for a reduced set is as it should be."""
     file = tmp_path / "grid.py"
     file.write_text(
         "from bdjax.sweep.plan import Grid\n"
         f"grid = Grid(datasets=({str(folders['arrays'])!r},), defenses=('clp',), poison_ratios=(0.1,),\n"
         "            width=4, epochs=2, batch=40)\n"
     )
-    done("sweep", file, *EXECUTION, "--train-images", "40", "--test-images", "8", "--out", tmp_path / "out")
+    done("plan", "--file", file, "--train-images", "40", "--test-images", "8", "--no-tune", "--no-memory", "--json")
+    (cell,) = json.loads(capsys.readouterr().out)["cells"]
+    assert (cell["dataset"], cell["images"], cell["epochs"]) == ("rays", 2 * 40, 2)
+    return file
+
+
+def test_a_reduced_set_of_a_file_is_planned(planned):
+    """See the fixture."""
+
+
+@pytest.mark.slow  # other shapes: programs of its own
+def test_a_reduced_set_and_a_sweep_of_a_file(planned, tmp_path):
+    done("sweep", planned, *EXECUTION, "--train-images", "40", "--test-images", "8", "--out", tmp_path / "out")
     frame = store.read(tmp_path / "out")
     assert set(frame["train_images"]) == {40} and set(frame["test_images"]) == {8} and set(frame["n_clean"]) == {8}
 
@@ -161,7 +175,7 @@ def test_pictures_and_repairs_are_made_from_the_images_of_the_record(results, fo
     again = trained.repaired(found, trained.network(found, str(folders["images"])), dataset)
     assert (again.measured["acc"], again.measured["asr"]) == (found.row["acc"], found.row["asr"])
     assert trained.triggered(found, dataset).images.shape == (60, 8, 8, 3)
-    other = load(str(written(tmp_path / "pets", tiny_dataset, noise=1)))
+    other = load(str(written(tmp_path / "pets", tiny_dataset, turned=True)))
     with pytest.raises(UserError, match="these images of pets are not those of the record"):
         trained.triggered(found, other)
 

@@ -14,6 +14,7 @@ from bdjax.sweep import run as sweep
 from bdjax.sweep.choice import chosen
 from bdjax.sweep.plan import Grid
 from bdjax.sweep.planning import Measuring, lines, overview
+from tests.sweep import small
 
 GRID = Grid(
     attacks=("badnets", "blended"), defenses=("ft", "fp", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1, 2), spc=(2, 10), width=4,
@@ -142,14 +143,12 @@ def test_a_remembered_winner_is_taken_unless_the_user_says_otherwise(capsys):
 
 
 def test_a_run_uses_the_winner_says_so_and_records_it(tmp_path, capsys):
-    grid = dataclasses.replace(
-        GRID, attacks=("badnets",), defenses=("clp",), seeds=(0,), spc=(2,), epochs=1, hyper={}, defense_config={}
-    )
-    remember_a_winner(execution=Execution("loop", "native", "dispatch"))
+    grid = dataclasses.replace(small.GRID, defenses=("clp",), seeds=(0,), hyper={}, defense_config={})
+    remember_a_winner(execution=small.HOW, batch=25)
     frame = sweep.run(grid, tmp_path / "out")
     assert "execution of cnn: tuned on 2031-02-03: loop/native/dispatch (cpu)" in capsys.readouterr().err.splitlines()
     assert {json.loads(text)["lowering"] for text in frame["execution"]} == {"native"}
-    remember_a_winner(execution=WINNER)  # another winner does not make another cell
+    remember_a_winner(execution=WINNER, batch=25)  # another winner does not make another cell
     sweep.run(grid, tmp_path / "out")
     assert "0 members to train, 0 to repair" in capsys.readouterr().err
 

@@ -9,6 +9,7 @@ import pytest
 from bdjax import cli
 from bdjax.errors import UserError
 from bdjax.sweep import location, store
+from tests.report.sketch import sketch
 from tests.sweep import bucket, small
 from tests.sweep.bucket import Bucket
 from tests.sweep.small import EXECUTION, GRID, refused, stable
@@ -161,7 +162,9 @@ def test_a_store_out_of_reach_is_no_damage(made, buckets, trouble, capsys, reque
     assert written(buckets) == before
 
 
-def test_a_store_that_refuses_is_one_line(buckets, trouble, capsys):
+def test_a_store_that_refuses_is_one_line(buckets, trouble, capsys, monkeypatch):
+    sketch(monkeypatch)
+
     def forbidden(request, key):
         if request == "put":
             raise PermissionError("Access Denied")
@@ -191,7 +194,8 @@ def test_commands_take_the_url(buckets, capsys):
     assert objects(buckets, "figures/pruning-curve-clp.csv") and objects(buckets, "figures/pruning-curve-clp.png")
 
 
-def test_the_report_lies_beside_the_records(buckets, capsys):
+def test_the_report_lies_beside_the_records(buckets, capsys, monkeypatch):
+    sketch(monkeypatch)
     assert cli.main(["report", URL]) == 0
     assert capsys.readouterr().out == "report in bucket://results/run/index.html\n"
     found = objects(buckets)

@@ -7,37 +7,19 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.population import Execution
 from bdjax.sweep import models, store
-from bdjax.sweep import run as sweep
-from bdjax.sweep.plan import Grid
-from bdjax.sweep.rows import VOLATILE
-
-GRID = Grid(
-    defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=2, batch=25, train_images=100,
-    test_images=50, defense_config={"ft": {"epochs": 2}},
-)  # fmt: skip
-HOW = Execution("loop", "native", "dispatch")  # one compiled step serves any number of members: least to compile
-
-
-def go(grid, out, **options):
-    return sweep.run(grid, out, **{"execution": HOW, **options})
+from tests.sweep.small import GRID, TOGETHER, go, stable
 
 
 def changed(grid=GRID, **fields):
     if "ft" not in fields.get("defenses", ("ft",)):
-        fields = {"defense_config": {}, **fields}
+        fields = {"defense_config": {}, "hyper": {}, **fields}
     return dataclasses.replace(grid, **fields)
 
 
-def stable(frame):
-    return [{k: v for k, v in row.items() if k not in VOLATILE} for row in frame.iter_rows(named=True)]
-
-
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    out = tmp_path_factory.mktemp("sweep")
-    return out, go(GRID, out)
+def first(population):
+    return population
 
 
 def files(out):
@@ -52,14 +34,14 @@ def copy(source, target):
 
 def test_every_member_has_a_row_per_cell(first):
     _, frame = first
-    assert frame.height == 12 and set(frame["status"]) == {"ok"}
+    assert frame.height == 16 and set(frame["status"]) == {"ok"}
     by = {key: part for (key,), part in frame.group_by("defense")}
     assert set(by) == {"none", "ft", "clp"}
-    assert by["none"]["loss"].null_count() == 0 and len(json.loads(by["none"]["loss"][0])) == 2
-    assert set(by["none"]["images"]) == {2 * 100 * 4} and set(by["none"]["members"]) == {4}
+    assert by["none"]["loss"].null_count() == 0 and len(json.loads(by["none"]["loss"][0])) == 4
+    assert set(by["none"]["images"]) == {4 * 200 * 4} and set(by["none"]["members"]) == {4}
     assert by["clp"]["spc"].null_count() == 4 and set(by["ft"]["spc"]) == {2}
-    assert sorted(by["ft"]["poisoned"]) == [0, 0, 10, 10]
-    assert set(frame["n_clean"]) == {50} and set(frame["n_triggered"]) == {45}
+    assert sorted(by["ft"]["poisoned"]) == [0] * 4 + [20] * 4
+    assert set(frame["n_clean"]) == {100} and set(frame["n_triggered"]) == {90}
 
 
 def test_numbers_before_are_those_of_the_training_cell_and_metrics_follow_from_them(first):
@@ -71,9 +53,9 @@ def test_numbers_before_are_those_of_the_training_cell_and_metrics_follow_from_t
         assert (r["acc_before"], r["asr_before"], r["ra_before"]) == (base["acc"], base["asr"], base["ra"])
         der = (max(0.0, r["asr_before"] - r["asr"]) - max(0.0, r["acc_before"] - r["acc"]) + 1) / 2
         assert r["der"] == pytest.approx(der, abs=1e-12)
-        assert r["acc"] * 50 == pytest.approx(round(r["acc"] * 50), abs=1e-9)
+        assert r["acc"] * 100 == pytest.approx(round(r["acc"] * 100), abs=1e-9)
     assert {r["defense"] for r in rows if r["masks"]} == {"clp"}
-    assert json.loads(next(r for r in rows if r["defense"] == "ft")["hyper"])["lr"] == 0.01
+    assert {json.loads(r["hyper"])["lr"] for r in rows if r["defense"] == "ft"} == {0.01, 0.1}
 
 
 def test_provenance_is_complete(first):
@@ -106,16 +88,27 @@ def test_a_grid_can_be_extended(first, tmp_path):
     assert all(old.get((r["cell"], r["member"]), r) == r for r in stable(frame))
 
 
-def test_a_member_does_not_depend_on_its_company(first, tmp_path):
-    pair = changed(seeds=(1,), defenses=("ft",))
-    together = go(pair, tmp_path, execution=Execution("vmap", "native", "dispatch", chunk=2))
+def compare(together, first):
     alone = {(r["cell"], r["member"]): r for r in first[1].iter_rows(named=True)}
-    assert together.height == 4
     for row in together.iter_rows(named=True):
         same = alone[row["cell"], row["member"]]
         assert abs(row["acc"] - same["acc"]) <= 0.04 and row["poisoned"] == same["poisoned"]  # to float error: a test row or two
         if row["defense"] == "none":
             np.testing.assert_allclose(json.loads(row["loss"]), json.loads(same["loss"]), rtol=1e-4)
+
+
+def test_a_repair_does_not_depend_on_its_company(first, together):
+    frame = together[1].filter(together[1]["defense"] == "clp")
+    assert frame.height == 4 and all(json.loads(execution)["strategy"] == "vmap" for execution in frame["execution"])
+    compare(frame, first)
+
+
+@pytest.mark.slow  # training and tuning two members in one program
+def test_a_member_does_not_depend_on_its_company(first, tmp_path):
+    pair = changed(seeds=(1,), defenses=("ft",), hyper={"ft": {"lr": (0.01,)}})
+    together = go(pair, tmp_path, execution=TOGETHER._replace(chunk=2))
+    assert together.height == 4
+    compare(together, first)
 
 
 def test_a_corrupt_record_is_redone_and_ends_the_same(first, tmp_path, capfd):
@@ -138,7 +131,7 @@ def test_trained_members_that_are_gone_are_trained_again_only_if_needed(first, t
     ft.unlink()
     assert stable(go(GRID, out)) == stable(first[1])
     err = capfd.readouterr().err
-    assert "4 members to train, 4 to repair" in err and "is corrupt" in err
+    assert "4 members to train, 8 to repair" in err and "is corrupt" in err
 
 
 DEFENSE = """
@@ -172,12 +165,12 @@ def test_a_failing_defense_leaves_failed_rows_and_the_others_go_on(first, tmp_pa
     out = copy(first[0], tmp_path / "failing")
     file = tmp_path / "mine.py"
     file.write_text(DEFENSE.replace("{body}", 'raise RuntimeError("no idea\\nsecond line")'))
-    frame = go(changed(defenses=(f"{file}:mine", "ft")), out)
+    frame = go(changed(defenses=(f"{file}:mine", "ft"), hyper={}), out)
     failed = frame.filter(frame["status"] == "failed")
     assert failed.height == 4 and set(failed["reason"]) == {"RuntimeError: no idea"} and failed["acc"].null_count() == 4
     assert frame.filter(frame["defense"] == "ft").height == 4
     assert "no idea" in capfd.readouterr().err and "Traceback" in next((out / "failures").iterdir()).read_text()
-    again = go(changed(defenses=(f"{file}:mine", "ft")), out)  # tried again: it is no finished record
+    again = go(changed(defenses=(f"{file}:mine", "ft"), hyper={}), out)  # tried again: it is no finished record
     assert again.filter(again["status"] == "failed").height == 4 and "4 to repair" in capfd.readouterr().err
 
 
@@ -198,11 +191,12 @@ def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_pa
 
 
 def test_a_diverged_training_is_a_record_and_passes_its_status_on(tmp_path):
-    frame = go(changed(recipe={"lr": 1e30}, seeds=(0,), poison_ratios=(0.1,)), tmp_path)
+    frame = go(changed(recipe={"lr": 1e30}, seeds=(0,), poison_ratios=(0.1,), hyper={}), tmp_path)
     assert set(frame["status"]) == {"non_finite"} and frame.height == 3 and frame["acc"].null_count() == 3
     assert all("is not finite from step" in reason for reason in frame["reason"])
 
 
+@pytest.mark.slow  # trains an attack of its own
 def test_a_preparation_that_is_not_finite_makes_the_members_of_its_seed_non_finite(tmp_path, monkeypatch):
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
     file = tmp_path / "mine.py"
@@ -228,12 +222,12 @@ def test_a_preparation_that_is_not_finite_makes_the_members_of_its_seed_non_fini
 
 def test_a_clean_subset_larger_than_a_class_is_a_record_in_a_sweep_and_an_error_in_a_run(first, tmp_path):
     out = copy(first[0], tmp_path / "many")
-    frame = go(changed(spc=(2, 11)), out)
-    many = frame.filter(frame["spc"] == 11)
-    assert set(many["status"]) == {"infeasible"} and many.height == 4 and "spc 11" in many["reason"][0]
+    frame = go(changed(spc=(2, 21)), out)
+    many = frame.filter(frame["spc"] == 21)
+    assert set(many["status"]) == {"infeasible"} and many.height == 8 and "spc 21" in many["reason"][0]
     assert set(frame.filter(frame["spc"] == 2)["status"]) == {"ok"}
-    with pytest.raises(UserError, match="spc 11"):
-        go(changed(spc=(2, 11)), tmp_path / "strict", strict=True)
+    with pytest.raises(UserError, match="spc 21"):
+        go(changed(spc=(2, 21)), tmp_path / "strict", strict=True)
     assert not (tmp_path / "strict").exists()
 
 
@@ -244,7 +238,7 @@ def test_members_whose_poison_set_cannot_be_drawn_are_infeasible_and_not_trained
         "    attack = badnets(spec, config, profile=profile)\n"
         "    def select(key, labels, count):\n"
         "        mask, ok = attack.select(key, labels, count)\n"
-        "        return mask, ok & (count < 10)\n"
+        "        return mask, ok & (count < 20)\n"
         "    return attack._replace(select=select)\n"
     )
     grid = changed(attacks=(f"{file}:mine",), defenses=("clp",), seeds=(0,))
@@ -252,7 +246,7 @@ def test_members_whose_poison_set_cannot_be_drawn_are_infeasible_and_not_trained
     status = {(r["defense"], r["ratio"]): r["status"] for r in frame.iter_rows(named=True)}
     assert status == {("none", 0.0): "ok", ("none", 0.1): "infeasible", ("clp", 0.0): "ok", ("clp", 0.1): "infeasible"}
     reasons = frame.filter(frame["status"] == "infeasible")["reason"].to_list()
-    assert all("cannot poison 10 rows" in reason for reason in reasons)
+    assert all("cannot poison 20 rows" in reason for reason in reasons)
     assert frame.filter((frame["defense"] == "none") & (frame["ratio"] == 0.0))["members"][0] == 1
 
 

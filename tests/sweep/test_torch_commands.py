@@ -121,7 +121,7 @@ def test_a_repair_among_several_rates_and_its_images(population, tmp_path):
 
 
 INSERTING = {
-    "npd": ({"plug", "plug_stats"}, ["--config", "npd.epochs=2", "npd.warmup_epochs=1"]),
+    "npd": ({"plug", "plug_stats"}, ["--config", "npd.epochs=12", "npd.warmup_epochs=1"]),
     "mm_bd": ({"bounds"}, ["--config", "mm_bd.epochs=6", "mm_bd.batch=8", "--hyper", "mm_bd.lr=1", "mm_bd.weight=10"]),
 }
 

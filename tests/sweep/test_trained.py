@@ -12,7 +12,7 @@ import pytest
 from bdjax import data
 from bdjax.errors import UserError
 from bdjax.population import Execution
-from bdjax.sweep import hashing, trained
+from bdjax.sweep import trained
 from tests.sweep.small import GRID, POINTS, all_to_all, go, grid_of, images, import_of, saved
 
 RATES = [{"lr": lr} for lr in (0.01, 0.1)]
@@ -178,11 +178,3 @@ def test_other_images_are_refused(population, imported, tmp_path):
     changed = saved(tmp_path / "in", import_of(population[0], triggered=all_to_all(images())))
     with pytest.raises(UserError, match="is not what this network was imported from"):
         trained.triggered(found, images(), str(changed))
-
-
-def test_a_record_of_a_reduced_network_builds_it(population):
-    found = trained.find(population[0], {"seed": 0, "ratio": 0.1})
-    config = json.loads(found.row["config"])
-    config["model"] |= {"name": "preactresnet18", "depth": 1}
-    model = trained.network(found._replace(row={**found.row, "config": hashing.canonical(config)}))
-    assert (model.name, model.width, model.depth) == ("preactresnet18", 4, 1)
