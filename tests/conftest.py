@@ -30,6 +30,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import gc
+import importlib.util
 
 import jax
 import numpy as np
@@ -61,18 +62,22 @@ GROUPS = ("slow", "real_data", "torch", "browser", "s3")
 
 
 def pytest_collection_modifyitems(items):
-    """Reports say to which groups a test belongs; those on the real archives run where BDJAX_DATA_DIR names them."""
-    for item in items:
-        item.user_properties += [("group", group) for group in GROUPS if item.get_closest_marker(group)]
+    """Reports say to which groups a test belongs; those of a group whose means are not here are skipped."""
+    without = {}
     if not os.environ.get("BDJAX_DATA_DIR"):
-        for item in items:
-            if item.get_closest_marker("real_data"):
-                item.add_marker(pytest.mark.skip(reason="BDJAX_DATA_DIR is not set"))
+        without["real_data"] = "BDJAX_DATA_DIR is not set"
+    if importlib.util.find_spec("torch") is None:
+        without["torch"] = "torch is not installed"
+    for item in items:
+        groups = [group for group in GROUPS if item.get_closest_marker(group)]
+        item.user_properties += [("group", group) for group in groups]
+        for group in without.keys() & groups:
+            item.add_marker(pytest.mark.skip(reason=without[group]))
 
 
 # Most of the time of the tests goes to compiling, for programs that run for milliseconds; the optimisations that are left out are
 # LLVM's: XLA's own, which rewrite what is computed, stay. These run long, are timed, or have bounds that are tighter than light
-# compilation rounds, so they compile as users do. A single function does so with tests.networks.EXACT, at no cost to its neighbours.
+# compilation rounds, so they compile as users do. For a single function tests.networks.EXACT does that at no cost to others.
 FULLY = (
     "tests/test_learning.py",
     "tests/benchmarks/test_lowerings.py::test_the_loop_keeps_its_convolution",
@@ -84,6 +89,8 @@ FULLY = (
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Compile with few optimisations of the machine code; before fixtures, which compile too."""
+    if item.get_closest_marker("skip"):
+        return
     lightly = not any(part in item.nodeid for part in FULLY)
     if lightly != jax.config.values["jax_disable_most_optimizations"]:
         jax.config.update("jax_disable_most_optimizations", lightly)

@@ -68,11 +68,13 @@ def offered(name, profile):
     return True
 
 
-def every(names, wanted=lambda name, profile: True):
-    """(name, profile) as parameters, those that exist; the `reference` profiles come with the slow tests."""
-    pairs = [f"{name}-{profile}" for profile in PROFILES for name in names if wanted(name, profile)]
-    return some_later(pairs, {pair for pair in pairs if not pair.endswith("-corrected")})
+def prepares(name):
+    """Whether an attack trains a network before the population, which takes long; its own tests have fast ones."""
+    return ATTACKS[name](TINY).prepare is not None
 
 
-DEFENSES_OFFERED = every(DEFENSES, offered)
-ATTACKS_OFFERED = every(ATTACKS)
+def profiles(names, later=lambda name: False):
+    """`NAME-PROFILE` as parameters; the `reference` profiles, and names for which ``later`` says so, come with the slow tests."""
+    pairs = [(name, profile) for profile in PROFILES for name in names if names is not DEFENSES or offered(name, profile)]
+    waiting = {"-".join(pair) for pair in pairs if pair[1] != "corrected" or later(pair[0])}
+    return some_later(["-".join(pair) for pair in pairs], waiting)

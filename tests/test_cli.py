@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax
 import pytest
 
 from bdjax import cli
@@ -237,9 +238,8 @@ def test_report_writes_one_page(results, capsys, monkeypatch):
 
 
 def test_compiled_programs_are_kept_unless_jax_was_told_where(monkeypatch):
-    import jax
-
     before = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     compilations.keep_compilations()
     assert jax.config.jax_compilation_cache_dir == before  # the tests' own setting wins
     try:
@@ -347,6 +347,7 @@ def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_ca
     assert "execution of cnn: not tuned" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error():
     survey = Path(__file__).parents[1] / "experiments" / "survey.py"  # its plan is longer than what a pipe holds
     plan = f"{sys.executable} -m bdjax.cli plan --file {survey} --no-tune --no-memory"

@@ -18,7 +18,7 @@ from bdjax.experiment import Subject, attack_member, defend_member, stage
 from bdjax.models import MODELS, cnn
 from bdjax.population import members
 from bdjax.types import PROFILES, Split
-from tests.networks import PUBLISHED, SLOWEST, spec
+from tests.networks import INVERTED, PUBLISHED, spec
 from tests.programs import PLATFORMS, abstract, check_export, custom_calls, exported
 from tests.short import TINY, offered, shortened
 from tests.toy import patch_attack
@@ -96,7 +96,7 @@ def test_training_and_evaluation_of_a_population(lowering, small, toy, stacked):
     check_export(exported(batched(run, 0, None), stacked, data))
 
 
-@pytest.mark.parametrize(("name", "lowering"), each(later=SLOWEST))
+@pytest.mark.parametrize(("name", "lowering"), each(later=INVERTED))
 def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, monkeypatch):
     """The step that a dispatched loop compiles, with the arguments it is given there: images and channels of a real size."""
     attack, data = toy

@@ -23,10 +23,10 @@ from tests.toy import data, patch_attack
 LOOPS = {"scan": Loop(), "dispatch": Loop("dispatch"), "chunks": Loop("dispatch", 3), "unrolled": Loop("dispatch", 1, "unrolled")}
 KINDS = ("train", "evaluate", "ft")
 POPULATIONS = [
-    ("ft", "dispatch"),
     ("train", "dispatch"),
     ("evaluate", "dispatch"),
     ("evaluate", "unrolled"),
+    pytest.param("ft", "dispatch", marks=pytest.mark.slow),
     pytest.param("train", "chunks", marks=pytest.mark.slow),
     pytest.param("ft", "scan", marks=pytest.mark.slow),  # a scan is one program, which sends nothing or all: one kind shows it
 ]

@@ -9,7 +9,6 @@ from benchmarks import lowering_candidates, lowerings
 from benchmarks.lowering_candidates import DIRECTIONS, candidates, over_members
 from benchmarks.lowering_summary import summary
 from benchmarks.shapes import Shape
-from tests.later import some_later
 
 SMALL = {
     "dense": (Shape("dense", "dense", 3, 1, 2, 3, 4), {"native", "patches", "packed 2", "packed 4", "native, vmap"}),
@@ -60,7 +59,8 @@ def test_a_wrong_candidate_is_an_error(monkeypatch):
         lowerings.compare(SMALL["dense"][0], "output", 2, 1, jnp.dtype("float32"), only=["patches"], rounds=1)
 
 
-@pytest.mark.parametrize("direction", some_later(DIRECTIONS, DIRECTIONS[1:]))
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_loop_keeps_its_convolution(direction):
     """The compiler moves work out of a loop where it can prove it the same in every trip; then the loop would time nothing."""
     shape, _ = SMALL["dense"]

@@ -22,12 +22,13 @@ from bdjax.models import cnn
 from bdjax.population import members, prepare, take
 from bdjax.types import Attack
 from tests.programs import check_export, exported
-from tests.short import ATTACKS_OFFERED, shortened_attack
+from tests.short import prepares, profiles, shortened_attack
 
 ROWS = 160
 NETS = ("bdjax.attacks.input_aware_net", "bdjax.attacks.ssba_net")
 ROOT = root()
 SEEDS = (0, 1, 2, 3)
+READY = pytest.mark.parametrize("attack", profiles(ATTACKS, later=prepares), indirect=True)  # for tests that need a trigger
 
 
 @functools.cache
@@ -40,7 +41,7 @@ def attack_of(name, profile, spec):
     return shortened_attack(ATTACKS[name], spec, profile)
 
 
-@pytest.fixture(params=ATTACKS_OFFERED)
+@pytest.fixture(params=profiles(ATTACKS))
 def attack(request, tiny_spec):
     return attack_of(*request.param.split("-"), tiny_spec)
 
@@ -128,6 +129,7 @@ def test_a_configuration_rebuilds_the_attack(name, tiny_spec):
     hash(made.config), hash(made.recipe)
 
 
+@READY
 def test_stamp_keeps_shape_dtype_range_and_grid_and_changes_the_image(attack, ready, tiny_dataset):
     trigger = ready(attack, jax.random.key(1))
     images = to_float(jnp.asarray(tiny_dataset.test.images[:6]))
@@ -139,6 +141,7 @@ def test_stamp_keeps_shape_dtype_range_and_grid_and_changes_the_image(attack, re
     assert same(out, stamping(attack)(trigger, jax.random.key(0), images))
 
 
+@READY
 def test_triggers_depend_on_the_key_unless_they_are_shared(attack, ready, tiny_dataset):
     images = to_float(jnp.asarray(tiny_dataset.test.images[:2]))
     a, b = ready(attack, jax.random.key(1)), ready(attack, jax.random.key(2))
@@ -173,6 +176,7 @@ def test_labels_change_for_some_class_and_stay_classes(attack):
     assert np.any(np.asarray(out) != np.asarray(labels)) and np.all((np.asarray(out) >= 0) & (np.asarray(out) < 4))
 
 
+@READY
 def test_poison_inside_the_batch_has_one_program_for_all_ratios_and_leaves_ratio_zero_alone(attack, ready, tiny_dataset):
     if attack.batch is None:
         assert attack.update is None and not attack.recipe.second_batch  # they would have nobody to call them
@@ -191,6 +195,7 @@ def test_poison_inside_the_batch_has_one_program_for_all_ratios_and_leaves_ratio
     assert moved == expected and expected[0.1] > 0  # the first floor(32 r) places carry the attack label
 
 
+@READY
 def test_members_of_all_ratios_train_in_one_program_and_repeat_with_their_keys(population):
     trained, counts = population.trained, population.counts
     assert trained.alive.tolist() == [True] * 4 and trained.feasible.tolist() == [True] * 4
@@ -212,6 +217,7 @@ def agree(one, other, learns):
         np.testing.assert_allclose(a, b, atol=2e-3 if learns else 2e-5)
 
 
+@READY
 def test_a_member_does_not_depend_on_its_company(population):
     order = np.array([3, 0, 3, 1])
     trained, _ = jax.device_get(population.run(take(population.members, order), population.data))
@@ -220,12 +226,15 @@ def test_a_member_does_not_depend_on_its_company(population):
     assert len(population.traces) == 1
 
 
+@READY
 @pytest.mark.slow  # a second program each
 def test_a_member_alone_is_as_in_company(population):
     alone, _ = jax.device_get(jax.jit(population.member)(take(population.members, 3), population.data))
     agree(alone, take(population.trained, 3), population.attack.update)
 
 
+@READY
+@pytest.mark.slow
 def test_the_program_is_the_same_for_every_platform(population):
     """Nothing in an attack knows a platform: see tests/test_export.py, which exports the rest of what runs."""
     check_export(exported(population.run, population.members, population.data))

@@ -19,7 +19,7 @@ from bdjax.errors import UserError
 from bdjax.models import cnn
 from bdjax.types import CleanSet, DefenderView, Defense, Model
 from tests.programs import check_export, dtypes_inside, exported
-from tests.short import DEFENSES_OFFERED, shortened
+from tests.short import profiles, shortened
 
 NEEDS = {"clean", "triggered", "test_accuracy"}
 SPC = 4
@@ -106,7 +106,7 @@ def one_formulation():
         yield
 
 
-@pytest.fixture(params=DEFENSES_OFFERED)
+@pytest.fixture(params=profiles(DEFENSES))
 def case(request, shared):
     return case_of(*request.param.split("-"), shared)
 
@@ -203,12 +203,14 @@ def test_a_member_alone_is_as_in_company(case):
     agree(alone, member(case.found, 2), member(case.members[1].variables, 2))
 
 
+@pytest.mark.slow
 def test_the_program_is_the_same_for_every_platform(case):
     """Nothing in a repair knows a platform: see tests/test_export.py, which exports the rest of what runs."""
     check_export(exported(case.run, *case.members))
     assert len(case.traces) == 1
 
 
+@pytest.mark.slow
 def test_it_computes_in_the_models_precision_and_keeps_float32_variables(case):
     """A float32 network never meets bfloat16; of one in bfloat16 a repair that reads images computes in it."""
     assert BF16 not in dtypes_inside(case.run.trace(*case.members).jaxpr)

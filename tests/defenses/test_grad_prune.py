@@ -123,6 +123,7 @@ def small(plain_spec, rows):
     return network, start, rows._replace(images=images, labels=np.asarray(logits).argmax(-1).astype(np.int32)), red
 
 
+@pytest.mark.slow
 def test_absent_rows_change_nothing(small, wide):
     """Other garbage in their images, triggered images and labels."""
     network, start, rows, red = small

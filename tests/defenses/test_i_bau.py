@@ -219,6 +219,7 @@ def test_without_patched_images_it_is_amsgrad_on_the_clean_loss(name, model, var
         assert np.all(np.asarray(found.trace.residual) == 0) and np.all(np.asarray(found.trace.size) > 0)
 
 
+@pytest.mark.slow
 def test_the_batches_of_the_loss_are_augmented_once_and_those_of_the_perturbation_in_every_round(
     tiny_spec, plain_spec, clean, wide
 ):

@@ -132,7 +132,8 @@ def test_ims_scales_every_convolution_with_its_bias_and_nothing_else(name):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize("name", some_later(PUBLISHED, set(PUBLISHED) - {"vgg19_bn"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_fine_pruning_cuts_inputs_of_the_first_linear_layer_and_no_other_and_its_tuning_moves_every_layer(name):
     model = network(name)
     before, found = repaired(model, "fp", epochs=2, batch=8, granularity=0.25)

@@ -52,6 +52,7 @@ def test_dropout_before_the_last_layer_keeps_the_mean(name):
     assert np.max(np.abs(np.mean(draws, 0) - plain) / (np.std(draws, 0) / np.sqrt(2000))) < 5
 
 
+@pytest.mark.slow
 def test_stochastic_depth_drops_or_keeps_whole_samples_at_its_rate():
     """The first residual block: 40 passes over four images in train mode."""
     model = efficientnet_b3(spec(), 5, depth=2)

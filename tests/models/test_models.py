@@ -12,7 +12,7 @@ from bdjax.errors import UserError
 from bdjax.models import MODELS, preactresnet18, vgg19_bn
 from bdjax.training import cross_entropy
 from tests.later import some_later
-from tests.networks import DROPPING, EXACT, INVERTED, PUBLISHED, activated, drawn, reduced, spec
+from tests.networks import DROPPING, EXACT, INVERTED, PUBLISHED, SLOWEST, activated, drawn, reduced, spec
 
 IMAGES = np.random.default_rng(2).random((6, 32, 32, 3), np.float32)
 LABELS = np.arange(6, dtype=np.int32) % 5
@@ -112,6 +112,7 @@ def alone(name, seed=0):
     return jax.device_get(step(name)(drawn(reduced(name), seed)))
 
 
+@pytest.mark.parametrize("model", some_later(MODELS, SLOWEST), indirect=True)
 def test_training_updates_statistics_and_evaluation_does_not(model, variables):
     assert all(leaves_equal(seen(model).variables, variables))
     after = alone(model.name)[0][1][1]

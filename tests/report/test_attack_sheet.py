@@ -178,6 +178,7 @@ def learned_images(out, ratio):
     return dict(zip(found.index.tolist(), found.images, strict=True))
 
 
+@pytest.mark.slow
 def test_pictures_of_a_learned_trigger_come_from_the_weights(results, tmp_path, monkeypatch):
     out, frame = results
     labels = np.asarray(load("digits").test.labels)

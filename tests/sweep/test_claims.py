@@ -95,6 +95,7 @@ def test_a_claim_that_stops_beating_is_taken_over_by_the_watchers_own_clock(tmp_
     assert "far" in said[0]
 
 
+@pytest.mark.slow
 def test_a_beating_claim_is_left_alone(tmp_path):
     with Claims(tmp_path, beat=0.05) as one, Claims(tmp_path, patience=3) as two, one.holding(CELL):
         for _ in range(35):

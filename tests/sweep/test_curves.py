@@ -69,6 +69,7 @@ def test_the_chosen_level_is_the_network_of_the_record(repaired, defense):
         assert len({rates(found, i, k) for k in range(len(found.points))}) > 1
 
 
+@pytest.mark.slow
 def test_fine_prunings_levels_are_networks_before_their_tuning(repaired):
     out = repaired("fp")
     (found,) = curves.measure(out, "fp")

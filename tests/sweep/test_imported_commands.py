@@ -29,6 +29,7 @@ def results(imported, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_run_takes_everything_from_the_folder(results, population, imported, capsys):
     frame = store.read(results)
     for defense in ("none", "clp"):

@@ -58,6 +58,7 @@ def results(folders, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_records_hold_the_name_and_no_path(results, folders):
     frame = store.read(results)
     assert set(frame["dataset"]) == {"pets", "rays"} and frame.height == 4 and set(frame["status"]) == {"ok"}

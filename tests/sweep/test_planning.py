@@ -72,6 +72,7 @@ def test_numbers_agree_with_the_cells_of_the_grid():
     assert overview(GRID, measuring=COUNT, limit=3).compile_buckets == 3
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_compiled_training(monkeypatch):
     grid = dataclasses.replace(GRID, epochs=1, defenses=(), hyper={}, defense_config={}, test_images=10)
     shapes = []

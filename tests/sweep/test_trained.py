@@ -120,6 +120,7 @@ def test_stored_images_keep_their_rows_of_the_test_set(population, imported, tmp
     check_repair(tmp_path / "out", images(), str(whole), defense="clp")
 
 
+@pytest.mark.slow
 def test_a_trigger_that_differs_between_members(tmp_path):
     """The very one a member was trained and measured with; once its file changes, nobody can tell what it was."""
     file = tmp_path / "mine.py"
