@@ -18,18 +18,20 @@ from bdjax.experiment import Subject, attack_member, defend_member, stage
 from bdjax.models import MODELS, cnn
 from bdjax.population import members
 from bdjax.types import PROFILES, Split
-from tests.networks import INVERTED, PUBLISHED, spec
+from tests.networks import PUBLISHED, spec
 from tests.programs import PLATFORMS, abstract, check_export, custom_calls, exported
 from tests.short import TINY, offered, shortened
 from tests.toy import patch_attack
 
 ROWS, SPC = 16, 2
 
+STEPS = [*(("cnn", lowering) for lowering in LOWERINGS), ("preactresnet18", "unrolled")]
 
-def each(later=()):
-    """The small network in every lowering, and the others in one; those in ``later`` come with the slow tests."""
-    others = [pytest.param(name, "unrolled", marks=[pytest.mark.slow] * (name in later)) for name in PUBLISHED]
-    return [*(("cnn", lowering) for lowering in LOWERINGS), *others]
+
+def each(first):
+    """The small network in every lowering, and the others in one; those that are not in ``first`` come with the slow tests."""
+    pairs = [*(("cnn", lowering) for lowering in LOWERINGS), *((name, "unrolled") for name in PUBLISHED)]
+    return [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in first)) for pair in pairs]
 
 
 def batched(function, *axes):
@@ -83,7 +85,7 @@ def at_32_pixels(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], 32, 32, 3), x.dtype) if x.ndim == 4 else x, tree)
 
 
-@pytest.mark.parametrize(("name", "lowering"), each(later=PUBLISHED))
+@pytest.mark.parametrize(("name", "lowering"), each(first=[]))
 def test_training_and_evaluation_of_one_member(name, lowering, toy, stacked):
     attack, data = toy
     check_export(exported(attack_member(network(name, lowering), attack, ROWS), one(stacked), at_32_pixels(data)))
@@ -96,7 +98,7 @@ def test_training_and_evaluation_of_a_population(lowering, small, toy, stacked):
     check_export(exported(batched(run, 0, None), stacked, data))
 
 
-@pytest.mark.parametrize(("name", "lowering"), each(later=INVERTED))
+@pytest.mark.parametrize(("name", "lowering"), each(first=STEPS))
 def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, monkeypatch):
     """The step that a dispatched loop compiles, with the arguments it is given there: images and channels of a real size."""
     attack, data = toy
@@ -118,7 +120,7 @@ def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, mo
     check_export(exported(batched(step, 0, 0, 0), *jax.tree.map(widened, arguments)))
 
 
-@pytest.mark.parametrize(("name", "lowering"), each(later=PUBLISHED))
+@pytest.mark.parametrize(("name", "lowering"), each(first=[("cnn", "unrolled")]))
 def test_evaluation(name, lowering, toy, stacked):
     model, (_, data) = network(name, lowering), toy
     variables = jax.eval_shape(jax.vmap(model.init), stacked.key)
@@ -137,7 +139,7 @@ def first_of_each_need():
 
 # The repairs themselves are exported by tests/contract; here what surrounds them: the clean rows, what is given, the evaluation.
 FORMS = [
-    *((name, "cnn", "patches", profile) for name, profile in first_of_each_need()),
+    *(pytest.param(n, "cnn", "patches", p, marks=[pytest.mark.slow] * bool(i)) for i, (n, p) in enumerate(first_of_each_need())),
     # On the residual network one of each kind: tuned, through second derivatives, pruned, with a plug.
     *(pytest.param(n, "preactresnet18", "unrolled", "corrected", marks=pytest.mark.slow) for n in ("ft", "i_bau", "anp", "npd")),
 ]

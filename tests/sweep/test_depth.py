@@ -29,6 +29,7 @@ def test_cnn_has_none(capsys, command):
     assert "depth 0 is not allowed" in refused(capsys, command, *SMALL, "--model", "preactresnet18", "--depth", "0")
 
 
+@pytest.mark.slow
 def test_a_shallow_network_runs_and_its_record_says_so(tmp_path):
     arguments = ["--model", "preactresnet18", "--depth", "1", *SMALL, *EXECUTION, "--defense", "none"]
     assert cli.main(["run", *arguments, "--out", str(tmp_path)]) == 0

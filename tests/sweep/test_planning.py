@@ -143,6 +143,7 @@ def test_a_remembered_winner_is_taken_unless_the_user_says_otherwise(capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_uses_the_winner_says_so_and_records_it(tmp_path, capsys):
     grid = dataclasses.replace(small.GRID, defenses=("clp",), seeds=(0,), hyper={}, defense_config={})
     remember_a_winner(execution=small.HOW, batch=25)
