@@ -26,7 +26,7 @@ from bdjax.sweep.plan import Grid
 from bdjax.training import cross_entropy, trainer
 from bdjax.types import CleanSet, DefenderView
 from tests.later import some_later
-from tests.networks import activated, reduced, shapes
+from tests.networks import SLOWEST, activated, reduced, shapes
 from tests.programs import equations
 from tests.short import shortened
 from tests.toy import data, one, patch_attack
@@ -40,7 +40,7 @@ def dtypes(tree):
     return {x.dtype for x in jax.tree.leaves(tree)}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=some_later(MODELS, SLOWEST))
 def network(request):
     """A network in bfloat16, its variables and a batch, all abstract."""
     model = reduced(request.param, dtype=BF16)

@@ -112,10 +112,8 @@ def send(carry):
     return carry._replace(step=carry.step + np.int32(0))
 
 
-@pytest.mark.parametrize(
-    ("kind", "module", "name"),
-    [("train", training, "steps"), pytest.param("ft", tuning, "run_steps", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "module", "name"), [("train", training, "steps"), ("ft", tuning, "run_steps")])
 def test_a_transfer_inside_an_epoch_is_caught(kind, module, name, build, monkeypatch):
     function, stacked, shared = build(kind, LOOPS["dispatch"])
     alone = jax.tree.map(lambda x: x[0], stacked)

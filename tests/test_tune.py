@@ -65,6 +65,7 @@ def rows_by_name(tuned):
     return {population.named(Execution(**row["execution"])): row for row in tuned.rows}
 
 
+@pytest.mark.slow
 def test_real_steps_are_measured_and_the_winner_is_reused_without_measuring(model, calls, tmp_path, monkeypatch):
     said = []
     first = tune(model, batch=4, members=3, budget_seconds=300, candidates=[ONE, TWO], say=said.append)

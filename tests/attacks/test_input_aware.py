@@ -12,7 +12,6 @@ from bdjax.attacks.input_aware_net import generator, upsample
 from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.types import Dataset, DataSpec, Split
-from tests.later import some_later
 
 SPEC = DataSpec("toy", (16, 16, 3), 4, (0.5, 0.4, 0.45), (0.25, 0.3, 0.2), False, 0)
 SMALL = {"width": 2, "max_ratio": 0.15, "double_tanh": True}
@@ -124,7 +123,8 @@ def test_learning_rate_of_the_mask_falls_after_10_and_20_of_25_epochs():
     np.testing.assert_allclose(short, [1, 1, 0.1, 0.1, 0.01], rtol=1e-6)
 
 
-@pytest.mark.parametrize("accumulate", some_later([False, True], [True]))
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.slow
 def test_without_poison_the_pattern_network_stays_as_it_was_drawn(attack, mask, step, float64, accumulate):
     key, x, z, head = batches()
     trigger = jax.jit(attack.init)(jax.random.key(1), mask)

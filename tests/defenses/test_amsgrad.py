@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import optax
+import pytest
 
 from bdjax import adam
 from bdjax.defenses.amsgrad import DECAYS, EPS, amsgrad, plain_adam
@@ -106,6 +107,7 @@ def test_the_loop_with_it_is_the_one_written_out(plain_spec, clean, padded, wide
     assert distance(expected, start["params"]) > 0.05  # it moved
 
 
+@pytest.mark.slow
 def test_on_vggs_folded_layer_it_does_to_the_function_what_it_does_on_the_whole_one(plain_spec, clean, wide, distance):
     whole, folded = dense(plain_spec, folded=False), dense(plain_spec, folded=True)
     assert (whole.arch.copies, folded.arch.copies) == (1, 49)

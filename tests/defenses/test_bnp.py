@@ -151,6 +151,7 @@ def test_validation_rows_are_not_measured(model, variables, clean):
     assert limits[0] != limits[1] == run(variables, changed, np.float32(1)).trace.threshold.tolist()
 
 
+@pytest.mark.slow
 def test_each_switch_does_what_it_says(plain_spec, tiny_spec, variables, clean, wide):
     rows, before = clean(5), wide(variables)
 

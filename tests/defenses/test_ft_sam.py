@@ -111,6 +111,7 @@ def test_without_a_radius_and_smoothing_it_is_fine_tuning(model, variables, clea
     assert distance(found.variables, by_step.variables) < 1e-12
 
 
+@pytest.mark.slow
 def test_every_number_and_field_matters(plain_spec, clean, distance):
     model, rows, hyper = dense(plain_spec), clean(5), FTSAMHyper()
     variables = model.init(jax.random.key(0))

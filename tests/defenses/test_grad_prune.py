@@ -139,6 +139,7 @@ def test_absent_rows_change_nothing(small, wide):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_without_rows_the_network_stays(small, wide, distance):
     network, start, rows, red = small
     _, repair, _ = repairing(network)
@@ -270,6 +271,7 @@ def test_a_filter_with_a_gradient_grows_back_while_tuning_unless_it_is_frozen(fr
     assert np.any(kernel[..., 2]) != freeze and kernel[..., (0, 1, 3, 4)].all() and (bias[2] == 0 or not freeze)
 
 
+@pytest.mark.slow
 def test_no_change_is_no_improvement(small, wide):
     """A head that looks at nothing, which nothing moves."""
     network, start, rows, red = small

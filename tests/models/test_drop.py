@@ -81,6 +81,7 @@ def test_rates_count_blocks_of_the_whole_network_and_the_first_of_a_stage_has_no
     assert {block.rate for block in _blocks(40, None, False)} == {0.0}
 
 
+@pytest.mark.slow
 def test_drop_false_is_the_network_without_draws():
     kept, without = reduced("efficientnet_b3", drop=True), reduced("efficientnet_b3")
     key = jax.random.key(0)

@@ -198,6 +198,7 @@ def test_pictures_of_a_learned_trigger_come_from_the_weights(results, tmp_path, 
     assert "the weights of this member are no longer" in page or "is no folder of results" in page
 
 
+@pytest.mark.slow
 def test_the_page_of_a_folder_shows_its_learned_trigger(results):
     out, frame = results
     drawn = [one for one in details(scenarios(frame), out, None).triggers if one.figure is not None]
@@ -238,6 +239,7 @@ def test_show_draws_and_measures_what_members_carry(file, tmp_path, capsys):
     assert len(table) == 4 and table[2].startswith("| badnets | ") and table[3].endswith(f" | {most.max()} | {len(moved)} | 0 |")
 
 
+@pytest.mark.slow
 def test_a_learned_trigger_is_trained_here_or_taken_from_a_run(results, file, tmp_path):
     out, _ = results
     name, told = f"{file}:learned", []

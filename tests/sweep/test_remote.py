@@ -9,6 +9,7 @@ import pytest
 from bdjax import cli
 from bdjax.errors import UserError
 from bdjax.sweep import location, store
+from tests.later import some_later
 from tests.report.sketch import sketch
 from tests.sweep import bucket, small
 from tests.sweep.bucket import Bucket
@@ -89,7 +90,7 @@ def test_a_finished_sweep_writes_nothing_again(made, buckets):
     assert written(buckets) == before
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped"])
+@pytest.mark.parametrize("how", some_later(["truncated", "flipped"], ["flipped"]))
 def test_a_damaged_record_is_named_set_aside_and_redone(made, buckets, capsys, how):
     key, path = next(iter(objects(buckets, ".parquet").items()))
     harm(path, how)
@@ -111,7 +112,7 @@ def largest(folder):
     return max(objects(folder, "/state.").values(), key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("what", ["manifest", "state", "truncated"])
+@pytest.mark.parametrize("what", some_later(["manifest", "state", "truncated"], ["manifest", "state"]))
 def test_weights_that_are_not_all_there_are_trained_again(made, buckets, capsys, what):
     without_repairs(buckets)
     if what == "manifest":
