@@ -72,8 +72,9 @@ def test_every_strategy_equals_a_member_alone(name, tiny_dataset, plain):
 
 
 def test_the_last_chunk_is_filled_up_and_cut():
-    seen = run(lambda m, s: m.ratio + s, members([0, 1, 2, 3, 4], [0.5], 10)[0], (jnp.float32(1),), Execution("map", chunk=2))
-    np.testing.assert_allclose(seen, [1.5] * 5)
+    ratios = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    seen = run(lambda m, s: m.ratio + s, members([0], ratios, 10)[0], (jnp.float32(1),), Execution("map", chunk=4))
+    np.testing.assert_allclose(seen, 1 + np.array(ratios), rtol=1e-6)
 
 
 def test_out_of_memory_halves_the_chunk_and_keeps_what_was_finished(monkeypatch, capsys):
