@@ -1,6 +1,10 @@
 """The defenses run on every published network, with its dropout, several linear layers and depthwise convolutions."""
 
+import itertools
+
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,7 +12,8 @@ from bdjax import tree
 from bdjax.defenses import DEFENSES
 from bdjax.types import CleanSet, DefenderView
 from tests.later import some_later
-from tests.networks import DROPPING, PUBLISHED, SLOWEST, drawn, reduced
+from tests.networks import DROPPING, PUBLISHED, SLOWEST, drawn, reduced, shapes
+from tests.short import shortened
 
 ROWS, CLASSES = 15, 5
 
@@ -43,9 +48,26 @@ LENGTHS += ("unlearn_epochs", "recover_epochs", "warmup_epochs", "attempts")
 SHORTEST = {"batch": 15, **dict.fromkeys(LENGTHS, 1)}
 
 
-@pytest.mark.slow  # compiling: 20 seconds each
-@pytest.mark.parametrize("method", ["nad", "nc", "ft_sam", "fst", "i_bau", "sau"])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DEFENSES)
+@pytest.mark.parametrize("name", SLOWEST)
+def test_every_defense_can_be_traced_on_the_network_that_compiles_longest(name, method):
+    """With the shapes and dtypes of its variables; what is computed, MobileNet shows below, whose parts are the same."""
+    model = network(name)
+    defense = shortened(DEFENSES[method], model)
+    view = DefenderView(shapes(model), clean(), clean().images)
+    found = jax.eval_shape(defense.repair, jax.random.key(0), view, jax.tree.map(jnp.asarray, defense.hyper))
+    chex.assert_trees_all_equal_shapes_and_dtypes({k: found.variables[k] for k in view.variables}, dict(view.variables))
+
+
+COMPUTED = [name for name in PUBLISHED if name not in SLOWEST]
+
+
+@pytest.mark.slow  # compiling: 10 seconds each
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*itertools.product(COMPUTED, ["nad", "nc", "ft_sam", "fst", "i_bau", "sau"]), *((name, "ft_sam") for name in SLOWEST)],
+)
 def test_tuning_defenses_run_on_every_network(name, method):
     """Second derivatives, perturbed inputs and attention maps, through every kind of layer."""
     model = network(name)
@@ -60,9 +82,14 @@ def test_tuning_defenses_run_on_every_network(name, method):
         assert all(np.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k)) for k in kernels)
 
 
-@pytest.mark.slow  # compiling: 20 seconds each
-@pytest.mark.parametrize("method", ["anp", "rnp", "awn", "bnp", "npd", "pbe", "mm_bd"])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow  # compiling: 10 seconds each
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *itertools.product(COMPUTED, ["anp", "rnp", "awn", "bnp", "npd", "pbe", "mm_bd"]),
+        *((name, "anp") for name in SLOWEST),
+    ],
+)
 def test_pruning_and_patching_defenses_run_on_every_network(name, method):
     """Masked norms, a plug, bounds and perturbed images, through every kind of layer."""
     model = network(name)
@@ -85,8 +112,8 @@ def test_pruning_and_patching_defenses_run_on_every_network(name, method):
         assert all(np.any(tree.get(before["params"], k) != tree.get(found.variables["params"], k)) for k in kernels)
 
 
-@pytest.mark.slow  # compiling: 20 seconds each
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow  # compiling: 10 seconds each
+@pytest.mark.parametrize("name", COMPUTED)
 def test_nft_scales_every_norm_and_nothing_else_and_its_bounds_fall_in_the_order_of_registration(name):
     model = network(name)
     before, found = repaired(model, "nft", epochs=2, batch=15)
@@ -106,8 +133,8 @@ def test_nft_scales_every_norm_and_nothing_else_and_its_bounds_fall_in_the_order
     assert all(np.array_equal(np.asarray(leaf), np.asarray(after[path])) for path, leaf in rest.items())
 
 
-@pytest.mark.slow  # compiling: 20 seconds each
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow  # compiling: 10 seconds each
+@pytest.mark.parametrize("name", COMPUTED)
 def test_ims_scales_every_convolution_with_its_bias_and_nothing_else(name):
     """Those of squeeze-and-excitation too, under masks that fall fast enough to see."""
     model = network(name)
