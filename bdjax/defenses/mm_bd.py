@@ -149,7 +149,7 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
         bounded = {**view.variables, "bounds": state.variables["params"]}
         return Repair(bounded, None, MMBDTrace(*(*told, at, before, state.alive, state.stopped)))
 
-    return Defense(repair, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=config.active)
+    return Defense(repair, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=bool(config.active))
 
 
 def _size(bounds: Any) -> Array:

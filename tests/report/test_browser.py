@@ -15,6 +15,7 @@ from tests.report.conftest import frame, row
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,  # starts a browser for every test
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium"),
 ]
 DEFENSES = [("ft", 2, 0.45), ("ft", 10, 0.3), ("nad", 10, 0.6), ("clp", None, 0.1)]
