@@ -102,7 +102,7 @@ def few_programs():
     """Let go of compiled programs before a process holds more memory maps than Linux allows (65,530), which ends in a crash."""
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 40_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
         gc.collect()
 

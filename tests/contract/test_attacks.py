@@ -226,8 +226,8 @@ def test_a_member_does_not_depend_on_its_company(population):
     assert len(population.traces) == 1
 
 
-@READY
 @pytest.mark.slow  # a second program each
+@pytest.mark.parametrize("attack", [f"{name}-corrected" for name in ATTACKS], indirect=True)
 def test_a_member_alone_is_as_in_company(population):
     alone, _ = jax.device_get(jax.jit(population.member)(take(population.members, 3), population.data))
     agree(alone, take(population.trained, 3), population.attack.update)

@@ -222,6 +222,7 @@ def test_what_is_not_named_in_needs_is_not_read(case):
 
 
 @pytest.mark.slow  # a second program each
+@pytest.mark.parametrize("case", [f"{name}-corrected" for name in DEFENSES], indirect=True)
 def test_a_member_alone_is_as_in_company(case):
     key, *rest = case.members
     alone = jax.device_get(jax.jit(case.defense.repair)(key[2], *member(tuple(rest), 2)))
