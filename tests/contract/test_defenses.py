@@ -193,14 +193,13 @@ def test_one_program_serves_all_keys_networks_and_hyper_parameters(case):
     assert len(case.traces) == 1
 
 
-def agree(one, other, before):
-    """Two results of a repair are equal but for rounding, which may be a little of what the repair changed."""
+def agree(one, other, hyper):
+    """Two results of a repair are equal but for rounding; losses that are weighted by thousands weigh their rounding too."""
     for a, b in zip(jax.tree.leaves(one.masks), jax.tree.leaves(other.masks), strict=True):
         np.testing.assert_allclose(a, b, atol=0 if np.all(np.isin(b, (0, 1))) else 1e-5)
-    for name, collection in before.items():
-        trees = collection, one.variables[name], other.variables[name]
-        for start, a, b in zip(*map(jax.tree.leaves, trees), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 + 1e-3 * np.max(np.abs(b - start)))
+    weight = sum(map(float, jax.tree.leaves(hyper)))
+    for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 if weight < 2000 else 1e-3)
 
 
 @COMPUTED
@@ -211,7 +210,7 @@ def test_the_same_key_gives_the_same_bits_and_a_member_does_not_depend_on_its_co
     moved = jax.device_get(case.run(key[order], *jax.tree.map(lambda x: x[order], tuple(rest))))
     assert len(case.traces) == 1
     for place, i in enumerate(order):
-        agree(member(moved, place), member(case.found, i), member(case.members[1].variables, i))
+        agree(member(moved, place), member(case.found, i), case.defense.hyper)
 
 
 def test_what_is_not_named_in_needs_is_not_read(case):
@@ -226,7 +225,7 @@ def test_what_is_not_named_in_needs_is_not_read(case):
 def test_a_member_alone_is_as_in_company(case):
     key, *rest = case.members
     alone = jax.device_get(jax.jit(case.defense.repair)(key[2], *member(tuple(rest), 2)))
-    agree(alone, member(case.found, 2), member(case.members[1].variables, 2))
+    agree(alone, member(case.found, 2), case.defense.hyper)
 
 
 @pytest.mark.slow
