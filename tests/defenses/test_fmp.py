@@ -317,9 +317,9 @@ def test_of_equally_accurate_channels_the_one_with_the_larger_loss_goes_or_the_f
 
 
 def test_defaults(model):
-    assert fmp(model).config == (10, 256, 10, 32, 64, "eval", "pixel", False, "cross_entropy", False, False, True)
+    assert fmp(model).config == (10, 256, 10, 32, 64, "eval", "pixel", False, "cross_entropy", False, False, True, False)
     found = fmp(model, profile="reference").config
-    assert found == (10, 256, 10, 32, 64, "train", "normalised", True, "index", True, True, False)
+    assert found == (10, 256, 10, 32, 64, "train", "normalised", True, "index", True, True, False, True)
     assert fmp(model, {"epochs": 4}).config.period == 4
     defense = fmp(model)
     assert [round(float(x), 7) for x in defense.hyper] == [0.01, 1e-4, 0.9, 0, round(1 / 255, 7)]
