@@ -34,7 +34,7 @@ class Config(NamedTuple):
 class MMBDHyper(NamedTuple):
     """Traced hyper-parameters; each f32[]."""
 
-    lr: Any  # of Adam: 0.1 under the original rule; 1e-3 under the survey's, where a bound moves by less than 1 %
+    lr: Any  # of Adam: 0.1 under the original rule; 1e-3 under the survey's, where bounds hardly move
     weight: Any = np.float32(0.5)  # of the sum of the bounds' norms, at first
     factor: Any = np.float32(1.2)  # by which it grows and shrinks
     tolerance: Any = np.float32(0.05)  # drop of the accuracy that is accepted: from 1, or from that of the network as it came
@@ -67,9 +67,10 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
     ``tolerance``, else divided by it.
 
     ``rule="survey"`` has the survey's settings instead. The weight moves after the epochs 10, 20, 30 and 40, and grows where the
-    accuracy lies above that of the network as it came less ``tolerance``. Its learning rate is 1e-3: a bound moves by at most
-    about 0.001 a step, 0.05 in the 50 steps that a small clean set gives, which is less than 1 % of where it starts. No
-    activation that matters is cut, and the method is the identity. ``--hyper mm_bd.lr=...`` sets any other rate for either rule.
+    accuracy lies above that of the network as it came less ``tolerance``. Its learning rate is 1e-3: a bound moves by
+    about 0.001 a step, 0.05 in the 50 steps that a small clean set gives, which is less than 1 % of where it starts once
+    activations reach 5. Next to nothing is cut, and the method is the identity or close to it. Any rate can be had with either
+    rule, as the hyper-parameter ``lr``.
 
     Args:
       model: network; the sites are ``model.arch.activations``.

@@ -1,4 +1,5 @@
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from bdjax.defenses import mm_bd
 from bdjax.defenses.mm_bd import MMBDHyper
 from bdjax.errors import UserError
 from bdjax.models import MODELS, cnn
+from bdjax.sweep import run as sweep
+from bdjax.sweep.plan import Grid
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import Adam, knowing, planted
 from tests.defenses.plain_inserts import inserted, rows_of, widened
@@ -247,3 +250,22 @@ def test_a_planted_backdoor_is_held_back(plain_spec):
         assert bounds[0] < 0.1 * float(np.asarray(triggered[site])[..., 0].max()) and np.all(bounds[1:4] > bounds[0] + 0.1)
     for x in (images, patched):
         assert np.array_equal(calls(found.variables, x), labels)
+
+
+@pytest.mark.slow  # trains and repairs a population
+def test_a_learned_backdoor_yields_to_the_papers_rate_and_not_to_the_surveys(tmp_path):
+    """Medians of three networks on digits: at 0.1 most of the attack goes with little accuracy; at 1e-3 next to nothing moves."""
+    grid = Grid(
+        datasets=("digits",), models=("cnn",), attacks=("badnets",), defenses=("none", "mm_bd"), poison_ratios=(0.1,), spc=(10,),
+        seeds=(0, 1, 2), width=8, epochs=25, batch=64, recipe={"lr": 0.1}, hyper={"mm_bd": {"lr": (0.1, 1e-3)}},
+    )  # fmt: skip
+    rows = list(sweep.run(grid, tmp_path).iter_rows(named=True))
+    rates = {row["hyper"]: json.loads(row["hyper"])["lr"] for row in rows if row["defense"] == "mm_bd"}
+    asr, acc = (
+        {rate: np.median([row[name] for row in rows if rates.get(row["hyper"]) == rate]) for rate in (0.1, 1e-3)}
+        for name in ("asr", "acc")
+    )
+    before = {name: np.median([row[name] for row in rows if row["defense"] == "none"]) for name in ("asr", "acc")}
+    assert before["asr"] > 0.95 and before["acc"] > 0.95
+    assert asr[0.1] < 0.5 and acc[0.1] > before["acc"] - 0.06
+    assert asr[1e-3] > before["asr"] - 0.15 and abs(acc[1e-3] - before["acc"]) < 0.01
