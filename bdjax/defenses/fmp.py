@@ -116,13 +116,12 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       take the statistics of the batch and dropout is on while scoring; epsilon and the cut to [0, 1] are those of normalised
       images; the scores of PreActResNet's projections prune the next convolution and so on in a circle; the projections, last
       convolutions of blocks and the stem keep their norms; pruned channels may grow back; the map of the last convolution of a
-      PreActResNet's block is its output plus the shortcut, which the published network adds to it in place, so that a hook on
-      the convolution finds the sum. (The SiLU that EfficientNet writes over what its squeezes give is not repeated: a map is the
-      convolution's output there.) But in the published code each of some 3 channels forward passes moves the running statistics
-      and draws its own dropout, one pass after the other; here they are left alone, and one draw gives the gradients of all
-      channels. Ties go to the first channel; there they are arbitrary. In both profiles activations are scored in the precision
-      of the parameters: in bfloat16 a step of 1/255 would be lost. Where there is no row, or a score is not finite, nothing is
-      pruned.
+      PreActResNet's block is its output plus the shortcut, and that of an EfficientNet's first squeezing convolution its SiLU:
+      the published networks write these over the output in place, so that a hook on the convolution finds them. But in the
+      published code each of some 3 channels forward passes moves the running statistics and draws its own dropout, one pass after
+      the other; here they are left alone, and one draw gives the gradients of all channels. Ties go to the first channel; there
+      they are arbitrary. In both profiles activations are scored in the precision of the parameters: in bfloat16 a step of 1/255
+      would be lost. Where there is no row, or a score is not finite, nothing is pruned.
     """
     config = configure(PRESETS, config, "fmp", profile)
     config = config._replace(period=config.epochs if config.period is None else config.period)

@@ -79,7 +79,14 @@ def test_a_preactresnet_adds_its_shortcuts_to_the_last_convolutions_where_they_l
         assert np.abs(taps[shortcut]).max() > 0.1
     whole = reduced("preactresnet18", depth=None).arch.in_place
     assert whole == tuple((f"layer{s}_{b}/conv2", f"layer{s}_{b}") for s in (1, 2, 3, 4) for b in (0, 1))
-    assert not any(reduced(name).arch.in_place for name in MODELS if name != "preactresnet18")
+
+
+def test_efficientnet_writes_the_activation_over_its_first_squeezing_convolutions_and_no_other_network_does():
+    arch = reduced("efficientnet_b3").arch
+    squeezing = [address for kind, address in arch.registered if kind == "conv" and address.endswith("/fc1")]
+    assert squeezing and arch.in_place == tuple((conv, f"{conv}/act") for conv in squeezing)
+    others = [name for name in MODELS if name not in ("preactresnet18", "efficientnet_b3")]
+    assert not any(reduced(name).arch.in_place for name in others)
 
 
 def test_norms_are_listed_in_the_order_they_run(model):
