@@ -75,7 +75,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
             counted,
             counted & (on_triggered == goals),
             counted & (on_triggered == truth),
-            present[:, None] & (on_clean[:, None] == jnp.arange(classes, dtype=on_clean.dtype)),
+            present[:, None] & (on_clean[:, None] == jnp.arange(classes, dtype=on_clean.dtype)[None, :]),
         )
         return Counts(*(total + jnp.sum(new, 0, dtype=jnp.int32) for total, new in zip(counts, found, strict=True)))
 
