@@ -11,7 +11,7 @@ from bdjax.errors import UserError
 from bdjax.metrics import Floats
 from bdjax.report.figures import COLORS, GREY, INK, PAPER, legend, panels_of, styled
 from bdjax.report.mitigation import LIMITS, Limits, judged
-from bdjax.report.pool import SHARES, with_tasks
+from bdjax.report.pool import SHARES, described, with_tasks
 from bdjax.report.tables import differing, marks, setting
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ def methods(records: "pl.DataFrame", spc: int | None, best: Sequence[str] = BEST
     ok = pl.col("status") == "ok"  # what failed counts for none but the share that was mitigated
     kept = (ok | pl.col("mitigated").is_not_null()) & (pl.col("defense") != "none") & (pl.col("ratio") > 0)
     kept &= pl.col("spc").is_null() if spc is None else pl.col("spc").is_null() | (pl.col("spc") == spc)
+    rule = pl.format(" ({})", pl.when(pl.col("labels") != "all_to_one").then(pl.col("labels")))
     tasks = (
-        with_tasks(judged(records, limits).filter(kept))
+        with_tasks(described(judged(records, limits)).filter(kept))
         .group_by("defense", "profile", "variant", "hyper", "task", maintain_order=True)
         .agg(
-            pl.col("attack").first(),
+            pl.concat_str("attack", rule, ignore_nulls=True).first().alias("attack"),
             (pl.col("seconds") / pl.col("members")).filter(ok).mean(),
             pl.col("knows_trigger", "knows_test").any(),
             *(pl.col(metric).filter(ok).drop_nulls().drop_nans() for metric in METRICS),

@@ -58,6 +58,14 @@ def test_the_heat_map_holds_the_mean_of_every_defense_and_attack():
     assert told.count("100") >= 3 and told.count("0") >= 9 and "share of runs mitigated, percent" in told
 
 
+def test_all_to_all_has_a_column_of_its_own():
+    rule = pl.col("config").str.replace('"target": 0', '"target": 0, "labels": "all_to_all"', literal=True)
+    both = pl.concat([made(), made().filter(pl.col("attack") == "wanet").with_columns(config=rule)])
+    found = overall.methods(both, 10)
+    assert list(dict.fromkeys(found[0].attacks.values())) == ["badnets", "blended", "wanet", "wanet (all_to_all)"]
+    assert "wanet (all_to_all)" in texts(overall.heat_map(found))
+
+
 def test_ranks_are_those_of_the_tasks_that_all_met():
     figure = overall.rank_diagram(overall.methods(made(), 10))
     dots = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"]
