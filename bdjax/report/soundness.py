@@ -69,7 +69,7 @@ def sounded(records: "pl.DataFrame") -> "pl.DataFrame":
         (at_chance("acc") & ~one_class("one_class")).alias("chance_found"),
         broken.alias("broken_before"),
         (broken | (pl.col("acc_before").fill_nan(None) < known + HARDLY * (1 - known)).fill_null(False)).alias("untrained"),
-        ((pl.col("ratio") > 0) & (pl.col("poisoned") == 0) & (pl.col("status") == "ok")).fill_null(False).alias("unpoisoned"),
+        pl.Series("unpoisoned", _unpoisoned(rows), pl.Boolean),
     ).drop("_bound")
 
 
@@ -148,6 +148,19 @@ def _chance(
     if told is None and clean and triggered is not None and 0 < triggered < clean and _whole_test_set(config):
         told = (clean - triggered) / clean  # the share of the attack's target
     return told
+
+
+def _unpoisoned(rows: "pl.DataFrame") -> list[bool]:
+    facts = rows.select("ratio", "poisoned", "status", "train_images", "config").iter_rows()
+    return [ratio > 0 and poisoned == 0 and status == "ok" and _nothing(ratio, n, c) for ratio, poisoned, status, n, c in facts]
+
+
+def _nothing(ratio: float, images: int | None, config: str | None) -> bool:
+    """Whether a record that tells of 0 poisoned rows an epoch poisoned nothing: an attack in the batch draws in every epoch."""
+    told = parsed(config)
+    if "max_ratio" not in ((told.get("attack") or {}).get("config") or {}):
+        return True
+    return ratio * (images or 0) * (told.get("recipe") or {}).get("epochs", 1) < 1
 
 
 @functools.lru_cache(maxsize=1 << 8)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.report.mitigation import LIMITS, Limits
+from bdjax.report.notes import notes
 from bdjax.report.pool import BOARD, GROUP, STATUSES, leaderboard, table
-from bdjax.report.soundness import NOTES
 from bdjax.sweep.goal import named
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _printed(
         columns=tuple(columns),
         about=tuple(rows.select(group).iter_rows(named=True)),
         constants=constants,
-        notes=_notes(rows, limits),
+        notes=notes(rows, limits),
     )
 
 
@@ -209,46 +209,3 @@ def _varies(rows: "pl.DataFrame", key: str) -> bool:
     if key == "hyper":
         return rows.select("defense", "hyper").unique().height > rows["defense"].n_unique()
     return rows[key].n_unique() > 1
-
-
-def _verdicts(rows: "pl.DataFrame", limits: Limits) -> list[str]:
-    """What the headline counts, where it counts something."""
-    counted, left_out = int(rows[f"{HEADLINE}_n"].sum()), int(rows["left_out"].sum())
-    if not counted + left_out:
-        return []
-    text = (
-        f"Mitigated: the share of attacked runs with {limits.told()}; the mean over runs and its 95 % stratified bootstrap "
-        "interval. A run that failed or diverged has not mitigated; an infeasible one is not counted."
-    )
-    if left_out:
-        text += (
-            f" Of {counted + left_out:,} runs at ratios above 0, {left_out:,} are left out of this share (column not attacked), "
-            "because there was no attack to mitigate: the ASR before the defense was already within the limit, or the network "
-            "was at chance, predicted one class, or was not trained."
-        )
-    return [text]
-
-
-def _notes(rows: "pl.DataFrame", limits: Limits) -> tuple[str, ...]:
-    notes = _verdicts(rows, limits)
-    notes += [
-        "Interquartile mean over n runs (seeds; the plain mean for fewer than four) and, in brackets, its 95 % stratified "
-        "bootstrap interval; one run has no interval."
-    ]
-    notes += [text for mark, text in NOTES.items() if rows["remark"].str.contains(mark, literal=True).any()]
-    if "ratio" in rows.columns and (rows["ratio"] == 0).any():
-        notes.append(
-            "Poison ratio 0: models nobody attacked. Their ARR is what the defense costs them, their ASR the rate at which they "
-            "call triggered images the attack's target; with no backdoor to remove, DER says nothing there (the CSV file has it)."
-        )
-    if rows.filter(rows["defense"] != "none")["spc"].null_count():
-        notes.append("spc any: the defense needs no clean data, so its row holds for every number of clean samples per class.")
-    if rows["knows_trigger"].any():
-        notes.append("† is shown images with the true trigger, which a defender rarely has.")
-    if rows["knows_test"].any():
-        notes.append("‡ reads the accuracy on test data, which a defender does not have.")
-    if (rows["runs"] > rows["ok"]).any():
-        notes.append("n counts the runs averaged, of all that were started.")
-    for reason in rows["reason"].drop_nulls().unique(maintain_order=True):
-        notes.append(f"Not averaged: {reason}.")
-    return tuple(notes)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.attacks import slots
+from bdjax.errors import UserError
 from bdjax.training import poison_count
 from bdjax.types import Attack
 
@@ -69,6 +70,9 @@ def infeasible(attack: Attack, name: str, ratios: Sequence[float], labels: Any) 
       name: of the attack.
       ratios: of all training rows.
       labels: i32[n] of the training set.
+
+    Raises:
+      UserError: the selection of somebody's own attack cannot be traced.
     """
     rows = len(labels)
 
@@ -77,6 +81,13 @@ def infeasible(attack: Attack, name: str, ratios: Sequence[float], labels: Any) 
         poisoned, possible = attack.select(jax.random.key(0), labels, count)
         return jnp.sum(poisoned, dtype=jnp.int32), possible
 
+    try:
+        jax.eval_shape(select, jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32))
+    except UserError:
+        raise
+    except Exception as error:  # somebody's own attack
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the selection of {name} cannot be traced: {line}") from error
     device, found = jnp.asarray(np.asarray(labels), jnp.int32), []
     for ratio in ratios:
         chosen, possible = select(device, jnp.int32(poison_count(ratio, rows)))

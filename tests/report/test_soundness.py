@@ -71,6 +71,10 @@ def test_a_remark_says_what_and_in_how_many_runs():
     after = one(0.1, acc_before=0.1, one_class=1.0, one_class_before=1.0)
     assert remarks(after) == ["predicts one class; hardly trained (ACC before 10.0 %)"]
     assert remarks(one(0.9, poisoned=0)) == ["no row poisoned"]
+    in_batch = one(0.9, poisoned=0, ratio=0.0003) | {
+        "config": one(0)["config"].replace('"target": 0', '"target": 0, "max_ratio": 0.1')
+    }
+    assert remarks(in_batch) == [None]  # 0.4 an epoch, 9 in 20 epochs
 
 
 def test_records_without_predictions_fall_back_to_accuracy_and_show_null():
