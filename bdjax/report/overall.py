@@ -11,7 +11,7 @@ from bdjax.errors import UserError
 from bdjax.metrics import Floats
 from bdjax.report.figures import COLORS, GREY, INK, PAPER, legend, panels_of, styled
 from bdjax.report.mitigation import LIMITS, Limits, judged
-from bdjax.report.pool import SHARES, described, with_tasks
+from bdjax.report.pool import described, with_tasks
 from bdjax.report.tables import differing, marks, setting
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 METRICS = ("acc", "asr", "der", "arr", "rdr")
 BEST = ("mitigated", "kept", "der")  # what defenses are ordered by: the later ones decide between equals
 RANKED = "standing"  # orders single runs in the same way
+JUDGED = ("mitigated", "kept", RANKED)
 TITLES = {"mitigated": "share of runs mitigated", RANKED: "mitigated, then accuracy kept, then DER"}
 MOST_NAMED = 16  # dots that still have room for their names
 LEAST = 0.5  # share of the tasks that a method has to have met to be ranked with the others
@@ -58,7 +59,7 @@ def methods(records: "pl.DataFrame", spc: int | None, best: Sequence[str] = BEST
             (pl.col("seconds") / pl.col("members")).filter(ok).mean(),
             pl.col("knows_trigger", "knows_test").any(),
             *(pl.col(metric).filter(ok).drop_nulls().drop_nans() for metric in METRICS),
-            *(pl.col(share).drop_nulls() for share in (*SHARES, RANKED)),
+            *(pl.col(name).drop_nulls() for name in JUDGED),
         )
     )
     parts = tasks.partition_by("defense", "profile", "variant", "hyper", maintain_order=True)
@@ -72,7 +73,7 @@ def _method(label: str, tasks: "pl.DataFrame") -> Method:
     names = tasks["task"].cast(str).to_list()
     scores = {
         metric: {name: values.to_numpy() for name, values in zip(names, tasks[metric], strict=True) if len(values)}
-        for metric in (*METRICS, *SHARES, RANKED)
+        for metric in (*METRICS, *JUDGED)
     }
     seconds = {name: value for name, value in zip(names, tasks["seconds"], strict=True) if value is not None}
     return Method(label, dict(zip(names, tasks["attack"], strict=True)), scores, seconds)

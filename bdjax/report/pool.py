@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 METRICS = ("acc", "asr", "ra", "arr", "rdr", "der")
 BEFORE = ("acc_before", "asr_before", "ra_before")
-SHARES = ("mitigated", "kept")  # of runs, each 1 or 0: pooled as plain means
+SHARE = "mitigated"  # of runs, each 1 or 0: pooled as a plain mean
 PREDICTED = ("one_class_before", "one_class")  # largest share of the clean test images predicted as one class
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "labels", "target")
@@ -113,10 +113,10 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
     ok = pl.col("status") == "ok"
     tasked = "task" in records.columns
     counts = {name: ok & pl.col(name).is_not_null() & pl.col(name).is_not_nan() for name in (*BEFORE, *METRICS)}
-    counts |= {name: pl.col(name).is_not_null() for name in SHARES}  # runs that failed count too
+    counts[SHARE] = pl.col(SHARE).is_not_null()  # runs that failed count too
     lists = [pl.col(name).filter(condition) for name, condition in counts.items()]
     if tasked:
-        lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in (*METRICS, *SHARES)]
+        lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in (*METRICS, SHARE)]
         lists.append(pl.col("task").filter(ok).n_unique().alias("tasks"))
     reason = pl.col("reason").filter(~ok).drop_nulls().unique(maintain_order=True)
     pooled = records.group_by(group, maintain_order=True).agg(
@@ -124,6 +124,7 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
         *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
         pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
         *(pl.col(key).fill_null(False).any().alias(key) for key in ("knows_trigger", "knows_test")),
+        pl.col("kept").mean(),
         pl.col("left_out").sum().cast(pl.Int64),
         *counted(),
         *(pl.col(name).filter(ok).mean().alias(name) for name in PREDICTED),
@@ -131,17 +132,14 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
         *lists,
     )
     columns = [pl.Series(name, _summed(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
-    for share in SHARES:
-        told = _summed(pooled[share], pooled[f"{share}_tasks"] if tasked else None, trimmed=False)
-        columns.append(pl.Series(f"{share}_n", told.n, pl.Int64))
-        ends = {share: told.mean, f"{share}_low": told.low, f"{share}_high": told.high}
-        columns += [pl.Series(name, values, pl.Float64, nan_to_null=True) for name, values in ends.items()]
-    for metric in METRICS:
-        told = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None)
+    for metric in (SHARE, *METRICS):
+        trimmed = metric != SHARE
+        told = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None, trimmed)
         columns.append(pl.Series(f"{metric}_n", told.n, pl.Int64))
-        ends = {metric: told.iqm, f"{metric}_mean": told.mean, f"{metric}_low": told.low, f"{metric}_high": told.high}
+        ends = {metric: told.iqm, f"{metric}_mean": told.mean} if trimmed else {metric: told.mean}
+        ends |= {f"{metric}_low": told.low, f"{metric}_high": told.high}
         columns += [pl.Series(name, values, pl.Float64, nan_to_null=True) for name, values in ends.items()]
-    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS, *SHARES) and not name.endswith("_tasks")]
+    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS, SHARE) and not name.endswith("_tasks")]
     frame = pooled.select(kept).with_columns(columns)
     frame = frame.with_columns(pl.Series("remark", [remark(row) or None for row in frame.iter_rows(named=True)], pl.String))
     order = [pl.col("defense") != "none" if key == "defense" else pl.col(key) for key in group]

@@ -6,6 +6,7 @@ import pytest
 from bdjax import cli
 from bdjax.attacks import ATTACKS
 from bdjax.data import spec
+from bdjax.errors import UserError
 from bdjax.sweep import feasible, goal, planning
 from bdjax.sweep.plan import Grid
 from tests.sweep.small import DATA, EXECUTION, go
@@ -49,6 +50,14 @@ def test_each_ratio_is_judged_by_itself():
     found = feasible.infeasible(built("badnets"), "badnets", [0.0, 1e-4, 0.1, 1e-5], LABELS)
     assert [text.split(":")[0] for text in found] == [f"badnets poisons no row at ratio {ratio:g}" for ratio in (1e-4, 1e-5)]
     assert "cannot poison 500 rows" in feasible.infeasible(built("sig"), "sig", [0.5], LABELS)[0]
+
+
+def test_a_selection_of_somebodys_own_that_fails_is_one_line():
+    def broken(key, labels, count):
+        raise ZeroDivisionError("never\nmind")
+
+    with pytest.raises(UserError, match=r"^the selection of mine cannot be traced: never$"):
+        feasible.infeasible(built("badnets")._replace(select=broken), "mine", [0.1], LABELS)
 
 
 def test_a_plan_says_so_and_does_not_count_the_members():
