@@ -66,7 +66,7 @@ def test_it_is_decoded_once_and_again_when_a_file_changes(pets, tmp_path, monkey
     first = load(str(pets))
     assert isinstance(first.train.images, np.memmap)
     with monkeypatch.context() as patch:
-        patch.setattr("bdjax.data.image_folder.decoded", None)  # would fail
+        patch.setattr("bdjax.data.own.decoded", None)  # would fail
         assert load(str(pets)).digest == first.digest and spec(str(pets)) == first.spec
         moved = tmp_path / "moved"
         shutil.copytree(pets, moved)
@@ -92,12 +92,16 @@ def test_prepare_and_a_damaged_cache(pets, capsys):
         load(str(pets), via="tfds")
 
 
-def test_greyscale_and_transparent_images_become_rgb(pets):
+def test_greyscale_images_become_rgb_and_colour_becomes_grey_where_one_channel_is_wanted(pets):
     Image.fromarray(NUMBERS[0, 0, 0, ..., 0]).save(pets / "train" / "bird" / "a.png")
-    Image.fromarray(NUMBERS[0, 0, 1, ..., :1].repeat(4, 2)).save(pets / "train" / "bird" / "b.PPM", "PNG")
     images = load(str(pets)).train.images
     np.testing.assert_array_equal(images[0], NUMBERS[0, 0, 0, ..., :1].repeat(3, 2))
-    np.testing.assert_array_equal(images[1], NUMBERS[0, 0, 1, ..., :1].repeat(3, 2))
+    (pets / "dataset.json").write_text('{"channels": 1}')
+    grey = load(str(pets))
+    assert grey.spec.image_shape == (16, 16, 1) and len(grey.spec.mean) == 1
+    np.testing.assert_array_equal(grey.train.images[0, ..., 0], NUMBERS[0, 0, 0, ..., 0])
+    weighed = NUMBERS[0, 0, 2] @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(grey.train.images[2, ..., 0], weighed, atol=1)
 
 
 def test_settings_are_honoured(pets):
