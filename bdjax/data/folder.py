@@ -14,7 +14,7 @@ from typing import NamedTuple
 from bdjax.data import archives, array_folder, image_folder, own, unpacked
 from bdjax.data.array_folder import ARRAYS
 from bdjax.data.settings import SETTINGS
-from bdjax.data.source import SPLITS, Layout, Listing
+from bdjax.data.source import SPLITS, Layout, Listing, Source
 from bdjax.data.table import DATASETS
 from bdjax.errors import UserError
 from bdjax.types import Dataset, DataSpec
@@ -26,9 +26,9 @@ class Kind(NamedTuple):
     """What a folder holds."""
 
     name: str  # "images", "arrays", "layout", or "archives" of a known data set
-    layout: Layout | None = None
-    place: Path | None = None  # where in the folder the files of the layout lie
-    sources: tuple[str, ...] = ()  # the known data sets that have this layout, or these archives
+    place: Path | None = None  # where in the folder the files of the known data set lie
+    layouts: tuple[tuple[Source, Layout], ...] = ()  # the known data sets whose files these may be
+    packed: str = ""  # the known data set whose archives these are
 
 
 def kind(path: Path) -> Kind:
@@ -43,7 +43,7 @@ def kind(path: Path) -> Kind:
         shown = ", ".join(str(place.relative_to(path)) for place in places)
         raise UserError(f"{path} holds several data sets ({shown}); name one of them, as --dataset {places[0]}.")
     if found:
-        return Kind("layout", found[0][1], places[0], tuple(source.spec.name for source, _, _ in found))
+        return Kind("layout", places[0], tuple((source, layout) for source, layout, _ in found))
     if path.is_file():
         raise UserError(f"{path} is a file, and no archive whose layout is known; unpack it and name the folder. {_accepted()}")
     arrays = [file for file in ARRAYS if (path / file).is_file()]
@@ -55,9 +55,9 @@ def kind(path: Path) -> Kind:
         return Kind("images")
     if len(arrays) == len(ARRAYS):
         return Kind("arrays")
-    packed = tuple(source.spec.name for source in DATASETS.values() if archives.complete(source, path) and source.rows is None)
-    if packed:
-        return Kind("archives", place=path, sources=packed)
+    for name, source in DATASETS.items():
+        if source.rows is None and archives.complete(source, path):
+            return Kind("archives", path, packed=name)
     there = sorted(entry.name for entry in path.iterdir())
     shown = ", ".join(there[:5]) + (f" and {len(there) - 5:,} more" if len(there) > 5 else "")
     raise UserError(f"{path} holds no data set: {_accepted()} {f'Found there: {shown}.' if there else 'The folder is empty.'}")
@@ -66,15 +66,13 @@ def kind(path: Path) -> Kind:
 def known_as(path: Path) -> tuple[str, Path] | None:
     """Return (name, data directory) where a folder is a whole copy of a known data set and has no settings of its own."""
     found = kind(path)
-    if found.place is None or (path.is_dir() and (path / SETTINGS).is_file()) or (found.place / SETTINGS).is_file():
+    if found.place is None or _settings_of(path, found.place) is not None:
         return None
-    if found.layout is None:
-        return found.sources[0], path
-    listing = _listing(path, found)
-    home = found.place if found.place.is_dir() else found.place.parent
-    for name in found.sources:
-        if unpacked.whole(DATASETS[name], found.layout, listing) is not None:
-            return name, home
+    if found.packed:
+        return found.packed, path
+    for source, layout in found.layouts:
+        if unpacked.whole(source, layout, unpacked.listed(layout, found.place)) is not None:
+            return source.spec.name, found.place if found.place.is_dir() else found.place.parent
     return None
 
 
@@ -110,27 +108,27 @@ def prepare(path: Path, root: Path) -> Path:
     return own.prepare(_listing(path, found), root, TAKEN)
 
 
+def _settings_of(path: Path, place: Path) -> Path | None:
+    """The folder whose dataset.json counts: the one that was named, or else the one in it that holds the files."""
+    return next((folder for folder in (path, place) if (folder / SETTINGS).is_file()), None)
+
+
 def _listing(path: Path, found: Kind) -> Listing:
-    """The images of a folder; a dataset.json in it counts also where the files lie in a folder inside it."""
-    if found.name == "archives":
-        raise UserError(
-            f"{path} holds the archives of {found.sources[0]}, which {SETTINGS} cannot change; unpack them, or remove {SETTINGS}."
-        )
-    if found.layout is None or found.place is None:
+    """The images of a folder that is no whole copy of a known data set, or has settings."""
+    if found.packed:
+        raise UserError(f"{path} holds archives of {found.packed}, which {SETTINGS} cannot change; unpack them, or remove it.")
+    if not found.layouts or found.place is None:
         return image_folder.scan(path)
-    listing = unpacked.listed(found.layout, found.place)
-    short = [name for name in found.sources if unpacked.whole(DATASETS[name], found.layout, listing) is None]
-    if len(short) == len(found.sources) and not listing.note:
-        counts = " and ".join(f"{len(listing.rows[split]):,} {split}" for split in SPLITS)
-        title = f"{found.place}: it has the layout of {' or '.join(found.sources)}"
-        listing = listing._replace(
-            note=f"{title}, and not as many images per class ({counts}): it is read as a data set of its own"
-        )
-    if path.is_dir() and (path / SETTINGS).is_file() and found.place != path:
-        inside = found.place.relative_to(path)
-        files = tuple(str(inside / file) if file else str(inside) for file in listing.files)
-        listing = listing._replace(folder=path, files=files)
-    return listing
+    source, layout = found.layouts[0]
+    listing = unpacked.listed(layout, found.place)
+    home = _settings_of(path, found.place)
+    listing = listing._replace(home=home or path, spare=f"{source.spec.name}-part")
+    if home is not None or listing.note:
+        return listing
+    names = " or ".join(source.spec.name for source, _ in found.layouts)
+    counts = " and ".join(f"{len(listing.rows[split]):,} {split}" for split in SPLITS)
+    note = f"{found.place}: it has the layout of {names} and other numbers of images ({counts}), so it is a data set of its own"
+    return listing._replace(note=note)
 
 
 def _accepted() -> str:

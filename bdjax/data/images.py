@@ -149,7 +149,7 @@ def _unidentified(data: bytes, formats: tuple[str, ...]) -> str:
         return "it is a pointer that Git LFS left in place of the file; run: git lfs pull."
     if data.startswith(_KNOWN):
         return f"it is truncated or damaged ({len(data):,} bytes that begin with {data[:8]!r}); {_FETCH}."
-    return f"it is no image: it begins with {data[:16]!r}; allowed are {', '.join(formats)}."
+    return f"it begins with {data[:16]!r}, as no image does; allowed are {', '.join(formats)}: {_FETCH}, or remove it."
 
 
 def _orientation(image: Any) -> int:

@@ -24,7 +24,7 @@ VERSION = 2  # raised whenever the same files would give other arrays
 
 def facts(listing: Listing, root: Path, taken: tuple[str, ...]) -> tuple[DataSpec, dict[str, int]]:
     """Return (facts, {split: rows}) of listed images; see :func:`bdjax.data.folder.facts`."""
-    given = _settings(listing.folder)
+    given = _settings(listing)
     place, source = _place(listing, given, root)
     content = files.manifest(place, source)
     if content is None:
@@ -49,9 +49,9 @@ def read(listing: Listing, root: Path, taken: tuple[str, ...]) -> Dataset:
     Raises:
       UserError: an image cannot be decoded, or has another size than the first one; a wrong setting; no room.
     """
-    given = _settings(listing.folder)
+    given = _settings(listing)
     place, source = _place(listing, given, root)
-    title(listing.folder, given, taken)  # refused before minutes of decoding
+    _title(listing, given, taken)  # refused before minutes of decoding
     held = files.read(place, source)
     if held is None:
         _build(listing, given, root, taken)
@@ -64,7 +64,7 @@ def read(listing: Listing, root: Path, taken: tuple[str, ...]) -> Dataset:
 
 def prepare(listing: Listing, root: Path, taken: tuple[str, ...]) -> Path:
     """Decode listed images into the cache, whether or not they are there; arguments and errors of :func:`read`."""
-    return _build(listing, _settings(listing.folder), root, taken)
+    return _build(listing, _settings(listing), root, taken)
 
 
 def content(listing: Listing) -> str:
@@ -96,20 +96,26 @@ def _content(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
     return total.hexdigest()
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    return settings(folder, KEYS) if folder.is_dir() else {}
+def _settings(listing: Listing) -> dict[str, Any]:
+    home = listing.home or listing.folder
+    return settings(home, KEYS) if home.is_dir() else {}
+
+
+def _title(listing: Listing, given: dict[str, Any], taken: tuple[str, ...]) -> str:
+    home = listing.home or listing.folder
+    return listing.spare if listing.spare and home.resolve().name in taken and "name" not in given else title(home, given, taken)
 
 
 def _place(listing: Listing, given: Mapping[str, Any], root: Path) -> tuple[Path, dict[str, Any]]:
     """The cache folder, named by what decides the arrays: the files' content and how they are decoded."""
     source = {"folder": content(listing), "version": VERSION, **{key: given.get(key) for key in DECODING}}
-    source["layout"] = [listing.size, listing.channels] if listing.size else listing.channels
+    source["layout"] = [*(listing.size or ()), listing.channels]
     key = hashlib.sha256(repr(sorted(source.items())).encode()).hexdigest()[:16]
     return root / "datasets" / f"folder-{key}", source
 
 
 def _build(listing: Listing, given: dict[str, Any], root: Path, taken: tuple[str, ...]) -> Path:
-    name = title(listing.folder, given, taken)
+    name = _title(listing, given, taken)
     place, source = _place(listing, given, root)
     if listing.note:
         print(f"bdjax: note: {listing.note}", file=sys.stderr)
@@ -161,7 +167,7 @@ def _decode(row: Row, how: Any, shape: tuple[int, int, int] | None, first: Row) 
 def _spec(listing: Listing, given: dict[str, Any], noted: Mapping[str, Any], taken: tuple[str, ...]) -> DataSpec:
     h, w, c = noted["image_shape"]
     return DataSpec(
-        name=title(listing.folder, given, taken),
+        name=_title(listing, given, taken),
         image_shape=(h, w, c),
         classes=len(listing.classes),
         mean=tuple(noted["mean"]),

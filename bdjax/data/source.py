@@ -59,6 +59,8 @@ class Listing(NamedTuple):
     flip: bool = False
     pad: int | None = None  # pixels; None: an eighth of the shorter side
     note: str = ""  # what the user should know about how it was read; printed when it is decoded
+    home: Path | None = None  # whose name and dataset.json count; None: ``folder``
+    spare: str = ""  # the name of the data set where that of the folder is a built-in one's; "": that is refused
 
 
 class Layout(NamedTuple):

@@ -73,7 +73,10 @@ def _say(**settings):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (_save("train_images.npy", IMAGES / 255), r"plain/train_images.npy are float64; uint8 .* from 0.* to 1: np.round\(255 \* images\)"),
+        (
+            _save("train_images.npy", IMAGES / 255),
+            r"plain/train_images.npy are float64; uint8 .* from 0.* to 1: np.round\(255 \* images\)",
+        ),
         (_save("train_labels.npy", LABELS[:5]), "plain: labels has 5 rows, images 12"),
         (_save("test_labels.npy", LABELS[:6] + 1), "test_labels range from 1 to 3; allowed are 0 to 2"),
         (_save("train_labels.npy", np.array([{}] * 12)), "train_labels.npy cannot be read as an array"),
