@@ -109,3 +109,18 @@ def test_what_cannot_be_written(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="holds folders of images"):
         write_arrays(tmp_path, DATASET)
+
+
+def test_grey_arrays_get_three_channels_where_the_settings_say_so(plain):
+    grey = load(str(plain))
+    _say(channels=3)(plain)
+    dataset = load(str(plain))
+    assert dataset.spec.image_shape == (8, 10, 3) and dataset.spec.mean == grey.spec.mean * 3
+    np.testing.assert_array_equal(dataset.train.images, IMAGES.repeat(3, 3))
+    assert np.asarray(dataset.train.images).base is not None and dataset.digest != grey.digest
+    _say(channels=1)(plain)
+    assert load(str(plain)).digest == grey.digest
+    for split in ("train", "test"):
+        np.save(plain / f"{split}_images.npy", IMAGES[: 12 if split == "train" else 6].repeat(3, 3))
+    with pytest.raises(UserError, match=r"dataset\.json: channels is 1, the images have 3"):
+        load(str(plain))
