@@ -74,6 +74,7 @@ def signs(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow  # as long as its archives take, once more
 def test_gtsrb_unpacked_gives_the_rows_of_its_archives(real_cache, signs, tmp_path):
     dataset = load("gtsrb", cache=real_cache)
     again = load("gtsrb", signs, cache=tmp_path)
@@ -87,9 +88,7 @@ def test_gtsrb_unpacked_gives_the_rows_of_its_archives(real_cache, signs, tmp_pa
     with pytest.raises(UserError, match=rf"GT-00042.csv lists {victim.name}, which .*00042 does not hold"):
         load("gtsrb", signs, cache=tmp_path)
     table.unlink()
-    with pytest.raises(
-        UserError, match=r"no whole copy. gtsrb: in the train split class 42 has 239 rows, expected 240; .*--dataset"
-    ):
+    with pytest.raises(UserError, match=r"no whole copy. gtsrb: in the train split class 42 has 239 rows, expected 240; .*"):
         load("gtsrb", signs, cache=tmp_path)
     victim.write_bytes(kept)
     table.write_text(lines)
@@ -146,8 +145,8 @@ def test_cifar10_as_batches_gives_the_rows_that_were_written(real_cache, tmp_pat
     parts = [(planes[i::5], np.asarray(dataset.train.labels)[i::5]) for i in range(5)] + [
         (tested, np.asarray(dataset.test.labels))
     ]
-    for name, (rows, labels) in zip((*PYTHON.train, *PYTHON.test), parts, strict=True):
-        (place / name).write_bytes(pickle.dumps({b"data": np.ascontiguousarray(rows), b"labels": labels.tolist()}, 2))
+    for name, (rows, told) in zip((*PYTHON.train, *PYTHON.test), parts, strict=True):
+        (place / name).write_bytes(pickle.dumps({b"data": np.ascontiguousarray(rows), b"labels": told.tolist()}, 2))
     names = [name.encode() for name in dataset.spec.class_names]
     (place / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, 2))
     again = load(str(tmp_path), cache=tmp_path / "cache")
