@@ -8,8 +8,7 @@ from pathlib import Path
 
 from bdjax.data.annotations import class_rows, labels_of
 from bdjax.data.compact import compact
-from bdjax.data.image_folder import KINDS
-from bdjax.data.junk import passed_over
+from bdjax.data.image_folder import image_names, image_rows
 from bdjax.data.source import SPLITS, Layout, Listing, Row
 from bdjax.errors import UserError
 from bdjax.types import DataSpec
@@ -85,7 +84,7 @@ def _folders(spec: DataSpec, key: str, base: Path) -> Listing:
         for file, label in _table(spec, table):
             if label != number:
                 raise UserError(f"{table} gives {file} the class {label}, its folder {number}.")
-        labels_of(str(table), _table(spec, table), _images(table.parent), f"{table.parent}")
+        labels_of(str(table), _table(spec, table), image_names(table.parent), f"{table.parent}")
         files.append(table)
     rows = {"train": _by_class(spec, training), "test": _listed(spec, tested, truth)}
     return _listing(spec, base, rows, [*files, truth])
@@ -118,10 +117,9 @@ def _kaggle(spec: DataSpec, base: Path) -> Listing:
     tables = [truth]
     if (table := base / "Train.csv").is_file():
         listed = [("/".join(file.split("/")[-2:]), label) for file, label in _table(spec, table)]
-        there = ("/".join(Path(row.name).parts[-2:]) for row in rows["train"])
+        there = ["/".join(row.name.split(os.sep)[-2:]) for row in rows["train"]]
         found = labels_of(str(table), listed, there, str(training))
-        for row in rows["train"]:
-            file = "/".join(Path(row.name).parts[-2:])
+        for file, row in zip(there, rows["train"], strict=True):
             if found[file] != row.label:
                 raise UserError(f"{table} gives {file} the class {found[file]}, its folder {row.label}.")
         tables.append(table)
@@ -133,13 +131,9 @@ def _listing(spec: DataSpec, base: Path, rows: dict[str, list[Row]], tables: lis
     classes, moved, note = compact(spec.class_names, rows, f"{base}: it has the layout of {spec.name}")
     if collections.Counter(row.label for row in rows["train"]) == dict(enumerate(FEWER)):
         note = f"{base}: these are the 26,640 training images of GTSRB that torchvision fetches; the survey's are 39,209"
-    inside = tuple(os.path.relpath(file, base) for file in files)
+    home = f"{base}{os.sep}"
+    inside = tuple(file.removeprefix(home) if file.startswith(home) else os.path.relpath(file, base) for file in files)
     return Listing(base, classes, moved, inside, spec.image_shape[:2], flip=spec.flip, pad=spec.pad, note=note)
-
-
-def _images(folder: Path) -> list[str]:
-    """Names of the image files in a folder, sorted."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(KINDS) and not passed_over(entry.name))
 
 
 def _by_class(spec: DataSpec, training: Path) -> list[Row]:
@@ -148,15 +142,15 @@ def _by_class(spec: DataSpec, training: Path) -> list[Row]:
     for folder in sorted(_class_folders(training), key=lambda entry: int(entry.name)):
         if int(folder.name) >= spec.classes:
             raise UserError(f"{folder} is no class of {spec.name}; allowed are 0 to {spec.classes - 1}.")
-        rows += [Row(str(folder / name), int(folder.name), (folder / name).read_bytes) for name in _images(folder)]
+        rows += image_rows(folder, image_names(folder), int(folder.name))
     return rows
 
 
 def _listed(spec: DataSpec, tested: Path, truth: Path) -> list[Row]:
     """Test rows by file name, with the labels of a table."""
     listed = [(file.rpartition("/")[2], label) for file, label in _table(spec, truth)]
-    found = labels_of(str(truth), listed, _images(tested), str(tested))
-    return [Row(str(tested / name), found[name], (tested / name).read_bytes) for name in sorted(found)]
+    found = labels_of(str(truth), listed, image_names(tested), str(tested))
+    return [row for name in sorted(found) for row in image_rows(tested, (name,), found[name])]
 
 
 def _table(spec: DataSpec, path: Path) -> list[tuple[str, int]]:

@@ -1,6 +1,8 @@
 """A folder ``<split>/<class>/<image>`` of image files."""
 
+import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from bdjax.data.junk import passed_over
@@ -50,11 +52,27 @@ def scan(folder: Path) -> Listing:
     for split in SPLITS:
         rows[split] = []
         for label, name in enumerate(names):
-            for file in _images(folder / places[split] / name):
-                path = folder / places[split] / name / file
-                rows[split].append(Row(str(path), label, path.read_bytes))
-                files.append(f"{places[split]}/{name}/{file}")
+            place = folder / places[split] / name
+            found = _images(place)
+            rows[split] += image_rows(place, found, label)
+            files += [f"{places[split]}/{name}/{file}" for file in found]
     return Listing(folder, tuple(names), rows, tuple(files))
+
+
+def image_rows(folder: Path, names: Iterable[str], label: int) -> list[Row]:
+    """The images of a folder as rows of one label; texts for paths, because there are many."""
+    base = f"{folder}{os.sep}"
+    return [Row(base + name, label, functools.partial(_bytes, base + name)) for name in names]
+
+
+def image_names(folder: Path) -> list[str]:
+    """The image files in a folder, sorted by name, junk and all other files left out."""
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(KINDS) and not passed_over(name))
+
+
+def _bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _names(folder: Path) -> list[str]:

@@ -1,12 +1,13 @@
 """Tiny-ImageNet unpacked: ``train/<id>/images``, ``val/images`` with ``val_annotations.txt``, ``wnids.txt`` and ``words.txt``."""
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from bdjax.data.annotations import labels_of
 from bdjax.data.compact import compact
-from bdjax.data.image_folder import KINDS
+from bdjax.data.image_folder import image_names, image_rows
 from bdjax.data.junk import passed_over
 from bdjax.data.source import SPLITS, Layout, Listing, Row
 from bdjax.errors import UserError
@@ -53,14 +54,15 @@ def _listing(spec: DataSpec, names: Mapping[str, str], base: Path) -> Listing:
     words = dict(line.split("\t", 1) for line in lines if "\t" in line)
     titles = [names.get(wnid) or words.get(wnid, wnid).partition(",")[0].strip() for wnid in ids]
     classes, moved, note = compact(titles, rows, f"{base}: it has the layout of {spec.name}")
-    files = (*(str(Path(row.name).relative_to(base)) for split in SPLITS for row in rows[split]), *tables)
+    home = f"{base}{os.sep}"
+    files = (*(row.name.removeprefix(home) for split in SPLITS for row in rows[split]), *tables)
     return Listing(base, classes, moved, files, flip=spec.flip, pad=spec.pad, note=note)
 
 
 def _of_class(folder: Path, label: int) -> list[Row]:
     """The images of a class: in its folder ``images``, or in itself."""
     place = folder / "images" if (folder / "images").is_dir() else folder
-    rows = [Row(str(place / name), label, (place / name).read_bytes) for name in _images(place)]
+    rows = image_rows(place, _images(place), label)
     if not rows:
         raise UserError(f"{place} holds no image.")
     return rows
@@ -78,13 +80,13 @@ def _annotated(val: Path, labels: Mapping[str, int]) -> list[Row]:
             raise UserError(f"{path} gives {file} the id {wnid!r}, of which there is no folder in train/.")
         listed.append((file, labels[wnid]))
     found = labels_of(str(path), listed, _images(val / "images"), str(val / "images"))
-    return [Row(str(val / "images" / name), found[name], (val / "images" / name).read_bytes) for name in _images(val / "images")]
+    return [row for name in sorted(found) for row in image_rows(val / "images", (name,), found[name])]
 
 
 def _images(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; unpack it again.")
-    return sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(KINDS) and not passed_over(entry.name))
+    return image_names(folder)
 
 
 def _text(path: Path) -> str:
