@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax.attacks.channels import three_channels
 from bdjax.attacks.selection import any_class, labelled
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
@@ -69,7 +70,7 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
     resolved, relabel = labelled(spec, config, "blended", profile, dict.fromkeys(PROFILES, Config()))
     height, width, channels = spec.image_shape
     if channels != 3:
-        raise UserError(f"blended has a picture with 3 channels; {spec.name} has {channels}")
+        raise three_channels("blended", "picture", spec)
     pixels = picture(height, width).astype(np.int32)
     train_share, test_share = (_thousandths(field, getattr(resolved, field)) for field in ("alpha", "test_alpha"))
 

@@ -149,7 +149,10 @@ def input_aware(spec: DataSpec, config: Config | Mapping[str, Any] | None = None
 def _check(spec: DataSpec, config: Config) -> None:
     height, width, _ = spec.image_shape
     if height % SHRINK or width % SHRINK:
-        raise UserError(f"input_aware needs image sides that are multiples of {SHRINK}; {spec.name} has {height}x{width}")
+        raise UserError(
+            f"input_aware needs image sides that are multiples of {SHRINK}; {spec.name} has {height}x{width} (your own images "
+            'are scaled by "image_size" in dataset.json)'
+        )
     at_least("input_aware", config, width=1, mask_epochs=1, mask_batch=1)
     if not 0 < config.max_ratio <= 0.5:
         raise UserError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax.attacks.channels import three_channels
 from bdjax.attacks.selection import any_class, labelled
 from bdjax.configure import at_least
 from bdjax.data.augment import to_float, to_uint8
@@ -93,7 +94,7 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
     resolved, relabel = labelled(spec, config, "low_frequency", profile, PRESETS)
     height, width, channels = spec.image_shape
     if channels != 3:
-        raise UserError(f"low_frequency has a trigger with 3 channels; {spec.name} has {channels}")
+        raise three_channels("low_frequency", "trigger", spec)
     _check(resolved, profile)
 
     def add(pattern: Array, images: Array) -> Array:

@@ -51,6 +51,13 @@ def find(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) ->
     return next((folder for folder in folders if complete(source, folder)), None)
 
 
+def homes(source: Source, data_dir: str | os.PathLike[str] | None) -> list[Path]:
+    """Return the folders in which an unpacked copy may lie: the data set's in the data directory, and that itself."""
+    given = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
+    home = Path(given).expanduser() if given else None
+    return [folder for folder in (home / source.folder, home) if folder.exists()] if home is not None else []
+
+
 def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) -> UserError:
     """The error for archives that :func:`find` does not find: what is missing, where, and what to do."""
     name = source.spec.name
@@ -72,7 +79,8 @@ def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) 
     wanted = " or ".join(f"{files} (edition {' or '.join(editions)})" for files, editions in alike.items())
     there = sorted(file.name for file in folder.iterdir() if file.is_file())[:5]
     found = f" (found there: {', '.join(there)})" if there else ""
-    return UserError(f"{name}: missing in {folder}: {wanted}{found}; put them there, then {advice}.")
+    layouts = "; or ".join(layout.needs for layout in source.layouts)
+    return UserError(f"{name}: missing in {folder}: {wanted}{found}; put them there, or unpacked {layouts}; then {advice}.")
 
 
 def told_apart(source: Source, folder: Path) -> Edition:

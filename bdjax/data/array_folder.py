@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from bdjax.data import labels as rules
-from bdjax.data.arrays import from_arrays
+from bdjax.data.arrays import checked_images, from_arrays
 from bdjax.data.cache import replace_file
+from bdjax.data.images import plain
 from bdjax.data.settings import CHECKS, SETTINGS, settings, title
 from bdjax.errors import UserError
 from bdjax.types import Dataset, DataSpec
 
 ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
-KEYS = ("name", "classes", "flip", "pad", "mean", "std", "class_names")
+KEYS = ("name", "classes", "flip", "pad", "mean", "std", "class_names")  # what is written
+SETTABLE = (*KEYS, "channels")
 
 
 def write_arrays(path: str | Path, dataset: Dataset) -> Path:
@@ -89,7 +91,7 @@ def _files(path: Path) -> list[Path]:
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, taken: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> Dataset:
     """As long as sizes and times of change stay, a folder is summed once: a plan asks for its facts many times."""
-    given = settings(path, KEYS)
+    given = settings(path, SETTABLE)
     arrays: list[Any] = []
     for file in ARRAYS:
         try:
@@ -97,12 +99,14 @@ def _read(path: Path, taken: tuple[str, ...], stamps: tuple[tuple[int, int], ...
                 np.lib.format.read_magic(stream)  # np.load would take an archive of several arrays too
             arrays.append(np.load(path / file, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path / file} cannot be read as an array: {error}.") from error
-    plain = {key: given[key] for key in ("classes", "flip") if key in given}
+            raise UserError(f"{path / file} cannot be read as an array: {plain(error)}; write it with np.save.") from error
+    for i in (0, 2):
+        arrays[i] = _channels(checked_images(f"the images in {path / ARRAYS[i]}", arrays[i]), given, path / SETTINGS)
+    options = {key: given[key] for key in ("classes", "flip") if key in given}
     pad = given.get("pad", min(arrays[0].shape[1:3], default=0) // 8)
     class_names = tuple(given.get("class_names", ()))
     try:
-        dataset = from_arrays(*arrays, name=title(path, given, taken), pad=pad, class_names=class_names, **plain)
+        dataset = from_arrays(*arrays, name=title(path, given, taken), pad=pad, class_names=class_names, **options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     channels = dataset.spec.image_shape[2]
@@ -112,3 +116,11 @@ def _read(path: Path, taken: tuple[str, ...], stamps: tuple[tuple[int, int], ...
             raise UserError(f"{path / SETTINGS}: {key} has {len(given[key])} numbers for {channels} channels.")
     mean, std = (tuple(map(float, values)) for values in (given.get("mean", spec.mean), given.get("std", spec.std)))
     return dataset._replace(spec=spec._replace(mean=mean, std=std))
+
+
+def _channels(images: np.ndarray, given: dict[str, Any], where: Path) -> np.ndarray:
+    """Greyscale images as three equal channels where the settings say so, without a copy."""
+    wanted: int = given["channels"] if "channels" in given else images.shape[3]
+    if wanted < images.shape[3]:
+        raise UserError(f"{where}: channels is 1, the images have 3; write greyscale images, or leave the key out.")
+    return np.broadcast_to(images, (*images.shape[:3], wanted))

@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 
 from bdjax.data import labels as rules
-from bdjax.data.source import digest
+from bdjax.data.images import plain
+from bdjax.data.source import digest, pieces
 from bdjax.errors import UserError
 from bdjax.types import Dataset, DataSpec, Split
+
+COUNTED = 1 << 20  # pixels at once
 
 
 def from_arrays(
@@ -68,10 +71,26 @@ def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     Exact: computed from the counts of the 256 values, in float64.
     """
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for piece in pieces(images):
+        count_values(piece, counts)
+    return moments_of(counts)
+
+
+def count_values(images: np.ndarray, counts: np.ndarray) -> None:
+    """Add to ``counts`` i64[c 256] how often each value occurs in each channel of u8[... c]."""
+    for channel in range(images.shape[-1]):
+        flat = np.ascontiguousarray(images[..., channel]).ravel()
+        for start in range(0, len(flat), COUNTED):  # bincount makes integers of 8 bytes of its argument
+            counts[channel] += np.bincount(flat[start : start + COUNTED], minlength=256)
+
+
+def moments_of(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what :func:`moments` does, from the counts of the values i64[c 256]."""
     values = np.arange(256) / 255.0
     mean, std = [], []
-    for channel in range(images.shape[-1]):
-        share = np.bincount(np.ascontiguousarray(images[..., channel]).ravel(), minlength=256) / images[..., channel].size
+    for channel in counts:
+        share = channel / channel.sum()
         centre = float(share @ values)
         spread = float(np.sqrt(share @ (values - centre) ** 2))
         mean.append(centre)
@@ -79,13 +98,68 @@ def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean), tuple(std)
 
 
+def checked_images(title: str, images: Any) -> np.ndarray:
+    """Return ``images`` as they are if they are u8[n h w 1|3]; nothing is converted, because what values mean is not guessed.
+
+    Args:
+      title: what they are, for messages.
+      images: an array, or what NumPy makes one of.
+
+    Raises:
+      UserError: another dtype or shape, with the way to the right one.
+    """
+    array = _array(title, images)
+    needed = "uint8 values 0..255 of shape [rows, height, width, 1 or 3] are needed"
+    if array.dtype == object:
+        raise UserError(f"{title} are objects, as of images of several sizes; {needed}: scale them to one size, np.stack(...).")
+    if array.dtype != np.uint8:
+        raise UserError(f"{title} are {array.dtype}; {needed}{_to_bytes(array)}.")
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
+        raise UserError(f"{title} have shape {list(array.shape)}; [rows, height, width, 1 or 3] is needed{_to_shape(array)}.")
+    return array
+
+
+def _to_bytes(array: np.ndarray) -> str:
+    """How an array of another dtype becomes bytes, by its values."""
+    if array.dtype == bool:
+        return ": 255 * images.astype(np.uint8)"
+    if array.size == 0 or array.dtype.kind not in "iuf":
+        return ""
+    extremes = [(piece.min(), piece.max()) for piece in pieces(array)]
+    low, high = min(one for one, _ in extremes), max(one for _, one in extremes)
+    if not np.isfinite([low, high]).all():
+        return "; they hold NaN or infinite values"
+    span = f"; theirs go from {low:g} to {high:g}"
+    if low < 0:
+        return f"{span}: undo the normalisation, which the model does itself, then np.round(255 * images).astype(np.uint8)"
+    if array.dtype.kind == "f" and high <= 1:
+        return f"{span}: np.round(255 * images).astype(np.uint8)"
+    if high <= 255:
+        return f"{span}: np.round(images).astype(np.uint8)"
+    full = f": np.round(images / {257 if high <= 65535 else high / 255:g}).astype(np.uint8)"
+    return f"{span}{full if array.dtype.kind != 'f' else ''}"
+
+
+def _to_shape(array: np.ndarray) -> str:
+    """How an array of another shape gets the right one, where that can be seen."""
+    if array.ndim == 3 and array.shape[-1] not in (1, 3):
+        return ", greyscale images as images[..., None]"
+    if array.ndim == 4 and array.shape[1] in (1, 3):
+        return ", channels last: images.transpose(0, 2, 3, 1)"
+    if array.ndim == 4 and array.shape[-1] == 4:
+        return ", without transparency: images[..., :3]"
+    return ""
+
+
+def _array(title: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except Exception as error:  # lists of several lengths; tensors on another device
+        raise UserError(f"{title} cannot be made one array: {plain(error)}.") from error
+
+
 def _split(image_title: str, images: Any, label_title: str, labels: Any) -> Any:
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise UserError(f"{image_title} are {images.dtype}; uint8 values 0..255 are needed.")
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise UserError(f"{image_title} have shape {list(images.shape)}; [rows, height, width, 1 or 3] is needed.")
-    labels = rules.checked(labels, label_title)
+    images, labels = checked_images(image_title, images), rules.checked(_array(label_title, labels), label_title)
     if len(labels) != len(images):
         raise UserError(f"{label_title} has {len(labels):,} rows, {image_title} {len(images):,}.")
     return Split(images, labels)

@@ -2,17 +2,21 @@
 
 import contextlib
 import functools
+import hashlib
+import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bdjax.data.source import SPLITS, digest, file_sha256
+from bdjax.data import room
+from bdjax.data.arrays import count_values, moments_of
+from bdjax.data.source import PIECE, SPLITS, file_sha256
 from bdjax.errors import UserError
 from bdjax.types import Split
 
@@ -58,31 +62,101 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
         raise
 
 
-def write(folder: Path, splits: Mapping[str, Split], source: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> None:
+class Pieces(NamedTuple):
+    """The rows of a split that are decoded while they are written, so that a split is never whole in memory."""
+
+    total: int
+    shape: tuple[int, int, int]  # h, w, c
+    rows: Iterable[tuple[np.ndarray, int]]  # (pixels u8[h w c], label), ``total`` of them
+
+
+def write(
+    folder: Path, title: str, splits: Mapping[str, Pieces], source: Mapping[str, Any], found: Mapping[str, Any] | None = None
+) -> None:
     """Write the splits of a data set; the manifest comes last, so that a half-written folder is no cache.
 
     Args:
       folder: of this data set alone; made if need be.
-      splits: {"train", "test"}: images u8[n h w c], labels i32[n], host arrays.
+      title: of the data set, for messages.
+      splits: {"train", "test"}, of one shape.
       source: JSON facts that decide whether the cache is still the right one.
-      found: JSON facts about the rows, for :func:`manifest`.
+      found: JSON facts about the rows, for :func:`manifest`; mean and deviation of the training rows are added to them.
 
     Raises:
-      UserError: the folder cannot be written to, or the disk is full.
+      UserError: the rows do not fit the memory or the disk, the folder cannot be written to, or what the rows raise.
     """
     with written_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        room.check(title, sum(part.total for part in splits.values()), splits["train"].shape, folder)
         (folder / MANIFEST).unlink(missing_ok=True)
-        files = {}
-        for split in SPLITS:
-            for field, array in zip(FIELDS, splits[split], strict=True):
-                path = folder / f"{split}_{field}.npy"
-                host = np.ascontiguousarray(array)
-                replace_file(path, functools.partial(np.save, arr=host, allow_pickle=False))
-                files[path.name] = {"shape": list(host.shape), "dtype": host.dtype.str, "sha256": file_sha256(path)}
-        total = digest(splits["train"], splits["test"])
-        content = {"source": dict(source), "found": dict(found or {}), "digest": total, "files": files}
+        try:
+            files, total, counts = _write_arrays(folder, splits)
+        except BaseException:
+            for name in _names():
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
+            raise
+        mean, std = moments_of(counts)
+        noted = {"mean": mean, "std": std, "image_shape": splits["train"].shape, **(found or {})}
+        content = {"source": dict(source), "found": noted, "digest": total, "files": files}
         replace_file(folder / MANIFEST, lambda stream: stream.write(json.dumps(content, indent=1).encode()))
+
+
+def _names() -> list[str]:
+    return [f"{split}_{field}.npy" for split in SPLITS for field in FIELDS]
+
+
+def _write_arrays(folder: Path, splits: Mapping[str, Pieces]) -> tuple[dict[str, Any], str, np.ndarray]:
+    """Write the four arrays; return what the manifest says of each, the digest of all, and the counts of the training values."""
+    files: dict[str, Any] = {}
+    total = hashlib.sha256()
+    counts = np.zeros((splits["train"].shape[2], 256), np.int64)
+    for split in SPLITS:
+        part, labels = splits[split], np.zeros(splits[split].total, np.int32)
+
+        def images(part: Pieces = part, labels: np.ndarray = labels, split: str = split) -> Iterator[np.ndarray]:
+            for block in _blocks(part, labels):
+                if split == "train":
+                    count_values(block, counts)
+                yield block
+
+        for name, shape, dtype, blocks in (
+            (f"{split}_images.npy", (part.total, *part.shape), np.dtype(np.uint8), images()),
+            (f"{split}_labels.npy", (part.total,), np.dtype(np.int32), iter([labels])),
+        ):
+            seal = hashlib.sha256()
+            replace_file(folder / name, functools.partial(_write_array, shape, dtype, blocks, (seal, total)))
+            files[name] = {"shape": list(shape), "dtype": dtype.str, "sha256": seal.hexdigest()}
+    return files, total.hexdigest(), counts
+
+
+def _blocks(part: Pieces, labels: np.ndarray) -> Iterator[np.ndarray]:
+    """The images of a split in runs of at most ``PIECE`` bytes, or one image; their labels go into ``labels``."""
+    size = max(1, PIECE // max(int(np.prod(part.shape)), 1))
+    block, row = np.empty((min(size, part.total), *part.shape), np.uint8), 0
+    for pixels, label in part.rows:
+        block[row % size], labels[row] = pixels, label
+        row += 1
+        if row % size == 0:
+            yield block
+    if row % size:
+        yield block[: row % size]
+    assert row == part.total, "rows that were promised and did not come"
+
+
+def _write_array(
+    shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray], seals: tuple[Any, Any], stream: Any
+) -> None:
+    """Write an array as ``np.save`` does, block by block; its file is added to the first digest, its content to the second."""
+    begin = io.BytesIO()
+    np.lib.format.write_array_header_1_0(begin, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    stream.write(begin.getvalue())
+    seals[0].update(begin.getvalue())
+    seals[1].update(f"{dtype.str} {shape};".encode())
+    for block in blocks:
+        stream.write(block.data)
+        for seal in seals:
+            seal.update(block.data)
 
 
 def manifest(folder: Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -92,9 +166,15 @@ def manifest(folder: Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
       folder: what :func:`write` was given.
       source: what :func:`write` was given.
     """
+    content = noted(folder)
+    return content if content is not None and content["source"] == dict(source) else None
+
+
+def noted(folder: Path) -> dict[str, Any] | None:
+    """Return what :func:`write` noted there for whatever source; None: there is no cache, or it is damaged."""
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
-        return content if content["source"] == dict(source) else None
+        return content if isinstance(content["source"], dict) else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,14 +1,16 @@
-"""CIFAR-10: the official binary release, or two zip archives of JPEG files, ``<split>/<class>/NNNN.jpg``."""
+"""CIFAR-10: the official releases, binary or pickled, or two zip archives of JPEG files, ``<split>/<class>/NNNN.jpg``.
 
-import tarfile
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, 2009.
+"""
+
+import functools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from bdjax.data.images import ppm
-from bdjax.data.source import Edition, Source
+from bdjax.data.cifar_batches import Form, encoded, layout
+from bdjax.data.junk import passed_over
+from bdjax.data.source import Edition, Row, Source
 from bdjax.errors import UserError
 from bdjax.types import DataSpec
 
@@ -24,45 +26,32 @@ SPEC = DataSpec(
 )
 
 
-BATCHES = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
-RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
+BINARY = Form(
+    key="binary",
+    spec=SPEC,
+    home="cifar-10-batches-bin",
+    archive="cifar-10-binary.tar.gz",
+    train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    test=("test_batch.bin",),
+    meta="batches.meta.txt",
+    label=0,
+)
+PYTHON = Form(
+    key="python",
+    spec=SPEC,
+    home="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz",
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test=("test_batch",),
+    meta="batches.meta",
+    label="labels",
+    names="label_names",
+)
+BATCHES = {"train": BINARY.train, "test": BINARY.test}
 
 
-def binary(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
-    """Yield (PPM bytes, label) of every row of a split of the binary release, batch 1 to 5, in the order of each batch.
-
-    Args:
-      folder: holds ``cifar-10-binary.tar.gz``.
-      split: "train" or "test".
-
-    Raises:
-      UserError: a batch is missing, is no whole number of records, or holds a label above 9; other class names.
-
-    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, 2009.
-    """
-    path = folder / "cifar-10-binary.tar.gz"
-    wanted = {"batches.meta.txt", *BATCHES[split]}
-    held: dict[str, bytes] = {}
-    with tarfile.open(path, "r:gz") as archive:  # read once from front to back: going back would inflate it again
-        for member in archive:
-            name = member.name.rpartition("/")[2]
-            if name in wanted and (stream := archive.extractfile(member)) is not None:
-                held[name] = stream.read()
-    if lacking := sorted(wanted - held.keys()):
-        raise UserError(f"{path} lacks {', '.join(lacking)}.")
-    _check_names(f"{path}: batches.meta.txt", held["batches.meta.txt"].decode())
-    for name in BATCHES[split]:
-        if len(held[name]) % RECORD:
-            raise UserError(f"{path}: {name} has {len(held[name]):,} bytes, no multiple of the {RECORD} of a record.")
-        records = np.frombuffer(held[name], np.uint8).reshape(-1, RECORD)
-        if len(records) and records[:, 0].max() >= SPEC.classes:
-            raise UserError(f"{path}: {name} holds the label {records[:, 0].max()}; allowed are 0 to {SPEC.classes - 1}.")
-        for record in records:
-            yield ppm(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)), int(record[0])
-
-
-def jpeg(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
-    """Yield (JPEG bytes, label) of every row of a split, in the order of its archive.
+def jpeg(folder: Path, split: str) -> Iterator[Row]:
+    """Yield every row of a split, in the order of its archive.
 
     Args:
       folder: holds ``cifar10-<split>.zip`` and ``labels.txt`` (one class name per line; the line number is the label).
@@ -77,12 +66,12 @@ def jpeg(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
     path = folder / f"cifar10-{split}.zip"
     with zipfile.ZipFile(path) as archive:
         for entry in archive.namelist():
-            if entry.endswith("/"):
+            if entry.endswith("/") or any(map(passed_over, entry.split("/"))):
                 continue
             parts = entry.split("/")
             if len(parts) != 3 or parts[0] != split or parts[1] not in names:
                 raise UserError(f"{path} holds {entry!r}; expected {split}/<class>/<file>.")
-            yield archive.read(entry), names.index(parts[1])
+            yield Row(f"{path}: {entry}", names.index(parts[1]), functools.partial(archive.read, entry))
 
 
 def _check_names(where: str, text: str) -> tuple[str, ...]:
@@ -97,7 +86,7 @@ OFFICIAL = Edition(
     name="official",
     counts=COUNTS,
     archives={"cifar-10-binary.tar.gz": "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
-    encoded=binary,
+    encoded=functools.partial(encoded, BINARY),
     urls={"cifar-10-binary.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"},
 )
 JPEG = Edition(
@@ -110,4 +99,11 @@ JPEG = Edition(
     },
     encoded=jpeg,
 )
-CIFAR10 = Source(spec=SPEC, editions=(OFFICIAL, JPEG), folder="cifar10")
+PICKLED = Edition(
+    name="python",  # the same rows in the same order as the binary release
+    counts=COUNTS,
+    archives={"cifar-10-python.tar.gz": "md5:c58f30108f718f92721af3b95e74349a"},
+    encoded=functools.partial(encoded, PYTHON),
+)
+LAYOUTS = (layout(PYTHON), layout(BINARY))
+CIFAR10 = Source(spec=SPEC, editions=(OFFICIAL, JPEG, PICKLED), folder="cifar10", layouts=LAYOUTS)

@@ -15,11 +15,5 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: (int(name), name)) if _numbered(found) else sorted(found)
 
 
-def by_value(names: Iterable[str]) -> bool:
-    """Whether the order of these names is that of numbers and another one than that of their texts."""
-    found = list(names)
-    return in_order(found) != sorted(found)
-
-
 def _numbered(names: list[str]) -> bool:
     return bool(names) and all(_NUMBER.fullmatch(name) for name in names)

@@ -1,14 +1,14 @@
 """GTSRB, the German Traffic Sign Recognition Benchmark: the final training and test sets, whole images scaled to 32x32."""
 
-import csv
-import io
+import functools
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bdjax.data.annotations import labels_of
-from bdjax.data.source import Edition, Source
+from bdjax.data.annotations import class_rows, labels_of
+from bdjax.data.gtsrb_folders import TESTED, layouts
+from bdjax.data.source import Edition, Row, Source
 from bdjax.errors import UserError
 from bdjax.types import DataSpec
 
@@ -37,8 +37,8 @@ PLACE = {
 }
 
 
-def encoded(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
-    """Yield (PPM bytes, label) of every row of a split, in the order of its archive.
+def encoded(folder: Path, split: str) -> Iterator[Row]:
+    """Yield every row of a split, in the order of its archive.
 
     Training labels are the class folders, and must be those of the 43 annotation files beside the images; test labels are those
     of ``GT-final_test.csv``. Every image must be listed exactly once.
@@ -63,7 +63,7 @@ def encoded(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
                 raise UserError(f"{path} holds {entry!r}; expected {PLACE[split].pattern}.")
         labels = _train_labels(path, archive, entries) if split == "train" else _test_labels(folder, entries)
         for entry in entries:
-            yield archive.read(entry), labels[entry]
+            yield Row(f"{path}: {entry}", labels[entry], functools.partial(archive.read, entry))
 
 
 def _train_labels(path: Path, archive: zipfile.ZipFile, entries: list[str]) -> dict[str, int]:
@@ -90,46 +90,12 @@ def _rows(path: Path, archive: zipfile.ZipFile, entry: str) -> list[tuple[str, i
     """(file, class) of every line of an annotation file."""
     if entry not in archive.namelist():
         raise UserError(f"{path} lacks {entry}.")
-    table = csv.DictReader(io.StringIO(archive.read(entry).decode()), delimiter=";")
-    if not {"Filename", "ClassId"} <= set(table.fieldnames or ()):
-        raise UserError(f"{path}: {entry} has the columns {table.fieldnames}; Filename and ClassId are needed.")
-    rows = []
-    for row in table:
-        given = row["ClassId"] or ""
-        if not given.isdecimal() or int(given) >= SPEC.classes:
-            raise UserError(f"{path}: {entry} gives {row['Filename']} the class {given!r}; allowed are 0 to {SPEC.classes - 1}.")
-        rows.append((row["Filename"], int(given)))
-    return rows
+    return class_rows(f"{path}: {entry}", archive.read(entry).decode(), SPEC.classes)
 
 
 # Tracks of 30 frames; one track of class 33 has 29.
 TRACKS: tuple[int, ...] = (7, 74, 75, 47, 66, 62, 14, 48, 47, 49, 67, 44, 70, 72, 26, 21, 14, 37, 40, 7, 12, 11)
 TRACKS += (13, 17, 9, 50, 20, 8, 18, 9, 15, 26, 8, 23, 14, 40, 13, 7, 69, 10, 12, 8, 8)
-TESTED: tuple[int, ...] = (
-    60,
-    720,
-    750,
-    450,
-    660,
-    630,
-    150,
-    450,
-    450,
-    480,
-    660,
-    420,
-    690,
-    720,
-    270,
-    210,
-    150,
-    360,
-    390,
-    60,
-    90,
-    90,
-)
-TESTED += (120, 150, 90, 480, 180, 60, 150, 90, 150, 270, 60, 210, 120, 390, 120, 60, 690, 90, 90, 60, 90)
 COUNTS = {"train": tuple(30 * tracks - (label == 33) for label, tracks in enumerate(TRACKS)), "test": TESTED}
 SITE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 OFFICIAL = Edition(
@@ -154,4 +120,4 @@ SMALL = Edition(
     },
     encoded=encoded,
 )
-GTSRB = Source(spec=SPEC, editions=(OFFICIAL, SMALL), folder="gtsrb")
+GTSRB = Source(spec=SPEC, editions=(OFFICIAL, SMALL), folder="gtsrb", layouts=layouts(SPEC))

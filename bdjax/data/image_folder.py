@@ -1,107 +1,79 @@
-"""A folder ``<split>/<class>/<image>`` of image files, decoded once into the cache."""
+"""A folder ``<split>/<class>/<image>`` of image files."""
 
 import functools
-import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-
-from bdjax.data import cache as files
-from bdjax.data.arrays import moments
-from bdjax.data.class_order import by_value, in_order
-from bdjax.data.images import decoded
-from bdjax.data.settings import SETTINGS, settings, title
-from bdjax.data.source import SPLITS, file_sha256
+from bdjax.data.class_order import in_order
+from bdjax.data.junk import passed_over
+from bdjax.data.source import SPLITS, Listing, Row
 from bdjax.errors import UserError
-from bdjax.types import Dataset, DataSpec, Split
 
-KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp")
-KEYS = ("name", "image_size", "flip", "pad")
-VERSION = 1  # raised whenever the same files would give other arrays
-
-
-class Scan(NamedTuple):
-    """What lies in a folder: the classes in the order of their labels (:func:`bdjax.data.class_order.in_order`: numbered ones by
-    value), and every image with its label, class by class, by file name."""
-
-    folder: Path
-    classes: tuple[str, ...]
-    images: Mapping[str, tuple[tuple[str, int], ...]]  # {split: (path inside the folder, label)}
-    content: str  # sha256 over path, size and sha256 of every image
+KINDS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".webp", ".gif", ".tif", ".tiff")
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # in the order they are looked for
+NEEDS = "train/<class>/<image> and test/<class>/<image> (or val/, valid/, validation/)"
 
 
-def scan(folder: Path) -> Scan:
-    """List a folder's images and hash them.
+def splits(folder: Path) -> dict[str, str]:
+    """Return {"train", "test"} with the names of the folders that hold them; a split that is not there is left out.
+
+    Where there are several for the test, it is the first that holds a class of the training folder, or else the first.
+    """
+    found = {}
+    inside = {entry.name.lower(): entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    train = [inside[name] for name in TRAIN if name in inside]
+    test = [inside[name] for name in TEST if name in inside]
+    if train:
+        found["train"] = train[0]
+    if test:
+        classes = {entry.name for entry in (folder / train[0]).iterdir() if entry.is_dir()} if len(test) > 1 and train else set()
+        alike = [name for name in test if any((folder / name / label).is_dir() for label in classes)]
+        found["test"] = (alike or test)[0]
+    return found
+
+
+def scan(folder: Path) -> Listing:
+    """List a folder's images class by class, by file name; classes as :func:`bdjax.data.class_order.in_order` puts them.
 
     Raises:
       UserError: the splits have other classes, there are fewer than 2, a class has no image, or a file is no image.
     """
-    classes = {split: _names(folder / split) for split in SPLITS}
+    places = splits(folder)
+    classes = {split: _names(folder / places[split]) for split in SPLITS}
     for split, other in (SPLITS, SPLITS[::-1]):
         if odd := sorted(set(classes[split]) - set(classes[other])):
-            raise UserError(f"{folder}: class {odd[0]!r} lies in {split}/ and not in {other}/; both need the same classes.")
+            one, two = places[split], places[other]
+            raise UserError(f"{folder}: class {odd[0]!r} lies in {one}/ and not in {two}/; both need the same classes.")
     names = classes["train"]
     if len(names) < 2:
-        raise UserError(f"{folder}: a data set needs at least 2 classes; train/ holds {len(names)}.")
-    images, stamps = {}, []
+        raise UserError(f"{folder}: a data set needs at least 2 classes; {places['train']}/ holds {len(names)}.")
+    rows: dict[str, list[Row]] = {}
+    files = []
     for split in SPLITS:
-        rows = []
+        rows[split] = []
         for label, name in enumerate(names):
-            found = _images(folder / split / name)
-            rows += [(f"{split}/{name}/{file}", label) for file, _, _ in found]
-            stamps += [(f"{split}/{name}/{file}", size, changed) for file, size, changed in found]
-        images[split] = tuple(rows)
-    return Scan(folder, tuple(names), images, _content(folder.resolve(), tuple(stamps)))
+            place = folder / places[split] / name
+            found = _images(place)
+            rows[split] += image_rows(place, found, label)
+            files += [f"{places[split]}/{name}/{file}" for file in found]
+    return Listing(folder, tuple(names), rows, tuple(files))
 
 
-def facts(path: Path, root: Path, taken: tuple[str, ...]) -> tuple[DataSpec, dict[str, int]]:
-    """Return (facts, {split: rows}) of a folder of images; see :func:`bdjax.data.folder.facts`."""
-    found, given = scan(path), settings(path, KEYS)
-    place, source = _place(found, given, root)
-    content = files.manifest(place, source)
-    if content is None:
-        _build(found, given, root)
-        content = files.manifest(place, source)
-    if content is None:
-        raise UserError(f"the cache in {place} cannot be read back after it was written: is the disk sound?")
-    return _spec(found, given, content["found"], taken), {split: len(found.images[split]) for split in SPLITS}
+def image_rows(folder: Path, names: Iterable[str], label: int) -> list[Row]:
+    """The images of a folder as rows of one label; texts for paths, because there are many."""
+    base = f"{folder}{os.sep}"
+    return [Row(base + name, label, functools.partial(_bytes, base + name)) for name in names]
 
 
-def read(path: Path, root: Path, taken: tuple[str, ...]) -> Dataset:
-    """Return the data set in a folder of images, memory-mapped from the cache; see :func:`bdjax.data.folder.read`.
-
-    Rows come class by class, in the order of the file names. Mean and deviation are those of the training rows, the padding is an
-    eighth of the shorter side unless ``dataset.json`` says otherwise, greyscale images become RGB.
-
-    Args:
-      path: of the folder.
-      root: of the cache.
-      taken: names it must not have.
-
-    Raises:
-      UserError: see :func:`scan`; an image cannot be decoded, or has another size than the first one.
-    """
-    found, given = scan(path), settings(path, KEYS)
-    place, source = _place(found, given, root)
-    title(path, given, taken)  # refused before minutes of decoding
-    held = files.read(place, source)
-    if held is None:
-        _build(found, given, root)
-        held = files.read(place, source)
-    content = files.manifest(place, source)
-    if held is None or content is None:
-        raise UserError(f"the cache in {place} cannot be read back after it was written: is the disk sound?")
-    return Dataset(_spec(found, given, content["found"], taken), held[0]["train"], held[0]["test"], held[1])
+def image_names(folder: Path) -> list[str]:
+    """The image files in a folder, sorted by name, junk and all other files left out."""
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(KINDS) and not passed_over(name))
 
 
-def prepare(path: Path, root: Path, taken: tuple[str, ...]) -> Path:
-    """Decode a folder's images into the cache, whether or not they are there; arguments and errors of :func:`read`."""
-    found, given = scan(path), settings(path, KEYS)
-    title(path, given, taken)
-    return _build(found, given, root)
+def _bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _names(folder: Path) -> list[str]:
@@ -112,93 +84,21 @@ def _names(folder: Path) -> list[str]:
     return in_order(entry.name for entry in entries)
 
 
-def _images(folder: Path) -> list[tuple[str, int, int]]:
+def _images(folder: Path) -> list[str]:
     found = []
     for entry in _entries(folder):
         if not entry.is_file() or not entry.name.lower().endswith(KINDS):
             raise UserError(f"{entry.path} is no image file; allowed are {', '.join(KINDS)}.")
-        found.append((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns))
+        found.append(entry.name)
     if not found:
         raise UserError(f"{folder} holds no image.")
     return found
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by name, hidden files left out."""
+    """What lies in a folder, sorted by name, hidden files and junk left out."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not passed_over(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror or error}.") from error
-
-
-@functools.lru_cache(maxsize=8)
-def _content(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """Hash every image; as long as sizes and times of change stay, once: a plan asks for the facts many times."""
-    total = hashlib.sha256()
-    for path, size, _ in stamps:
-        try:
-            total.update(f"{path}\0{size}\0{file_sha256(folder / path)}\n".encode(errors="surrogateescape"))
-        except OSError as error:
-            raise UserError(f"cannot read {folder / path}: {error.strerror or error}.") from error
-    return total.hexdigest()
-
-
-def _place(found: Scan, given: dict[str, Any], root: Path) -> tuple[Path, dict[str, Any]]:
-    """The cache folder, named by what decides the arrays: the files' content and the size they are scaled to."""
-    source = {"folder": found.content, "image_size": given.get("image_size"), "version": VERSION}
-    if by_value(found.classes):  # earlier versions sorted the same folders by text
-        source["order"] = "by value"
-    key = hashlib.sha256(repr(sorted(source.items())).encode()).hexdigest()[:16]
-    return root / "datasets" / f"folder-{key}", source
-
-
-def _build(found: Scan, given: dict[str, Any], root: Path) -> Path:
-    place, source = _place(found, given, root)
-    with files.written_in(root):
-        place.mkdir(parents=True, exist_ok=True)
-    shape = (*given["image_size"], 3) if "image_size" in given else None
-    splits = {}
-    first = found.folder / found.images["train"][0][0]
-    for split in SPLITS:
-        rows: np.ndarray | None = None
-        for row, (name, _) in enumerate(found.images[split]):
-            pixels = _decode(found.folder / name, shape, "image_size" in given, first)
-            shape = pixels.shape  # type: ignore[assignment]  # h, w, 3 of the first image bind all others
-            if rows is None:
-                rows = np.empty((len(found.images[split]), *pixels.shape), np.uint8)
-            rows[row] = pixels
-        images: Any = rows
-        labels: Any = np.array([label for _, label in found.images[split]], np.int32)
-        splits[split] = Split(images, labels)
-    mean, std = moments(np.asarray(splits["train"].images))
-    files.write(place, splits, source, {"mean": mean, "std": std, "image_shape": shape})
-    return place
-
-
-def _decode(path: Path, shape: tuple[int, int, int] | None, resize: bool, first: Path) -> np.ndarray:
-    try:
-        pixels = decoded(path.read_bytes(), None if not resize else shape, resize)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}.") from error
-    if shape is not None and pixels.shape != shape:
-        h, w, _ = pixels.shape
-        raise UserError(
-            f"{path} is {h}x{w} (height x width), {first} is {shape[0]}x{shape[1]}; all images need one size. To scale them put "
-            f'{{"image_size": [{shape[0]}, {shape[1]}]}} into {SETTINGS} in the folder.'
-        )
-    return pixels
-
-
-def _spec(found: Scan, given: dict[str, Any], noted: Mapping[str, Any], taken: tuple[str, ...]) -> DataSpec:
-    h, w, c = noted["image_shape"]
-    return DataSpec(
-        name=title(found.folder, given, taken),
-        image_shape=(h, w, c),
-        classes=len(found.classes),
-        mean=tuple(noted["mean"]),
-        std=tuple(noted["std"]),
-        flip=given.get("flip", False),
-        pad=given.get("pad", min(h, w) // 8),
-        class_names=found.classes,
-    )

@@ -36,9 +36,10 @@ def spec(name: str) -> DataSpec:
     Raises:
       UserError: an unknown name, or a folder that holds no data set.
     """
+    name, _ = _meant(name, None)
     if name in DATASETS:
         return DATASETS[name].spec
-    return folder.facts(_folder(name), cache_root(), tuple(DATASETS))[0]
+    return folder.facts(_folder(name), cache_root())[0]
 
 
 def load(
@@ -53,11 +54,12 @@ def load(
     """Load a data set as host arrays, memory-mapped from the cache, which is made from the archives on first use.
 
     Args:
-      name: of ``DATASETS``; or the path of a folder with ``train/<class>/<image>`` and ``test/<class>/<image>``, or of one that
-        :func:`write_arrays` wrote (see :mod:`bdjax.data.folder`).
+      name: of ``DATASETS``; or the path of a folder with ``train/<class>/<image>`` and ``test/<class>/<image>``, of one that
+        :func:`write_arrays` wrote, or of one with the files of a known data set (see :mod:`bdjax.data.folder`). A whole copy of a
+        known data set is read as that data set, whatever ``data_dir`` says.
       data_dir: folder that holds the folder of the data set's archives, or that folder itself; None: the environment's
-        BDJAX_DATA_DIR. Its archives are read only if the cache does not hold them, but they say which edition is meant. Bundled
-        data and folders have no archives.
+        BDJAX_DATA_DIR. Its archives, or an unpacked copy, are read only if the cache does not hold them, but they say which
+        edition is meant. Bundled data and folders have no archives.
       train_images: size of a reduced training set, balanced by class, the same for every seed and in the original order;
         classes <= train_images <= rows. None: all rows.
       test_images: likewise for the test set.
@@ -72,13 +74,15 @@ def load(
     """
     choose("way to read a data set", via, VIAS)
     root = cache_root(cache)
+    name, data_dir = _meant(name, data_dir)
     if name not in DATASETS:
         _refuse_tfds(name, via)
-        whole = folder.read(_folder(name), root, tuple(DATASETS))
+        whole = folder.read(_folder(name), root)
     else:
         source = DATASETS[name]
         for split, wanted in zip(SPLITS, (train_images, test_images), strict=True):
-            _check_size(name, source.spec, split, max(sum(e.counts[split]) for e in source.editions), wanted)
+            most = max(sum(counts[split]) for counts in prepared.known_counts(source))
+            _check_size(name, source.spec, split, most, wanted)
         if source.rows is not None:
             whole = _embedded(source, via)
         else:
@@ -107,8 +111,9 @@ def sizes(
     another machine.
     """
     root = cache_root(cache)
+    name, data_dir = _meant(name, data_dir)
     if name not in DATASETS:
-        facts, totals = folder.facts(_folder(name), root, tuple(DATASETS))
+        facts, totals = folder.facts(_folder(name), root)
     else:
         source = DATASETS[name]
         facts, edition = source.spec, source.editions[0]
@@ -143,26 +148,33 @@ def prepare(
     """
     choose("way to read a data set", via, VIAS)
     root = cache_root(cache)
+    name, data_dir = _meant(name, data_dir)
     if name not in DATASETS:
         _refuse_tfds(name, via)
-        return folder.prepare(_folder(name), root, tuple(DATASETS))
+        return folder.prepare(_folder(name), root)
     source = DATASETS[name]
     if source.rows is not None:
         raise UserError(f"{name} comes with an installed library: there is nothing to prepare.")
-    found = archives.find(source, data_dir, root)
-    if found is None and download:
-        found = archives.target(source, data_dir, root)
-        fetch(source, found)
-    if found is None:
+    meant = prepared.at_hand(source, data_dir, root)
+    if meant is None and download:
+        fetch(source, archives.target(source, data_dir, root))
+        meant = prepared.at_hand(source, data_dir, root)
+    if meant is None:
         raise archives.absent(source, data_dir, root)
-    edition = archives.told_apart(source, found)
+    edition, found = meant
     prepared.build(source, edition, found, via, root)
     return prepared.place(source, edition, via, root)
 
 
+def _meant(name: str, data_dir: PathLike | None) -> tuple[str, PathLike | None]:
+    """The name and the data directory, where a path is that of a whole copy of a known data set; else what was given."""
+    found = None if name in DATASETS else folder.known_as(_folder(name))
+    return found or (name, data_dir)
+
+
 def _folder(name: str) -> Path:
     path = Path(name).expanduser()
-    if not path.is_dir():
+    if not path.exists():
         raise UserError(f"{unknown('dataset', name, DATASETS)} A data set may also be the path of a folder; this is none.")
     return path
 

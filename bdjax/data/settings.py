@@ -32,10 +32,17 @@ def _numbers(value: Any) -> bool:
     )
 
 
+def _range(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    return numbers and value[0] < value[1]
+
+
 # {key: (what is allowed, whether a value is)}; bool is an int in Python, so types are compared exactly
 CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a word of letters, digits, '.', '_' and '-'", _word),
     "image_size": ("[height, width], whole numbers >= 1", _size),
+    "channels": ("1 (greyscale) or 3", lambda v: type(v) is int and v in (1, 3)),
+    "value_range": ("[low, high], two numbers, low < high: the values that become black and white", _range),
     "flip": ("true or false", lambda v: isinstance(v, bool)),
     "pad": ("a whole number of pixels >= 0", lambda v: type(v) is int and v >= 0),
     "classes": ("a whole number >= 2", lambda v: type(v) is int and v >= 2),

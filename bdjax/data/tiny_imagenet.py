@@ -1,12 +1,14 @@
 """Tiny-ImageNet: 200 classes of 64x64 images, labels in the sorted order of the WordNet ids, tested on the validation split."""
 
+import functools
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from bdjax.data.annotations import labels_of
-from bdjax.data.source import Edition, Source
+from bdjax.data.source import Edition, Row, Source
+from bdjax.data.tiny_folder import layout
 from bdjax.errors import UserError
 from bdjax.types import DataSpec
 
@@ -65,8 +67,8 @@ PLACE = {
 }
 
 
-def encoded(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
-    """Yield (JPEG bytes, label) of every row of a split, in the order of the archive; some images are greyscale.
+def encoded(folder: Path, split: str) -> Iterator[Row]:
+    """Yield every row of a split, in the order of the archive; some images are greyscale.
 
     Args:
       folder: holds ``tiny-imagenet-200.zip``.
@@ -90,7 +92,7 @@ def encoded(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
         entries = [entry for entry in archive.namelist() if entry.startswith(part) and entry.endswith(".JPEG")]
         labels = _train_labels(path, entries) if split == "train" else _test_labels(path, archive, entries)
         for entry in entries:
-            yield archive.read(entry), labels[entry]
+            yield Row(f"{path}: {entry}", labels[entry], functools.partial(archive.read, entry))
 
 
 def _train_labels(path: Path, entries: list[str]) -> dict[str, int]:
@@ -139,4 +141,9 @@ SUBSET = Edition(
     archives={ARCHIVE: "sha256:2c9c6bfab73b159028487f69b85c3925151c90f423360850dedb63ce2463711d"},
     encoded=encoded,
 )
-TINY_IMAGENET = Source(spec=SPEC, editions=(OFFICIAL, SUBSET), folder="tiny-imagenet")
+TINY_IMAGENET = Source(
+    spec=SPEC,
+    editions=(OFFICIAL, SUBSET),
+    folder="tiny-imagenet",
+    layouts=(layout(SPEC, dict(zip(WNIDS, SPEC.class_names, strict=True))),),
+)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bdjax.data.images import opened
 from bdjax.errors import UserError
 from bdjax.interop.checkpoint import Triggered
 from bdjax.interop.pickled import Array, Picture
@@ -80,21 +81,19 @@ def _beside(path: str, folder: Path) -> Path:
 
 
 def _open(path: Path, i: int) -> np.ndarray:
-    from PIL import Image
-
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            mode = image.mode
-            if mode in ("RGB", "L"):
-                pixels = np.array(image)
+        image = opened(path.read_bytes(), ("PNG",))
     except FileNotFoundError:
         raise UserError(
             f"test image {i} is missing: {path}; copy the folder {FOLDER} beside the checkpoint, or import without images"
         ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"test image {i} cannot be read: {path} ({error})") from None
-    if mode not in ("RGB", "L"):
-        raise UserError(f"test image {i} has mode {mode!r}; allowed: RGB, L: {path}")
+    except OSError as error:
+        raise UserError(f"test image {i} cannot be read: {path} ({error.strerror or error})") from None
+    except UserError as error:
+        raise UserError(f"test image {i} cannot be read: {path}: {error}") from None
+    if image.mode not in ("RGB", "L"):
+        raise UserError(f"test image {i} has mode {image.mode!r}; allowed: RGB, L: {path}")
+    pixels = np.array(image)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

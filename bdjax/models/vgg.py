@@ -119,7 +119,10 @@ def vgg19_bn(
     depth = checked_depth("vgg19_bn", width, depth, max(convolutions for _, convolutions in STAGES))
     height, wide, _ = spec.image_shape
     if min(height, wide) < SMALLEST:
-        raise UserError(f"vgg19_bn halves images five times: it needs {SMALLEST}x{SMALLEST} pixels; given {height}x{wide}")
+        raise UserError(
+            f"vgg19_bn halves images five times: it needs {SMALLEST}x{SMALLEST} pixels; given {height}x{wide} (your own "
+            'images are scaled by "image_size" in dataset.json)'
+        )
     fields = dict(
         depth=depth,
         norm_eps=norm_eps,

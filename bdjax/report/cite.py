@@ -21,6 +21,13 @@ DATASETS = {
     "gtsrb": 'J. Stallkamp, M. Schlipsing, J. Salmen, C. Igel, "The German Traffic Sign Recognition Benchmark: A Multi-class '
     'Classification Competition", IJCNN 2011.',
     "tiny_imagenet": 'Y. Le, X. Yang, "Tiny ImageNet Visual Recognition Challenge", Stanford University, CS 231N, 2015.',
+    "cifar100": 'A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", University of Toronto, 2009.',
+    "svhn": 'Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, "Reading Digits in Natural Images with Unsupervised '
+    'Feature Learning", NIPS Workshop on Deep Learning and Unsupervised Feature Learning, 2011.',
+    "mnist": 'Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-Based Learning Applied to Document Recognition", '
+    "Proceedings of the IEEE, 1998.",
+    "fashion_mnist": 'H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning '
+    'Algorithms", arXiv 1708.07747, 2017.',
     "digits": 'E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.',
 }
 _AUTHOR = r"(?:[A-Z]\.(?:[ -]|(?=[A-Z])))+(?:[a-z]+ )?[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*"

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from bdjax.data import sizes
 from bdjax.errors import UserError
-from bdjax.population import Execution, hosts
+from bdjax.population import Execution, device_memory, hosts
 from bdjax.sweep import build, lacking, location, manifest, models, plan, store, whole
 from bdjax.sweep.adopt import begin
 from bdjax.sweep.cells import clean_reason, place, repair
@@ -21,7 +21,7 @@ from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.rows import Row
-from bdjax.sweep.telling import summary
+from bdjax.sweep.telling import size_told, summary
 from bdjax.types import Dataset
 
 POLL = (0.5, 5.0)  # seconds between two looks at what other processes have left; at first, at most
@@ -92,10 +92,21 @@ def run(
 
 
 def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
-    """The data set of a grid, reduced as the grid says."""
+    """The data set of a grid, reduced as the grid says.
+
+    Raises:
+      UserError: see :func:`bdjax.data.load`; the images do not fit the memory of the device, which holds them all.
+    """
     from bdjax.data import load as load_data
 
-    return load_data(name, data_dir, train_images=grid.train_images, test_images=grid.test_images)
+    dataset = load_data(name, data_dir, train_images=grid.train_images, test_images=grid.test_images)
+    needed, limit = sum(split.images.nbytes for split in (dataset.train, dataset.test)), device_memory()
+    if needed > limit:
+        raise UserError(
+            f"the images of {dataset.spec.name} need {size_told(needed)}, {size_told(limit)} of the device's memory may be used; "
+            "reduce --train-images and --test-images"
+        )
+    return dataset
 
 
 def choices_of(

@@ -34,7 +34,7 @@ def test_blend_is_exact_for_every_pair_of_values(tiny_spec, compiled):
 
 
 def test_needs_three_channels(tiny_spec):
-    with pytest.raises(UserError, match="3 channels; tiny has 1"):
+    with pytest.raises(UserError, match=r"3 channels; tiny has 1: .* put {.channels.: 3} into a dataset.json .* with --dataset"):
         blended(tiny_spec._replace(image_shape=(8, 8, 1)))
 
 

@@ -118,7 +118,7 @@ def test_mistakes_are_named(config, message):
 def test_other_mistakes():
     with pytest.raises(UserError, match="no trigger 'optimised' in the profile 'reference'"):
         low_frequency(spec_of("cifar10"), {"trigger": "optimised"}, profile="reference")
-    with pytest.raises(UserError, match="3 channels; tiny has 1"):
+    with pytest.raises(UserError, match=r"3 channels; tiny has 1: .* put {.channels.: 3} into a dataset.json .* with --dataset"):
         low_frequency(spec_of()._replace(image_shape=(8, 8, 1)))
 
 

@@ -73,7 +73,10 @@ def _say(**settings):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (_save("train_images.npy", IMAGES / 255), "plain: images are float64; uint8"),
+        (
+            _save("train_images.npy", IMAGES / 255),
+            r"plain/train_images.npy are float64; uint8 .* from 0.* to 1: np.round\(255 \* images\)",
+        ),
         (_save("train_labels.npy", LABELS[:5]), "plain: labels has 5 rows, images 12"),
         (_save("test_labels.npy", LABELS[:6] + 1), "test_labels range from 1 to 3; allowed are 0 to 2"),
         (_save("train_labels.npy", np.array([{}] * 12)), "train_labels.npy cannot be read as an array"),
@@ -106,3 +109,18 @@ def test_what_cannot_be_written(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="holds folders of images"):
         write_arrays(tmp_path, DATASET)
+
+
+def test_grey_arrays_get_three_channels_where_the_settings_say_so(plain):
+    grey = load(str(plain))
+    _say(channels=3)(plain)
+    dataset = load(str(plain))
+    assert dataset.spec.image_shape == (8, 10, 3) and dataset.spec.mean == grey.spec.mean * 3
+    np.testing.assert_array_equal(dataset.train.images, IMAGES.repeat(3, 3))
+    assert np.asarray(dataset.train.images).base is not None and dataset.digest != grey.digest
+    _say(channels=1)(plain)
+    assert load(str(plain)).digest == grey.digest
+    for split in ("train", "test"):
+        np.save(plain / f"{split}_images.npy", IMAGES[: 12 if split == "train" else 6].repeat(3, 3))
+    with pytest.raises(UserError, match=r"dataset\.json: channels is 1, the images have 3"):
+        load(str(plain))

@@ -66,7 +66,7 @@ def test_it_is_decoded_once_and_again_when_a_file_changes(pets, tmp_path, monkey
     first = load(str(pets))
     assert isinstance(first.train.images, np.memmap)
     with monkeypatch.context() as patch:
-        patch.setattr("bdjax.data.image_folder.decoded", None)  # would fail
+        patch.setattr("bdjax.data.own.decoded", None)  # would fail
         assert load(str(pets)).digest == first.digest and spec(str(pets)) == first.spec
         moved = tmp_path / "moved"
         shutil.copytree(pets, moved)
@@ -92,12 +92,16 @@ def test_prepare_and_a_damaged_cache(pets, capsys):
         load(str(pets), via="tfds")
 
 
-def test_greyscale_and_transparent_images_become_rgb(pets):
+def test_greyscale_images_become_rgb_and_colour_becomes_grey_where_one_channel_is_wanted(pets):
     Image.fromarray(NUMBERS[0, 0, 0, ..., 0]).save(pets / "train" / "bird" / "a.png")
-    Image.fromarray(NUMBERS[0, 0, 1, ..., :1].repeat(4, 2)).save(pets / "train" / "bird" / "b.PPM", "PNG")
     images = load(str(pets)).train.images
     np.testing.assert_array_equal(images[0], NUMBERS[0, 0, 0, ..., :1].repeat(3, 2))
-    np.testing.assert_array_equal(images[1], NUMBERS[0, 0, 1, ..., :1].repeat(3, 2))
+    (pets / "dataset.json").write_text('{"channels": 1}')
+    grey = load(str(pets))
+    assert grey.spec.image_shape == (16, 16, 1) and len(grey.spec.mean) == 1
+    np.testing.assert_array_equal(grey.train.images[0, ..., 0], NUMBERS[0, 0, 0, ..., 0])
+    weighed = NUMBERS[0, 0, 2] @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(grey.train.images[2, ..., 0], weighed, atol=1)
 
 
 def test_settings_are_honoured(pets):
@@ -185,3 +189,52 @@ def test_a_name_that_is_neither(tmp_path):
         with pytest.raises(UserError, match="holds no data set"):
             call(str(tmp_path))
     assert known("gtsrb") == "gtsrb"
+
+
+@pytest.mark.parametrize("other", ["val", "valid", "validation", "Test", "testing"])
+def test_a_validation_folder_stands_for_the_test_folder_where_there_is_none(pets, other):
+    first = load(str(pets))
+    (pets / "test").rename(pets / other)
+    again = load(str(pets))
+    assert again.digest == first.digest and again.spec == first.spec and known(str(pets)) == str(pets)
+
+
+def test_the_test_folder_goes_before_the_others_unless_it_has_no_class(pets):
+    first = load(str(pets)).digest
+    shutil.copytree(pets / "train", pets / "val")
+    assert load(str(pets)).digest == first
+    shutil.rmtree(pets / "test")
+    (pets / "test").mkdir()
+    (pets / "test" / "0001.png").write_bytes(b"no label is known")
+    np.testing.assert_array_equal(load(str(pets)).test.images, load(str(pets)).train.images)
+
+
+def test_junk_between_the_images_is_passed_over(pets):
+    first = load(str(pets)).digest
+    for place in (pets, pets / "train", pets / "train" / "cat", pets / "test" / "dog"):
+        for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._a.png", "ehthumbs.db"):
+            (place / name).write_bytes(b"junk")
+        for name in ("__MACOSX", ".ipynb_checkpoints", "@eaDir"):
+            (place / name).mkdir()
+            (place / name / "a.png").write_bytes(b"junk")
+    assert load(str(pets)).digest == first
+
+
+def test_deep_images_of_a_folder_are_scaled_by_what_the_settings_say(pets):
+    ramp = np.tile(np.arange(16, dtype=np.uint16) * 273, (16, 1))  # 12 bits in 16
+    for split, rows in (("train", 4), ("test", 2)):
+        for name in CLASSES:
+            for row in range(rows):
+                (pets / split / name / KINDS[row]).unlink()
+                Image.fromarray(ramp).save(pets / split / name / f"{row}.png")
+    assert load(str(pets)).train.images.max() == 16  # of the 16 bits that the files have
+    (pets / "dataset.json").write_text('{"value_range": [0, 4095], "channels": 1}')
+    np.testing.assert_array_equal(load(str(pets)).train.images[5, 0, :, 0], np.arange(16) * 17)
+
+
+def test_a_file_that_is_no_folder_and_no_archive(pets):
+    for call in (known, spec, load, sizes, prepare):
+        with pytest.raises(
+            UserError, match=r"README\.txt is a file, and no archive whose layout is known; unpack it and name the fold"
+        ):
+            call(str(pets / "README.txt"))

@@ -1,12 +1,17 @@
 """The real archives, whichever editions lie under BDJAX_DATA_DIR: counts, order, moments, equal rows through the builders."""
 
+import pickle
+import zipfile
+
 import numpy as np
 import pytest
 
-from bdjax.data import DATASETS, load, sizes
+from bdjax.data import archives, load, sizes
 from bdjax.data.arrays import moments
-from bdjax.data.gtsrb import COUNTS
+from bdjax.data.cifar10 import PYTHON
+from bdjax.data.gtsrb import COUNTS, GTSRB
 from bdjax.data.tiny_imagenet import TINY_IMAGENET
+from bdjax.errors import UserError
 
 pytestmark = pytest.mark.real_data
 
@@ -47,9 +52,105 @@ def test_tiny_imagenet(real_cache):
     assert 0.01 < grey.mean() < 0.03
 
 
-@pytest.mark.parametrize("name", [name for name, source in DATASETS.items() if source.rows is None])
+@pytest.mark.parametrize("name", ["cifar10", "gtsrb", "tiny_imagenet"])
 def test_tensorflow_datasets_gives_the_same_rows(real_cache, name):
     pytest.importorskip("tensorflow_datasets")
     dataset = load(name, cache=real_cache)
     assert load(name, cache=real_cache, via="tfds").digest == dataset.digest
     assert sizes(name, cache=real_cache) == (len(dataset.train.labels), len(dataset.test.labels))
+
+
+def _unpacked(archive, place):
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(place)
+
+
+@pytest.fixture(scope="module")
+def signs(tmp_path_factory):
+    """GTSRB's archives, unpacked into one folder."""
+    place, home = tmp_path_factory.mktemp("signs"), archives.target(GTSRB, None, tmp_path_factory.getbasetemp())
+    for file in GTSRB.archives:
+        _unpacked(home / file, place)
+    return place
+
+
+@pytest.mark.slow  # as long as its archives take, once more
+def test_gtsrb_unpacked_gives_the_rows_of_its_archives(real_cache, signs, tmp_path):
+    dataset = load("gtsrb", cache=real_cache)
+    again = load("gtsrb", signs, cache=tmp_path)
+    assert again.digest == dataset.digest and again.spec == dataset.spec
+    assert load(str(signs), cache=tmp_path).digest == dataset.digest and sizes(str(signs), cache=tmp_path) == (39_209, 12_630)
+    assert load("gtsrb", cache=tmp_path).digest == dataset.digest
+    victim = next((signs / "GTSRB" / "Final_Training" / "Images" / "00042").glob("*.ppm"))
+    table = victim.parent / "GT-00042.csv"
+    kept, lines = victim.read_bytes(), table.read_text()
+    victim.unlink()
+    with pytest.raises(UserError, match=rf"GT-00042.csv lists {victim.name}, which .*00042 does not hold"):
+        load("gtsrb", signs, cache=tmp_path)
+    table.unlink()
+    with pytest.raises(UserError, match=r"no whole copy. gtsrb: in the train split class 42 has 239 rows, expected 240; .*"):
+        load("gtsrb", signs, cache=tmp_path)
+    victim.write_bytes(kept)
+    table.write_text(lines)
+
+
+@pytest.mark.slow  # a minute: every image is written anew
+def test_gtsrb_as_kaggle_has_it_gives_the_rows_of_its_archives(real_cache, signs, tmp_path):
+    import csv
+
+    from PIL import Image
+
+    place = tmp_path / "kaggle"
+    training, tested = signs / "GTSRB" / "Final_Training" / "Images", signs / "GTSRB" / "Final_Test" / "Images"
+    for file in training.glob("*/*.ppm"):
+        label = file.parent.name
+        (place / "Train" / str(int(label))).mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.save(place / "Train" / str(int(label)) / f"{label}_{file.stem}.png", compress_level=1)
+    (place / "Test").mkdir()
+    with (signs / "GT-final_test.csv").open() as table:
+        rows = list(csv.DictReader(table, delimiter=";"))
+    for row in rows:
+        name = row["Filename"].replace(".ppm", ".png")
+        with Image.open(tested / row["Filename"]) as image:
+            image.save(place / "Test" / name, compress_level=1)
+    text = "".join(f"{row['ClassId']},Test/{row['Filename'].replace('.ppm', '.png')}\n" for row in rows)
+    (place / "Test.csv").write_text("ClassId,Path\n" + text)
+    assert load(str(place), cache=tmp_path).digest == load("gtsrb", cache=real_cache).digest
+
+
+def test_tiny_imagenet_unpacked_gives_the_rows_of_its_archive_by_class_and_name(real_cache, tmp_path):
+    (file,) = TINY_IMAGENET.archives
+    archive = archives.target(TINY_IMAGENET, None, tmp_path) / file
+    _unpacked(archive, tmp_path)
+    dataset, again = load("tiny_imagenet", cache=real_cache), load(str(tmp_path / "tiny-imagenet-200"), cache=tmp_path)
+    assert again.spec == dataset.spec and again.train.labels.tolist() == sorted(dataset.train.labels)
+    with zipfile.ZipFile(archive) as opened:
+        names = [entry for entry in opened.namelist() if "/train/" in entry and entry.endswith(".JPEG")]
+        order = sorted(range(len(names)), key=lambda row: names[row])
+    np.testing.assert_array_equal(again.train.images, np.asarray(dataset.train.images)[order])
+    rows = [
+        {image.tobytes() + bytes([label]) for image, label in zip(split.images, split.labels, strict=True)}
+        for split in (again.test, dataset.test)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_cifar10_as_batches_gives_the_rows_that_were_written(real_cache, tmp_path):
+    dataset = load("cifar10", cache=real_cache)
+    planes = np.asarray(dataset.train.images).transpose(0, 3, 1, 2).reshape(50_000, -1)
+    tested = np.asarray(dataset.test.images).transpose(0, 3, 1, 2).reshape(10_000, -1)
+    place = tmp_path / "cifar-10-batches-py"
+    place.mkdir()
+    parts = [(planes[i::5], np.asarray(dataset.train.labels)[i::5]) for i in range(5)] + [
+        (tested, np.asarray(dataset.test.labels))
+    ]
+    for name, (rows, told) in zip((*PYTHON.train, *PYTHON.test), parts, strict=True):
+        (place / name).write_bytes(pickle.dumps({b"data": np.ascontiguousarray(rows), b"labels": told.tolist()}, 2))
+    names = [name.encode() for name in dataset.spec.class_names]
+    (place / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, 2))
+    again = load(str(tmp_path), cache=tmp_path / "cache")
+    assert again.spec == dataset.spec
+    expected = np.concatenate([np.asarray(dataset.train.images)[i::5] for i in range(5)])
+    np.testing.assert_array_equal(again.train.images, expected)
+    np.testing.assert_array_equal(again.test.images, dataset.test.images)

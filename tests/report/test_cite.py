@@ -5,6 +5,7 @@ import re
 import pytest
 
 from bdjax.attacks import ATTACKS
+from bdjax.data import DATASETS
 from bdjax.defenses import DEFENSES
 from bdjax.models import MODELS
 from bdjax.report import cite
@@ -28,7 +29,7 @@ def test_every_method_names_a_paper_that_can_be_cited(name):
         assert 1990 < one.year < 2030 and one.authors and one.venue and not one.venue.endswith((",", " "))
 
 
-@pytest.mark.parametrize("name", cite.DATASETS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_has_one(name):
     assert len(papers(cite.DATASETS[name])) == 1
 

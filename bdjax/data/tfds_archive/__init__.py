@@ -1,17 +1,18 @@
 """The archives through tensorflow-datasets: prepared once as array_record, read without TensorFlow."""
 
+import functools
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from bdjax.data.cache import written_in
-from bdjax.data.source import Edition, Source
+from bdjax.data.source import Edition, Row, Source
 from bdjax.errors import UserError
 
 
-def encoded(source: Source, edition: Edition, folder: Path, split: str, root: Path) -> list[tuple[bytes, int]]:
-    """Return (image file, label) of every row, in archive order, from a tensorflow-datasets folder that is prepared if need be.
+def encoded(source: Source, edition: Edition, folder: Path, split: str, root: Path) -> list[Row]:
+    """Return every row, in archive order, from a tensorflow-datasets folder that is prepared if need be.
 
     Args:
       source: the data set.
@@ -48,8 +49,11 @@ def prepared(source: Source, edition: Edition, folder: Path, root: Path) -> Any:
     return builder
 
 
-def _read(builder: Any, split: str) -> list[tuple[bytes, int]]:
+def _read(builder: Any, split: str) -> list[Row]:
     import tensorflow_datasets as tfds
 
     rows = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    return [(bytes(row["image"]), int(row["label"])) for row in rows]
+    return [
+        Row(f"{builder.data_path}: image {i}", int(row["label"]), functools.partial(bytes, row["image"]))
+        for i, row in enumerate(rows)
+    ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from bdjax.data.images import portable
+from bdjax.data.images import plain, portable
 from bdjax.data.source import SPLITS, UNREADABLE, Edition, Source
 from bdjax.errors import UserError
 
@@ -46,14 +46,19 @@ class ArchiveImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
         shape, resize = config.source.spec.image_shape, config.edition.resize
-        row = 0
+        number, name = 0, ""
         try:
-            for row, (data, label) in enumerate(config.edition.encoded(config.folder, split)):
-                yield row, {"image": portable(data, shape, resize), "label": label}
-        except UserError:
-            raise
+            for number, row in enumerate(config.edition.encoded(config.folder, split)):
+                name = f" {row.name}:"
+                image = portable(row.read(), shape, resize)
+                name = ""
+                yield number, {"image": image, "label": row.label}
         except UNREADABLE as error:  # not to be taken for a failure to write
-            raise UserError(f"{config.source.spec.name}: the {split} split cannot be read near row {row}: {error}.") from error
+            if isinstance(error, UserError) and not name:
+                raise
+            reason = str(error).rstrip(".") if isinstance(error, UserError) else plain(error)
+            title = config.source.spec.name
+            raise UserError(f"{title}: the {split} split cannot be read near row {number}:{name} {reason}.") from error
 
 
 def archive_builder(source: Source, edition: Edition, folder: Path, home: Path) -> ArchiveImages:
@@ -66,8 +71,9 @@ def archive_builder(source: Source, edition: Edition, folder: Path, home: Path) 
       home: where tensorflow-datasets keeps prepared data, in ``<data set>/<edition>-<digest>``. The digest is over those of the
         archives, so that other archives are another folder.
     """
-    facts = repr((source.version, sorted(edition.archives.items()), sorted(edition.counts.items())))
-    name = f"{edition.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    facts: tuple[Any, ...] = (source.version, sorted(edition.archives.items()), sorted(edition.counts.items()))
+    facts += (edition.content,) if edition.content else ()
+    name = f"{edition.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
     config = ArchiveConfig(name=name, source=source, edition=edition, folder=folder)
 
     class Archive(ArchiveImages, skip_registration=True):  # type: ignore[call-arg]
