@@ -34,6 +34,14 @@ def locate(where: "str | os.PathLike[str] | Location") -> Location:
     """
     if not isinstance(where, str):
         return Path(where) if isinstance(where, os.PathLike) else where
+    if not where:
+        raise UserError("the name of the folder of results is empty; the folder you are in is '.'")
+    try:
+        where.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name of the folder of results {where!r} is not UTF-8, in which trained networks are stored; choose another name"
+        ) from None
     kind = re.match(r"[A-Za-z][\w+.:-]*(?=://)", where)
     if kind is None:
         return Path(where)
