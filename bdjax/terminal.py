@@ -42,7 +42,7 @@ def printable() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if callable(getattr(stream, "reconfigure", None)):
             changed.append((stream, stream.errors or "strict"))
-            stream.reconfigure(errors=_ERRORS)
+            changed[-1][0].reconfigure(errors=_ERRORS)
     try:
         yield
     finally:

@@ -88,7 +88,7 @@ def _parts(value: Any, key: str = "", deep: int = 0) -> Iterator[Part]:
     if isinstance(value, Mapping):
         items = [(name, inner) for name, inner in value.items() if isinstance(name, str)]
         tensors = {name: inner for name, inner in items if isinstance(inner, TENSORS)}
-        if any(name.endswith("weight") for name in tensors) or (not key and tensors and len(tensors) == len(value)):
+        if any(name.endswith("weight") for name in tensors) or (tensors and len(tensors) == len(value)):
             yield Part(key, tensors)
     elif isinstance(value, (list, tuple)) and len(value) <= _LONG:
         items = [(str(at), inner) for at, inner in enumerate(value)]

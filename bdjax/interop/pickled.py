@@ -69,6 +69,9 @@ def load_pickled(path: Path) -> Any:
             if zipfile.is_zipfile(file):
                 return _archive(path)
             file.seek(0)
+            if file.read(4) == b"PK\x03\x04":
+                raise EOFError("the end of its zip archive is missing")
+            file.seek(0)
             return _stream(file, path.stat().st_size, lambda at, count: _bytes_of(path, at, count))
     except _Refused as refused:
         raise UserError(_refusal(path, str(refused))) from None
@@ -112,7 +115,7 @@ def _stream(file: BinaryIO | io.BytesIO, size: int, read: Callable[[int, int], b
     """The older form of ``torch.save``, or a plain pickle; ``read`` gives bytes by place and number."""
 
     def nowhere(saved: Any) -> Storage:
-        raise UserError("a tensor without data")
+        raise ValueError("a tensor without data")
 
     first = _Reader(file, nowhere).load()
     if first != _MAGIC or isinstance(first, bool):

@@ -150,7 +150,7 @@ def _counted(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-_ODD = ("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor", "_rebuild_qtensor", "_rebuild_nested_tensor")
+_ODD: tuple[str, ...] = ("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor", "_rebuild_qtensor", "_rebuild_nested_tensor")
 _ODD += ("_rebuild_meta_tensor_no_storage", "_rebuild_wrapper_subclass")
 STAND_INS: dict[str, Any] = {
     "numpy.dtype": _Dtype,

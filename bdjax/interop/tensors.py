@@ -79,7 +79,7 @@ def decoded(raw: bytes, code: str, order: str = "<") -> np.ndarray:
     if code == BFLOAT16:
         high = np.frombuffer(raw, f"{order}u2").astype(np.uint32)
         return (high << np.uint32(16)).view(np.float32)
-    kind = np.dtype(code).newbyteorder(order)
+    kind = np.dtype(f"{order}{code}")
     return np.frombuffer(raw, kind).astype(kind.newbyteorder("="))
 
 

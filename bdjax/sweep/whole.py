@@ -59,9 +59,9 @@ def writable(out: str | os.PathLike[str] | Location) -> Location:
         objects.put(uploaded, b"bdjax")
         objects.remove(uploaded)
         return place
-    if place.is_file():
-        raise UserError(f"cannot write {place}: it is a file, and results need a folder; choose another --out")
     with writing(place):
+        if place.is_file():
+            raise UserError(f"cannot write {place}: it is a file, and results need a folder; choose another --out")
         place.mkdir(parents=True, exist_ok=True)
         probe = temporary_of(place / "probe")
         with open(probe, "wb") as file:

@@ -73,7 +73,8 @@ def test_any_prefix_goes(prefix, tensors, state, tmp_path):
 def test_wrappers_of_parts_of_a_network_go(tensors, state, tmp_path):
     """DataParallel around one stage, torch.compile around another, and an average of weights with its count."""
     renamed = {
-        name.replace("layer1.", "layer1.module.").replace("layer2.", "layer2._orig_mod."): value for name, value in tensors.items()
+        name.replace("layer1.", "layer1.module.").replace("layer2.", "layer2._orig_mod."): value
+        for name, value in tensors.items()
     }
     found = read(saved({"n_averaged": torch.tensor(7), **prefixed("module.", renamed)}, tmp_path / "a.pt"))
     assert comes_back(found, state)
@@ -102,7 +103,9 @@ def test_no_protocol_runs_anything(protocol, form, tensors, tmp_path):
         path.write_bytes(pickle.dumps(told, protocol))
     else:
         saved(told, path, pickle_protocol=protocol, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(UserError, match=rf"{os.system.__module__}\.system: refused, nothing of it was run; .*it holds net, extra"):
+    with pytest.raises(
+        UserError, match=rf"{os.system.__module__}\.system: refused, nothing of it was run; .*it holds net, extra"
+    ):
         read(path)
     assert not proof.exists()
 
@@ -156,7 +159,9 @@ def test_of_several_parts_the_network_is_read(tensors, state, tmp_path):
 def test_of_several_networks_the_user_chooses(tensors, state, tmp_path):
     average = {name: value + 1 for name, value in tensors.items()}
     path = saved({"net": tensors, "ema": average, "epoch": 3}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"several networks: net \(preactresnet18 \(.*\)\); ema \(.*\); choose one with --key net"):
+    with pytest.raises(
+        UserError, match=r"several networks: net \(preactresnet18 \(.*\)\); ema \(.*\); choose one with --key net"
+    ):
         read(path)
     assert comes_back(read(path, key="net"), state)
     np.testing.assert_array_equal(read(path, key="ema").state["linear.bias"], average["linear.bias"])
