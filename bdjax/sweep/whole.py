@@ -59,6 +59,7 @@ def writable(out: str | os.PathLike[str] | Location) -> Location:
         objects.put(uploaded, b"bdjax")
         objects.remove(uploaded)
         return place
+    location.check_name(str(place.absolute()))
     with writing(place):
         if place.is_file():
             raise UserError(f"cannot write {place}: it is a file, and results need a folder; choose another --out")
