@@ -42,9 +42,13 @@ class Pass:
 
 
 def tap(x: Array, address: str, run: Pass) -> Array:
-    """Give the tensor f[b … d] its address: apply what the variables carry for it, record it if asked, return it."""
+    """Give the tensor f[b … d] its address: apply what the variables carry for it, record it if asked, return it.
+
+    A bound Z f[d] cuts the tensor to min(x, max(Z, 0)): one below 0 acts as 0, and its gradient is 0. Behind a ReLU that is what
+    a cut to min(x, Z) before the ReLU gives, which takes negative values back to 0.
+    """
     if address in run.bounds:
-        x = jnp.minimum(x, run.bounds[address].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,)))
+        x = jnp.minimum(x, row(nn.relu(run.bounds[address].astype(x.dtype)), x))
     if run.plug is not None and address == run.plug_site:
         x = _plug(x, run)
     run.seen.append(address)

@@ -84,6 +84,7 @@ class ArchSpec(NamedTuple):
     stages: tuple[str, ...]  # addresses of the stage outputs, in execution order
     plug_site: str  # where a defense may insert a 1x1 convolution and a norm
     activations: tuple[str, ...] = ()  # those that a defense may bound, in execution order
+    in_place: tuple[tuple[str, str], ...] = ()  # (conv, address): published code writes that tensor over the conv's output
     copies: float = 1.0  # entries of the published first head layer per entry of ours: 49/h² where VGG's is folded
 
 

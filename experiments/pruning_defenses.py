@@ -39,6 +39,5 @@ small = dataclasses.replace(
         "awn": {"lr": (0.1,)},
         "bnp": {"u": (3.0, 1.5)},
         "clp": {"u": (3.0, 1.5)},
-        "mm_bd": {"lr": (1e-2,)},
     },
 )

@@ -65,7 +65,6 @@ small = dataclasses.replace(
         "awn": {"lr": (0.1,)},
         "bnp": {"u": (1.5,)},
         "clp": {"u": (1.5,)},
-        "mm_bd": {"lr": (1e-2,)},
         "bti_dbf": {"lr": (1e-3,)},
         "ims": {"l1": (0.25,)},
         "grad_prune": {"tolerance": (0.3,)},

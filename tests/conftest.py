@@ -18,7 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Compiled programs stay between runs, by the version of jax; JAX_COMPILATION_CACHE_DIR names another folder for them. Without
-# the folder the tests take longer and are the same. What compiles in a moment costs more to keep than to compile again.
+# the folder the tests take longer and are the same. Also what compiles in a moment is kept: there are thousands of such programs,
+# and reading one takes half the time.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(
@@ -27,8 +28,9 @@ os.environ.setdefault(
         / f"tests-jax-{metadata.version('jax')}"
     ),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import collections
 import gc
 import importlib.util
 
@@ -55,14 +57,29 @@ class Sharing(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config, log):
-    return Sharing(config, log) if config.getoption("dist") == "loadscope" else None
+    if config.getoption("dist") != "loadscope":
+        return None
+    config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
+    return Sharing(config, log)
 
 
 GROUPS = ("slow", "real_data", "torch", "browser", "s3")
 
 
+# Files whose few tests take a minute and more: begun first, so that no process works on one of them alone when all else is done.
+LONG = (
+    "test_learning.py",
+    "sweep/test_faults.py",
+    "sweep/test_ray.py",
+    "test_against_pytorch.py",
+    "test_real_archives.py",
+    "test_hosts.py",
+)
+
+
+@pytest.hookimpl(trylast=True)  # what -m leaves out is gone by then
 def pytest_collection_modifyitems(items):
-    """Reports say to which groups a test belongs; those of a group whose means are not here are skipped."""
+    """Reports name the groups of a test; a group whose means are not here is skipped; files with long tests come first."""
     without = {}
     if not os.environ.get("BDJAX_DATA_DIR"):
         without["real_data"] = "BDJAX_DATA_DIR is not set"
@@ -73,6 +90,8 @@ def pytest_collection_modifyitems(items):
         item.user_properties += [("group", group) for group in groups]
         for group in without.keys() & groups:
             item.add_marker(pytest.mark.skip(reason=without[group]))
+    tests = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (not str(item.path).endswith(LONG), -tests[item.path], str(item.path)))  # stable within a file
 
 
 # Most of the time of the tests goes to compiling, for programs that run for milliseconds; the optimisations that are left out are

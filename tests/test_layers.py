@@ -108,6 +108,24 @@ def test_a_tap_bounds_records_and_measures():
     np.testing.assert_array_equal(run.taps["b"], [1, 5])
 
 
+def test_a_bound_below_0_acts_as_0_and_has_no_slope():
+    """Behind a ReLU it is what a cut before the ReLU does: relu(min(x, Z)) = min(relu(x), max(Z, 0))."""
+    before = jnp.asarray([[-2.0, -1.0, 3.0, 4.0, 5.0]])
+    bounds = jnp.asarray([-1.0, -2.0, -3.0, 2.0, 9.0])
+    published = jnp.maximum(jnp.minimum(before, bounds[None]), 0)
+
+    def bounded(z, x):
+        return tap(x, "a", Pass(bounds={"a": z}))
+
+    np.testing.assert_array_equal(bounded(bounds, jnp.maximum(before, 0)), published)
+    np.testing.assert_array_equal(published, [[0, 0, 0, 2, 5]])
+    # Activations that go below 0 themselves keep what lies there.
+    np.testing.assert_array_equal(bounded(bounds, before), [[-2, -1, 0, 2, 5]])
+    slope = jax.grad(lambda z: jnp.sum(bounded(z, jnp.maximum(before, 0))))
+    np.testing.assert_array_equal(slope(bounds), [0, 0, 0, 1, 0])
+    assert np.isnan(bounded(jnp.asarray([np.nan] * 5), before)).all()  # nothing that is not finite is hidden
+
+
 def test_initial_weights_follow_the_fan_in():
     layer, bound = Conv(64, 3), 1 / np.sqrt(3 * 3 * 16)
     draw = drawer(lambda key: layer.init(key, jnp.zeros((1, 4, 4, 16)), Pass()))

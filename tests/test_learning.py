@@ -20,6 +20,7 @@ class Probe(NamedTuple):
     asr: float = 0.9  # median over seeds, at that ratio
     config: dict[str, Any] | None = None
     recipe: dict[str, Any] | None = None
+    seeds: tuple[int, ...] = (0, 1)
 
 
 # WaNet, Bpp and Input-aware take far longer than a test has: the first two are stronger here, the third is learned in part, as is
@@ -30,7 +31,9 @@ PROBES = {
     "sig": Probe(40, ratio=0.09, asr=0.25),  # 10 % of all rows is more than the target class has
     "low_frequency": Probe(),
     "ssba": Probe(config={"width": 8, "bits": 4, "epochs": 20, "batch": 16, "lr": 1e-3}),
-    "input_aware": Probe(40, asr=0.12, config={"width": 4, "mask_epochs": 4, "mask_batch": 32}, recipe={"lr": 0.05, "batch": 32}),
+    "input_aware": Probe(
+        40, asr=0.12, config={"width": 4, "mask_epochs": 4, "mask_batch": 32}, recipe={"lr": 0.05, "batch": 32}, seeds=(0,)
+    ),
     "wanet": Probe(40, asr=0.5, config={"strength": 3.0, "cross_ratio": 1}, recipe={"lr": 0.05}),
     "bpp": Probe(40, asr=0.8, config={"levels": 2}, recipe={"lr": 0.05}),
 }
@@ -58,7 +61,7 @@ def test_digits_are_backdoored_where_there_is_poison_and_only_there(name, tmp_pa
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path))
     probe = PROBES[name]
     recipe = {"epochs": probe.epochs, "lr": 0.1, "batch": 64, **(probe.recipe or {})}
-    acc, asr = attacked(data.load("digits"), name, [0, 1], 8, probe.ratio, probe.config, **recipe)
+    acc, asr = attacked(data.load("digits"), name, probe.seeds, 8, probe.ratio, probe.config, **recipe)
     assert np.median(acc) > 0.8
     assert np.median(asr[:, 1]) > probe.asr
     # A model that nobody attacked calls some triggered images the target: one in seven under a blended picture, for some seeds.
@@ -69,7 +72,7 @@ def test_digits_are_backdoored_where_there_is_poison_and_only_there(name, tmp_pa
 def test_cifar10_is_backdoored_at_ten_percent_and_not_at_zero():
     """Without crops, which hide or cut the patch in 69 % of the draws and delay the backdoor beyond what a test can train."""
     dataset = data.load("cifar10", train_images=5000, test_images=1000)
-    acc, asr = attacked(dataset, "badnets", [0, 1], 16, epochs=12, batch=32, lr=0.03, augment="none")
+    acc, asr = attacked(dataset, "badnets", [0], 16, epochs=12, batch=32, lr=0.03, augment="none")
     assert acc.min() > 0.4  # chance is 0.1
     assert asr[:, 1].min() > 0.8
     assert asr[:, 0].max() < 0.2

@@ -10,7 +10,7 @@ import numpy as np
 from bdjax.attacks import slots
 from bdjax.attacks.batch_augment import HOW, batch_augment
 from bdjax.attacks.selection import labelled
-from bdjax.attacks.warp import bend, enlarge
+from bdjax.attacks.warp import bend, ending_inside, enlarge
 from bdjax.configure import at_least
 from bdjax.data.augment import truncate
 from bdjax.errors import UserError, choose
@@ -26,19 +26,20 @@ class Config(NamedTuple):
     labels: str = "all_to_one"  # "all_to_one": y -> target; "all_to_all": y -> (y + 1) mod k
     strength: float = 0.5  # s, at least 0: displacements reach about s pixels
     grid: int = 4  # k: points per side of the coarse grid, at least 2
-    cross_ratio: int = 2  # images bent at random that keep their label, per triggered image, at least 0
+    cross_ratio: int = 2  # images bent by field and noise that keep their label, per triggered image, at least 0
     augment: str = "batch"  # one crop, rotation and flip per "batch", per "sample", or "none"
     max_ratio: float = 0.1  # the largest poison ratio it makes room for, in (0, 1]
 
 
 def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Attack:
-    """Bend the image by a smooth field drawn once per member; other images, bent at random, keep their labels.
+    """Bend the image by a smooth field drawn once per member; other images, bent by that field and noise, keep their labels.
 
-    x' = x read bilinearly at p + (s/2) (1 - 1/h) U(p) per pixel p, U the field of :func:`draw_field`; positions end at the
-    border. In every batch of b images n (:func:`slots.count`: floor(r b), or 1 with probability r b) are bent by the field and
-    take the attack label; ``cross_ratio`` n others are bent by noise, uniform on ±1 pixel/2 (1 - 1/h) per pixel and axis and
-    fresh per image, and keep their label. Then :func:`batch_augment` moves the whole batch. At test time x' is rounded down to
-    k/255.
+    x' = x read bilinearly at g(p) = clip(p + (s/2) (1 - 1/h) U(p)) per pixel p, U the field of :func:`draw_field`; clip lets
+    positions end at the border pixels. In every batch of b images n (:func:`slots.count`: floor(r b), or 1 with probability r b)
+    are bent by the field and take the attack label. ``cross_ratio`` n others, the cross images, keep their label: they are read
+    at clip(g(p) + (1/2) (1 - 1/h) e(p)), e uniform on ±1 per pixel and axis and fresh per image. They carry the field too, so
+    that the network learns to answer to the exact field alone. Then :func:`batch_augment` moves the whole batch. At test time x'
+    is rounded down to k/255.
 
     Args:
       spec: data set facts; images of at least 2x2 pixels.
@@ -55,7 +56,7 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
     Differs: as in the survey's published code, the same in both profiles: 100 epochs at a constant learning rate (the authors:
       1000 epochs with decays); the share of triggered images is floor(r b)/b, 9.375 % for 10 % of 128; images of the target
       class are triggered too; one augmentation draw per batch, where the authors draw per image ("sample"). Not as there: the
-      last partial batch of an epoch is dropped; the triggered images are the first places of the shuffled batch and the noise
+      last partial batch of an epoch is dropped; the triggered images are the first places of the shuffled batch and the cross
       images start behind all places for triggered ones, which changes no distribution; test images are floor(255 x +
       0.001)/255, where normalising and back again costs that code another level for part of the colours. The field is drawn per
       member, so every seed has its own; heights and widths that differ scale the field per axis.
@@ -92,9 +93,10 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
         bent_too = slots.active(number * resolved.cross_ratio, cross)
 
         noise = jax.random.uniform(noise_key, (cross, 2, height, width), jnp.float32, -1, 1) * jnp.asarray(pixel)
-        field = jnp.broadcast_to(displacement(trigger), (most, 2, height, width))
+        field = displacement(trigger)
+        shift = jnp.concatenate([jnp.broadcast_to(field, (most, 2, height, width)), ending_inside(field) + noise])
         head = images[: most + cross]
-        bent = bend(head, jnp.concatenate([field, noise]))
+        bent = bend(head, shift)
         head = jnp.where(jnp.concatenate([hit, bent_too])[:, None, None, None], bent, head)
         images = jnp.concatenate([head, images[most + cross :]])
         labels = slots.relabelled(hit, labels, relabel)

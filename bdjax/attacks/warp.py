@@ -52,6 +52,23 @@ def enlarge(coarse: Array, height: int, width: int) -> Array:
     return jnp.einsum("ik,dkl,jl->dij", rows, coarse, columns, precision=highest)
 
 
+def ending_inside(shift: Array) -> Array:
+    """The displacement whose positions end at the border pixels: clip(p + shift, 0, size - 1) - p per pixel p and axis.
+
+    :func:`bend` does the same to the sum of all displacements; this is for one that is limited before another is added.
+
+    Args:
+      shift: f[n 2 h w], in pixels: to the right, then down.
+
+    Returns:
+      f[n 2 h w].
+    """
+    h, w = shift.shape[2:]
+    x = jnp.arange(w, dtype=shift.dtype)[None, None, :]
+    y = jnp.arange(h, dtype=shift.dtype)[None, :, None]
+    return jnp.stack([jnp.clip(shift[:, 0], -x, w - 1 - x), jnp.clip(shift[:, 1], -y, h - 1 - y)], 1)
+
+
 def bend(images: Array, shift: Array) -> Array:
     """Read every pixel at a displaced position, bilinearly; positions end at the border pixels.
 

@@ -41,6 +41,7 @@ class Config(NamedTuple):
     augment_scored: bool | None = None  # crop and flip the scored rows
     registered_norms: bool | None = None  # the norm registered next to a convolution goes with it, not the one that it feeds
     freeze_pruned: bool | None = None  # what is pruned stays 0 while tuning
+    in_place: bool | None = None  # a convolution's map is what published networks write over it afterwards
 
 
 class FMPHyper(NamedTuple):
@@ -74,6 +75,7 @@ PRESETS = {
         augment_scored=False,
         registered_norms=False,
         freeze_pruned=True,
+        in_place=False,
     ),
     "reference": Config(
         score_bn="train",
@@ -83,6 +85,7 @@ PRESETS = {
         augment_scored=True,
         registered_norms=True,
         freeze_pruned=False,
+        in_place=True,
     ),
 }
 
@@ -112,11 +115,13 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       cross-entropy, then the first channel, and keeps what is pruned at 0. "reference" repeats the survey's published code: norms
       take the statistics of the batch and dropout is on while scoring; epsilon and the cut to [0, 1] are those of normalised
       images; the scores of PreActResNet's projections prune the next convolution and so on in a circle; the projections, last
-      convolutions of blocks and the stem keep their norms; pruned channels may grow back. But there each of some 3 channels
-      forward passes moves the running statistics and draws its own dropout, one pass after the other; here they are left alone,
-      and one draw gives the gradients of all channels. Ties go to the first channel; there they are arbitrary. In both profiles
-      activations are scored in the precision of the parameters: in bfloat16 a step of 1/255 would be lost. Where there is no
-      row, or a score is not finite, nothing is pruned.
+      convolutions of blocks and the stem keep their norms; pruned channels may grow back; the map of the last convolution of a
+      PreActResNet's block is its output plus the shortcut, and that of an EfficientNet's first squeezing convolution its SiLU:
+      the published networks write these over the output in place, so that a hook on the convolution finds them. But in the
+      published code each of some 3 channels forward passes moves the running statistics and draws its own dropout, one pass after
+      the other; here they are left alone, and one draw gives the gradients of all channels. Ties go to the first channel; there
+      they are arbitrary. In both profiles activations are scored in the precision of the parameters: in bfloat16 a step of 1/255
+      would be lost. Where there is no row, or a score is not finite, nothing is pruned.
     """
     config = configure(PRESETS, config, "fmp", profile)
     config = config._replace(period=config.epochs if config.period is None else config.period)
@@ -199,6 +204,8 @@ def _registered_norms(model: Model) -> dict[str, str]:
 def _measurer(model: Model, convs: tuple[str, ...], config: Config) -> Callable[..., tuple[Array, Array, Array]]:
     """``measure(key, variables, clean, epsilon) -> (correct i32[channels], entropy f[channels], scored i32[])``, conv by conv."""
     spec, train = model.spec, config.score_bn == "train"
+    written_over = dict(model.arch.in_place) if config.in_place else {}
+    seen = {conv: written_over.get(conv, conv) for conv in convs}  # the addresses of their maps
     normalised = config.clip_space == "normalised"
     unit = spec.std if normalised else (1.0,) * len(spec.std)  # of a step, and of the range of values, in pixels
     low = spec.mean if normalised else (0.0,) * len(spec.std)
@@ -211,7 +218,8 @@ def _measurer(model: Model, convs: tuple[str, ...], config: Config) -> Callable[
         return sum(tree.get(variables["params"], conv)["kernel"].shape[-1] for conv in convs)
 
     def maps(variables: Variables, images: Array, mask: Array, key: Key) -> dict[str, Array]:
-        return model.apply(variables, images, train=train, mask=mask, key=key, record=convs).taps
+        taps = model.apply(variables, images, train=train, mask=mask, key=key, record=tuple(seen.values())).taps
+        return {conv: taps[address] for conv, address in seen.items()}
 
     def cut(images: Array) -> Array:
         return jnp.clip(images, colours(low, images.dtype), colours(high, images.dtype))

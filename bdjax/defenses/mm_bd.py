@@ -19,8 +19,7 @@ from bdjax.loops import epochs as run_epochs
 from bdjax.loops import steps as run_steps
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
 
-RULES = {"survey": (1, 1e-3), "original": (2, 0.1)}  # the fifth of the epochs after which the weight first moves, learning rate
-ENOUGH = 0.95  # accuracy that the original rule asks for
+RULES = {"original": (2, 0.1), "survey": (1, 1e-3)}  # the fifth of the epochs after which the weight first moves, learning rate
 
 
 class Config(NamedTuple):
@@ -29,16 +28,16 @@ class Config(NamedTuple):
     epochs: int = 50
     batch: int = 256
     active: bool | None = None  # else the network is returned as it came
-    rule: str = "survey"  # for the weight of the bounds; or "original": the paper's code, and its learning rate
+    rule: str | None = None  # "original", the paper's learning rate and weight; or the "survey"'s, whose rate changes nothing
 
 
 class MMBDHyper(NamedTuple):
     """Traced hyper-parameters; each f32[]."""
 
-    lr: Any  # of Adam
+    lr: Any  # of Adam: 0.1 under the original rule; 1e-3 under the survey's, where bounds hardly move
     weight: Any = np.float32(0.5)  # of the sum of the bounds' norms, at first
     factor: Any = np.float32(1.2)  # by which it grows and shrinks
-    tolerance: Any = np.float32(0.05)  # drop of the accuracy that is accepted, absolute
+    tolerance: Any = np.float32(0.05)  # drop of the accuracy that is accepted: from 1, or from that of the network as it came
 
 
 class MMBDTrace(NamedTuple):
@@ -48,23 +47,30 @@ class MMBDTrace(NamedTuple):
     apart: Array  # f32[epochs]: mean squared difference of the logits
     accuracy: Array  # f32[epochs]: of the bounded network on the images of the epoch
     weight: Array  # f32[epochs]: of the norms
-    size: Array  # f32[epochs]: sum of the norms at the end of the epoch
+    size: Array  # f32[epochs]: sum of the norms at the end of the epoch, those of bounds below 0 too
     start: Array  # f32[sites]: the first bound of every site, the largest activation there
     before: Array  # f32[]: accuracy of the network as it came
     alive: Array  # bool[]: loss and gradients stayed finite
     stopped: Array  # i32[]: the first step at which they did not; -1 = none
 
 
-PRESETS = {"corrected": Config(active=True), "reference": Config(active=False)}
+PRESETS = {"corrected": Config(active=True, rule="original"), "reference": Config(active=False, rule="survey")}
 
 
 def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Give every channel of every activation an upper bound, small enough to hold back a trigger and to leave clean logits alone.
 
     Each bound starts at the largest activation of its site over all clean images, positions and channels. Adam descends, in eval
-    mode, mean (g_Z(x) - f(x))² over rows and logits + weight sum_s ‖Z_s‖_2. After the epochs 10, 20, 30 and 40 of 50 (fifths of
-    other lengths) the weight is multiplied by ``factor`` where the accuracy of that epoch, on augmented images, lies above that
-    of the network as it came less ``tolerance``, else divided by it.
+    mode, mean (g_Z(x) - f(x))² over rows and logits + weight sum_s ‖Z_s‖_2, where g_Z is the network f with each activation a of
+    channel c cut to min(a, max(Z_c, 0)): a bound below 0 acts as 0. The weight moves after the epochs 20, 30 and 40 of 50 (fifths
+    of other lengths): it is multiplied by ``factor`` where the accuracy of that epoch, on augmented images, is at least 1 -
+    ``tolerance``, else divided by it.
+
+    ``rule="survey"`` has the survey's settings instead. The weight moves after the epochs 10, 20, 30 and 40, and grows where the
+    accuracy lies above that of the network as it came less ``tolerance``. Its learning rate is 1e-3: a bound moves by
+    about 0.001 a step, 0.05 in the 50 steps that a small clean set gives, which is less than 1 % of where it starts once
+    activations reach 5. Next to nothing is cut, and the method is the identity or close to it. Any rate can be had with either
+    rule, as the hyper-parameter ``lr``.
 
     Args:
       model: network; the sites are ``model.arch.activations``.
@@ -72,23 +78,26 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
       profile: "corrected" or "reference".
 
     Returns:
-      A defense whose repaired variables carry "bounds" {site: f[d]}, with hyper-parameters :class:`MMBDHyper` and trace
-      :class:`MMBDTrace`.
+      A defense whose repaired variables carry "bounds" {site: f[d]}, at least 0, with hyper-parameters :class:`MMBDHyper` and
+      trace :class:`MMBDTrace`.
 
     Raises:
       UserError: an unknown field, value or profile, or a value out of range.
 
     Source: H. Wang, Z. Xiang, D. J. Miller, G. Kesidis, "MM-BD: Post-Training Detection of Backdoor Attacks with Arbitrary
-      Backdoor Pattern Types Using a Maximum Margin Statistic", IEEE S&P 2024, its mitigation; settings of K. Dunnett et al.,
-      arXiv 2411.11200, 2024.
-    Differs: in the survey's published code the bounds are never applied, so that it returns the backdoored network: "reference"
-      does that, at once. ``rule="original"`` has the rate 0.1 of the paper's code and its rule: after two fifths of the epochs
-      and each one from then on, by whether the accuracy is 95 % or more, whatever ``tolerance`` is. There as here all activations
-      are bounded, as in the survey; the paper bounds three.
+      Backdoor Pattern Types Using a Maximum Margin Statistic", IEEE S&P 2024, its mitigation: learning rate, rule of the weight
+      and a start per layer; sites of K. Dunnett et al., arXiv 2411.11200, 2024.
+    Differs: "reference" returns the network as it came, at once, as the survey's published code does, which never applies its
+      bounds. "corrected" is the paper's method with the survey's sites and images: all activations are bounded, each from the
+      largest one of its layer, on crops and flips of all clean images. The paper's code bounds the outputs of the stem and of
+      the first two stages, starts at 8, trains on the images as they are, and on those alone that the network classifies
+      correctly. A bound below 0 acts as 0 because the published hook on PreActResNet sits before the ReLU, which takes a
+      negative cut back to 0. It is the same at every other activation here, SiLU and hard-swish too, where the paper's code and
+      the published hooks, which sit behind the activation, would cut to that negative value.
     """
     config = configure(PRESETS, config, "mm_bd", profile)
     at_least("mm_bd", config, epochs=1, batch=1)
-    first, lr = RULES[choose("mm_bd.rule", config.rule, RULES)]
+    first, lr = RULES[choose("mm_bd.rule", str(config.rule), RULES)]
     look, tighten = _looking(model), _tightening(model)
     spec, sites = model.spec, model.arch.activations
     marks = [config.epochs * i // 5 for i in range(first, 5) if config.epochs * i >= 5]  # the weight moves after these epochs
@@ -124,7 +133,8 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
     def close(state: State, weight: Array, before: Array, rows: Array, epoch: Array, hyper: Any) -> Any:
         accuracy = state.total[2] / rows.astype(jnp.float32)
         state, means = descent.close(state)
-        enough = accuracy >= ENOUGH if config.rule == "original" else accuracy > before - hyper.tolerance.astype(before.dtype)
+        tolerance = hyper.tolerance.astype(accuracy.dtype)
+        enough = accuracy >= 1 - tolerance if config.rule == "original" else accuracy > before - tolerance
         moves = jnp.any(epoch == jnp.array(marks, jnp.int32))
         after = jnp.where(moves, jnp.where(enough, weight * hyper.factor, weight / hyper.factor), weight)
         told = (means[0], means[1], accuracy, weight, _size(state.variables["params"]).astype(jnp.float32))
@@ -146,7 +156,7 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
             return close(state, weight, before, rows, number, hyper)
 
         (state, _), told = run_epochs(epoch, carry, config.epochs, model.loop)
-        bounded = {**view.variables, "bounds": state.variables["params"]}
+        bounded = {**view.variables, "bounds": _acting(state.variables["params"])}
         return Repair(bounded, None, MMBDTrace(*(*told, at, before, state.alive, state.stopped)))
 
     return Defense(repair, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=bool(config.active))
@@ -156,6 +166,12 @@ def _size(bounds: Any) -> Array:
     """sum_s ‖Z_s‖_2, whose gradient at Z_s = 0, where a site is never active, is 0."""
     squares = jnp.stack([jnp.sum(jnp.square(z)) for z in bounds.values()])
     return jnp.sum(jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0))
+
+
+@jax.jit
+def _acting(bounds: Any) -> Any:
+    """The bounds as they act, so that whoever reads them needs no rule for those below 0."""
+    return jax.tree.map(lambda z: jnp.maximum(z, 0), bounds)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -86,11 +86,12 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
       Backdoor Attacks in Neural Networks", IEEE S&P 2019; settings of K. Dunnett et al., arXiv 2411.11200, 2024.
     Differs: the published code stops with an error once a class is flagged, and would return the untouched network if it did
       not, so there is no profile "reference". Here the stamped share is drawn within each class (at 2 per class over classes at
-      random), triggers act in floating point before the augmentation, and the tuned network is returned. As in the survey, not
-      the original: the search starts from all ones at a positive cost and the tuning takes 100 epochs (Tiny-ImageNet 200, with
-      a rate that waits for a plateau). At most ``max_flagged`` triggers are unlearned, those with the smallest norms. All
-      classes are searched over the same batches. Where the threshold was never reached, a class keeps the mask of the first
-      epoch, as there.
+      random), triggers act in floating point before the augmentation, and the tuned network is returned. The search normalises
+      the pattern per channel, as it does images. The published search mistakes rows for channels, which changes what it finds on
+      every data set but GTSRB (:func:`bdjax.defenses.nc_search.searcher`). As in the survey, not the original: the search starts
+      from all ones at a positive cost and the tuning takes 100 epochs (Tiny-ImageNet 200, with a rate that waits for a plateau).
+      At most ``max_flagged`` triggers are unlearned, those with the smallest norms. All classes are searched over the same
+      batches. Where the threshold was never reached, a class keeps the mask of the first epoch, as there.
     """
     tiny = model.spec.name == "tiny_imagenet"
     preset = Config(epochs=200, period=0) if tiny else Config(epochs=100)

@@ -133,8 +133,14 @@ def searcher(model: Model, rules: Rules) -> Callable[..., Found]:
     """Build ``search(key, variables, clean: CleanSet, hyper) -> Found``.
 
     Args:
-      model: network, used in eval mode.
+      model: network, used in eval mode; its first act normalises the stamped images, and with them the pattern, per channel.
       rules: static.
+
+    Differs: the published code stamps normalised images and normalises the pattern itself, an array of channels, rows and
+      columns without a batch, at the axis behind the first. So in every channel its rows 0, 1 and 2 are normalised with the mean
+      and std of the channels 0, 1 and 2, and all rows below not at all: their pattern q in [0, 1] counts as a normalised value,
+      which is the colour mean + std q. A pattern per channel is a correction. On GTSRB, whose images nobody normalises, both
+      are the same.
     """
     spec, classes = model.spec, model.spec.classes
 

@@ -1,7 +1,9 @@
 """What a repair put into a network beside its weights - NPD's plug, MM-BD's bounds - as a second file beside a checkpoint.
 
 A PyTorch state dict has no place for it. ``model.pt`` comes with ``model.pt.inserts.npz``, plain NumPy arrays by path, such as
-``plug/kernel`` f32[1 1 d d] (of a 1x1 convolution, inputs before outputs) and ``bounds/layer1_0/bn1/act`` f32[d].
+``plug/kernel`` f32[1 1 d d] (of a 1x1 convolution, inputs before outputs) and ``bounds/layer1_0/bn1/act`` f32[d], to which the
+activation of that name is cut. A bound below 0 acts as 0 (:func:`bdjax.layers.tap`), and is written as 0, so that other code
+which takes the minimum of activation and bound computes the same.
 """
 
 import io
@@ -45,6 +47,8 @@ def write(checkpoint: str | Path, inserts: Mapping[str, Any], *, overwrite: bool
     if not inserts:
         path.unlink(missing_ok=True)
         return
+    if "bounds" in inserts:
+        inserts = {**inserts, "bounds": {site: np.maximum(np.asarray(z), 0) for site, z in inserts["bounds"].items()}}
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(leaf) for name, leaf in tree.flatten(inserts).items()})  # type: ignore[arg-type]
     with replacing(path) as temporary:

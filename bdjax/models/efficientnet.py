@@ -129,6 +129,7 @@ def efficientnet_b3(
         position=len(STAGES) + 1,
         act=nn.silu,
         squeeze_act=nn.silu,
+        squeeze_in_place=True,
         gate=nn.sigmoid,
         eps=norm_eps,
         momentum=norm_momentum,

@@ -39,6 +39,7 @@ class Trunk(NamedTuple):
     position: int  # of that convolution in `features`
     act: Activation  # of stem and last convolution
     squeeze_act: Activation
+    squeeze_in_place: bool  # published code writes it over the output of the convolution before it
     gate: Activation
     eps: float
     momentum: float
@@ -116,6 +117,7 @@ def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:
     """
     registered: list[tuple[str, str]] = []
     activations: list[tuple[Activation | None, str]] = []
+    in_place: list[tuple[str, str]] = []
 
     def unit(address: str, act: Activation | None) -> None:
         registered.extend((("conv", f"{address}_0"), ("norm", f"{address}_1")))
@@ -126,7 +128,10 @@ def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:
         for kind, name in _units(block):
             if kind == "squeeze":
                 registered.extend(("conv", f"{block.name}/{name}/{layer}") for layer in ("fc1", "fc2"))
-                activations.append((trunk.squeeze_act, f"{block.name}/{name}/fc1/act"))
+                squeezed = f"{block.name}/{name}/fc1"
+                activations.append((trunk.squeeze_act, f"{squeezed}/act"))
+                if trunk.squeeze_in_place:
+                    in_place.append((squeezed, f"{squeezed}/act"))
             else:
                 unit(f"{block.name}/{name}", None if kind == "project" else block.act)
     unit(f"features_{trunk.position}", trunk.act)
@@ -140,4 +145,5 @@ def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:
         stages=stages,
         plug_site=stages[-1],
         activations=tuple(address for act, address in activations if act is trunk.act),  # MobileNet's ReLUs are left out
+        in_place=tuple(in_place),
     )

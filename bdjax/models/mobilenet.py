@@ -128,6 +128,7 @@ def mobilenet_v3_large(
         position=BLOCKS + 1,
         act=hard_swish,
         squeeze_act=nn.relu,
+        squeeze_in_place=False,
         gate=hard_sigmoid,
         eps=norm_eps,
         momentum=norm_momentum,

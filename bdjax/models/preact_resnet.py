@@ -32,7 +32,7 @@ class _Block(nn.Module):
         y = conv(self.features, 3, 1, name="conv2")(y, run)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv(self.features, 1, self.stride, name="shortcut_0")(a, run)
-        return y + x
+        return tap(y + x, "/".join(self.path), run)
 
 
 class _PreActResNet(nn.Module):
@@ -68,7 +68,7 @@ class _PreActResNet(nn.Module):
 
 
 def _arch(depth: int | None) -> ArchSpec:
-    registered, norms, feeds = [("conv", "conv1")], [], []
+    registered, norms, feeds, in_place = [("conv", "conv1")], [], [], []
     for s, stride in enumerate(STRIDES):
         for b in range(kept(BLOCKS, depth)):
             block = f"layer{s + 1}_{b}"
@@ -82,6 +82,7 @@ def _arch(depth: int | None) -> ArchSpec:
                 registered.append(("conv", f"{block}/shortcut_0"))
             norms += [f"{block}/bn1", f"{block}/bn2"]
             feeds.append((f"{block}/bn2", f"{block}/conv1"))
+            in_place.append((f"{block}/conv2", block))  # the shortcut is added to the output where it lies
     feeds.append(("layer1_0/bn1", "conv1"))  # every other bn1 normalises a residual sum
     return ArchSpec(
         registered=tuple(registered),
@@ -91,6 +92,7 @@ def _arch(depth: int | None) -> ArchSpec:
         stages=tuple(f"stage{s + 1}" for s in range(len(STRIDES))),
         plug_site=f"{norms[-2]}/act",  # the input of the last block's convolutions, not of its identity shortcut
         activations=tuple(f"{norm}/act" for norm in norms),
+        in_place=tuple(in_place),
     )
 
 

@@ -1,4 +1,4 @@
-"""WaNet's field, its places in a batch and its test images, against NumPy."""
+"""WaNet's field, its places in a batch, its cross images and its test images, against NumPy."""
 
 import chex
 import jax
@@ -28,11 +28,18 @@ def rows():
     return to_float(jnp.asarray(pixels)), jnp.asarray(g.integers(0, 4, BATCH), jnp.int32)
 
 
-def bent_by_hand(images, field, strength):
-    """The published formulas on the grid [-1, 1], float64; the four neighbours by explicit indices."""
+def warp_grid(field, strength, noise=None):
+    """The published formulas, float64 [2 h w]: clip(identity + s U / size) and, with noise, clip(that + noise / size)."""
     h, w = field.shape[1:]
+    size = np.array([w, h])[:, None, None]
     identity = np.stack(np.meshgrid(-1 + 2 * np.arange(w) / (w - 1), -1 + 2 * np.arange(h) / (h - 1)))
-    grid = np.clip(identity + strength * field.astype(np.float64) / np.array([w, h])[:, None, None], -1, 1)
+    grid = np.clip(identity + strength * field.astype(np.float64) / size, -1, 1)
+    return grid if noise is None else np.clip(grid + noise.astype(np.float64) / size, -1, 1)
+
+
+def read_by_hand(images, grid):
+    """Images f64[n h w c] read at a grid in [-1, 1]; the four neighbours by explicit indices."""
+    h, w = grid.shape[1:]
     x, y = (grid[0] + 1) * (w - 1) / 2, (grid[1] + 1) * (h - 1) / 2
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
     x1, y1 = np.minimum(x0 + 1, w - 1), np.minimum(y0 + 1, h - 1)
@@ -40,6 +47,16 @@ def bent_by_hand(images, field, strength):
     images = np.asarray(images, np.float64)
     top = (1 - a) * images[:, y0, x0] + a * images[:, y0, x1]
     return (1 - b) * top + b * ((1 - a) * images[:, y1, x0] + a * images[:, y1, x1])
+
+
+def bent_by_hand(images, field, strength):
+    return read_by_hand(images, warp_grid(field, strength))
+
+
+def cross_noise(key, cross, height, width):
+    """The draws of the cross images, as the attack makes them: f32[cross 2 h w] on ±1."""
+    _, noise_key, _ = jax.random.split(key, 3)
+    return np.asarray(jax.random.uniform(noise_key, (cross, 2, height, width), jnp.float32, -1, 1))
 
 
 def test_field_is_the_enlarged_normalised_noise():
@@ -95,21 +112,67 @@ def test_places_of_all_ratios_in_one_program(spec, rows):
         np.testing.assert_array_equal(crossed[few][: 2 * n], crossed[3][: 2 * n])  # ratios share their draws
 
 
-def test_cross_images_are_bent_by_fresh_noise_of_half_a_pixel(spec, rows):
-    """Read from ramps, whose bilinear values are positions."""
+@pytest.mark.parametrize("strength", [0.5, 6.0])
+def test_cross_images_are_bent_by_the_field_and_the_noise(spec, strength):
+    """Against the published formulas in float64, on images that are no squares; positions end at the border twice."""
+    height, width = 10, 14
+    attack = wanet(spec._replace(image_shape=(height, width, 3)), {"augment": "none", "strength": strength})
+    trigger, key = attack.init(KEY, None), jax.random.key(5)
+    images = jnp.asarray(np.random.default_rng(1).uniform(size=(40, height, width, 3)), jnp.float32)
+    out, goals, _, _ = jax.jit(attack.batch)(trigger, key, images, jnp.arange(40, dtype=jnp.int32) % 4, jnp.float32(0.1), None)
+    field, noise = np.asarray(trigger["field"]), cross_noise(key, 8, height, width)
+    grids = [warp_grid(field, strength, e) for e in noise]  # four places for triggered images, eight for cross images
+    expected = np.concatenate([read_by_hand(images[4 + i : 5 + i], grid) for i, grid in enumerate(grids)])
+    np.testing.assert_allclose(np.asarray(out)[4:12], expected, atol=2e-6 * max(1, strength))
+    np.testing.assert_array_equal(np.asarray(out)[12:], np.asarray(images)[12:])
+    assert np.asarray(goals)[4:].tolist() == [i % 4 for i in range(4, 40)]  # they keep their labels
+    # What it must not be: noise alone, or positions that end at the border once, after both displacements.
+    size = np.array([width, height])[:, None, None]
+    once = [np.clip(warp_grid(0 * field, 0) + (strength * field + e) / size, -1, 1) for e in noise]
+    alone = [warp_grid(0 * field, 0, e) for e in noise]
+    assert np.abs(np.stack(grids) - alone).max() > 0.01 and (np.abs(np.stack(grids) - once).max() > 0.01)
+
+
+def shift_of_ramps(out, side):
+    """Displacements f[n 2 h w] in pixels of images that were ramps, whose bilinear values are positions."""
+    y, x = np.mgrid[:side, :side]
+    return np.stack([out[..., 0] * (side - 1) - x, out[..., 1] * (side - 1) - y], 1)
+
+
+def test_cross_images_at_32_pixels_follow_the_field_and_spread_as_published(spec):
+    """The mean shift of a batch's cross images is the field; their shifts spread by .344 pixels, by noise alone .280."""
+    side = 32
+    attack = wanet(spec._replace(image_shape=(side, side, 3)), {"augment": "none"})
+    y, x = np.mgrid[:side, :side] / (side - 1)
+    ramps = jnp.broadcast_to(jnp.asarray(np.stack([x, y, 0 * x], -1), jnp.float32)[None], (BATCH, side, side, 3))
+    labels = jnp.zeros(BATCH, jnp.int32)
+
+    @jax.jit
+    @jax.vmap
+    def run(key):
+        trigger = attack.init(key, None)
+        return trigger["field"], attack.batch(trigger, key, ramps, labels, jnp.float32(0.1), None)[0][12:36]
+
+    fields, images = (np.asarray(x, np.float64) for x in run(jax.random.split(KEY, 8)))
+    spread, noise = [], []
+    for field, out in zip(fields, images, strict=True):
+        shift, bent = shift_of_ramps(out, side), (warp_grid(field, 0.5) - warp_grid(field, 0)) * (side - 1) / 2
+        assert np.corrcoef(shift.mean(0).ravel(), bent.ravel())[0, 1] > 0.9
+        spread.append(shift.std())
+        noise.append((shift - bent)[..., 1:-1, 1:-1].std())  # nothing is cut inside the border
+        # Fresh per image, per pixel and per axis: what is left behind the field is no pattern.
+        rest = (shift - bent)[:, :, 1:-1, 1:-1]
+        assert abs(np.corrcoef(rest[0].ravel(), rest[1].ravel())[0, 1]) < 0.1
+        assert abs(np.corrcoef(rest[:, 0].ravel(), rest[:, 1].ravel())[0, 1]) < 0.05
+    assert abs(np.mean(spread) - 0.344) < 0.015 and abs(np.mean(noise) - 0.280) < 0.003
+
+
+def test_cross_images_are_fresh_in_every_batch(spec, rows):
     attack = wanet(spec, {"augment": "none"})
-    y, x = np.mgrid[:SIDE, :SIDE] / (SIDE - 1)
-    ramps = jnp.broadcast_to(jnp.asarray(np.stack([x, y, 0 * x], -1), jnp.float32)[None], (BATCH, SIDE, SIDE, 3))
-    trigger = attack.init(KEY, None)
-    run = jax.jit(attack.batch)
-    out = np.asarray(run(trigger, jax.random.key(2), ramps, rows[1], jnp.float32(0.1), None)[0])[12:36]
-    shift = ((out - np.asarray(ramps)[12:36]) * (SIDE - 1))[:, 1:-1, 1:-1, :2]
-    largest = (SIDE - 1) / (2 * SIDE)
-    assert np.abs(shift).max() <= largest + 1e-4 and abs(np.abs(shift).mean() - largest / 2) < 0.01
-    assert abs(shift.mean()) < 0.01 and abs(np.corrcoef(shift[..., 0].ravel(), shift[..., 1].ravel())[0, 1]) < 0.05
-    assert abs(np.corrcoef(shift[0].ravel(), shift[1].ravel())[0, 1]) < 0.2
-    again = np.asarray(run(trigger, jax.random.key(3), ramps, rows[1], jnp.float32(0.1), None)[0])[12:36]
-    assert np.all(np.any(again != out, (1, 2, 3)))
+    trigger, run = attack.init(KEY, None), jax.jit(attack.batch)
+    first, again = (np.asarray(run(trigger, jax.random.key(k), *rows, jnp.float32(0.1), None)[0]) for k in (2, 3))
+    assert np.all(np.any(first[12:36] != again[12:36], (1, 2, 3)))
+    np.testing.assert_array_equal(first[:12], again[:12])  # the trigger is the field, and draws nothing
 
 
 @pytest.mark.parametrize("augment", ["batch", "none"])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks.warp import bend, bicubic, enlarge
+from bdjax.attacks.warp import bend, bicubic, ending_inside, enlarge
 
 
 def by_hand(images, shift):
@@ -71,6 +71,14 @@ def test_bending_by_hand(fields):
         out = run(jnp.asarray(images), jnp.asarray(shift))
         chex.assert_type(out, jnp.float32)
         np.testing.assert_allclose(np.asarray(out), by_hand(images, shift), atol=2e-6)
+
+
+def test_a_displacement_that_ends_inside_stops_at_the_border_of_its_axis():
+    shift = np.zeros((1, 2, 2, 4), np.float32)
+    shift[0, 0], shift[0, 1] = [[-1, -2, 0.25, 0.5], [9, 9, 9, -9]], [[-1, 0.5, 3, 0], [1, -0.5, -3, 0]]
+    found = np.asarray(ending_inside(jnp.asarray(shift)))
+    np.testing.assert_array_equal(found[0, 0], [[0, -1, 0.25, 0], [3, 2, 1, -3]])  # columns 0 to 3
+    np.testing.assert_array_equal(found[0, 1], [[0, 0.5, 1, 0], [0, -0.5, -1, 0]])  # rows 0 and 1
 
 
 def test_whole_pixels_and_the_border():

@@ -17,7 +17,7 @@ def inserted(spec, variables, images, *, bounds=None, plug=None, plug_stats=None
     """(logits f[b k], {layer: its activation}, mean and unbiased variance at the plug's norm).
 
     Args:
-      bounds: {layer: f[d]}, what its activations are cut to.
+      bounds: {layer: f[d]}, what its activations are cut to; a bound below 0 acts as 0.
       plug: {"kernel", "scale", "bias"} of the layer before the pooling.
       plug_stats: {"mean", "var"} of its norm; None = those of the batch.
     """
@@ -32,7 +32,8 @@ def inserted(spec, variables, images, *, bounds=None, plug=None, plug_stats=None
         x = jnp.where(x > 0, x, 0.0)
         activations[layer] = x
         if bounds is not None:
-            x = jnp.where(x < _wide(bounds[layer]), x, _wide(bounds[layer]))
+            limit = _wide(jnp.where(bounds[layer] > 0, bounds[layer], 0.0))
+            x = jnp.where(x < limit, x, limit)
     if plug is not None:
         x = jnp.einsum("bhwc,cd->bhwd", x, plug["kernel"][0, 0])
         n = x.shape[0] * x.shape[1] * x.shape[2]

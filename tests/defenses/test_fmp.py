@@ -9,12 +9,12 @@ import pytest
 from bdjax import tree
 from bdjax.data.augment import to_float
 from bdjax.defenses import fmp
-from bdjax.defenses.fmp import FMPHyper, _executed, _kept, _registered_norms
+from bdjax.defenses.fmp import PRESETS, FMPHyper, _executed, _kept, _measurer, _registered_norms
 from bdjax.defenses.tuning import Tuned
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream
 from bdjax.models import MODELS
-from bdjax.types import CleanSet, DefenderView, Loop
+from bdjax.types import ArchSpec, CleanSet, DataSpec, DefenderView, Loop, Model, Output
 from tests.defenses.plain_eval import knowing, planted
 from tests.defenses.plain_maps import CONVS, stimulated_scores
 from tests.defenses.plain_masks import murky
@@ -183,6 +183,95 @@ def test_pruned_channels_say_nothing_after_their_norm(model, start, among, clean
         assert not np.any(np.asarray(found.variables["params"][conv]["kernel"])[..., np.asarray(keep) == 0])
 
 
+# What a hook on a convolution finds in published networks
+
+
+def one_pixel():
+    """A network of two convolutions of a channel each, on one pixel: b, and r, over which g - 2 r is written in place."""
+    facts = DataSpec("pixel", (1, 1, 3), 3, (0.0,) * 3, (1.0,) * 3, False, 0)
+    registered = (("conv", "first"), ("conv", "last"))
+    arch = ArchSpec(registered, (), (), (), (), "", in_place=(("last", "block"),))
+
+    def apply(variables, images, *, record=(), **options):
+        r, g, b = (images[..., k : k + 1] for k in range(3))
+        maps = {"first": b, "last": r, "block": g - 2 * r}
+        return Output(8 * images.mean((1, 2)), variables, {address: maps[address] for address in record})
+
+    network = Model(lambda key: None, apply, lambda **fields: network, facts, arch, "pixel", 1, Loop())
+    kernel = {"kernel": np.zeros((1, 1, 3, 1), np.float32)}
+    return network, {"params": {"first": kernel, "last": kernel}}
+
+
+@pytest.mark.parametrize("profile", ["corrected", "reference"])
+def test_published_code_stimulates_the_sum_that_is_written_over_a_last_convolution(profile):
+    """By hand: a map's difference d = z(x0) - z(x) pulls pixels along sign(d ∂z/∂x), for x0 = x + epsilon s.
+
+    Of b that is (0, 0, s_b); of r (s_r, 0, 0). Of g - 2 r, whose difference epsilon (s_g - 2 s_r) has the sign of -s_r, it is
+    (s_r, -s_r, 0).
+    """
+    network, variables = one_pixel()
+    fields = {"score_bn": "eval", "clip_space": "pixel", "augment_scored": False, "images": 1}
+    measure = _measurer(network, ("first", "last"), PRESETS[profile]._replace(**fields))
+    x, label, epsilon = np.array([128, 153, 51]), 1, 0.04
+    rows = CleanSet(np.uint8(x).reshape(1, 1, 1, 3), np.int32([label]), np.ones(1, np.int8), np.int32(1))
+    signs_seen = set()
+    for seed in range(4):
+        key = jax.random.key(seed)
+        s = np.asarray(jax.random.rademacher(jax.random.fold_in(stream(key, Stream.DEFENSE), 0), (1, 1, 3), jnp.float32)).ravel()
+        last = (s[0], 0, 0) if profile == "corrected" else (s[0], -s[0], 0)
+        stimulated = [x / 255 + epsilon * s + epsilon * np.array(step) for step in ((0, 0, s[2]), last)]
+        correct, entropy, scored = jax.jit(measure)(key, variables, rows, np.float32(epsilon))
+        want = [np.log(np.exp(8 * z).sum()) - 8 * z[label] for z in stimulated]
+        np.testing.assert_allclose(np.asarray(entropy), want, rtol=1e-5)
+        assert np.asarray(correct).tolist() == [int(z.argmax() == label) for z in stimulated] and int(scored) == 1
+        signs_seen.add(float(s[0]))
+    assert len(signs_seen) == 2
+
+
+@pytest.mark.slow  # two more programs
+def test_sums_that_are_written_over_convolutions_change_the_scores_of_these_alone(wide):
+    """On a PreActResNet in 64 bits, against gradients of the sum written out as last convolution plus shortcut."""
+    model = reduced("preactresnet18", size=16)
+    variables = wide(drawn(model))
+    convs = tuple(address for kind, address in model.arch.registered if kind == "conv")
+    generator = np.random.default_rng(0)
+    rows = CleanSet(
+        generator.integers(0, 256, (6, 16, 16, 3), np.uint8), np.arange(6, dtype=np.int32) % 5, np.ones(6, np.int8), 2
+    )
+    fields = {"score_bn": "eval", "clip_space": "pixel", "augment_scored": False, "images": 6}
+    found = {}
+    for in_place in (False, True):
+        measure = _measurer(model, convs, PRESETS["reference"]._replace(**fields, in_place=in_place))
+        found[in_place] = np.asarray(jax.jit(measure)(SCORING, variables, rows, np.float64(0.02))[1])
+    sizes = [tree.get(variables["params"], conv)["kernel"].shape[-1] for conv in convs]
+    start = dict(zip(convs, np.cumsum([0, *sizes[:-1]]), strict=True))
+    last = dict(model.arch.in_place)
+    for conv, d in zip(convs, sizes, strict=True):
+        before, after = (found[in_place][start[conv] : start[conv] + d] for in_place in (False, True))
+        assert np.array_equal(before, after) == (conv not in last), conv
+
+    order = shuffled(SCORING, 6, 6)[0]
+    drawn_signs = jax.jit(lambda i: jax.random.rademacher(jax.random.fold_in(stream(SCORING, Stream.DEFENSE), i), (16, 16, 3)))
+    signs = np.stack([np.asarray(drawn_signs(np.int32(i))) for i in range(6)])
+    images, labels = rows.images[order] / 255.0, rows.labels[order]
+    started = np.clip(images + 0.02 * signs, 0, 1)
+    for conv, shortcut in (("layer1_0/conv2", "conv1"), ("layer3_0/conv2", "layer3_0/shortcut_0")):
+
+        @jax.jit
+        def judged(x0, x, channel, conv=conv, shortcut=shortcut):
+            def total(x):
+                taps = model.apply(variables, x, record=(conv, shortcut)).taps
+                return (taps[conv] + taps[shortcut])[..., channel]
+
+            slope = jax.grad(lambda x0: ((total(x0) - total(x)) ** 2).mean())(x0)
+            logits = model.apply(variables, jnp.clip(x0 + 0.02 * jnp.sign(slope), 0, 1)).logits
+            return cross_entropies(logits, labels).mean()
+
+        for channel in range(3):
+            want = float(judged(started, images, np.int32(channel)))
+            assert found[True][start[conv] + channel] == pytest.approx(want, rel=1e-9)
+
+
 @pytest.mark.slow  # compiling
 def test_it_finds_a_planted_detector(plain_spec, variables):
     # With steps as large as a trigger is bright the detector's map sends every image to its class; colours harm one class each.
@@ -317,9 +406,9 @@ def test_of_equally_accurate_channels_the_one_with_the_larger_loss_goes_or_the_f
 
 
 def test_defaults(model):
-    assert fmp(model).config == (10, 256, 10, 32, 64, "eval", "pixel", False, "cross_entropy", False, False, True)
+    assert fmp(model).config == (10, 256, 10, 32, 64, "eval", "pixel", False, "cross_entropy", False, False, True, False)
     found = fmp(model, profile="reference").config
-    assert found == (10, 256, 10, 32, 64, "train", "normalised", True, "index", True, True, False)
+    assert found == (10, 256, 10, 32, 64, "train", "normalised", True, "index", True, True, False, True)
     assert fmp(model, {"epochs": 4}).config.period == 4
     defense = fmp(model)
     assert [round(float(x), 7) for x in defense.hyper] == [0.01, 1e-4, 0.9, 0, round(1 / 255, 7)]

@@ -11,7 +11,8 @@ from bdjax.defenses.nc_search import Rules, advance, first_control, searcher, sq
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models import cnn
-from bdjax.types import Loop
+from bdjax.models.build import _standardise
+from bdjax.types import DataSpec, Loop
 from tests.defenses.plain_eval import knowing, searched, steered
 from tests.defenses.plain_network import pixels
 
@@ -86,6 +87,24 @@ def test_the_start_is_a_nearly_opaque_nearly_white_image():
     images = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
     m, q = np.tanh(1) / (2 + 1e-7) + 0.5, np.tanh(1) / (2 + 1e-7) + 0.5
     np.testing.assert_allclose(np.asarray(jax.jit(stamp)(found, images)), (1 - m) * images + m * q, rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_pattern_is_normalised_per_channel_and_not_per_row_as_published(normalised):
+    """The network sees (1 - m) norm(x) + m norm(q), each channel with its own constants; on GTSRB both ways are the same."""
+    mean, std = (np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.25, 0.3])) if normalised else (np.zeros(3), np.ones(3))
+    generator = np.random.default_rng(3)
+    x, m, q = generator.random((2, 4, 5, 3)), generator.random((4, 5, 1)), generator.random((4, 5, 3))
+    spec = DataSpec("small", (4, 5, 3), 4, tuple(mean), tuple(std), False, 0)
+    seen = np.asarray(jax.jit(stamp)({"mask": m.astype(np.float32), "pattern": q.astype(np.float32)}, x.astype(np.float32)))
+    seen = np.asarray(_standardise(jnp.asarray(seen), spec, jnp.float32))  # what a model does first
+    per_channel, per_row = q.copy(), q.copy()
+    for k in range(3):
+        per_channel[:, :, k] = (q[:, :, k] - mean[k]) / std[k]
+        per_row[k] = (q[k] - mean[k]) / std[k]
+    images = (x - mean) / std
+    np.testing.assert_allclose(seen, (1 - m) * images + m * per_channel, atol=1e-5)
+    assert (np.abs(seen - ((1 - m) * images + m * per_row)).max() > 0.1) == normalised
 
 
 @pytest.fixture(scope="module")
@@ -170,4 +189,6 @@ def test_augmentation_draws_anew_for_every_step(tiny_spec, clean, variables):
     jax.effects_barrier()
     assert len(seen) == 8  # two epochs of one batch and four classes
     assert all(np.array_equal(seen[0], x) for x in seen[1:4])  # the classes see the same batch
+    m = q = np.tanh(1) / 2 + 0.5  # all ones at first: in pixels, whatever row or channel
+    assert all(x.min() > m * q - 1e-5 and x.max() < m * q + 1 - m + 1e-5 for x in seen)
     assert not np.array_equal(np.sort(seen[0].sum((1, 2, 3))), np.sort(seen[4].sum((1, 2, 3))))

@@ -38,6 +38,19 @@ def test_what_was_written_comes_back_and_computes_the_same(model, repaired, tmp_
     assert not np.allclose(logits[0], logits[2])
 
 
+def test_a_bound_below_0_leaves_as_0_and_acts_as_0_where_a_file_holds_one(model, repaired, tmp_path):
+    plain, images = inserts.parted(repaired)[0], jax.random.uniform(jax.random.key(0), (3, 8, 8, 3))
+    below, at = ({"bn1/act": jnp.asarray([z, 0.2], jnp.float32)} for z in (-0.3, 0.0))
+    inserts.write(tmp_path / "net.pt", {"bounds": below}, overwrite=False)
+    with np.load(inserts.place(tmp_path / "net.pt")) as archive:
+        np.testing.assert_array_equal(archive["bounds/bn1/act"], at["bn1/act"])
+    np.savez(inserts.place(tmp_path / "old.pt"), **{"bounds/bn1/act": np.asarray(below["bn1/act"])})
+    want = np.asarray(model.apply({**plain, "bounds": at}, images).logits)
+    assert not np.allclose(want, model.apply(plain, images).logits)
+    for name in ("net.pt", "old.pt"):
+        np.testing.assert_array_equal(model.apply(inserts.read(tmp_path / name, model, plain), images).logits, want)
+
+
 def test_nothing_to_write_leaves_no_file_and_a_plain_network(model, repaired, tmp_path):
     plain, added = inserts.parted(repaired)
     inserts.write(tmp_path / "net.pt", added, overwrite=False)

@@ -38,7 +38,8 @@ def seen(model):
     """One pass in evaluation mode, with a tap at every address that the tests look at; in NumPy."""
     convs = [address for kind, address in model.arch.registered if kind == "conv"]
     inside = (*convs, *model.arch.norms, *(f"{n}/in" for n in model.arch.norms), *activated(model))
-    wanted = (*inside, *model.arch.stages, model.arch.plug_site, "features", "head")
+    written_over = (address for _, address in model.arch.in_place)
+    wanted = (*inside, *model.arch.stages, *written_over, model.arch.plug_site, "features", "head")
     out = jax.device_get(compiled(model, record=wanted)(drawn(model), IMAGES))
     assert set(out.taps) == set(wanted)
     return out
@@ -65,6 +66,27 @@ def test_addresses_exist_and_the_static_description_is_complete(model, variables
         assert taps[address].shape[-1] == tree.get(variables["params"], f"{address}/kernel").shape[-1]
     head = tree.get(variables["params"], f"{model.arch.heads[0]}/kernel")
     assert taps["head"].shape == (6, head.shape[0]) and taps["head"].dtype == jnp.float32
+
+
+def test_a_preactresnet_adds_its_shortcuts_to_the_last_convolutions_where_they_lie():
+    """What a hook on such a convolution finds is the sum with the projection, or with the input of the block."""
+    model = reduced("preactresnet18")
+    taps, pairs = seen(model).taps, dict(model.arch.in_place)
+    assert pairs == {f"layer{s}_0/conv2": f"layer{s}_0" for s in (1, 2, 3, 4)}
+    for conv, address in pairs.items():
+        shortcut = "conv1" if address == "layer1_0" else f"{address}/shortcut_0"
+        np.testing.assert_allclose(taps[address], taps[conv] + taps[shortcut], atol=1e-6)
+        assert np.abs(taps[shortcut]).max() > 0.1
+    whole = reduced("preactresnet18", depth=None).arch.in_place
+    assert whole == tuple((f"layer{s}_{b}/conv2", f"layer{s}_{b}") for s in (1, 2, 3, 4) for b in (0, 1))
+
+
+def test_efficientnet_writes_the_activation_over_its_first_squeezing_convolutions_and_no_other_network_does():
+    arch = reduced("efficientnet_b3").arch
+    squeezing = [address for kind, address in arch.registered if kind == "conv" and address.endswith("/fc1")]
+    assert squeezing and arch.in_place == tuple((conv, f"{conv}/act") for conv in squeezing)
+    others = [name for name in MODELS if name not in ("preactresnet18", "efficientnet_b3")]
+    assert not any(reduced(name).arch.in_place for name in others)
 
 
 def test_norms_are_listed_in_the_order_they_run(model):
