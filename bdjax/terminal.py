@@ -2,26 +2,28 @@
 
 import codecs
 import contextlib
+import functools
 import os
 import sys
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-_ERRORS = "bdjax-plain"
+_ERRORS = {"stdout": "bdjax-plain", "stderr": "bdjax-escaped"}
 _PLAIN = {"–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "≤": "<=", "≥": ">=", "∞": "inf", "±": "+-", "→": "->", "·": "*"}
 _PLAIN |= {"“": '"', "”": '"', "‘": "'", "’": "'"}
 _PLAIN |= dict.fromkeys("─━═╌┄╴╶", "-") | dict.fromkeys("│┃║", "|") | dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼", "+")
 
 
-def _instead(error: UnicodeError) -> tuple[bytes, int]:
-    """The nearest plain characters; bytes of a path that are no text stay these bytes."""
+def _instead(error: UnicodeError, *, escaped: bool = False) -> tuple[bytes, int]:
+    """The nearest plain characters; bytes of a path that are no text stay these bytes, or are escaped in a message."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = b""
     for character in error.object[error.start : error.end]:
         if "\udc80" <= character <= "\udcff":
-            found += bytes([ord(character) - 0xDC00])
+            byte = ord(character) - 0xDC00
+            found += f"\\x{byte:02x}".encode() if escaped else bytes([byte])
         elif character in _PLAIN:
             found += _PLAIN[character].encode()
         else:
@@ -29,7 +31,8 @@ def _instead(error: UnicodeError) -> tuple[bytes, int]:
     return found, error.end
 
 
-codecs.register_error(_ERRORS, _instead)
+codecs.register_error(_ERRORS["stdout"], _instead)
+codecs.register_error(_ERRORS["stderr"], functools.partial(_instead, escaped=True))
 
 
 @contextlib.contextmanager
@@ -39,10 +42,11 @@ def printable() -> Iterator[None]:
         if getattr(sys, name) is None:  # the process began with it closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stays open as the stream it replaces would
     changed: list[tuple[Any, str]] = []
-    for stream in (sys.stdout, sys.stderr):
+    for name, errors in _ERRORS.items():
+        stream: Any = getattr(sys, name)
         if callable(getattr(stream, "reconfigure", None)):
             changed.append((stream, stream.errors or "strict"))
-            changed[-1][0].reconfigure(errors=_ERRORS)
+            stream.reconfigure(errors=errors)
     try:
         yield
     finally:

@@ -238,6 +238,15 @@ def test_a_place_without_results_is_one_line(capsys, command, out):
     assert answer(capsys, command, out)[0] == 2
 
 
+@pytest.mark.parametrize("flags", [["--attack", "{file}:mine"], ["--defense", "{file}:mine"]])
+def test_a_users_file_whose_path_is_no_text_is_one_line(capsys, tmp_path, flags):
+    """JAX writes the path of every function into what it compiles, and fails without a word."""
+    (tmp_path / "m\udcff.py").write_text("def mine(*_, **__):\n    return None\n")
+    flags = [flag.format(file=tmp_path / "m\udcff.py") for flag in flags]
+    code, line = answer(capsys, "check", *QUICK, *flags, "--out", tmp_path / "out")
+    assert code == 2 and "is not UTF-8, and JAX compiles nothing from there; rename it" in line
+
+
 def test_a_full_disk_while_a_record_is_written_is_one_line(capsys, tmp_path, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
