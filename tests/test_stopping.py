@@ -16,12 +16,12 @@ from bdjax.sweep import store
 LINE = "bdjax: stopped; the same command goes on where this one stopped"
 # A call into C that no signal interrupts, as a compiled program is: a mutex that is locked twice.
 BLOCKED = """
-import ctypes
+import ctypes, threading
 def blocked():
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
     libc.pthread_mutex_init(mutex, None)
     libc.pthread_mutex_lock(mutex)
-    print("begun", flush=True)
+    threading.Timer(0.5, lambda: print("begun", flush=True)).start()  # when the next call is under way
     libc.pthread_mutex_lock(mutex)
 """
 ALONE = """
@@ -34,8 +34,8 @@ with stopping.answered("stopped", watched=True) as stop:
         sys.exit(stop.leave())
 """
 SLEEPING = """
-        print("begun", flush=True)
         try:
+            print("begun", flush=True)
             time.sleep(60)
         finally:
             print("left", flush=True)
@@ -100,8 +100,9 @@ def test_what_can_be_interrupted_leaves_as_from_an_error():
 
 
 def test_leaving_that_takes_too_long_is_cut_short():
-    body = SLEEPING.strip().replace('print("left", flush=True)', "blocked()")
-    with begun(BLOCKED + "from bdjax import stopping\nstopping.UNWIND = 3.0\n" + ALONE.format(body=body)) as process:
+    body = SLEEPING.strip().replace('print("left", flush=True)', "stuck()")
+    stuck = BLOCKED.replace("def blocked", "def stuck").replace("threading.Timer", "#")
+    with begun(stuck + "from bdjax import stopping\nstopping.UNWIND = 3.0\n" + ALONE.format(body=body)) as process:
         process.send_signal(signal.SIGINT)
         assert ended(process, 15)[::2] == (130, "stopped\n")
 
