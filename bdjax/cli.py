@@ -14,6 +14,7 @@ from bdjax.population import hosts, platforms
 from bdjax.report.commands import cite, report
 from bdjax.report.compare import compare_masks
 from bdjax.report.curves import pruning_curve
+from bdjax.report.mitigation import Limits, checked
 from bdjax.report.show import show_attack
 from bdjax.sweep import location
 from bdjax.sweep.commands import reproduce, status
@@ -42,22 +43,29 @@ def quickstart(*, out: str = "bdjax-quickstart") -> int:
     Args:
       out: folder of the results, or a URL such as gs://bucket/run; the same command resumes.
     """
-    return _run(QUICKSTART, out, None, Executed(), page=True)
+    return _run(QUICKSTART, out, None, Executed(), Limits(), page=True)
 
 
 def run(
-    scenario: Scenario, executed: Executed, *, data_dir: str | None = None, out: str = "bdjax-results", report: bool = False
+    scenario: Scenario,
+    executed: Executed,
+    limits: Limits,
+    *,
+    data_dir: str | None = None,
+    out: str = "bdjax-results",
+    report: bool = False,
 ) -> int:
     """Train one backdoored population and repair it with every defense named; resumes what is in the folder.
 
     Args:
       scenario: what to run.
       executed: how.
+      limits: what counts as mitigated in the table.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
       out: folder of the results, or a URL such as gs://bucket/run.
       report: also write figures and the HTML page.
     """
-    return _run(grid_of(scenario), out, data_dir, executed, page=report, strict=True)
+    return _run(grid_of(scenario), out, data_dir, executed, limits, page=report, strict=True)
 
 
 def sweep(
@@ -65,6 +73,7 @@ def sweep(
     /,
     scenario: Scenario,
     executed: Executed,
+    limits: Limits,
     *,
     data_dir: str | None = None,
     out: str = "bdjax-results",
@@ -86,6 +95,7 @@ def sweep(
       file: Python file with a `grid` (and, for --scale small, a `small`) made by bdjax.sweep.plan.Grid.
       scenario: what to run.
       executed: how.
+      limits: what counts as mitigated in the table.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
       out: folder of the results, or a URL such as gs://bucket/run.
       scale: which grid of the file.
@@ -108,7 +118,7 @@ def sweep(
     if workers is not None and ray is None:
         raise UserError("--workers are those of a Ray cluster: name it with --ray")
     kept, limit = pairs(only, "--only"), _at_least_one(limit_cells)
-    return _run(grid, out, data_dir, executed, only=kept, limit=limit, ray=ray, workers=workers)
+    return _run(grid, out, data_dir, executed, limits, only=kept, limit=limit, ray=ray, workers=workers)
 
 
 def plan(
@@ -172,11 +182,11 @@ def check(scenario: Scenario, executed: Executed, *, data_dir: str | None = None
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
       out: folder of the results, or a URL such as gs://bucket/run.
     """
-    from bdjax.sweep.checking import validate
+    from bdjax.sweep.checking import INFEASIBLE, validate
 
     how = execution_of(executed)
     for line in validate(grid_of(scenario), out, data_dir=data_dir, execution=how, tuned=executed.tuned):
-        print(f"ok: {line}")
+        print(line if line.startswith(INFEASIBLE) else f"ok: {line}")
     return 0
 
 
@@ -336,6 +346,7 @@ def _run(
     out: str,
     data_dir: str | None,
     executed: Executed,
+    limits: Limits,
     *,
     page: bool = False,
     ray: str | None = None,
@@ -345,6 +356,7 @@ def _run(
     from bdjax.report.tables import markdown
     from bdjax.sweep.run import run as run_grid
 
+    checked(limits)
     options |= {"data_dir": data_dir, "execution": execution_of(executed), "tuned": executed.tuned}
     if ray is None:
         records = run_grid(grid, out, **options)
@@ -354,10 +366,10 @@ def _run(
         records = run_on_ray(grid, out, address=ray, workers=workers, **options)
     if not hosts.leads():
         return 0
-    print(markdown(records))
+    print(markdown(records, limits))
     failed = int((records["status"] == "failed").sum())
     if page:
-        report(out, data_dir=data_dir)
+        report(out, limits, data_dir=data_dir)
     else:
         print(f"records in {location.locate(out) / 'records'}; figures and a page: bdjax report {out}")
     if failed:

@@ -26,13 +26,17 @@ class EvalSet(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Integers, so that rates are exact: ACC = correct / clean, ASR = attacked / triggered, RA = recovered / triggered."""
+    """Integers, so that rates are exact: ACC = correct / clean, ASR = attacked / triggered, RA = recovered / triggered.
+
+    ``predicted`` tells a network that calls every image the same class, whose ASR of 100 % or 0 % says nothing.
+    """
 
     clean: Array
     correct: Array
     triggered: Array
     attacked: Array  # triggered rows predicted as their attack label
     recovered: Array  # triggered rows predicted as their true label
+    predicted: Array  # i32[k]: clean rows predicted as each class, whatever their label
 
 
 def stamp_images(attack: Attack, trigger: Any, key: Key, images: Array) -> Array:
@@ -71,9 +75,11 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
             counted,
             counted & (on_triggered == goals),
             counted & (on_triggered == truth),
+            present[:, None] & (on_clean[:, None] == jnp.arange(classes, dtype=on_clean.dtype)[None, :]),
         )
-        return Counts(*(total + jnp.sum(new, dtype=jnp.int32) for total, new in zip(counts, found, strict=True)))
+        return Counts(*(total + jnp.sum(new, 0, dtype=jnp.int32) for total, new in zip(counts, found, strict=True)))
 
+    classes = model.spec.classes
     rows_at_once = BATCH.get(jax.default_backend(), BATCH[""]) if batch is None else batch
 
     @jax.jit
@@ -81,7 +87,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
         rows = max(len(test.labels), len(test.attack_labels))
         size = min(rows_at_once, rows)
         trips = -(-rows // size)
-        zero = Counts(*(jnp.int32(0) for _ in Counts._fields))
+        zero = Counts(*(jnp.int32(0) for _ in Counts._fields))._replace(predicted=jnp.zeros(classes, jnp.int32))
         return zero, jnp.arange(trips * size, dtype=jnp.int32).reshape(trips, size)
 
     def evaluate(variables: Variables, test: EvalSet, trigger: Any = None, key: Key | None = None) -> Counts:

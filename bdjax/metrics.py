@@ -22,7 +22,10 @@ Floats = NDArray[np.float64]
 
 
 class Summary(NamedTuple):
-    """A handful of runs in five numbers; ``low`` and ``high`` bound the interquartile mean, NaN for fewer than two runs."""
+    """A handful of runs in five numbers; ``low`` and ``high`` bound the interquartile mean, or the mean where it was asked for.
+
+    They are NaN for fewer than two runs.
+    """
 
     n: Any  # one number each, or arrays of them: of several handfuls
     mean: Any
@@ -46,6 +49,18 @@ def rates(counts: Any) -> tuple[Floats, Floats, Floats]:
         _ratio(counts.attacked, counts.triggered),
         _ratio(counts.recovered, counts.triggered),
     )
+
+
+def one_class(counts: Any) -> Floats:
+    """The share of the clean test images that is predicted as the most predicted class.
+
+    Args:
+      counts: as of :func:`rates`, with ``predicted`` i[k] or i[m k].
+
+    Returns:
+      float64 of the shape of ``counts.clean``, in [1/k, 1]: 1 for a network that calls every image the same; NaN without images.
+    """
+    return _ratio(np.asarray(counts.predicted).max(axis=-1), counts.clean)
 
 
 def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats:
@@ -106,9 +121,15 @@ def interquartile_mean(values: ArrayLike) -> Floats:
 
 
 def stratified_bootstrap(
-    values: ArrayLike, strata: ArrayLike | None = None, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+    values: ArrayLike,
+    strata: ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    trimmed: bool = True,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the interquartile mean; the same arguments give the same interval.
+    """Percentile bootstrap interval of the interquartile mean, or of the mean; the same arguments give the same interval.
 
     Runs are drawn with replacement inside each stratum, so that every draw holds as many runs of each task as the data do.
 
@@ -118,6 +139,7 @@ def stratified_bootstrap(
       level: coverage aimed at, in (0, 1).
       draws: number of resamples, at least 1.
       seed: of the generator made here for this call.
+      trimmed: of the interquartile mean; False: of the plain mean, as for a share, whose runs are 0 or 1.
 
     Returns:
       (low, high), widened to the estimate where a skewed resample misses it; (NaN, NaN) for fewer than two runs: one run says
@@ -143,9 +165,9 @@ def stratified_bootstrap(
     inside = np.lexsort((numbers, groups))  # stratum by stratum, each in order: what is drawn depends on the sizes alone
     counts = _drawn(tuple(np.bincount(groups).tolist()), draws, seed)
     order = np.argsort(numbers[inside], kind="stable")
-    drawn = numbers[inside][order] @ _middle(counts[order])
+    drawn = numbers[inside][order] @ _weights(counts[order], trimmed)
     low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    estimate = float(interquartile_mean(numbers))
+    estimate = float(interquartile_mean(numbers) if trimmed else numbers.mean())
     return min(float(low), estimate), max(float(high), estimate)
 
 
@@ -158,6 +180,11 @@ def _drawn(sizes: tuple[int, ...], draws: int, seed: int) -> NDArray[np.int32]:
         chosen = generator.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
         parts.append(np.bincount(chosen.ravel(), minlength=draws * size).reshape(draws, size))
     return np.ascontiguousarray(np.concatenate(parts, axis=1).T.astype(np.int32))
+
+
+def _weights(counts: NDArray[np.int32], trimmed: bool) -> Floats:
+    """The weight of each value, in ascending order, in the statistic of a sample that holds it ``counts`` times."""
+    return _middle(counts) if trimmed else counts / int(counts[:, 0].sum())
 
 
 def _middle(counts: NDArray[np.int32]) -> Floats:
@@ -173,13 +200,19 @@ def _middle(counts: NDArray[np.int32]) -> Floats:
 
 
 def summary(
-    values: ArrayLike, strata: ArrayLike | None = None, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+    values: ArrayLike,
+    strata: ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    trimmed: bool = True,
 ) -> Summary:
     """Count, mean, interquartile mean and its bootstrap interval of the runs where the number is defined.
 
     Args:
       values: one number per run, [n]; NaN marks a run where it is not defined: left out and not counted.
-      strata, level, draws, seed: as in :func:`stratified_bootstrap`.
+      strata, level, draws, seed, trimmed: as in :func:`stratified_bootstrap`.
 
     Returns:
       A :class:`Summary`; all NaN where no run is left.
@@ -190,16 +223,16 @@ def summary(
     if not numbers.size:
         return Summary(0, float("nan"), float("nan"), float("nan"), float("nan"))
     tasks = None if strata is None else np.asarray(strata)[kept]
-    low, high = stratified_bootstrap(numbers, tasks, level=level, draws=draws, seed=seed)
+    low, high = stratified_bootstrap(numbers, tasks, level=level, draws=draws, seed=seed, trimmed=trimmed)
     return Summary(int(numbers.size), float(numbers.mean()), float(interquartile_mean(numbers)), low, high)
 
 
-def summaries(values: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Summary:
+def summaries(values: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0, trimmed: bool = True) -> Summary:
     """:func:`summary` of many handfuls of as many runs each, of one stratum, at once.
 
     Args:
       values: [g, n] with n >= 1, no NaN.
-      level, draws, seed: as in :func:`stratified_bootstrap`.
+      level, draws, seed, trimmed: as in :func:`stratified_bootstrap`.
 
     Returns:
       A :class:`Summary` of arrays f64[g]; ``n`` is one number.
@@ -207,12 +240,13 @@ def summaries(values: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed
     ordered = np.sort(_floats(values), axis=1)
     groups, runs = ordered.shape
     low, high = np.full(groups, np.nan), np.full(groups, np.nan)
-    estimate = interquartile_mean(ordered)
+    middle = interquartile_mean(ordered)
+    estimate = middle if trimmed else ordered.mean(axis=1)
     if runs > 1:
-        drawn = ordered @ _middle(_drawn((runs,), draws, seed))
+        drawn = ordered @ _weights(_drawn((runs,), draws, seed), trimmed)
         low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1)
         low, high = np.minimum(low, estimate), np.maximum(high, estimate)
-    return Summary(runs, ordered.mean(axis=1), estimate, low, high)
+    return Summary(runs, ordered.mean(axis=1), middle, low, high)
 
 
 def _floats(values: ArrayLike) -> Floats:

@@ -39,6 +39,11 @@ def counted(run, loop):
     return run if loop.kind == "dispatch" else jax.jit(run)
 
 
+def flat(counts):
+    """All counts in their order, those by class last."""
+    return np.concatenate([np.ravel(count) for count in counts]).tolist()
+
+
 SLOW = pytest.mark.slow
 LOOPS = [(Loop(kind), batch) for kind in ("scan", "dispatch") for batch in (7, 80, 512)]
 LOOPS = [pytest.param(*case, marks=[SLOW] * (case[0].kind == "dispatch" and case[1] > 7)) for case in LOOPS]
@@ -53,12 +58,13 @@ def test_counts_equal_a_plain_loop(tiny_dataset, model, variables, predicted, lo
     np.testing.assert_array_equal(triggered[:, 2:], images[:, 2:])
     clean, bad = predicted(images), predicted(triggered)
     want = [80, (clean == y).sum(), (y != 0).sum(), (bad[y != 0] == 0).sum(), (bad == y)[y != 0].sum()]
+    want += np.bincount(clean, minlength=tiny_dataset.spec.classes).tolist()
     model, goals = model.rebuild(loop=loop), np.zeros_like(y)
     got = counted(evaluator(model, None, batch), loop)(variables, jax.device_put(EvalSet(images, y, triggered, goals)))
-    assert [int(c) for c in got] == [int(w) for w in want]
+    assert flat(got) == [int(w) for w in want]
     stamped = jax.device_put(EvalSet(images, y, None, goals))
     own = counted(evaluator(model, ATTACK, batch), loop)(variables, stamped, jax.device_put(trigger), jax.random.key(0))
-    assert [int(c) for c in own] == [int(w) for w in want]
+    assert flat(own) == [int(w) for w in want]
 
 
 @pytest.mark.parametrize("rows", [5, 80, 133])
@@ -68,9 +74,10 @@ def test_triggered_rows_of_their_own_may_be_fewer_or_more_than_the_test_rows(tin
     triggered = generator.integers(0, 256, (rows, *tiny_dataset.spec.image_shape), np.uint8)
     truth, goals = (generator.integers(0, 4, rows).astype(np.int32) for _ in range(2))
     hit, bad = goals != truth, predicted(triggered)
-    want = [80, (predicted(images) == labels).sum(), hit.sum(), (bad == goals)[hit].sum(), (bad == truth)[hit].sum()]
+    clean = predicted(images)
+    want = [80, (clean == labels).sum(), hit.sum(), (bad == goals)[hit].sum(), (bad == truth)[hit].sum()]
     got = jax.jit(evaluator(model, None, 32))(variables, EvalSet(images, labels, triggered, goals, truth))
-    assert [int(c) for c in got] == [int(w) for w in want]
+    assert flat(got) == [int(w) for w in [*want, *np.bincount(clean, minlength=4)]]
     assert 0 < want[2] < rows or rows == 5
 
 

@@ -51,7 +51,7 @@ def attacked(dataset, name, seeds, width, ratio=0.1, config=None, **recipe):
     stack = population.prepare(attack, stack, dataset, shared, execution)
     trained, counts = population.run(experiment.attack_member(model, attack, rows), stack, (shared,), execution)
     assert bool(np.all(trained.alive)) and bool(np.all(trained.feasible))
-    counts = jax.tree.map(lambda x: np.asarray(x, np.float64).reshape(len(seeds), 2), counts)
+    counts = jax.tree.map(lambda x: np.asarray(x, np.float64).reshape(len(seeds), 2, *x.shape[1:]), counts)
     return counts.correct / counts.clean, counts.attacked / counts.triggered
 
 

@@ -35,6 +35,16 @@ def test_rates_of_a_population_and_without_triggered_images():
     np.testing.assert_array_equal(ra, [0.0, np.nan])
 
 
+def test_the_largest_share_of_one_predicted_class():
+    class Predicted(NamedTuple):
+        clean: object
+        predicted: object
+
+    assert metrics.one_class(Predicted(np.int32(20), np.array([4, 10, 6]))) == 0.5
+    told = metrics.one_class(Predicted(np.array([10, 0]), np.array([[10, 0], [0, 0]])))
+    np.testing.assert_array_equal(told, [1.0, np.nan])
+
+
 def test_reduction_rates_by_hand():
     np.testing.assert_allclose(metrics.arr(0.8, [0.6, 0.8, 1.0]), [0.25, 0.0, -0.25], atol=1e-15)
     np.testing.assert_allclose(metrics.rdr(0.8, [0.0, 0.2, 1.0]), [1.0, 0.75, -0.25], atol=1e-15)

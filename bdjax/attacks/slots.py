@@ -71,6 +71,11 @@ def relabelled(hit: Array, labels: Array, relabel: Callable[[Array], Array]) -> 
 
 def per_epoch(ratio: float, rows: int, batch: int) -> int:
     """How many images carry the trigger in one epoch, on average, rounded; a host number, for the record."""
+    return round(expected(ratio, rows, batch))
+
+
+def expected(ratio: float, rows: int, batch: int) -> float:
+    """How many images carry the trigger in one epoch, on average; a host number."""
     size = min(batch, rows)
     due = math.floor(ratio * size + 1e-4) or ratio * size
-    return round(due * (rows // size))
+    return due * (rows // size)

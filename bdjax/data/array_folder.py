@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bdjax.data import labels as rules
 from bdjax.data.arrays import from_arrays
 from bdjax.data.cache import replace_file
 from bdjax.data.settings import CHECKS, SETTINGS, settings, title
@@ -28,7 +29,7 @@ def write_arrays(path: str | Path, dataset: Dataset) -> Path:
       The folder.
 
     Raises:
-      UserError: the name is taken, or the folder cannot be written or holds folders of images.
+      UserError: the name is taken, labels are no classes of it, or the folder cannot be written or holds folders of images.
     """
     from bdjax.data.table import DATASETS
 
@@ -38,6 +39,11 @@ def write_arrays(path: str | Path, dataset: Dataset) -> Path:
     if any((folder / split).is_dir() for split in ("train", "test")):
         raise UserError(f"{folder} holds folders of images; choose an empty one for arrays.")
     content = {key: getattr(spec, key) for key in KEYS}
+    for label_title, split in (("train_labels", dataset.train), ("test_labels", dataset.test)):
+        found = rules.checked(split.labels, label_title)
+        rules.in_range(found, spec.classes, label_title)
+    if spec.class_names and len(spec.class_names) != spec.classes:
+        raise UserError(f"class_names has {len(spec.class_names)} names for {spec.classes} classes.")
     what, fits = CHECKS["name"]
     if not fits(spec.name):
         raise UserError(f"the data set is named {spec.name!r}; in a folder the name must be {what}.")

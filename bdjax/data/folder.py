@@ -1,6 +1,7 @@
 """A user's own data set is a folder, of one of two kinds; its path stands wherever the name of a data set does.
 
-* Images: ``train/<class>/<image>`` and ``test/<class>/<image>`` (:mod:`bdjax.data.image_folder`).
+* Images: ``train/<class>/<image>`` and ``test/<class>/<image>`` (:mod:`bdjax.data.image_folder`); numbered class folders in the
+  order of their numbers.
 * Arrays: ``train_images.npy``, ``train_labels.npy``, ``test_images.npy``, ``test_labels.npy`` (:mod:`bdjax.data.array_folder`).
 
 Either may hold a ``dataset.json`` (:mod:`bdjax.data.settings`).

@@ -11,6 +11,7 @@ import numpy as np
 
 from bdjax.data import cache as files
 from bdjax.data.arrays import moments
+from bdjax.data.class_order import by_value, in_order
 from bdjax.data.images import decoded
 from bdjax.data.settings import SETTINGS, settings, title
 from bdjax.data.source import SPLITS, file_sha256
@@ -23,7 +24,8 @@ VERSION = 1  # raised whenever the same files would give other arrays
 
 
 class Scan(NamedTuple):
-    """What lies in a folder: the classes in sorted order, and every image with its label, class by class, by file name."""
+    """What lies in a folder: the classes in the order of their labels (:func:`bdjax.data.class_order.in_order`: numbered ones by
+    value), and every image with its label, class by class, by file name."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -107,7 +109,7 @@ def _names(folder: Path) -> list[str]:
     for entry in entries:
         if not entry.is_dir():
             raise UserError(f"{entry.path} lies beside the class folders; expected {folder}/<class>/<image>.")
-    return [entry.name for entry in entries]
+    return in_order(entry.name for entry in entries)
 
 
 def _images(folder: Path) -> list[tuple[str, int, int]]:
@@ -145,6 +147,8 @@ def _content(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
 def _place(found: Scan, given: dict[str, Any], root: Path) -> tuple[Path, dict[str, Any]]:
     """The cache folder, named by what decides the arrays: the files' content and the size they are scaled to."""
     source = {"folder": found.content, "image_size": given.get("image_size"), "version": VERSION}
+    if by_value(found.classes):  # earlier versions sorted the same folders by text
+        source["order"] = "by value"
     key = hashlib.sha256(repr(sorted(source.items())).encode()).hexdigest()[:16]
     return root / "datasets" / f"folder-{key}", source
 

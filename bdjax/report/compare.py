@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdjax.errors import UserError, choose
+from bdjax.report.configs import trained
 from bdjax.report.figures import COLORS, GREY, legend, panels_of, ratio_title, styled
-from bdjax.report.pool import trained
 
 if TYPE_CHECKING:
     import polars as pl

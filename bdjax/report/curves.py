@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bdjax import metrics
+from bdjax.report.configs import labels
 from bdjax.report.figures import COLORS, INK, legend, panels_of, ratio_title, styled
 from bdjax.report.tables import differing, percent
 from bdjax.sweep import location
@@ -26,7 +27,7 @@ class Group(NamedTuple):
     """Members of one cell that differ in their seeds alone."""
 
     about: Row  # of the first member
-    setting: str  # the profile, if it is not "corrected", and the hyper-parameters that differ between the members of the cell
+    setting: str  # profile and label rule, if they are not the usual ones, and the hyper-parameters that differ in the cell
     label: str
     points: tuple[float, ...]
     rates: dict[str, np.ndarray]  # f64[m L] in [0, 1]
@@ -46,7 +47,8 @@ def _groups(found: list[Measured]) -> Iterator[Group]:
         for ratio, hyper in sorted({(row["ratio"], row["hyper"]) for row in cell.rows}):
             index = [i for i, row in enumerate(cell.rows) if (row["ratio"], row["hyper"]) == (ratio, hyper)]
             profile = [] if cell.rows[0]["profile"] == "corrected" else [cell.rows[0]["profile"]]
-            setting = ", ".join([*profile, *(f"{leaf} {hypers[hyper][leaf]:g}" for leaf in moving)])
+            rule = [] if (kind := labels(cell.rows[0]["config"])) in (None, "all_to_one") else [str(kind)]
+            setting = ", ".join([*profile, *rule, *(f"{leaf} {hypers[hyper][leaf]:g}" for leaf in moving)])
             rates = {name: np.asarray(rate, float)[index] for name, rate in zip(RATES, every, strict=True)}
             mine = [cell.rows[i] for i in index]
             chosen = np.array([[row[name] if row[name] is not None else np.nan for name in RATES[:2]] for row in mine])

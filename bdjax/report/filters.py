@@ -3,14 +3,22 @@
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bdjax.report.mitigation import judged
 from bdjax.report.pool import BOARD, STATUSES, described, with_tasks
-from bdjax.report.tables import METRICS_SHOWN, setting
+from bdjax.report.soundness import COUNTED, counted
+from bdjax.report.tables import HEADLINE, METRICS_SHOWN, setting
 
 if TYPE_CHECKING:
     import polars as pl
 
-FACETS = ("attack", "dataset", "model", "ratio", "spc", "defense")
-LABELS = {"dataset": "data set", "model": "network", "ratio": "poison ratio, percent", "spc": "clean samples per class"}
+FACETS = ("attack", "labels", "dataset", "model", "ratio", "spc", "defense")
+LABELS = {
+    "labels": "label rule",
+    "dataset": "data set",
+    "model": "network",
+    "ratio": "poison ratio, percent",
+    "spc": "clean samples per class",
+}
 ROUNDED = 10_000  # the runs go into the page as whole hundredths of a percent
 
 
@@ -45,23 +53,34 @@ def runs(records: "pl.DataFrame", board: "pl.DataFrame", found: list[Facet]) -> 
     """The runs behind each row of the leaderboard as JSON.
 
     A list per row, in it one of each task: the index of its attack, that of its ratio, how many runs ended how
-    (:data:`bdjax.report.pool.STATUSES`), and for each of ACC, ASR, RA, ARR and DER the values of the runs where it is defined, in
-    hundredths of a percent.
+    (:data:`bdjax.report.pool.STATUSES`), for each of ACC, ASR, RA, ARR, DER and mitigated the values of the runs where it is
+    defined, in hundredths of a percent, and how many runs are left out of mitigated, how many each count of
+    :data:`bdjax.report.soundness.COUNTED` finds, and the sum of ACC before over the hardly trained, in hundredths too.
     """
     import polars as pl
 
-    rows = described(with_tasks(records)).filter(pl.col("defense") != "none")
+    rows = described(with_tasks(judged(records))).filter(pl.col("defense") != "none")
     ok = pl.col("status") == "ok"
     whole = [
         (pl.col(name).filter(ok & pl.col(name).is_not_nan()) * ROUNDED).round().cast(pl.Int32).drop_nulls().sort()
         for name in METRICS_SHOWN
     ]
+    whole.append((pl.col(HEADLINE) * ROUNDED).cast(pl.Int32).drop_nulls().sort())
     counts = [(pl.col("status") == status).sum().alias(status) for status in STATUSES]
-    tasks = rows.group_by(*BOARD, "attack", "ratio", "task", maintain_order=True).agg(*counts, *whole)
+    tasks = rows.group_by(*BOARD, "attack", "ratio", "task", maintain_order=True).agg(
+        *counts, *whole, pl.col("left_out").sum(), *counted()
+    )
     by_row: dict[tuple[Any, ...], list[Any]] = {}
     attack, ratio = (next(facet for facet in found if facet.key == key) for key in ("attack", "ratio"))
     for row in tasks.iter_rows(named=True):
-        told = [attack.place(row), ratio.place(row), [row[s] for s in STATUSES], [row[name] for name in METRICS_SHOWN]]
+        of_before = round((row["acc_untrained"] or 0.0) * row["untrained_runs"] * ROUNDED)
+        told = [
+            attack.place(row),
+            ratio.place(row),
+            [row[s] for s in STATUSES],
+            [row[name] for name in (*METRICS_SHOWN, HEADLINE)],
+            [row["left_out"], *(row[name] for name in COUNTED), of_before],
+        ]
         by_row.setdefault(tuple(row[key] for key in BOARD), []).append(told)
     return safe([by_row[key] for key in board.select(BOARD).rows()])
 

@@ -15,6 +15,7 @@ from bdjax.errors import UserError
 from bdjax.report import overall, sensitivity, tables
 from bdjax.report.details import Details, Drawing, details
 from bdjax.report.latex import latex
+from bdjax.report.mitigation import LIMITS, Limits, checked, judged
 from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
 from bdjax.report.pool import leaderboard, table
 from bdjax.report.scenarios import Scenario, scenarios
@@ -37,6 +38,7 @@ def build(
     pages: bool = True,
     processes: int = 1,
     track: Track = lambda steps, total: steps,
+    limits: Limits = LIMITS,
 ) -> Location:
     """Write the report into the folder of a sweep.
 
@@ -50,65 +52,70 @@ def build(
       pages: draw the pages of single training configurations too; without, the index does not lead to any.
       processes: that draw these pages side by side; more than one are started anew, so the caller's script must bear an import.
       track: wraps the iterator over these pages, with their number; for a bar.
+      limits: what counts as mitigated.
 
     Returns:
       The path of ``index.html``: one file, no other is needed to read it, nothing is fetched.
 
     Raises:
-      UserError: there are no records, or the folder cannot be written.
+      UserError: there are no records, the folder cannot be written, or a limit is no fraction.
     """
+    checked(limits)
     folder = location.locate(out)
     if records is None:
         from bdjax.sweep.store import read
 
         records = read(folder)
+    records = judged(records, limits)
     shown = scenarios(records)
     drawn = Drawn(
-        [Drawing(*one) for one in overall.figures_of(records)],
+        [Drawing(*one) for one in overall.figures_of(records, limits)],
         [Drawing(*one) for one in sensitivity.figures_of(records)],
         details(shown, folder, data_dir) if len(shown) <= INSIDE else None,
     )
     pooled = Pooled(table(records), leaderboard(records))
-    every = tables.full_of(pooled.table)
-    text = index(records, pooled, every, shown, drawn, linked=pages)
+    every = tables.full_of(pooled.table, limits)
+    text = index(records, pooled, every, shown, drawn, linked=pages, limits=limits)
     try:
         with location.written(folder) as here:
             (here / "figures").mkdir(parents=True, exist_ok=True)
             for drawing in (*drawn.overall, *drawn.sensitivity, *(one for part in drawn.details or () for one in part)):
                 if drawing.figure is not None:
                     drawing.figure.savefig(here / "figures" / f"{drawing.slug}.png", dpi=150)
-            _tables(here, pooled, every)
+            _tables(here, pooled, every, limits)
             (here / "index.html").write_text(text, encoding="utf-8")
         if pages:
-            _pages(folder, shown if drawn.details is None else [], data_dir, processes, track)
+            _pages(folder, shown if drawn.details is None else [], data_dir, processes, track, limits)
     except OSError as error:
         raise UserError(f"cannot write the report in {folder}: {error.strerror or error}") from error
     return folder / "index.html"
 
 
-def _tables(folder: Path, pooled: Pooled, every: tables.Printed) -> None:
+def _tables(folder: Path, pooled: Pooled, every: tables.Printed, limits: Limits) -> None:
     (folder / "table.md").write_text(tables.markdown_of(every), encoding="utf-8")
     (folder / "table.csv").write_text(pooled.table.write_csv(), encoding="utf-8")
     (folder / "table.tex").write_text(latex(every, "Results per scenario and defense", "tab:scenarios"), encoding="utf-8")
     if not pooled.board.is_empty():
-        board = latex(tables.board_of(pooled.board), "Defenses pooled over attacks and poison ratios", "tab:leaderboard")
+        board = latex(tables.board_of(pooled.board, limits), "Defenses pooled over attacks and poison ratios", "tab:leaderboard")
         (folder / "leaderboard.tex").write_text(board, encoding="utf-8")
 
 
-def _pages(folder: Location, shown: list[Scenario], data_dir: str | None, processes: int, track: Track) -> None:
+def _pages(folder: Location, shown: list[Scenario], data_dir: str | None, processes: int, track: Track, limits: Limits) -> None:
     """Draw the pages of the scenarios whose records changed; those of scenarios that are gone go."""
     there = {path.name: path for path in location.files(folder / CELLS, "*.html")}
     for name in there.keys() - {f"{one.name}.html" for one in shown}:
         there[name].unlink(missing_ok=True)
-    stale = [one for one in shown if _told(there.get(f"{one.name}.html")) != _digest(one)]
+    stale = [one for one in shown if _told(there.get(f"{one.name}.html")) != _digest(one, limits)]
     if not stale:
         return
     with location.written(folder / CELLS) as here:
-        _draw(stale, here, folder, data_dir, processes, track)
+        _draw(stale, here, folder, data_dir, processes, track, limits)
 
 
-def _draw(stale: list[Scenario], here: Path, folder: Location, data_dir: str | None, processes: int, track: Track) -> None:
-    drawn = functools.partial(draw, here=here, folder=folder, data_dir=data_dir)
+def _draw(
+    stale: list[Scenario], here: Path, folder: Location, data_dir: str | None, processes: int, track: Track, limits: Limits
+) -> None:
+    drawn = functools.partial(draw, here=here, folder=folder, data_dir=data_dir, limits=limits)
     if processes == 1 or len(stale) == 1:
         for _ in track(map(drawn, stale), len(stale)):
             pass
@@ -126,10 +133,10 @@ def _draw(stale: list[Scenario], here: Path, folder: Location, data_dir: str | N
             raise
 
 
-def draw(shown: Scenario, here: Path, folder: Location, data_dir: str | None) -> None:
+def draw(shown: Scenario, here: Path, folder: Location, data_dir: str | None, limits: Limits = LIMITS) -> None:
     """Draw the page of one training configuration into a folder of this machine; ``folder``: of its records."""
     drawn = details([shown], folder, data_dir)
-    text = scenario(shown, drawn, _digest(shown) if _whole(drawn) else "")
+    text = scenario(shown, drawn, _digest(shown, limits) if _whole(drawn) else "", limits)
     with replacing(here / f"{shown.name}.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -139,9 +146,9 @@ def _whole(drawn: Details) -> bool:
     return all(drawing.figure is not None for part in drawn for drawing in part)
 
 
-def _digest(shown: Scenario) -> str:
-    """What identifies the rows of a scenario and the code that draws them."""
-    found = hashlib.sha256(f"{__version__} {_code()} {shown.title}".encode())
+def _digest(shown: Scenario, limits: Limits) -> str:
+    """What identifies the rows of a scenario, what they are judged by, and the code that draws them."""
+    found = hashlib.sha256(f"{__version__} {_code()} {shown.title} {limits}".encode())
     for row in sorted(shown.rows.select("cell", "member", "created").rows()):
         found.update(repr(row).encode())
     return found.hexdigest()

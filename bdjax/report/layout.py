@@ -14,13 +14,14 @@ from bdjax.report.details import Details, Drawing
 from bdjax.report.figures import COLORS, INK, PAPER
 from bdjax.report.filters import Facet
 from bdjax.report.pool import STATUSES
-from bdjax.report.tables import NAMES, Printed
+from bdjax.report.tables import Printed
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
 FONTS = "system-ui, 'DejaVu Sans', sans-serif"
+WORDS = ("lost", "remark")  # columns whose text breaks over lines
 AT_FIRST = 300  # rows of a long table that are shown before they are asked for; the script has the same number
 
 
@@ -111,7 +112,7 @@ def table(
         if href and i == 0:
             shown = f'<a href="{escape(href, quote=True)}">{shown}</a>'
         known = "" if order is None else f' data-v="{escape(str(order), quote=True)}"'
-        kind = " class=n" if told.numeric[i] else " class=w" if told.heads[i] == NAMES["lost"] else ""
+        kind = " class=n" if told.numeric[i] else " class=w" if told.columns[i] in WORDS else ""
         return f"<td{kind}{known}>{shown}</td>"
 
     heads = "".join(

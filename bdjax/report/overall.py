@@ -1,7 +1,7 @@
 """Figures over all tasks of a report: which defense is best where, how sure that is, and what it costs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,8 @@ from bdjax.comparison import cliques, probability_of_improvement, profile, ranks
 from bdjax.errors import UserError
 from bdjax.metrics import Floats
 from bdjax.report.figures import COLORS, GREY, INK, PAPER, legend, panels_of, styled
-from bdjax.report.pool import with_tasks
+from bdjax.report.mitigation import LIMITS, Limits, judged
+from bdjax.report.pool import described, with_tasks
 from bdjax.report.tables import differing, marks, setting
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = ("acc", "asr", "der", "arr", "rdr")
+BEST = ("mitigated", "kept", "der")  # what defenses are ordered by: the later ones decide between equals
+RANKED = "standing"  # orders single runs in the same way
+JUDGED = ("mitigated", "kept", RANKED)
+TITLES = {"mitigated": "share of runs mitigated", RANKED: "mitigated, then accuracy kept, then DER"}
 MOST_NAMED = 16  # dots that still have room for their names
 LEAST = 0.5  # share of the tasks that a method has to have met to be ranked with the others
 
@@ -31,39 +36,44 @@ class Method(NamedTuple):
     seconds: dict[str, float]  # per member, mean over the runs of each task, without compilation
 
 
-def methods(records: "pl.DataFrame", spc: int | None) -> list[Method]:
-    """The defenses of poisoned members with so many clean samples per class, and those that need none; best mean DER first.
+def methods(records: "pl.DataFrame", spc: int | None, best: Sequence[str] = BEST, limits: Limits = LIMITS) -> list[Method]:
+    """The defenses of poisoned members with so many clean samples per class, and those that need none; the best first.
 
     Args:
       records: rows of a sweep.
       spc: clean samples per class; None = only defenses without.
+      best: the metrics, by their mean over tasks, that say which is best; the later ones decide between equals.
+      limits: what counts as mitigated, unless the records were judged already.
     """
     import polars as pl
 
-    kept = (pl.col("status") == "ok") & (pl.col("defense") != "none") & (pl.col("ratio") > 0)
+    ok = pl.col("status") == "ok"  # what failed counts for none but the share that was mitigated
+    kept = (ok | pl.col("mitigated").is_not_null()) & (pl.col("defense") != "none") & (pl.col("ratio") > 0)
     kept &= pl.col("spc").is_null() if spc is None else pl.col("spc").is_null() | (pl.col("spc") == spc)
+    rule = pl.format(" ({})", pl.when(pl.col("labels") != "all_to_one").then(pl.col("labels")))
     tasks = (
-        with_tasks(records.filter(kept))
+        with_tasks(described(judged(records, limits)).filter(kept))
         .group_by("defense", "profile", "variant", "hyper", "task", maintain_order=True)
         .agg(
-            pl.col("attack").first(),
-            (pl.col("seconds") / pl.col("members")).mean(),
+            pl.concat_str("attack", rule, ignore_nulls=True).first().alias("attack"),
+            (pl.col("seconds") / pl.col("members")).filter(ok).mean(),
             pl.col("knows_trigger", "knows_test").any(),
-            *(pl.col(metric).drop_nulls().drop_nans() for metric in METRICS),
+            *(pl.col(metric).filter(ok).drop_nulls().drop_nans() for metric in METRICS),
+            *(pl.col(name).drop_nulls() for name in JUDGED),
         )
     )
     parts = tasks.partition_by("defense", "profile", "variant", "hyper", maintain_order=True)
     keys = [part.select("defense", "profile", "variant", "hyper").row(0) for part in parts]
     names = _labels(keys, [part.row(0, named=True) for part in parts])
     listed = [_method(name, part) for name, part in zip(names, parts, strict=True)]
-    return sorted(listed, key=lambda method: -_mean(method, "der"))
+    return sorted(listed, key=lambda method: [-_mean(method, metric) for metric in best])
 
 
 def _method(label: str, tasks: "pl.DataFrame") -> Method:
     names = tasks["task"].cast(str).to_list()
     scores = {
         metric: {name: values.to_numpy() for name, values in zip(names, tasks[metric], strict=True) if len(values)}
-        for metric in METRICS
+        for metric in (*METRICS, *JUDGED)
     }
     seconds = {name: value for name, value in zip(names, tasks["seconds"], strict=True) if value is not None}
     return Method(label, dict(zip(names, tasks["attack"], strict=True)), scores, seconds)
@@ -93,14 +103,14 @@ def _mean(method: Method, metric: str) -> float:
     return float(np.mean(means)) if means else -np.inf
 
 
-def block(found: list[Method]) -> tuple[list[Method], list[str]]:
-    """Methods that can be ranked, and the tasks that all of them met.
+def block(found: list[Method], metric: str = RANKED) -> tuple[list[Method], list[str]]:
+    """Methods that can be ranked by a metric, and the tasks on which it is defined for all of them.
 
     Methods that met less than half of the tasks are left out, so that one rarely run does not take the others' tasks away.
     """
-    every = {task for method in found for task in method.scores["der"]}
-    kept = [method for method in found if len(method.scores["der"]) >= LEAST * len(every)]
-    common = sorted(every.intersection(*(method.scores["der"] for method in kept))) if kept else []
+    every = {task for method in found for task in method.scores[metric]}
+    kept = [method for method in found if len(method.scores[metric]) >= LEAST * len(every)]
+    common = sorted(every.intersection(*(method.scores[metric] for method in kept))) if kept else []
     return kept, common
 
 
@@ -128,8 +138,12 @@ def heat_map(found: list[Method], metric: str = "der") -> "Figure":
     axis.set_yticks(range(len(found)), [method.label for method in found])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_title(f"{metric.upper()}, percent")
+    axis.set_title(f"{_title(metric)}, percent")
     return figure
+
+
+def _title(metric: str) -> str:
+    return TITLES.get(metric, metric.upper())
 
 
 @styled
@@ -158,16 +172,16 @@ def boxes(found: list[Method]) -> "Figure":
 
 
 @styled
-def rank_diagram(found: list[Method]) -> "Figure":
-    """Mean rank of DER over the tasks that all methods met; bars join methods that do not differ (Nemenyi, 5 %).
+def rank_diagram(found: list[Method], metric: str = RANKED) -> "Figure":
+    """Mean rank by a metric over the tasks that all methods met; bars join methods that do not differ (Nemenyi, 5 %).
 
     Raises:
       UserError: fewer than two methods or two common tasks.
     """
-    kept, tasks = block(found)
+    kept, tasks = block(found, metric)
     if len(kept) < 2 or len(tasks) < 2:
         raise UserError("ranks need two defenses that met the same two tasks")
-    told = ranks([[method.scores["der"][task].mean() for method in kept] for task in tasks])
+    told = ranks([[method.scores[metric][task].mean() for method in kept] for task in tasks])
     order = np.argsort(told.ranks, kind="stable")
     groups = cliques(told)
     figure, panels = panels_of(1, 1, (5.2 + _room(kept), 0.26 * len(kept) + 1.2))
@@ -180,7 +194,9 @@ def rank_diagram(found: list[Method]) -> "Figure":
         axis.plot([x, x], [min(place[k] for k in group) - 0.25, max(place[k] for k in group) + 0.25], color=COLORS[1], lw=2.2)
     axis.set_yticks(range(len(kept)), [kept[int(k)].label for k in order])
     axis.set(xlim=(0.5, len(kept) + 0.9 + 0.35 * len(groups)), ylim=(len(kept) - 0.4, -0.6))
-    axis.set(xlabel=f"mean rank over {told.tasks} tasks, 1 = best (critical difference {told.difference:.2f})")
+    axis.set(
+        xlabel=f"mean rank over {told.tasks} tasks, 1 = best (critical difference {told.difference:.2f})\nby {_title(metric)}"
+    )
     axis.set_title(f"Friedman's test that all are equal: p = {told.p:.2g}")
     axis.grid(True, axis="x")
     legend(figure, [("not told apart at 5 %", {"color": COLORS[1], "lw": 2.2})] if groups else [])
@@ -189,9 +205,10 @@ def rank_diagram(found: list[Method]) -> "Figure":
 
 @styled
 def improvement(found: list[Method]) -> "Figure":
-    """Chance that a run of the row's defense has a larger DER than one of the column's on the same task, percent.
+    """Chance that a run of the row's defense is better than one of the column's on the same task, percent.
 
-    Bold where its 95 % interval excludes one half.
+    The better one is mitigated and the other is not; of equals it kept its accuracy, then it has the larger DER. Bold where
+    the 95 % interval of the chance excludes one half.
 
     Raises:
       UserError: fewer than two methods or no common task.
@@ -199,7 +216,7 @@ def improvement(found: list[Method]) -> "Figure":
     kept, tasks = block(found)
     if len(kept) < 2 or not tasks:
         raise UserError("a comparison needs two defenses that met the same task")
-    runs = [[method.scores["der"][task] for task in tasks] for method in kept]
+    runs = [[method.scores[RANKED][task] for task in tasks] for method in kept]
     size = 0.36 * len(kept)
     figure, panels = panels_of(1, 1, (size + 0.4 + _room(kept), size + 0.6 + _room(kept)))
     axis = panels[0][0]
@@ -218,7 +235,7 @@ def improvement(found: list[Method]) -> "Figure":
     axis.set_yticks(range(len(kept)), names)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_title(f"chance of a larger DER, percent, over {len(tasks)} tasks")
+    axis.set_title(f"chance of a better run, percent, over {len(tasks)} tasks\n(better: {TITLES[RANKED]})")
     return figure
 
 
@@ -253,7 +270,9 @@ def _handles(told: list[tuple[str, dict[str, Any]]]) -> tuple[list[Any], list[st
 
 @styled
 def cost_benefit(found: list[Method]) -> "Figure":
-    """Seconds per member, without compilation, against mean DER: a dot per defense; named are those that none beats in both.
+    """Seconds per member, without compilation, against the share of runs mitigated: a dot per defense.
+
+    Named are those that no other beats in both.
 
     Raises:
       UserError: no method has a run.
@@ -262,8 +281,8 @@ def cost_benefit(found: list[Method]) -> "Figure":
     places = {}
     for method in found:
         times = list(method.seconds.values())
-        if times and np.isfinite(_mean(method, "der")):
-            places[method.label] = max(float(np.mean(times)), 1e-3), 100 * _mean(method, "der")
+        if times and np.isfinite(_mean(method, BEST[0])):
+            places[method.label] = max(float(np.mean(times)), 1e-3), 100 * _mean(method, BEST[0])
     figure, panels = panels_of(1, 1, (6.8, 3.8))
     axis = panels[0][0]
     for name, (x, y) in places.items():
@@ -271,7 +290,7 @@ def cost_benefit(found: list[Method]) -> "Figure":
         axis.plot(x, y, "o", color=COLORS[0] if front else GREY, ms=6, mec=PAPER, mew=0.8)
         if front or len(places) <= MOST_NAMED:
             axis.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7.5)
-    axis.set(xscale="log", xlabel="device seconds per member", ylabel="mean DER, percent")
+    axis.set(xscale="log", xlabel="device seconds per member", ylabel="runs mitigated, percent")
     axis.grid(True)
     axis.margins(0.12, 0.12)
     return figure
@@ -282,10 +301,11 @@ def _some(found: list[Method]) -> None:
         raise UserError("no defense met a poisoned member")
 
 
-def figures_of(records: "pl.DataFrame") -> Iterator[tuple[str, str, "Figure"]]:
+def figures_of(records: "pl.DataFrame", limits: Limits = LIMITS) -> Iterator[tuple[str, str, "Figure"]]:
     """(slug, caption, figure) of everything that can be drawn, with the most clean samples per class that there are."""
     import polars as pl
 
+    records = judged(records, limits)
     given = records.filter(pl.col("defense") != "none")["spc"].drop_nulls()
     budgets = sorted(given.unique().to_list(), reverse=True)
     for spc in budgets or [None]:
@@ -294,6 +314,9 @@ def figures_of(records: "pl.DataFrame") -> Iterator[tuple[str, str, "Figure"]]:
             continue
         with_ = "without clean samples" if spc is None else f"{setting('spc', spc)} clean samples per class"
         end = "" if spc is None else f"-{spc}-per-class"
+        if any(method.scores[BEST[0]] for method in found):
+            text = f"Share of runs mitigated per defense and attack, {with_}: {limits.told()}"
+            yield f"mitigated{end}", text, heat_map(found, BEST[0])
         yield f"heat-map{end}", f"Mean DER per defense and attack, {with_}", heat_map(found)
         if spc == (budgets or [None])[0]:
             yield f"boxes{end}", f"Spread over tasks, {with_}", boxes(found)

@@ -1,6 +1,6 @@
 "use strict";
 // Sorting, filtering and pooling of what the page holds. The address keeps the choice: #attack=badnets&ratio=10&sort=board.asr
-const AT_FIRST = 300, DRAWS = 300, SHOWN = ["acc", "asr", "ra", "arr", "der"], STATUSES = ["ok", "infeasible", "failed", "non-finite"];
+const AT_FIRST = 300, DRAWS = 300, SHOWN = ["acc", "asr", "ra", "arr", "der", "mitigated"], STATUSES = ["ok", "infeasible", "failed", "non-finite"];
 const held = name => JSON.parse(document.getElementById(name)?.textContent ?? "null");
 const facets = held("facets") ?? [], runs = held("runs"), chosen = {}, tables = [];
 
@@ -82,18 +82,22 @@ function middle(values, counts, total) {  // interquartile mean of ascending val
   return sum / (total - 2 * cut);
 }
 
-function pooled(strata) {  // lists of runs in hundredths of a percent -> percent
+function pooled(strata, plain) {  // lists of runs in hundredths of a percent -> percent; plain: the mean, of a share
+  const centre = (values, counts, total) => {
+    if (!plain) return middle(values, counts, total);
+    return values.reduce((sum, value, i) => sum + value * (counts ? counts[i] : 1), 0) / total;
+  };
   const all = strata.flatMap((list, task) => list.map(value => ({value, task}))).sort((a, b) => a.value - b.value);
   const n = all.length;
   if (!n) return {n};
-  const values = all.map(one => one.value / 100), estimate = middle(values, null, n);
+  const values = all.map(one => one.value / 100), estimate = centre(values, null, n);
   if (n < 2) return {n, estimate};
   const places = strata.map(() => []), counts = new Uint16Array(n), found = new Float64Array(DRAWS), next = random(1);
   all.forEach((one, i) => places[one.task].push(i));
   for (let draw = 0; draw < DRAWS; draw++) {
     counts.fill(0);
     for (const place of places) for (let i = 0; i < place.length; i++) counts[place[Math.floor(next() * place.length)]]++;
-    found[draw] = middle(values, counts, n);
+    found[draw] = centre(values, counts, n);
   }
   found.sort();
   const quantile = q => {
@@ -113,6 +117,12 @@ function put(cell, html, value) {
 
 const percent = value => (value === undefined ? "–" : value.toFixed(1).replace("-0.0", "0.0"));
 
+function remarked([, one, chance, unpoisoned, untrained, trained, sum], ok) {  // as bdjax.report.soundness.remark
+  const hardly = untrained ? `hardly trained (ACC before ${percent(sum / untrained / 100)} %)` : "";
+  const told = [[one, ok, "predicts one class"], [chance, ok, "at chance"], [unpoisoned, ok, "no row poisoned"], [untrained, trained, hardly]];
+  return told.filter(([count]) => count).map(([count, of, text]) => (count >= of ? text : `${text} in ${count} of ${of} runs`)).join("; ");
+}
+
 function pool() {
   if (!board || !runs) return;
   const index = key => facets.findIndex(facet => facet.key === key);
@@ -130,11 +140,11 @@ function pool() {
     one.empty = !tasks.length;
     if (one.empty) return;
     const ended = STATUSES.map((_, k) => tasks.reduce((sum, task) => sum + task[2][k], 0));
-    const total = ended.reduce((a, b) => a + b);
+    const total = ended.reduce((a, b) => a + b), remarks = tasks[0][4].map((_, k) => tasks.reduce((sum, task) => sum + task[4][k], 0));
     board.heads.forEach((head, k) => {
       const cell = one.row.cells[k], metric = SHOWN.indexOf(head.dataset.c);
       if (metric >= 0) {
-        const told = pooled(tasks.map(task => task[3][metric]));
+        const told = pooled(tasks.map(task => task[3][metric]), head.dataset.c === "mitigated");
         const between = told.low === undefined ? "" : ` <small>[${percent(told.low)}, ${percent(told.high)}]</small>`;
         const some = told.n && told.n !== ended[0] ? ` (n=${told.n})` : "";
         put(cell, percent(told.estimate) + between + some, told.estimate === undefined ? undefined : told.estimate / 100);
@@ -143,7 +153,9 @@ function pool() {
       else if (head.dataset.c === "cost") {
         const told = pooled(mine.filter(task => task[1] === zero).map(task => task[3][SHOWN.indexOf("arr")]));
         put(cell, percent(told.estimate), told.estimate === undefined ? undefined : told.estimate / 100);
-      } else if (head.dataset.c === "lost")
+      } else if (head.dataset.c === "left_out") put(cell, remarks[0] ? `${remarks[0]}` : "", remarks[0]);
+      else if (head.dataset.c === "remark") { const text = remarked(remarks, ended[0]); put(cell, text, text || undefined); }
+      else if (head.dataset.c === "lost")
         put(cell, STATUSES.slice(1).flatMap((name, k) => (ended[k + 1] ? [`${ended[k + 1]} ${name}`] : [])).join(", "), total - ended[0]);
     });
   });

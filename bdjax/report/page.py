@@ -8,6 +8,7 @@ from bdjax import __version__
 from bdjax.report import filters, layout, tables
 from bdjax.report.details import Details, Drawing
 from bdjax.report.layout import Section
+from bdjax.report.mitigation import LIMITS, Limits
 from bdjax.report.scenarios import Scenario
 from bdjax.report.tables import Cell, Printed
 
@@ -33,7 +34,14 @@ class Pooled(NamedTuple):
 
 
 def index(
-    records: "pl.DataFrame", pooled: Pooled, full: Printed, shown: Sequence[Scenario], drawn: Drawn, *, linked: bool = True
+    records: "pl.DataFrame",
+    pooled: Pooled,
+    full: Printed,
+    shown: Sequence[Scenario],
+    drawn: Drawn,
+    *,
+    linked: bool = True,
+    limits: Limits = LIMITS,
 ) -> str:
     """The whole index as one string of HTML.
 
@@ -44,6 +52,7 @@ def index(
       shown: the scenarios of ``records``.
       drawn: what was drawn from them.
       linked: lead to the pages of the scenarios, where they have some.
+      limits: that the records were judged and pooled with.
     """
     inside = drawn.details is not None
     found = filters.facets(records)
@@ -57,7 +66,7 @@ def index(
         full, "Results per scenario and defense", "scenarios", facets=found, link=lambda about: link(about["cell"])
     )
     sections = [
-        Section("defenses", "Defenses, best first", _leaders(board, found)),
+        Section("defenses", "Defenses, best first", _leaders(board, found, limits)),
         Section("compared", "Defenses compared", layout.pictures(drawn.overall)),
         Section("sensitivity", "What hyper-parameters do", layout.pictures(drawn.sensitivity)),
         *(layout.detailed(drawn.details) if drawn.details is not None else []),
@@ -83,16 +92,17 @@ def index(
     return layout.shell(title, lead, layout.tiles(records), sections, _foot("", inside), data)
 
 
-def scenario(shown: Scenario, drawn: Details, digest: str) -> str:
+def scenario(shown: Scenario, drawn: Details, digest: str, limits: Limits = LIMITS) -> str:
     """The page of one training configuration: its tables, curves, masks, pictures and provenance.
 
     Args:
       shown: the training configuration and its rows, of every ratio, seed and defense.
       drawn: what was drawn from them.
       digest: what identifies these rows.
+      limits: that they were judged with.
     """
     found = filters.facets(shown.rows)
-    told = tables.full(shown.rows)
+    told = tables.full(shown.rows, limits)
     facts = [f"{key} {value}" for key, value in told.constants.items()]
     sections = [
         Section("all", "Every defense", layout.table(told, f"Results of {shown.title}", "scenarios", facets=found)),
@@ -103,17 +113,19 @@ def scenario(shown: Scenario, drawn: Details, digest: str) -> str:
     return layout.shell(shown.title, "; ".join(facts), layout.tiles(shown.rows), sections, _foot("../", True), data, up=digest)
 
 
-def _leaders(board: "pl.DataFrame", found: Sequence[filters.Facet]) -> str:
+def _leaders(board: "pl.DataFrame", found: Sequence[filters.Facet], limits: Limits) -> str:
     if board.is_empty():
         return ""
     text = (
         "Pooled over all attacks and poison ratios above 0; compare rows with the same number of tasks (training configurations "
-        "× ratios). DER rewards removing the backdoor and charges lost accuracy: 50 means no change, 100 a perfect repair. The "
+        f"× ratios). The best defense mitigated the most of its attacked runs: {limits.told()}. Of equals it is the one that "
+        "kept the accuracy in more runs, then the one with the larger DER. DER adds up what was removed of the backdoor and what "
+        "was lost of the accuracy, so a network that is destroyed still scores: 50 means no change, 100 a perfect repair. The "
         "cost is what the defense takes from the accuracy (ARR) of models nobody attacked. Click a column to sort; where an "
         "attack or a ratio is chosen, its runs are pooled here, with intervals from 300 draws."
     )
     return f'<p class="soft">{escape(text)}</p>' + layout.table(
-        tables.board_of(board), "Defenses pooled over attacks and poison ratios", "board", facets=found
+        tables.board_of(board, limits), "Defenses pooled over attacks and poison ratios", "board", facets=found
     )
 
 

@@ -5,38 +5,48 @@ No run is dropped in silence: those that were infeasible, failed or diverged are
 
 import collections
 import concurrent.futures
-import functools
-import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bdjax import metrics
 from bdjax.errors import UserError
+from bdjax.report.configs import depth, labels, precision, told_of, trained, training, variant
+from bdjax.report.mitigation import LIMITS, Limits, judged
+from bdjax.report.soundness import counted, remark
+from bdjax.sweep.goal import ALL_TO_ALL
 
 if TYPE_CHECKING:
     import polars as pl
 
 METRICS = ("acc", "asr", "ra", "arr", "rdr", "der")
 BEFORE = ("acc_before", "asr_before", "ra_before")
+SHARE = "mitigated"  # of runs, each 1 or 0: pooled as a plain mean
+PREDICTED = ("one_class_before", "one_class")  # largest share of the clean test images predicted as one class
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
-SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "target")
-GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "cell")
+SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "labels", "target")
+GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "training", "cell")
 AT_ONCE = 1000  # handfuls of runs whose resamples are held in memory together, by each thread
-BOARD = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "defense", "variant", "spc", "hyper")
+SETTING = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "labels")
+BOARD = (*SETTING, "defense", "variant", "spc", "hyper")
 
 
-def table(records: "pl.DataFrame") -> "pl.DataFrame":
+def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
     """One row per scenario and defense; the runs pooled in it differ in their seed alone.
 
     Args:
       records: rows of ``sweep.store.read``, one per member and defense.
+      limits: what counts as mitigated, unless the records were judged already (:func:`bdjax.report.mitigation.judged`).
 
     Returns:
-      The columns of :data:`GROUP` (``spc`` null where a defense needs no clean data, so that the row serves every spc; ``cell``
-      keeps apart what differs in any other setting); ``runs`` and the count of each status (the ``ok`` ones are averaged);
-      ``reason``, why the others were not, joined by "; "; ``knows_trigger`` and ``knows_test``; the interquartile means of
+      The columns of :data:`GROUP` (``spc`` null where a defense needs no clean data, so that the row serves every spc;
+      ``training`` is the same for a model and its defenses; ``cell`` keeps apart what differs in any other setting) and
+      ``target_class``, the name of the target; ``runs`` and the count of each status (the ``ok`` ones are averaged);
+      ``reason``, why the others were not, joined by "; "; ``knows_trigger`` and ``knows_test``; ``mitigated``, the share of the
+      ``mitigated_n`` attacked runs that were mitigated, with ``mitigated_low`` and ``mitigated_high``; ``left_out``, the runs at
+      a ratio above 0 that are not among them (infeasible ones aside); ``kept``, the share that kept its accuracy; ``remark``,
+      what makes the row's networks say little, with the counts behind it (:func:`bdjax.report.soundness.remark`); the means of
+      :data:`PREDICTED`, null where no record tells them; the interquartile means of
       :data:`BEFORE`; for each metric ``m`` of :data:`METRICS`: ``m`` (interquartile mean), ``m_mean``, ``m_low`` and ``m_high``
       (its 95 % interval), ``m_n``. Fractions; null where undefined, intervals also where there are fewer than two runs. Sorted,
       "none" before the defenses.
@@ -44,17 +54,20 @@ def table(records: "pl.DataFrame") -> "pl.DataFrame":
     Raises:
       UserError: there are no records.
     """
-    return _pool(records, GROUP)
+    return _pool(records, GROUP, limits)
 
 
-def leaderboard(records: "pl.DataFrame") -> "pl.DataFrame":
-    """Defenses over all attacks and all ratios above 0 of the same data, model and profile, best DER first.
+def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
+    """Defenses over all attacks and all ratios above 0 of the same data, model, profile and label rule, best first.
 
-    A task is one training configuration at one ratio; the bootstrap resamples seeds inside each task. Compare only defenses that
-    met the same number of ``tasks``.
+    The best is the one that mitigated the largest share of its attacked runs; of equals the one that kept the accuracy in more
+    runs, then the one with the larger DER, which alone would reward a network that is destroyed. A task is one training
+    configuration at one ratio; the bootstrap resamples seeds inside each task. Compare only defenses that met the same number of
+    ``tasks``.
 
     Args:
       records: rows of ``sweep.store.read``.
+      limits: as of :func:`table`.
 
     Returns:
       As :func:`table`, grouped by :data:`BOARD` (``variant``: the static configuration of the defense as JSON), with ``tasks``
@@ -67,17 +80,19 @@ def leaderboard(records: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
-    tagged = with_tasks(records).filter(pl.col("defense") != "none")
+    tagged = with_tasks(judged(records, limits)).filter(pl.col("defense") != "none")
     poisoned, clean = tagged.filter(pl.col("ratio") > 0), tagged.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
         return pl.DataFrame()
-    board = _pool(poisoned, BOARD)
+    board = _pool(poisoned, BOARD, limits)
     if clean.is_empty():
         board = board.with_columns(pl.lit(None, pl.Float64).alias("cost"))
     else:
         board = board.join(_cost(clean), on=list(BOARD), how="left", nulls_equal=True, maintain_order="left")
-    places = list(BOARD[: BOARD.index("defense")])
-    return board.sort([*places, "der"], descending=[False] * len(places) + [True], nulls_last=True, maintain_order=True)
+    places = list(SETTING)
+    best = ["mitigated", "kept", "der"]
+    down = [False] * len(places) + [True] * len(best)
+    return board.sort([*places, *best], descending=down, nulls_last=True, maintain_order=True)
 
 
 def _cost(clean: "pl.DataFrame") -> "pl.DataFrame":
@@ -90,17 +105,18 @@ def _cost(clean: "pl.DataFrame") -> "pl.DataFrame":
     return lists.select(BOARD).with_columns(pl.Series("cost", means, pl.Float64))
 
 
-def _pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
+def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
-    records = described(records)
+    records = described(judged(records, limits))
     ok = pl.col("status") == "ok"
     tasked = "task" in records.columns
     counts = {name: ok & pl.col(name).is_not_null() & pl.col(name).is_not_nan() for name in (*BEFORE, *METRICS)}
+    counts[SHARE] = pl.col(SHARE).is_not_null()  # runs that failed count too
     lists = [pl.col(name).filter(condition) for name, condition in counts.items()]
     if tasked:
-        lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in METRICS]
+        lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in (*METRICS, SHARE)]
         lists.append(pl.col("task").filter(ok).n_unique().alias("tasks"))
     reason = pl.col("reason").filter(~ok).drop_nulls().unique(maintain_order=True)
     pooled = records.group_by(group, maintain_order=True).agg(
@@ -108,22 +124,30 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
         *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
         pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
         *(pl.col(key).fill_null(False).any().alias(key) for key in ("knows_trigger", "knows_test")),
+        pl.col("kept").mean(),
+        pl.col("left_out").sum().cast(pl.Int64),
+        *counted(),
+        *(pl.col(name).filter(ok).mean().alias(name) for name in PREDICTED),
+        *([pl.col("target_class").drop_nulls().first()] if "target" in group else []),
         *lists,
     )
     columns = [pl.Series(name, _summed(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
-    for metric in METRICS:
-        told = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None)
+    for metric in (SHARE, *METRICS):
+        trimmed = metric != SHARE
+        told = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None, trimmed)
         columns.append(pl.Series(f"{metric}_n", told.n, pl.Int64))
-        ends = {metric: told.iqm, f"{metric}_mean": told.mean, f"{metric}_low": told.low, f"{metric}_high": told.high}
+        ends = {metric: told.iqm, f"{metric}_mean": told.mean} if trimmed else {metric: told.mean}
+        ends |= {f"{metric}_low": told.low, f"{metric}_high": told.high}
         columns += [pl.Series(name, values, pl.Float64, nan_to_null=True) for name, values in ends.items()]
-    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS) and not name.endswith("_tasks")]
+    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS, SHARE) and not name.endswith("_tasks")]
     frame = pooled.select(kept).with_columns(columns)
+    frame = frame.with_columns(pl.Series("remark", [remark(row) or None for row in frame.iter_rows(named=True)], pl.String))
     order = [pl.col("defense") != "none" if key == "defense" else pl.col(key) for key in group]
     order.insert(group.index("defense") + 1, pl.col("defense"))
     return frame.sort(order, maintain_order=True)
 
 
-def _summed(lists: "pl.Series", tasks: "pl.Series | None") -> metrics.Summary:
+def _summed(lists: "pl.Series", tasks: "pl.Series | None", trimmed: bool = True) -> metrics.Summary:
     """The summary of each list of runs, as arrays; ``tasks`` are their strata."""
     sizes = lists.list.len().to_numpy().astype(np.int64)
     flat, ends = lists.explode().drop_nulls().to_numpy(), np.cumsum(sizes)
@@ -143,7 +167,9 @@ def _summed(lists: "pl.Series", tasks: "pl.Series | None") -> metrics.Summary:
         parts = [ends[at, None] - sizes[at[0]] + np.arange(sizes[at[0]]) for at in places]
 
     def tell(part: Any) -> metrics.Summary:
-        return metrics.summaries(flat[part]) if tasks is None else metrics.summary(flat[part], strata[part])
+        if tasks is None:
+            return metrics.summaries(flat[part], trimmed=trimmed)
+        return metrics.summary(flat[part], strata[part], trimmed=trimmed)
 
     with concurrent.futures.ThreadPoolExecutor() as threads:  # NumPy works outside the interpreter's lock
         for at, told in zip(places, threads.map(tell, parts), strict=True):
@@ -152,12 +178,17 @@ def _summed(lists: "pl.Series", tasks: "pl.Series | None") -> metrics.Summary:
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":
-    """Records with every column of :data:`GROUP`: precision, depth, and names that tell the data sets apart."""
+    """Records with every column of :data:`GROUP`: what configurations tell, and names that tell the data sets apart."""
     import polars as pl
 
+    rules = told_of(records, labels)
     return records.with_columns(
         told_of(records, precision).alias("precision"),
         told_of(records, depth).alias("depth"),
+        told_of(records, training).alias("training"),
+        rules.alias("labels"),
+        pl.when(rules.eq_missing(ALL_TO_ALL)).then(None).otherwise(pl.col("target")).alias("target"),
+        pl.col("target_class") if "target_class" in records.columns else pl.lit(None, pl.String).alias("target_class"),
         pl.Series("dataset", _told_apart(records), pl.String),
     )
 
@@ -167,39 +198,7 @@ def with_tasks(records: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     task = pl.concat_str(told_of(records, trained), pl.lit(" "), records["ratio"].cast(pl.String)).cast(pl.Categorical)
-    return records.with_columns(told_of(records, _variant).alias("variant"), task.alias("task"))
-
-
-def told_of(records: "pl.DataFrame", tell: Callable[[str | None], str]) -> "pl.Series":
-    """What ``tell`` says of each row's configuration; few configurations are many rows', so each is read once."""
-    import polars as pl
-
-    known = {config: tell(config) for config in records["config"].unique()}
-    return pl.Series([known[config] for config in records["config"]], dtype=pl.String)
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _parsed(config: str | None) -> dict[str, Any]:
-    """A row's full static configuration; it is read for many purposes, and not to be changed."""
-    found: dict[str, Any] = json.loads(config or "{}")
-    return found
-
-
-def trained(config: str | None) -> str:
-    """The part of a row's full static configuration that its training decides, as JSON: equal for all defenses of one model."""
-    told = _parsed(config)
-    return json.dumps({key: told[key] for key in sorted(told) if key not in ("defense", "spc")}, sort_keys=True)
-
-
-def precision(config: str | None) -> str:
-    """The dtype of activations and convolutions in a row's full static configuration; float32 where it says nothing."""
-    return (_parsed(config).get("model") or {}).get("precision", "float32")
-
-
-def depth(config: str | None) -> str:
-    """Blocks per stage that a row's network was cut to, or "whole"."""
-    told = (_parsed(config).get("model") or {}).get("depth")
-    return "whole" if told is None else str(told)
+    return records.with_columns(told_of(records, variant).alias("variant"), task.alias("task"))
 
 
 def _told_apart(records: "pl.DataFrame") -> list[str]:
@@ -207,11 +206,6 @@ def _told_apart(records: "pl.DataFrame") -> list[str]:
     rows = records.select("dataset", "train_images", "test_images", "data_digest").rows()
     several = collections.Counter((name, *sizes) for name, *sizes, _ in set(rows))
     return [f"{name} {digest[:8]}" if several[name, *sizes] > 1 and digest else name for name, *sizes, digest in rows]
-
-
-def _variant(config: str | None) -> str:
-    """The static configuration of a row's defense as JSON."""
-    return json.dumps((_parsed(config).get("defense") or {}).get("config"), sort_keys=True)
 
 
 def _some(records: "pl.DataFrame") -> None:

@@ -4,7 +4,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from bdjax.report.pool import precision, told_of, trained
+from bdjax.report.configs import labels, precision, told_of, trained
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,11 +24,17 @@ def scenarios(records: "pl.DataFrame") -> list[Scenario]:
     tagged = records.with_columns(told_of(records, trained).alias("trained"))
     parts = tagged.partition_by("trained", maintain_order=True)
     told = [
-        (p["attack"][0], p["dataset"][0], f"{p['model'][0]} width {p['width'][0]}", precision(p["config"][0]), p["profile"][0])
+        (
+            p["attack"][0].rpartition(":")[2],
+            labels(p["config"][0]) or "labels of its own",
+            p["dataset"][0],
+            f"{p['model'][0]} width {p['width'][0]}",
+            precision(p["config"][0]),
+            p["profile"][0],
+        )
         for p in parts
     ]
-    told = [(facts[0].rpartition(":")[2], *facts[1:]) for facts in told]
-    differs = [i == 0 or len({facts[i] for facts in told}) > 1 for i in range(5)]
+    differs = [i == 0 or len({facts[i] for facts in told}) > 1 for i in range(6)]
     titles = [" · ".join(fact for fact, shown in zip(facts, differs, strict=True) if shown) for facts in told]
     found, met = [], dict.fromkeys(titles, 0)
     for title, facts, part in zip(titles, told, parts, strict=True):

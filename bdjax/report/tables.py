@@ -4,7 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bdjax.report.mitigation import LIMITS, Limits
+from bdjax.report.notes import notes
 from bdjax.report.pool import BOARD, GROUP, STATUSES, leaderboard, table
+from bdjax.sweep.goal import named
 
 if TYPE_CHECKING:
     import polars as pl
@@ -12,7 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "Printed", "board", "csv", "full", "leaderboard", "lost", "markdown", "name", "percent", "setting", "table"]
 
 METRICS_SHOWN = ("acc", "asr", "ra", "arr", "der")
+HEADLINE = "mitigated"
 NAMES = {
+    HEADLINE: "mitigated %",
+    "left_out": "not attacked",
     "train_images": "training images",
     "ratio": "poison ratio %",
     "hyper": "hyper-parameters",
@@ -21,7 +27,7 @@ NAMES = {
     "lost": "not averaged",
     **{metric: f"{metric.upper()} %" for metric in METRICS_SHOWN},
 }
-NUMERIC = ("train_images", "width", "target", "ratio", "spc", *METRICS_SHOWN, "n", "tasks", "cost")
+NUMERIC = ("train_images", "width", "target", "ratio", "spc", HEADLINE, *METRICS_SHOWN, "n", "left_out", "tasks", "cost")
 NONE = "–"
 
 
@@ -44,30 +50,30 @@ class Printed(NamedTuple):
     notes: tuple[str, ...]
 
 
-def full(records: "pl.DataFrame") -> Printed:
+def full(records: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
     """Every scenario and defense (:func:`bdjax.report.pool.table`)."""
-    return full_of(table(records))
+    return full_of(table(records, limits), limits)
 
 
-def full_of(rows: "pl.DataFrame") -> Printed:
-    """Every scenario and defense, from rows of :func:`bdjax.report.pool.table`."""
-    return _printed(rows, GROUP, "cell", always=("attack", "ratio", "defense"))
+def full_of(rows: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
+    """Every scenario and defense, from rows of :func:`bdjax.report.pool.table` with these limits."""
+    return _printed(rows, GROUP, ("training", "cell"), limits, always=("attack", "ratio", "defense"))
 
 
-def board(records: "pl.DataFrame") -> Printed | None:
+def board(records: "pl.DataFrame", limits: Limits = LIMITS) -> Printed | None:
     """The leaderboard (:func:`bdjax.report.pool.leaderboard`); None where no defense met a poisoned member."""
-    rows = leaderboard(records)
-    return None if rows.is_empty() else board_of(rows)
+    rows = leaderboard(records, limits)
+    return None if rows.is_empty() else board_of(rows, limits)
 
 
-def board_of(rows: "pl.DataFrame") -> Printed:
-    """The leaderboard, from rows of :func:`bdjax.report.pool.leaderboard`, at least one."""
-    return _printed(rows, BOARD, "variant", always=("defense",), more=("tasks", "cost"))
+def board_of(rows: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
+    """The leaderboard, from rows of :func:`bdjax.report.pool.leaderboard` with these limits, at least one."""
+    return _printed(rows, BOARD, ("variant",), limits, always=("defense",), more=("tasks", "cost"))
 
 
-def markdown(records: "pl.DataFrame") -> str:
+def markdown(records: "pl.DataFrame", limits: Limits = LIMITS) -> str:
     """The table of all scenarios and defenses as Markdown (:func:`markdown_of`)."""
-    return markdown_of(full(records))
+    return markdown_of(full(records, limits))
 
 
 def markdown_of(told: Printed) -> str:
@@ -79,9 +85,9 @@ def markdown_of(told: Printed) -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in told.notes), ""])
 
 
-def csv(records: "pl.DataFrame") -> str:
+def csv(records: "pl.DataFrame", limits: Limits = LIMITS) -> str:
     """:func:`bdjax.report.pool.table` as comma-separated values: fractions in full precision."""
-    return table(records).write_csv()
+    return table(records, limits).write_csv()
 
 
 def name(row: dict[str, Any]) -> str:
@@ -122,16 +128,31 @@ def lost(row: dict[str, Any]) -> str:
 
 
 def _printed(
-    rows: "pl.DataFrame", group: tuple[str, ...], last: str, always: tuple[str, ...], more: tuple[str, ...] = ()
+    rows: "pl.DataFrame",
+    group: tuple[str, ...],
+    last: tuple[str, ...],
+    limits: Limits,
+    always: tuple[str, ...],
+    more: tuple[str, ...] = (),
 ) -> Printed:
-    """``last`` is shown only where two rows would look alike without it."""
-    shown = [key for key in group if key in always or (key != last and _varies(rows, key))]
-    if rows.select(shown).is_duplicated().any():
-        shown.append(last)
-    constants = {NAMES.get(key, key): setting(key, rows[key][0]) for key in group if key not in (*shown, last, "hyper")}
-    columns = [*shown, *METRICS_SHOWN, "n", *more]
+    """The columns ``last`` are shown only where two rows would look alike without them."""
+    shown = [key for key in group if key in always or (key not in last and _varies(rows, key))]
+    for key in last:
+        if rows.select(shown).is_duplicated().any() and (key == last[-1] or _varies(rows, key)):
+            shown.append(key)
+    constants = {
+        NAMES.get(key, key): _class_told(rows.row(0, named=True)) if key == "target" else setting(key, rows[key][0])
+        for key in group
+        if key not in (*shown, *last, "hyper")
+    }
+    defended = bool((rows[f"{HEADLINE}_n"] > 0).any() or (rows["left_out"] > 0).any())
+    columns = [*shown, *([HEADLINE] if defended else []), *METRICS_SHOWN, "n", *more]
+    if (rows["left_out"] > 0).any():
+        columns.append("left_out")
     if (rows["ok"] < rows["runs"]).any():
         columns.append("lost")
+    if rows["remark"].is_not_null().any():
+        columns.append("remark")
     return Printed(
         heads=tuple(NAMES.get(column, column) for column in columns),
         numeric=tuple(column in NUMERIC for column in columns),
@@ -139,13 +160,19 @@ def _printed(
         columns=tuple(columns),
         about=tuple(rows.select(group).iter_rows(named=True)),
         constants=constants,
-        notes=_notes(rows),
+        notes=notes(rows, limits),
     )
 
 
 def _cell(row: dict[str, Any], column: str) -> Cell:
-    if column in METRICS_SHOWN:
+    if column in METRICS_SHOWN or column == HEADLINE:
         return _measure(row, column)
+    if column == "left_out":
+        return Cell(str(row[column]) if row[column] else "", row[column])
+    if column == "remark":
+        return Cell(row[column] or "", row[column])
+    if column == "target":
+        return Cell(_class_told(row), row[column])
     if column == "n":
         return Cell(str(row["ok"]) if row["ok"] == row["runs"] else f"{row['ok']} of {row['runs']}", row["ok"])
     if column == "lost":
@@ -158,6 +185,11 @@ def _cell(row: dict[str, Any], column: str) -> Cell:
     if column == "spc" and row["defense"] == "none":
         return Cell(NONE, None)
     return Cell(setting(column, value), value)
+
+
+def _class_told(row: dict[str, Any]) -> str:
+    """The target of a row with the name of its class; a dash where every class has its own."""
+    return NONE if row["target"] is None else named(row["target"], row["target_class"])
 
 
 def _measure(row: dict[str, Any], metric: str) -> Cell:
@@ -177,26 +209,3 @@ def _varies(rows: "pl.DataFrame", key: str) -> bool:
     if key == "hyper":
         return rows.select("defense", "hyper").unique().height > rows["defense"].n_unique()
     return rows[key].n_unique() > 1
-
-
-def _notes(rows: "pl.DataFrame") -> tuple[str, ...]:
-    notes = [
-        "Interquartile mean over n runs (seeds; the plain mean for fewer than four) and, in brackets, its 95 % stratified "
-        "bootstrap interval; one run has no interval."
-    ]
-    if "ratio" in rows.columns and (rows["ratio"] == 0).any():
-        notes.append(
-            "Poison ratio 0: models nobody attacked. Their ARR is what the defense costs them, their ASR the rate at which they "
-            "call triggered images the attack's target; with no backdoor to remove, DER says nothing there (the CSV file has it)."
-        )
-    if rows.filter(rows["defense"] != "none")["spc"].null_count():
-        notes.append("spc any: the defense needs no clean data, so its row holds for every number of clean samples per class.")
-    if rows["knows_trigger"].any():
-        notes.append("† is shown images with the true trigger, which a defender rarely has.")
-    if rows["knows_test"].any():
-        notes.append("‡ reads the accuracy on test data, which a defender does not have.")
-    if (rows["runs"] > rows["ok"]).any():
-        notes.append("n counts the runs averaged, of all that were started.")
-    for reason in rows["reason"].drop_nulls().unique(maintain_order=True):
-        notes.append(f"Not averaged: {reason}.")
-    return tuple(notes)

@@ -17,7 +17,7 @@ from bdjax.errors import UserError
 from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution, hosts
-from bdjax.sweep import arrays, build, imported, models, provenance, store, whole
+from bdjax.sweep import arrays, build, feasible, goal, imported, models, provenance, store, whole
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, member_hash
 from bdjax.sweep.hashing import array_digest, canonical, short_hash
 from bdjax.sweep.location import Location
@@ -214,12 +214,12 @@ def _subjects(
 
 
 def _feasible(attacked: Attacked, stacked: Member, records: list[Row]) -> list[int]:
-    """Indices of the members whose poison set can be drawn; the others are marked, so that no time goes into their training.
+    """Indices of the members whose poison set can be drawn and is not empty; the others are marked, and not trained.
 
     The rows that are poisoned are counted: with ratios of a class they are fewer than ``count``. An attack without a fixed poison
     set has the number of one epoch, on average.
     """
-    attack, labels = attacked.attack, attacked.data.train.labels
+    attack, labels, total = attacked.attack, attacked.data.train.labels, len(attacked.dataset.train.labels)
 
     def can(member: Member, labels: Array) -> tuple[Array, Array]:
         poisoned, feasible = attack.select(stream(member.key, Stream.SELECT), labels, member.count)
@@ -228,26 +228,26 @@ def _feasible(attacked: Attacked, stacked: Member, records: list[Row]) -> list[i
     chosen, found = jax.tree.map(np.asarray, population.run(can, stacked, (labels,), Execution()))
     for row, rows, ok in zip(records, chosen, found, strict=True):
         if ok:
-            row["poisoned"] = (
-                int(rows) if attack.batch is None else slots.per_epoch(row["ratio"], len(labels), attack.recipe.batch)
-            )
-        else:
-            told = f"{row['poisoned']} rows, {row['ratio']:g} of the training rows"
-            row.update(status="infeasible", reason=f"{attacked.cell.attack} cannot poison {told}")
-    return [i for i, ok in enumerate(found) if ok]
+            row["poisoned"] = int(rows) if attack.batch is None else slots.per_epoch(row["ratio"], total, attack.recipe.batch)
+        reason = feasible.why_not(attack, attacked.cell.attack, row["ratio"], total, int(rows), bool(ok))
+        if reason:
+            row.update(status="infeasible", reason=reason)
+    return [i for i, row in enumerate(records) if row["status"] == "ok"]
 
 
 def row_of(attacked: Attacked, point: Point, cell: TrainCell | DefenseCell, **fields: Any) -> Row:
     """The row of one member of a cell, without what was measured."""
     dataset, train_cell = attacked.dataset, attacked.cell
     config = build.describe(cell, dataset.digest)
-    target = getattr(attacked.attack.config, "target", train_cell.target)
+    target = goal.target(attacked.attack, train_cell.target)
     common = dict(
         cell=short_hash(config),
         member=member_hash(point),
         dataset=dataset.spec.name,
         train_images=len(dataset.train.labels),
         test_images=len(dataset.test.labels),
+        classes=dataset.spec.classes,
+        majority=float(np.bincount(np.asarray(dataset.test.labels)).max() / len(dataset.test.labels)),
         model=attacked.model.name,
         width=attacked.model.width,
         attack=train_cell.attack,
@@ -255,7 +255,8 @@ def row_of(attacked: Attacked, point: Point, cell: TrainCell | DefenseCell, **fi
         profile=train_cell.profile,
         seed=point.seed,
         ratio=point.ratio,
-        target=None if target is None else int(target),
+        target=target,
+        target_class=goal.class_name(dataset.spec, target),
         hyper=canonical(point.hyper),
         knows_trigger=False,
         knows_test=False,
@@ -277,7 +278,7 @@ def _repair_row(attacked: Attacked, cell: DefenseCell, defense: Defense, point: 
         row["reason"] = f"not trained: {base['reason']}"
     row.update(knows_trigger="triggered" in defense.needs, knows_test="test_accuracy" in defense.needs)
     row.update(poisoned=base["poisoned"], trigger_digest=base["trigger_digest"])
-    row.update(acc_before=base["acc"], asr_before=base["asr"], ra_before=base["ra"])
+    row.update(acc_before=base["acc"], asr_before=base["asr"], ra_before=base["ra"], one_class_before=base["one_class"])
     return row
 
 

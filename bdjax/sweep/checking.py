@@ -13,7 +13,7 @@ from bdjax.errors import UserError
 from bdjax.evaluation import stamp_images
 from bdjax.keys import Stream, root, stream
 from bdjax.population import device_memory
-from bdjax.sweep import build, plan, whole
+from bdjax.sweep import build, feasible, goal, plan, whole
 from bdjax.sweep.lacking import Tries, opened, work
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
@@ -21,11 +21,15 @@ from bdjax.sweep.run import choices_of, load, refuse_infeasible
 from bdjax.sweep.telling import data_bytes, member_bytes, summary, title
 from bdjax.types import Dataset
 
+INFEASIBLE = "infeasible: "
+
 
 def validate(
     grid: Grid, out: "str | Location", *, data_dir: str | None, execution: Mapping[str, Any], tuned: bool = True
 ) -> list[str]:
     """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
+
+    A line that begins with :data:`INFEASIBLE` tells of members that a run would record as infeasible and not train.
 
     Raises:
       UserError: the first thing that would stop or spoil a run.
@@ -38,10 +42,23 @@ def validate(
     for branch in branches:
         dataset = load(grid, branch.train.dataset, data_dir)
         refuse_infeasible(branch, dataset)
-        found = [_data(dataset), _shapes(branch, dataset), _memory(branch, dataset)]
+        found = [_data(dataset), _goal(branch, dataset), _shapes(branch, dataset), _memory(branch, dataset)]
         lines += [f"{title(branch.train)}: {line}" for line in found]
+        lines += [f"{INFEASIBLE}{title(branch.train)}: {reason}" for reason in _infeasible(branch, grid, dataset)]
         works.append(opened(work(branch, dataset, grid), folder, Tries()))
     return [*lines, f"{folder} is writable", *summary(works, choices)]
+
+
+def _goal(branch: Branch, dataset: Dataset) -> str:
+    """What triggered images are to be called."""
+    return goal.told(build.attacked(branch.train)[1], branch.train.target, dataset.spec)
+
+
+def _infeasible(branch: Branch, grid: Grid, dataset: Dataset) -> list[str]:
+    if branch.train.imported is not None:  # whatever poisoned these networks did it elsewhere
+        return []
+    attack = build.attacked(branch.train)[1]
+    return feasible.infeasible(attack, branch.train.attack, grid.poison_ratios, dataset.train.labels)
 
 
 def _data(dataset: Dataset) -> str:

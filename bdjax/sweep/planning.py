@@ -12,7 +12,7 @@ from bdjax.data.clean_subset import rows_per_class
 from bdjax.evaluation import EvalSet
 from bdjax.experiment import Data, attack_member
 from bdjax.population import Execution, Tuned
-from bdjax.sweep import build, plan
+from bdjax.sweep import build, feasible, goal, plan
 from bdjax.sweep.build import DefenseCell, TrainCell
 from bdjax.sweep.choice import Chosen, chosen, origin, over, training_batch
 from bdjax.sweep.plan import Grid
@@ -60,6 +60,8 @@ class Training(NamedTuple):
     measured: str  # when, or why not
     hours: float | None  # device-hours of training
     repairs: tuple[Repairs, ...]
+    goal: str  # what triggered images are to be called
+    infeasible: tuple[str, ...]  # why members at some ratios would be recorded and not trained; they are not counted
 
 
 class Overview(NamedTuple):
@@ -110,7 +112,7 @@ def overview(
     """
     measuring = measuring or Measuring()
     branches = plan.select(plan.cells(grid), only or {}, limit)
-    members = len(grid.seeds) * len(grid.poison_ratios)
+    asked = len(grid.seeds) * len(grid.poison_ratios)
     built = build.Built()
     rated: dict[Any, tuple[Chosen, Tuned | None]] = {}
     needs: dict[Any, tuple[int, int] | None] = {}
@@ -120,11 +122,14 @@ def overview(
         model, attack = build.attacked(cell)
         batch = training_batch(attack, rows[0])
         if (work := (cell.dataset, cell.model, batch)) not in rated:
-            rated[work] = _rated(cell, rows[0], members, execution, tuned, measuring, say)
+            rated[work] = _rated(cell, rows[0], asked, execution, tuned, measuring, say)
         choice, found = rated[work]
         kind = (*work, choice.execution.lowering, cell.attack if attack.batch else attack.recipe.augment)
         if measuring.memory and kind not in needs and cell.imported is None:
             needs[kind] = _bytes(model, attack, rows, choice.execution)
+        idle = [] if cell.imported else [feasible.idle(attack, cell.attack, ratio, rows[0]) for ratio in grid.poison_ratios]
+        infeasible = tuple(reason for reason in idle if reason)
+        members = asked - len(grid.seeds) * len(infeasible)
         epochs = attack.recipe.epochs if cell.imported is None else 0
         images = epochs * (rows[0] // batch * batch) * members
         hours = None if found is None else choice.execution.devices / found.rate / 3600
@@ -135,7 +140,7 @@ def overview(
             Training(
                 model.spec.name, cell.model, model.width, cell.attack, batch, epochs, members, images,
                 member_bytes(model), each, fitting, choice.execution, origin(choice), None if found is None else found.rate, told,
-                None if hours is None else hours * images, repairs,
+                None if hours is None else hours * images, repairs, goal.told(attack, cell.target, model.spec), infeasible,
             )
         )  # fmt: skip
     return _total(cells)._replace(about=grid.about)
@@ -227,7 +232,8 @@ def lines(found: Overview) -> list[str]:
         name = f"{cell.dataset} / {cell.model} / {cell.attack}"
         trained = f"{cell.epochs} epochs of batch {cell.batch}, {cell.images:,} images" if cell.epochs else "imported"
         work = f"{cell.members} members, {trained}"
-        told.append(f"{name}: width {cell.width}, {work}")
+        told.append(f"{name}: width {cell.width}, {cell.goal}, {work}")
+        told += [f"  infeasible, and not counted: {reason}" for reason in cell.infeasible]
         told.append(f"  memory: {_memory(cell)}")
         told.append(f"  execution: {cell.origin}: {population.named(cell.execution)}")
         rate = "not measured" if cell.rate is None else f"{cell.rate:,.0f} images/s ({cell.measured})"

@@ -30,9 +30,15 @@ _LAYOUT = """
   float  seconds compile_seconds
   int    members images
   str    config execution versions git_commit device data_digest trigger_digest created
+  int    classes
+  float  majority one_class_before one_class
+  str    target_class
 """
 KIND = {name: line.split()[0] for line in _LAYOUT.strip().splitlines() for name in line.split()[1:]}
 COLUMNS = tuple(KIND)
+
+# Columns that records of earlier versions do not have; they are null there.
+ADDED = frozenset({"classes", "majority", "one_class_before", "one_class", "target_class"})
 
 VOLATILE = ("created", "seconds", "compile_seconds")  # what may differ between two runs of the same record
 
@@ -44,7 +50,8 @@ Row = dict[str, Any]
 
 def arrow_schema() -> Any:
     """The columns of a record as a pyarrow schema; ``seconds`` is wall time without, ``compile_seconds`` the time of compilation,
-    ``images`` what the call that trained the ``members`` of this row processed."""
+    ``images`` what the call that trained the ``members`` of this row processed, ``one_class`` the share of the clean test images
+    that is predicted as the most predicted class, ``majority`` the share of the largest class among them."""
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -90,6 +97,8 @@ def measured(counts: Counts, before: Mapping[str, Any] | None = None) -> Row:
         "rdr": metrics.rdr(first[0], ra),
         "der": metrics.der(first[0], first[1], acc, asr),
     }
+    share = float(metrics.one_class(counts))
+    numbers |= {"one_class_before": share if before is None else _nan(before["one_class"]), "one_class": share}
     sizes = {"n_clean": int(counts.clean), "n_triggered": int(counts.triggered)}
     return {**sizes, **{name: _null(value) for name, value in numbers.items()}}
 

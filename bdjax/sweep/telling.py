@@ -8,7 +8,7 @@ import jax
 from bdjax.data import spec
 from bdjax.initial import Drawer
 from bdjax.population import device_memory, named
-from bdjax.sweep import build
+from bdjax.sweep import build, goal
 from bdjax.sweep.choice import Chosen, origin
 from bdjax.sweep.lacking import Open
 from bdjax.types import Dataset, Model
@@ -30,6 +30,7 @@ def summary(works: Sequence[Open], choices: Sequence[Chosen]) -> list[str]:
             model, attack = build.attacked(work.branch.train)
             each, shared = member_bytes(model), data_bytes(work.dataset)
             length = "imported" if work.branch.train.imported else f"{attack.recipe.epochs} epochs"
+            length += f", {goal.told(attack, work.branch.train.target, work.dataset.spec)}"
             lines += [
                 f"{title(work.branch.train)}: width {model.width}, {len(work.dataset.train.labels)} training images, "
                 f"{length}; per member {size_told(each)} of parameters and momentum, shared {size_told(shared)} of images, "

@@ -144,7 +144,7 @@ def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | Non
         *jax.tree.map(lambda x: x[None], (trained.variables, trigger_of(trained, attack, dataset, data))),
     )
     found = run(defend_member(model, attack, defense, spc, keep=True), subject, (data,), execution)
-    before = {name: row[f"{name}_before"] for name in ("acc", "asr", "ra")}
+    before = {name: row[f"{name}_before"] for name in ("acc", "asr", "ra", "one_class")}
     return Repaired(one(found.repair.variables, 0), measured(one(found.counts, 0), before))
 
 

@@ -91,7 +91,7 @@ def test_files_beside_the_page(built, records):
         [
             "before-after-badnets.png",
             "before-after-blended.png",
-            *(f"{name}-10-per-class.png" for name in ("boxes", "cost-benefit", "heat-map")),
+            *(f"{name}-10-per-class.png" for name in ("boxes", "cost-benefit", "heat-map", "mitigated")),
             "profiles-10-per-class.png",
             "pruned-channels-clp-badnets.png",
             "pruned-channels-clp-blended.png",

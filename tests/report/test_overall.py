@@ -10,7 +10,7 @@ from bdjax.report import overall
 from tests.report.conftest import row
 
 ATTACKS, SEEDS = ("badnets", "blended", "wanet"), (0, 1, 2)
-RATES = {"ft": (0.9, 0.5), "fp": (0.88, 0.2), "anp": (0.8, 0.05), "clp": (0.6, 0.6)}  # ACC and ASR after
+RATES = {"ft": (0.9, 0.5), "fp": (0.88, 0.02), "anp": (0.45, 0.0), "clp": (0.6, 0.6)}  # ACC and ASR after
 
 
 def made(**changes):
@@ -29,9 +29,10 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(mpl.text.Text)]
 
 
-def test_methods_are_pooled_by_task_and_ordered_by_der():
+def test_methods_are_pooled_by_task_and_one_that_halves_the_accuracy_is_behind_one_that_keeps_it():
     found = overall.methods(made(), 10)
-    assert [method.label for method in found] == ["anp", "fp", "ft", "clp"]
+    assert [method.label for method in found] == ["fp", "ft", "anp", "clp"]  # fp alone mitigates, ft keeps the accuracy
+    assert [method.label for method in overall.methods(made(), 10, best=("der",))] == ["fp", "anp", "ft", "clp"]
     assert all(len(method.attacks) == 3 and all(len(runs) == 3 for runs in method.scores["der"].values()) for method in found)
     assert [method.label for method in overall.methods(made(), None)] == ["clp"]
     assert [method.label for method in overall.methods(made(), 99)] == ["clp"]
@@ -49,10 +50,20 @@ def test_settings_and_profiles_tell_two_of_one_name_apart():
 
 def test_the_heat_map_holds_the_mean_of_every_defense_and_attack():
     told = texts(overall.heat_map(overall.methods(made(), 10)))
-    der = [(max(0, 0.99 - asr) - max(0, 0.95 - acc) + 1) / 2 for acc, asr in ((0.79, 0.05), (0.79, 0.09))]
+    der = [(max(0, 0.99 - asr) - max(0, 0.95 - acc) + 1) / 2 for acc, asr in ((0.44, 0.0), (0.44, 0.04))]
     assert f"{100 * der[0]:.0f}" in told and f"{100 * der[1]:.0f}" in told and {"anp", "wanet"} <= set(told)
     part = made().filter(~((pl.col("defense") == "anp") & (pl.col("attack") == "wanet")))
     assert len([text for text in texts(overall.heat_map(overall.methods(part, 10))) if text.isdigit()]) >= 11
+    told = texts(overall.heat_map(overall.methods(made(), 10), "mitigated"))
+    assert told.count("100") >= 3 and told.count("0") >= 9 and "share of runs mitigated, percent" in told
+
+
+def test_all_to_all_has_a_column_of_its_own():
+    rule = pl.col("config").str.replace('"target": 0', '"target": 0, "labels": "all_to_all"', literal=True)
+    both = pl.concat([made(), made().filter(pl.col("attack") == "wanet").with_columns(config=rule)])
+    found = overall.methods(both, 10)
+    assert list(dict.fromkeys(found[0].attacks.values())) == ["badnets", "blended", "wanet", "wanet (all_to_all)"]
+    assert "wanet (all_to_all)" in texts(overall.heat_map(found))
 
 
 def test_ranks_are_those_of_the_tasks_that_all_met():
@@ -66,6 +77,8 @@ def test_a_defense_that_is_rarely_run_takes_no_tasks_away():
     part = made().filter((pl.col("defense") != "anp") | (pl.col("attack") == "wanet"))
     kept, tasks = overall.block(overall.methods(part, 10))
     assert [method.label for method in kept] == ["fp", "ft", "clp"] and len(tasks) == 3
+    beside = overall.block(overall.methods(part, 10), "der")[1]
+    assert beside == tasks
 
 
 def test_the_chance_of_improvement_is_of_row_over_column():
@@ -77,13 +90,14 @@ def test_the_chance_of_improvement_is_of_row_over_column():
 def test_cost_and_spread_are_drawn_for_every_defense():
     found = overall.methods(made(), 10)
     assert len(overall.cost_benefit(found).axes[0].lines) == 4
-    assert list(dict.fromkeys(text for text in texts(overall.boxes(found)) if text in RATES)) == ["anp", "fp", "ft", "clp"]
+    assert list(dict.fromkeys(text for text in texts(overall.boxes(found)) if text in RATES)) == ["fp", "ft", "anp", "clp"]
     assert len(overall.profiles(found).axes[0].lines) == 4
 
 
 def test_everything_is_drawn_where_there_is_something_to_compare():
     slugs = [slug for slug, _, _ in overall.figures_of(made())]
-    assert slugs == [f"{name}-10-per-class" for name in ("heat-map", "boxes", "cost-benefit", "profiles", "ranks", "improvement")]
+    names = ("mitigated", "heat-map", "boxes", "cost-benefit", "profiles", "ranks", "improvement")
+    assert slugs == [f"{name}-10-per-class" for name in names]
     assert [slug for slug, _, _ in overall.figures_of(made().filter(pl.col("defense").is_in(["ft", "none"])))] == []
     one_task = made().filter(pl.col("attack") == "wanet")
     assert "ranks-10-per-class" not in [slug for slug, _, _ in overall.figures_of(one_task)]

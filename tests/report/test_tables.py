@@ -50,7 +50,7 @@ def test_undefined_metrics_are_null_and_not_counted(records):
 
 def test_one_seed_has_a_value_and_no_interval(one_seed):
     row = pick(tables.table(one_seed), attack="badnets", defense="ft", ratio=0.1)
-    assert row["acc"] == 0.90 and row["acc_low"] is None and row["acc_high"] is None
+    assert row["acc"] == 0.90 and row["acc_low"] is None and row["acc_high"] is None and row["mitigated_high"] is None
     assert "| 90.0 | 40.0 |" in tables.markdown(one_seed)
 
 
@@ -67,8 +67,8 @@ def test_markdown_accounts_for_every_row_and_marks_what_a_method_knows(records):
     text = tables.markdown(records)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 20 and len({line.count("|") for line in lines}) == 1
-    assert "| badnets | 10 | ft | 10 | 91.5 [90.0, 93.0] | 41.5 [40.0, 43.0] |" in text
-    assert "| blended | 10 | fp | 10 | – | – | – | – | – | 0 of 4 | 4 infeasible |" in text
+    assert "| badnets | 10 | ft | 10 | 0.0 [0.0, 0.0] | 91.5 [90.0, 93.0] | 41.5 [40.0, 43.0] |" in text
+    assert "| blended | 10 | fp | 10 | – | – | – | – | – | – | 0 of 4 | 4 infeasible |" in text
     assert "| badnets | 10 | clp | any |" in text and "| badnets | 10 | none | – |" in text
     assert "grad_prune†" in text and "- † is shown" in text and "‡" not in text
     assert "- Not averaged: spc 10 exceeds class 3." in text
@@ -95,10 +95,12 @@ def test_csv_holds_fractions_in_full_precision(records):
     assert float(row["acc"]) == told["acc"][0] and float(row["der_low"]) == told["der_low"][0]
 
 
-def test_leaderboard_ranks_by_der_and_states_cost_and_coverage(records):
+def test_leaderboard_ranks_by_mitigated_and_states_cost_and_coverage(records):
     told = tables.leaderboard(records)
-    assert told["defense"].to_list() == ["grad_prune", "clp", "ft", "fp"]
-    assert told["tasks"].to_list() == [2, 2, 2, 1] and told["runs"].to_list() == [8, 8, 8, 8]
+    assert told["defense"].to_list() == ["grad_prune", "clp", "fp", "ft"]  # two of ft's runs are lost, and kept no accuracy
+    assert told["mitigated"].to_list() == [1.0, 0.75, 0.0, 0.0] and told["kept"].to_list() == [1.0, 0.75, 1.0, 0.75]
+    assert told["mitigated_n"].to_list() == [8, 8, 4, 8]  # fp: four infeasible ones say nothing
+    assert told["tasks"].to_list() == [2, 2, 1, 2] and told["runs"].to_list() == [8, 8, 8, 8]
     clp = pick(told, defense="clp")
     np.testing.assert_allclose(clp["cost"], 1 - 0.865 / 0.95, atol=1e-12)  # ratio 0 only, both attacks
     asr = [0.05, 0.06, 0.07, 0.08]

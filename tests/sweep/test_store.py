@@ -8,7 +8,7 @@ import pytest
 
 from bdjax.errors import UserError
 from bdjax.sweep import models, store, whole
-from bdjax.sweep.rows import COLUMNS, blank, told_masks
+from bdjax.sweep.rows import ADDED, COLUMNS, blank, told_masks
 
 CELL, SET = "c" * 24, "s" * 24
 
@@ -175,6 +175,40 @@ def test_a_sealed_folder_reads_as_one_that_is_not(tmp_path):
         path.unlink(missing_ok=True)
     assert store.read(tmp_path).equals(fast)
     assert fast.filter(fast["cell"] == "a")["status"].to_list() == ["ok"] * 5
+
+
+def without(path, columns):
+    """Rewrite a file of rows as a version wrote it that did not have these columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{k: v for k, v in row.items() if k not in columns} for row in store.read_file(path)]
+    schema = pa.schema([field for field in store.arrow_schema() if field.name not in columns])
+    table = pa.Table.from_pylist(rows, schema)
+    pq.write_table(table.replace_schema_metadata({store._DIGEST: store._rows_digest(table.to_pylist())}), path)
+    path.with_suffix(".sha256").write_text(store.hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_records_of_a_version_without_the_newest_columns_are_read_with_null_there(tmp_path, capsys, sealed, mixed):
+    paths = [store.write_rows(tmp_path, cell, "s", [row(cell=cell, one_class=0.5, classes=10)]) for cell in ("a", "b", "c")]
+    for path in paths[: 2 if mixed else 3]:
+        without(path, ADDED)
+    if not sealed:
+        for path in tmp_path.rglob("*.sha256"):
+            path.unlink()
+    frame = store.read(tmp_path)
+    assert tuple(frame.columns) == COLUMNS and frame["acc"].to_list() == [0.1 + 0.2] * 3
+    assert frame["one_class"].to_list() == [None, None, 0.5 if mixed else None]
+    assert frame.schema == store.frame([]).schema
+    assert tuple(store.read_cell(tmp_path, "a")[0][1]) == COLUMNS
+    assert capsys.readouterr().err == ""
+
+
+def test_a_record_without_another_column_is_none(tmp_path, capsys):
+    without(store.write_rows(tmp_path, "a", "s", [row(cell="a")]), {"acc"})
+    assert store.read(tmp_path).is_empty() and "its columns are not those of a record" in capsys.readouterr().err
 
 
 def test_a_sealed_file_of_another_version_is_set_aside(tmp_path, capsys):
