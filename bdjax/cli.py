@@ -1,17 +1,16 @@
 """The command line: parse, call, print."""
 
 import collections
-import contextlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
+from bdjax import complaints, stopping, terminal
 from bdjax.errors import UserError, choose
 from bdjax.interop.commands import export_torch, import_torch
-from bdjax.population import hosts
+from bdjax.population import hosts, platforms
 from bdjax.report.commands import cite, report
 from bdjax.report.compare import compare_masks
 from bdjax.report.curves import pruning_curve
@@ -250,39 +249,72 @@ COMMANDS = {
 }
 
 
+RESUMING = ("quickstart", "run", "sweep")
+COMPUTING = (*RESUMING, "plan", "check", "report", "reproduce", "show-attack", "pruning-curve", "export-torch")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0; 1 a cell failed, 2 the user's mistake, 130 interrupted, 141 nobody reads."""
+    """Run a command and return the exit code.
+
+    0; 1 a cell failed, or a record is not reproduced; 2 the user's mistake, or the system's; 70 an error nobody foresaw; 130
+    interrupted, 143 terminated; 141 nobody reads. Every error is one line; with the environment's BDJAX_DEBUG=1 a traceback comes
+    before it.
+
+    Args:
+      argv: the arguments. None: those of this process, which is then the command's own: Ctrl-C and SIGTERM end it within seconds.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    resumes = bool(arguments) and arguments[0] in RESUMING
+    line = "bdjax: stopped" + ("; the same command goes on where this one stopped" if resumes else "")
+    with terminal.printable(), complaints.one_line_each(), stopping.answered(line, watched=argv is None) as stop:
+        try:
+            return _ended(arguments)
+        except KeyboardInterrupt:
+            return stop.leave()
+
+
+def _ended(arguments: list[str]) -> int:
+    """Run a command, and say in one line why it did not end well."""
+    try:
+        code = _command(arguments)
+    except UserError as error:
+        complaints.complain(str(error), error)
+        code = 2
+    except BrokenPipeError:  # as of "bdjax plan … | head": whoever reads has had enough
+        code = 128 + signal.SIGPIPE
+    except OSError as error:
+        complaints.complain(complaints.of_system(error), error)
+        code = 2
+    except SystemExit:  # the parser has spoken
+        terminal.flushed()
+        raise
+    except Exception as error:
+        known = platforms.trouble(error)
+        complaints.complain(known or complaints.unexpected(error), error)
+        code = 70 if known is None else 2
+    failed = terminal.flushed()  # a reader that has gone, or a full disk, is noticed here, not while Python ends
+    if failed is None:
+        return code
+    if isinstance(failed, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    complaints.complain(f"cannot write the output: {complaints.of_system(failed)}")
+    return 2
+
+
+def _command(arguments: list[str]) -> int:
     import tyro
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _once_each(arguments)
+    _once_each(arguments)
+    if arguments and arguments[0] in COMPUTING:
         keep_compilations()
-        code = tyro.extras.subcommand_cli_from_dict(
-            cast(dict[str, Callable[..., int]], COMMANDS),
-            prog="bdjax",
-            description="Backdoor attacks and defenses on image classifiers, run as populations.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python ends
-        return code
-    except BrokenPipeError:  # as of "bdjax plan … | head": whoever reads has had enough
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except UserError as error:
-        return _complain(str(error))
-    except OSError as error:
-        return _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
-    except KeyboardInterrupt:
-        print("bdjax: stopped; the same command resumes", file=sys.stderr)
-        return 130
-
-
-def _complain(text: str) -> int:
-    print("bdjax: error: " + " ".join(text.split()), file=sys.stderr)
-    return 2
+    return tyro.extras.subcommand_cli_from_dict(
+        cast(dict[str, Callable[..., int]], COMMANDS),
+        prog="bdjax",
+        description="Backdoor attacks and defenses on image classifiers, run as populations. An error is one line; with the "
+        "environment's BDJAX_DEBUG=1 its traceback comes before it.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
 
 
 def _once_each(arguments: Sequence[str]) -> None:

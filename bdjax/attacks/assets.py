@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def prepared(attack: Attack, dataset: Dataset, key: Key) -> Any:
     path = place(attack, dataset, key)
     found = load(path)
     if found is None:
+        ready(path)
         print(f"bdjax: {_name(attack)} prepares its trigger for {dataset.spec.name}, once; it is kept in {path}", file=sys.stderr)
         found = save(path, attack.prepare(key, dataset))
     return found
@@ -59,6 +61,18 @@ def place(attack: Attack, dataset: Dataset, key: Key) -> Path:
     return cache_root() / "assets" / f"{_name(attack)}-{digest[:24]}.npz"
 
 
+def ready(path: Path) -> None:
+    """See that assets can be kept, before the hours that it may take to prepare them.
+
+    Raises:
+      UserError: the cache folder cannot be written to.
+    """
+    with written_in(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def save(path: Path, assets: Any) -> Any:
     """Write nested dicts of arrays, with their hash, under a temporary name first; returns them as host arrays."""
     flat = {name: np.asarray(leaf) for name, leaf in tree.flatten(assets).items()}
@@ -75,7 +89,7 @@ def load(path: Path) -> Any:
     """What :func:`save` wrote; None where there is no such file or it is damaged, which is said on stderr."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     digest, body = content[:32], content[32:]
     if hashlib.sha256(body).digest() != digest:

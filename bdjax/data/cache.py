@@ -26,14 +26,21 @@ FIELDS = ("images", "labels")
 
 
 def cache_root(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder of everything bdjax can rebuild: ``cache``, BDJAX_CACHE_DIR, XDG_CACHE_HOME/bdjax or ~/.cache/bdjax."""
+    """Return the folder of everything bdjax can rebuild: ``cache``, BDJAX_CACHE_DIR, XDG_CACHE_HOME/bdjax or ~/.cache/bdjax.
+
+    Raises:
+      UserError: none of these is given and the user has no home.
+    """
     if cache is not None:
         return Path(cache).expanduser()
     if given := os.environ.get(CACHE_DIR):
         return Path(given).expanduser()
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given).expanduser() / "bdjax"
-    return Path("~/.cache/bdjax").expanduser()
+    try:
+        return Path("~/.cache/bdjax").expanduser()
+    except RuntimeError:
+        raise UserError(f"this user has no home folder for the cache; set {CACHE_DIR} to a folder with room") from None
 
 
 @contextlib.contextmanager
@@ -175,7 +182,7 @@ def noted(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
         return content if isinstance(content["source"], dict) else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         _name_damage(folder / MANIFEST, str(error))

@@ -9,7 +9,7 @@ import numpy as np
 from bdjax.data.images import opened
 from bdjax.errors import UserError
 from bdjax.interop.checkpoint import Triggered
-from bdjax.interop.pickled import Array, Picture
+from bdjax.interop.stand_ins import Array, Picture
 
 FOLDER = "bd_test_dataset"
 

@@ -17,6 +17,8 @@ class Checkpoint(NamedTuple):
     image_shape: tuple[int, int, int] | None = None
     dataset: str | None = None
     triggered: Triggered | None = None
+    key: str = ""  # where the weights lie in the file; "" = they are the file
+    others: tuple[str, ...] = ()  # keys of further state dicts in the file
 
 
 def check_triggered(triggered: Triggered, image_shape: tuple[int, ...], classes: int) -> None:

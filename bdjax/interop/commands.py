@@ -20,11 +20,12 @@ def import_torch(
     seeds: tuple[int, ...] = (0,),
     images: bool = True,
     overwrite: bool = False,
+    key: str | None = None,
 ) -> int:
     """Bring PyTorch checkpoints in, to be defended and measured like networks trained here.
 
-    Reads BackdoorBench's attack_result.pt and defense_result.pt, plain state dicts (.pt, .pth) and .safetensors; nothing in a
-    file is executed. Then: bdjax run --imported OUT --defense ... --spc ...
+    Reads BackdoorBench's attack_result.pt and defense_result.pt, state dicts and training checkpoints that hold one (.pt, .pth,
+    .ckpt, pickles) and .safetensors; nothing in a file is executed. Then: bdjax run --imported OUT --defense ... --spc ...
 
     Args:
       files: one file for all seeds, or one per seed.
@@ -35,12 +36,14 @@ def import_torch(
       seeds: of the members: they decide a defense's clean rows and draws.
       images: bring the stored triggered test images too, if there are any.
       overwrite: replace an import folder that exists.
+      key: of the weights where a file holds several networks, e.g. netC or model.state_dict.
     """
     from bdjax.interop.imports import import_torch as bring
 
     found = bring(
-        files, out, dataset=dataset, model=model, seeds=seeds, ratio=poison_ratio, triggered=images, overwrite=overwrite
-    )
+        files, out, dataset=dataset, model=model, seeds=seeds, ratio=poison_ratio, triggered=images, overwrite=overwrite,
+        key=key, say=print,
+    )  # fmt: skip
     depth = "" if found.depth is None else f", depth {found.depth}"
     count = len(found.variables)
     told = f"{count} network{'s' if count > 1 else ''} {found.model} (width {found.width}{depth}, {found.classes} classes)"

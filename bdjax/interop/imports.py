@@ -1,6 +1,6 @@
 """The two commands: checkpoints of other software to an import folder, and variables to a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from bdjax.data.source import file_sha256
 from bdjax.errors import UserError, choose
 from bdjax.interop import inserts
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
-from bdjax.interop.recognise import Recognised, recognise
+from bdjax.interop.recognise import Recognised, nearest, recognise
 from bdjax.interop.state import Imported, cleaned, from_state, to_state
 from bdjax.interop.torch import read, write
 from bdjax.models import MODELS, by_name
@@ -28,6 +28,8 @@ def import_torch(
     ratio: float | None = None,
     triggered: bool = True,
     overwrite: bool = False,
+    key: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Import:
     """Turn PyTorch checkpoints into an import folder.
 
@@ -40,6 +42,8 @@ def import_torch(
       ratio: poison ratio the networks were trained with, for the records, in [0, 1]; None: not known.
       triggered: import the stored triggered test images too, if there are any.
       overwrite: replace an import folder that exists.
+      key: of the weights in the files, such as "netC" or "model.state_dict"; None: the one network that they hold.
+      say: told which of several parts of a file is read, and of weights that are rounded to float32.
 
     A second file of a plug or of bounds beside a checkpoint, which an export leaves, is read with it.
 
@@ -59,7 +63,7 @@ def import_torch(
         raise UserError(f"the poison ratio lies in [0, 1]; given {ratio}")
     if Path(out).exists() and not overwrite:
         raise UserError(f"{out} exists already; choose another name or allow overwriting")
-    read_files = [_import(path, dataset, model, triggered) for path in paths]
+    read_files = [_import(path, dataset, model, triggered, key, say) for path in paths]
     first, _, name = read_files[0][:3]
     for path, (other, *_, other_name) in zip(paths, ((m, i, n) for m, i, n, _ in read_files), strict=True):
         if _facts(other, other_name) != _facts(first, name):
@@ -136,8 +140,17 @@ def model_of(imported: Import) -> Model:
     return by_name(imported.model, facts, width=imported.width, depth=imported.depth)
 
 
-def _import(path: Path, dataset: str | None, model: str | None, triggered: bool) -> tuple[Model, Imported, str, Triggered | None]:
-    told = read(path, triggered=triggered)
+def _import(
+    path: Path,
+    dataset: str | None,
+    model: str | None,
+    triggered: bool,
+    key: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Model, Imported, str, Triggered | None]:
+    told = read(path, triggered=triggered, key=key, model=model)
+    if say is not None:
+        _notes(path, told, say)
     try:
         facts, name = _data(told, dataset)
         state = cleaned(told.state)
@@ -151,6 +164,15 @@ def _import(path: Path, dataset: str | None, model: str | None, triggered: bool)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return network, result, name, told.triggered
+
+
+def _notes(path: Path, told: Checkpoint, say: Callable[[str], None]) -> None:
+    """Tell what a user would not expect: which of several parts was read, and that numbers were rounded."""
+    if told.others:
+        say(f"{path}: read {told.key or 'the tensors of the file itself'}; the file also holds {', '.join(told.others[:8])}")
+    rounded = sum(value.dtype == np.float64 for value in told.state.values())
+    if rounded:
+        say(f"{path}: {rounded} tensors of float64 are rounded to float32")
 
 
 def _data(told: Checkpoint, dataset: str | None) -> tuple[DataSpec, str]:
@@ -173,7 +195,8 @@ def _network(
     name = model or told.model or (found.model if found else None)
     if name is None:
         names = ", ".join(list(state)[:4])
-        raise UserError(f"its tensors ({names}, …) are those of no network of the table: {', '.join(MODELS)}")
+        told_networks = f"those of no network of the table: {', '.join(MODELS)}"
+        raise UserError(f"its tensors ({names}, …) are {told_networks}; {nearest(list(state))}")
     choose("model", name, MODELS)
     if found is None or found.model != name:
         return by_name(name, facts)  # does not fit: from_state says how

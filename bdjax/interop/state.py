@@ -7,13 +7,13 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.errors import UserError
+from bdjax.interop import names
 from bdjax.interop.layout import Tensor, layout, to_leaf, to_tensor
 from bdjax.interop.pooled import fold_weight, unfold_weight
 from bdjax.interop.recognise import check_fit
 from bdjax.pooled_linear import GRID
 from bdjax.types import Model, Variables
 
-_PREFIX = "module."  # what training on several devices puts before every name
 _MASK, _NOISE = ".neuron_mask", (".neuron_noise", ".neuron_noise_bias")
 
 
@@ -25,13 +25,12 @@ class Imported(NamedTuple):
 
 
 def cleaned(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict with plain names: the prefix ``module.`` gone, masks of norms multiplied into their weights, noise dropped.
+    """A state dict with plain names (:func:`bdjax.interop.names.plain`), masks of norms multiplied in, noise dropped.
 
     Raises:
       UserError: a mask without a weight of its shape.
     """
-    prefixed = bool(state) and all(name.startswith(_PREFIX) for name in state)
-    plain = {name.removeprefix(_PREFIX) if prefixed else name: np.asarray(value) for name, value in state.items()}
+    plain = {name: np.asarray(value) for name, value in names.plain(state).items()}
     masks = {name.removesuffix(_MASK): plain.pop(name) for name in list(plain) if name.endswith(_MASK)}
     plain = {name: value for name, value in plain.items() if not name.endswith(_NOISE)}
     for norm, mask in masks.items():
@@ -48,15 +47,15 @@ def from_state(model: Model, state: Mapping[str, np.ndarray]) -> Imported:
 
     Args:
       model: the network, for the class count, width and image size it is to have.
-      state: {name: tensor}, float32 (float16 and bfloat16 are widened, which loses nothing); a norm's count of batches may be
-        absent. The order of the names does not matter.
+      state: {name: tensor}, float32 (float16 and bfloat16 are widened, which loses nothing; float64 is rounded); a norm's count
+        of batches may be absent. The order of the names does not matter.
 
     Returns:
       The variables and what they have no place for: counts of batches, and VGG's first linear weight where ours is folded.
 
     Raises:
-      UserError: names or shapes that do not fit (wrong network, width or number of classes are named as such), float64 or
-        integer weights, NaN or infinite values.
+      UserError: names or shapes that do not fit (wrong network, width or number of classes are named as such), integer
+        weights, NaN or infinite values.
 
     Differs: saved masks of norms (``neuron_mask``) are multiplied into the weights, their noise is dropped. The reference
       evaluated such MobileNets with ε = 1e-5; here the network keeps its own ε unless ``model.rebuild(norm_eps=1e-5)`` is used.
@@ -131,8 +130,9 @@ def _export(model: Model, tensor: Tensor, leaves: Mapping[str, Any], kept: np.nd
 
 
 def _float32(name: str, value: np.ndarray) -> np.ndarray:
-    if value.dtype.name in ("float16", "bfloat16"):
-        value = value.astype(np.float32)
+    if value.dtype.name in ("float16", "bfloat16", "float64"):
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and named below
+            value = value.astype(np.float32)
     if value.dtype != np.float32:
         raise UserError(f"{name} is {value.dtype}; weights and statistics must be float32 (PyTorch: state[name].float())")
     if not np.isfinite(value).all():

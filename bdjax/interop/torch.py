@@ -1,6 +1,6 @@
-"""Files of PyTorch and BackdoorBench: ``attack_result.pt``, ``defense_result.pt``, plain state dicts, safetensors.
+"""Files of PyTorch and BackdoorBench: ``attack_result.pt``, ``defense_result.pt``, checkpoints, state dicts, safetensors.
 
-Only this module and :mod:`bdjax.interop.pickled` need PyTorch, and safetensors files need the safetensors library alone.
+Reading needs no PyTorch (:mod:`bdjax.interop.pickled`), writing does; safetensors files need the safetensors library alone.
 """
 
 import contextlib
@@ -15,71 +15,83 @@ import numpy as np
 from bdjax.errors import UserError, choose
 from bdjax.interop.attack_images import FOLDER, read_images, write_images
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
-from bdjax.interop.pickled import Array, load_pickled, torch_module
+from bdjax.interop.choice import array, chosen, keys
+from bdjax.interop.pickled import load_pickled
+from bdjax.interop.stand_ins import Array
+from bdjax.interop.tensors import BFLOAT16, decoded
 from bdjax.sweep.files import refuse_existing, replacing
 from bdjax.types import Model
 
 KINDS = ("state_dict", "attack_result", "defense_result", "safetensors")
+_SAFETENSORS = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": BFLOAT16, "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1"}
+_SAFETENSORS |= {"U8": "u1", "BOOL": "?"}
 _THEIR_DATASETS = {"tiny": "tiny_imagenet"}
 _OUR_DATASETS = {ours: theirs for theirs, ours in _THEIR_DATASETS.items()}
 
 
-def read(path: str | Path, *, triggered: bool = True) -> Checkpoint:
+def torch_module() -> Any:
+    """Import PyTorch; raises UserError where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError("writing PyTorch files needs PyTorch; install it with: pip install 'bdjax[torch]'") from None
+    return torch
+
+
+def read(path: str | Path, *, triggered: bool = True, key: str | None = None, model: str | None = None) -> Checkpoint:
     """Read a checkpoint; nothing in it is run.
 
     Args:
-      path: ``attack_result.pt`` or ``defense_result.pt`` of BackdoorBench, a plain state dict (``.pt``, ``.pth``), or
-        ``.safetensors``.
+      path: ``attack_result.pt`` or ``defense_result.pt`` of BackdoorBench, a plain state dict or a training checkpoint that
+        holds one (``.pt``, ``.pth``, ``.ckpt``, a pickle), or ``.safetensors``.
       triggered: read the stored triggered test images too, if there are any.
+      key: of the state dict in the file, "netC" or "model.state_dict"; None: the one that is a network.
+      model: name of the network that is wanted, where the file holds several.
 
     Returns:
       Its tensors as NumPy arrays and what it says about itself.
 
     Raises:
       UserError: no such file, a truncated one, one that is no checkpoint or that asks for a Python object other than tensors,
-        numbers, arrays and images; a missing image file; a missing library.
+        numbers, arrays and images; no network, several, or none under the key; a missing image file; a missing library.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:6])
+        raise UserError(f"{path} is a folder; name the checkpoint file in it (it holds {inside or 'nothing'})")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path, key, model)
     told = load_pickled(path)
-    if not isinstance(told, Mapping):
-        raise UserError(f"{path} holds a {type(told).__name__}, not a state dict or a result of BackdoorBench")
     try:
-        if "model" not in told:
-            return Checkpoint(_state(told))
+        part = chosen(told, key, model)
+        state, others = _state(part.state), tuple(other for other in keys(told) if not f"{part.key}.".startswith(f"{other}."))
+        if not isinstance(told, Mapping) or part.key != "model":
+            return Checkpoint(state, key=part.key, others=others)
         stored = told.get("bd_test") if triggered else None
         return Checkpoint(
-            _state(told["model"]),
+            state,
             _fact(told, "model_name", str),
             _fact(told, "num_classes", int),
             _image_shape(told.get("img_size")),
             _dataset(_fact(told, "clean_data", str)),
             None if stored is None else read_images(stored, path.parent),
+            part.key,
+            others,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _state(tensors: Any) -> dict[str, np.ndarray]:
-    torch = torch_module()
-    if not isinstance(tensors, Mapping) or not tensors:
-        raise UserError(f"it holds a {type(tensors).__name__} where a state dict should be")
-    odd = [name for name, value in tensors.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
-    if odd:
-        names = ", ".join(str(name) for name in list(tensors)[:6])
-        raise UserError(f"it is neither a state dict nor a result of BackdoorBench ({odd[0]!r} is no tensor); it holds {names}")
-    return {name: _array(torch, name, tensor) for name, tensor in tensors.items()}
-
-
-def _array(torch: Any, name: str, tensor: Any) -> np.ndarray:
-    # Stored sparse tensors are not validated by the reader: their indices may point anywhere.
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise UserError(f"{name} is not a plain dense tensor")
-    tensor = tensor.detach()
-    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+def _state(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    found = {}
+    for name, value in tensors.items():
+        try:
+            found[name] = array(value)
+        except UserError as error:
+            raise UserError(f"{name} is {error}") from None
+    return found
 
 
 def _fact(told: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -110,15 +122,25 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+def _read_safetensors(path: Path, key: str | None, model: str | None) -> Checkpoint:
     library = _safetensors()
     try:
         with library.safe_open(path, framework="numpy") as file:
             told = file.metadata() or {}
-            state = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
-    except Exception as error:  # the library's own, and those of dtypes NumPy lacks
+        held = dict(library.deserialize(path.read_bytes()))
+    except Exception as error:  # the library's own
         raise UserError(f"{path} is truncated, damaged or no safetensors file: {error}") from None
-    return Checkpoint(state, model=told.get("model"), dataset=told.get("dataset"))
+    tensors = {}
+    for name, facts in held.items():
+        code = _SAFETENSORS.get(facts["dtype"])
+        if code is None:
+            raise UserError(f"{path}: {name} is of type {facts['dtype']}; read are {', '.join(_SAFETENSORS)}")
+        tensors[name] = decoded(bytes(facts["data"]), code).reshape(facts["shape"])
+    try:
+        part = chosen(tensors, key, model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return Checkpoint(_state(part.state), model=told.get("model"), dataset=told.get("dataset"), key=part.key)
 
 
 def write(

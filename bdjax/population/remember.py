@@ -113,7 +113,10 @@ def write(tuned: Tuned) -> None:
 
 def read(key: Mapping[str, Any]) -> Tuned | None:
     """The stored result of a key, or None: there is none, or its file is damaged, which is named on stderr."""
-    file = path(key)
+    try:
+        file = path(key)
+    except UserError:  # no place for a cache: nothing was kept
+        return None
     try:
         told = json.loads(file.read_bytes())
         if told["key"] != key:
@@ -124,7 +127,7 @@ def read(key: Mapping[str, Any]) -> Tuned | None:
         numbers = (tuned.rate, tuned.members, tuned.budget)
         if not all(isinstance(number, int | float) and number > 0 for number in numbers) or tuned.complete not in (True, False):
             raise ValueError("its numbers are out of range")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import hashlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -121,9 +122,15 @@ def _draw(
         return
     # Not forked: the parent may hold a device and threads.
     start = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(processes, len(stale)), mp_context=start) as pool:
-        for _ in track(pool.map(drawn, stale), len(stale)):
-            pass
+    alone = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, which ends them
+    count = min(processes, len(stale))
+    with concurrent.futures.ProcessPoolExecutor(count, start, initializer=signal.signal, initargs=alone) as pool:
+        try:
+            for _ in track(pool.map(drawn, stale), len(stale)):
+                pass
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
+            raise
 
 
 def draw(shown: Scenario, here: Path, folder: Location, data_dir: str | None, limits: Limits = LIMITS) -> None:

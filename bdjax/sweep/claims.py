@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ from bdjax.sweep.whole import token
 
 BEAT = 5.0  # seconds between beats
 PATIENCE = 60.0  # seconds without one after which a claim is taken over; file systems over a network may show a change late
+
+
+_OPEN: "weakref.WeakSet[Claims]" = weakref.WeakSet()  # of this process, for one that ends without leaving their blocks
+
+
+def give_all_back() -> None:
+    """Give back every cell that this process holds, and remove what it has half-written of them, just before it ends."""
+    for claims in list(_OPEN):
+        claims.give_back()
 
 
 class Claims:
@@ -46,14 +56,24 @@ class Claims:
 
     def __enter__(self) -> "Claims":
         self._keeper.begin(self.folder, self.say)
+        _OPEN.add(self)
         self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        _OPEN.discard(self)
         self._stop.set()
         self._thread.join()
         for cell in list(self._held):
             self._release(cell)
+
+    def give_back(self) -> None:
+        """Give all cells back while the work on them is under way: the process is about to end."""
+        self._stop.set()
+        for cell in list(self._held):
+            with contextlib.suppress(OSError, UserError, KeyError):  # the main thread may be giving it back too
+                clean(self.out, cell, token())
+                self._release(cell)
 
     @contextlib.contextmanager
     def holding(self, cell: str) -> Iterator[bool]:

@@ -1,15 +1,37 @@
 """Compiled programs are kept between processes."""
 
 import os
+import sys
+import tempfile
+from pathlib import Path
 
 import jax
 
-from bdjax.data.cache import cache_root
+from bdjax.data.cache import CACHE_DIR, cache_root
+from bdjax.errors import UserError
+
+_FOLDER = "JAX_COMPILATION_CACHE_DIR"
 
 
 def keep_compilations() -> None:
-    """Keep compiled programs between calls, beside the cached data; JAX's own setting wins."""
-    told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if not (os.environ.get("JAX_COMPILATION_CACHE_DIR") or told):
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+    """Keep compiled programs between calls, beside the cached data; JAX's own setting wins.
+
+    Where that folder cannot be written, one line on stderr says so and names the variable; everything compiles anew then.
+    """
+    told = os.environ.get(_FOLDER) or jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if told and "://" in told:  # an object store, which JAX itself reaches
+        return
+    try:
+        folder = Path(told) if told else cache_root() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, UserError) as error:
+        jax.config.update("jax_compilation_cache_dir", None)
+        reason = error if isinstance(error, UserError) else f"cannot write {folder}: {error.strerror or error}"
+        advice = "" if isinstance(error, UserError) else f"; set {_FOLDER if told else CACHE_DIR} to a folder with room"
+        print(f"bdjax: warning: compiled programs are not kept: {reason}{advice}", file=sys.stderr)
+        return
+    if not told:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -26,6 +26,16 @@ else:
     Location = Path  # a name for readers and type checkers; universal-pathlib need not be installed
 
 
+def check_name(where: str) -> None:
+    """Raise UserError for the name of a folder that is no text: the library that stores trained networks cannot write there."""
+    try:
+        where.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name of the folder of results {where!r} is not UTF-8: trained networks cannot be stored there; choose another"
+        ) from None
+
+
 def locate(where: "str | os.PathLike[str] | Location") -> Location:
     """A path or URL as the place it names; nothing is read or made there.
 
@@ -34,6 +44,9 @@ def locate(where: "str | os.PathLike[str] | Location") -> Location:
     """
     if not isinstance(where, str):
         return Path(where) if isinstance(where, os.PathLike) else where
+    if not where:
+        raise UserError("the name of the folder of results is empty; the folder you are in is '.'")
+    check_name(where)
     kind = re.match(r"[A-Za-z][\w+.:-]*(?=://)", where)
     if kind is None:
         return Path(where)

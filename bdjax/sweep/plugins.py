@@ -62,6 +62,12 @@ def load_python(kind: str, path: str) -> Any:
 def _module(kind: str, path: str) -> Any:
     if not Path(path).is_file():
         raise UserError(f"{kind} file {path} does not exist")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the path of the {kind} file {path} is not UTF-8, and JAX compiles nothing from there; rename it"
+        ) from None
     name = "bdjax_file_" + hashlib.sha256(path.encode()).hexdigest()[:12]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

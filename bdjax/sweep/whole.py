@@ -19,6 +19,7 @@ from bdjax.sweep import location, objects
 from bdjax.sweep.location import Location
 
 ADVICE = "free some space or choose another --out; the same command goes on where this one stopped"
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -34,14 +35,16 @@ def writing(path: Location) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {ADVICE}") from error
+        advice = ADVICE if error.errno in _FULL else "choose another --out"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     except Exception as error:
         # The checkpoint library reports a full disk in exceptions of its own.
         text = str(error).lower()
         known = [code for code in _WRITE_ERRORS if os.strerror(code).lower() in text]
         if not known:
             raise
-        raise UserError(f"cannot write {path}: {os.strerror(known[0])}; {ADVICE}") from error
+        advice = ADVICE if known[0] in _FULL else "choose another --out"
+        raise UserError(f"cannot write {path}: {os.strerror(known[0])}; {advice}") from error
 
 
 def writable(out: str | os.PathLike[str] | Location) -> Location:
@@ -56,7 +59,10 @@ def writable(out: str | os.PathLike[str] | Location) -> Location:
         objects.put(uploaded, b"bdjax")
         objects.remove(uploaded)
         return place
+    location.check_name(str(place.absolute()))
     with writing(place):
+        if place.is_file():
+            raise UserError(f"cannot write {place}: it is a file, and results need a folder; choose another --out")
         place.mkdir(parents=True, exist_ok=True)
         probe = temporary_of(place / "probe")
         with open(probe, "wb") as file:

@@ -7,6 +7,7 @@ import pytest
 
 from bdjax import population
 from bdjax.attacks import assets
+from bdjax.errors import UserError
 from bdjax.experiment import Subject, attack_member, defend_member, stage, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.models import cnn
@@ -111,3 +112,15 @@ def test_the_members_assets_reach_training_and_the_stored_trigger(tiny_dataset):
     subjects = Subject(stack._replace(assets=None), trained.variables, trained.trigger)  # a repair needs no assets
     repaired = population.run(defend_member(model, attack, nothing, 0), subjects, (data,))
     assert repaired.counts.attacked.tolist() == counts.attacked.tolist()
+
+
+@pytest.mark.parametrize("place", ["/dev/null/x", __file__])
+def test_assets_that_could_not_be_kept_are_not_prepared(tiny_dataset, monkeypatch, place):
+    """Preparing may take hours: that the cache cannot be written shows before."""
+    monkeypatch.setenv("BDJAX_CACHE_DIR", place)
+    with pytest.raises(UserError, match=r"cannot write to the cache folder .*/assets: .*; set BDJAX_CACHE_DIR"):
+        assets.prepared(prepared_attack("dataset"), tiny_dataset, root())
+    members, _ = population.members([0], [0.1], 160)
+    with pytest.raises(UserError, match=r"cannot write to the cache folder .*/assets: .*; set BDJAX_CACHE_DIR"):
+        population.prepare(prepared_attack("seed"), members, tiny_dataset, None)
+    assert CALLS == []

@@ -104,12 +104,21 @@ def test_half_precision_is_widened():
     np.testing.assert_array_equal(got, half["linear.bias"].astype(np.float32))
 
 
+def test_double_precision_is_rounded():
+    model = reduced("cnn")
+    state = random_state(model)
+    double = {name: value.astype(np.float64) / 3 if value.dtype == np.float32 else value for name, value in state.items()}
+    got = from_state(model, double).variables["params"]["linear"]["bias"]
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, double["linear.bias"].astype(np.float32))
+
+
 def test_other_numbers_are_refused():
     model = reduced("cnn")
     state = random_state(model)
     for value, text in (
-        (state["linear.bias"].astype(np.float64), r"linear\.bias is float64; .* must be float32"),
-        (state["linear.bias"].astype(np.int32), r"linear\.bias is int32"),
+        (state["linear.bias"].astype(np.int32), r"linear\.bias is int32; .* must be float32"),
+        (state["linear.bias"].astype(np.float64) * 1e300, r"linear\.bias has \d+ NaN or infinite values of 10"),
         (np.full(10, np.nan, np.float32), r"linear\.bias has 10 NaN or infinite values of 10"),
     ):
         with pytest.raises(UserError, match=text):

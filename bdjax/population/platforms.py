@@ -1,0 +1,64 @@
+"""What to say when JAX cannot start the platform it was asked for."""
+
+import difflib
+import os
+import re
+
+import jax
+
+KNOWN = ("cpu", "cuda", "gpu", "rocm", "tpu")
+_CUDA = 'install it with: pip install "jax[cuda13]" (or cuda12)'
+_PLUG_IN = {
+    "cuda": _CUDA,
+    "gpu": _CUDA,
+    "rocm": "install AMD's plug-in as docs.jax.dev/en/latest/installation.html says",
+    "tpu": 'on a TPU machine, install it with: pip install "jax[tpu]"',
+}
+_FAILED = re.compile(r"(?:Unable to initialize backend|Unknown backend:?|Backend) '?([\w-]+)'?")
+_AROUND = re.compile(r"^.*?Unable to initialize backend '[\w-]+': |\s*\((?:set JAX_PLATFORMS|you may need to un)[^)]*\)\s*$")
+_NOTHING = re.compile(r"no supported devices|No visible GPU|provides no devices|No TPU Platform")
+_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+
+
+def trouble(error: BaseException) -> str | None:
+    """What stopped JAX from starting, and what to do, in one line; None where an error has another reason.
+
+    JAX says so in a RuntimeError, and where no GPU is visible in an AssertionError without a word. So for other errors of these
+    two kinds it is asked once more.
+    """
+    if not isinstance(error, (RuntimeError, AssertionError)):
+        return None
+    text = str(error)
+    if "Unable to initialize backend" not in text and not text.startswith("Unknown backend"):
+        try:
+            jax.local_devices()
+        except (RuntimeError, AssertionError) as again:
+            text = str(again)
+        else:
+            return None
+    told = [(name, os.environ[name]) for name in _VARIABLES if os.environ.get(name)]
+    variable, asked = told[0] if told else ("", "")
+    named = _FAILED.search(text)
+    name = asked if asked in KNOWN or named is None else named[1]  # "gpu" stands for several, and JAX names the last of them
+    wanted = f", which {variable} asks for" if asked else ""
+    why, remedy = _reason(name, text)
+    return f"JAX cannot start {name or 'a platform'}{wanted}: {why}; {remedy}, or compute on the CPU: JAX_PLATFORMS=cpu bdjax …"
+
+
+def _reason(name: str, text: str) -> tuple[str, str]:
+    """Why it does not start, and the remedy."""
+    if "list of known backends" in text or text.startswith("Unknown backend"):
+        if name in KNOWN:
+            return "this JAX has no plug-in for it", _PLUG_IN.get(name, "install one")
+        near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.4)
+        return "there is no such platform", (f"did you mean {near[0]!r}? " if near else "") + f"known are {', '.join(KNOWN)}"
+    if "libtpu" in text and "open" in text:
+        return "libtpu, its library, is not installed", _PLUG_IN["tpu"]
+    told = " ".join(_AROUND.sub("", text).split())[:240].rstrip(".")
+    if re.search(r"in use|lockfile", told, re.IGNORECASE):
+        return told, "wait for the process that holds it or end that process"
+    if not told or _NOTHING.search(told):
+        gpu = name in ("cuda", "gpu")
+        look = "see what nvidia-smi says, and CUDA_VISIBLE_DEVICES" if gpu else "see which devices this machine has"
+        return told or "no such device is visible to this process, or its driver is missing", look
+    return told, "see that its driver and its plug-in fit this JAX"
