@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bdjax.configure import recorded
 from bdjax.errors import UserError, unknown
 from bdjax.sweep import imported
 from bdjax.sweep.hashing import canonical, plain, short_hash
@@ -169,7 +170,7 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
 
 
 def _method(name: str, config: Any) -> dict[str, Any]:
-    told = {"name": name, "config": config}
+    told = {"name": name, "config": recorded(config)}
     digest = source_digest(name)
     return told if digest is None else {**told, "source": digest}
 
