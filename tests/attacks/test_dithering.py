@@ -46,7 +46,9 @@ def smooth(n, h, w):
     generator = np.random.default_rng(0)
     y, x = np.mgrid[:h, :w]
     slopes = generator.uniform(-6, 6, (n, 2, 3))
-    plane = 128 + slopes[:, 0, None, None] * (y - h / 2)[None, :, :, None] + slopes[:, 1, None, None] * (x - w / 2)[None, :, :, None]
+    plane = (
+        128 + slopes[:, 0, None, None] * (y - h / 2)[None, :, :, None] + slopes[:, 1, None, None] * (x - w / 2)[None, :, :, None]
+    )
     return np.clip(plane + generator.integers(-3, 4, (n, h, w, 3)), 0, 255).astype(np.uint8)
 
 

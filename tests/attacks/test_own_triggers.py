@@ -41,8 +41,12 @@ def noise(*shape):
 
 @pytest.mark.parametrize(
     ("name", "added"),
-    [("badnets", ["size", "place", "colour", "pattern", "transparent"]), ("blended", ["picture"]), ("wanet", ["field"])]
-    + [("bpp", ["dithering"])],
+    [
+        ("badnets", ["size", "place", "colour", "pattern", "transparent"]),
+        ("blended", ["picture"]),
+        ("wanet", ["field"]),
+        ("bpp", ["dithering"]),
+    ],
 )
 def test_records_of_the_default_triggers_are_those_of_before(tiny_spec, name, added):
     config = ATTACKS[name](tiny_spec).config
@@ -146,7 +150,7 @@ def test_where_a_picture_is_transparent_less_is_blended_in(tiny_spec, tmp_path):
 
 def test_one_channel_takes_a_picture_of_ones_own(tiny_spec, tmp_path):
     spec, pixels = tiny_spec._replace(image_shape=(8, 8, 1)), noise(8, 8)
-    with pytest.raises(UserError, match="tiny has 1: give one of your own with --config blended.picture=FILE"):
+    with pytest.raises(UserError, match=r"tiny has 1: give one of your own with --config blended.picture=FILE"):
         blended(spec)
     attack = blended(spec, {"picture": saved(tmp_path / "a.png", pixels)})
     want = (4 * IMAGES[..., :1].astype(int) + pixels[None, :, :, None]) // 5
@@ -276,5 +280,5 @@ def test_every_mistake_is_one_line_that_names_it(tiny_spec, files, attack, confi
 
 def test_a_grid_beside_a_stored_field_is_refused(tiny_spec, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 8, 8)))
-    with pytest.raises(UserError, match="wanet.grid has no effect"):
+    with pytest.raises(UserError, match=r"wanet.grid has no effect"):
         wanet(tiny_spec, {"field": str(tmp_path / "a.npy"), "grid": 5})
