@@ -53,22 +53,23 @@ def _array(field: str, path: Path) -> Any:
             told = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{field}: {path} cannot be read as a NumPy file of numbers: {told}") from None
     else:
-        from bdjax.interop.pickled import Array, load_pickled
+        from bdjax.interop.pickled import load_pickled
 
         try:
             held = load_pickled(path)
         except UserError as error:
             raise UserError(f"{field}: {error}") from None
-        held = {name: value.value if isinstance(value, Array) else value for name, value in _items(held)}
     if not isinstance(held, Mapping):
-        return held
+        return _numbers(held)
     chosen = [name for name in NAMES if name in held] or list(held)
     if len(chosen) != 1:
         names = ", ".join(map(str, list(held)[:8])) or "nothing"
         raise UserError(f"{field}: {path} holds {names}; the field is an array called {' or '.join(NAMES)}")
-    value = held[chosen[0]]
-    return value.detach().float().cpu().numpy() if hasattr(value, "detach") else value
+    return _numbers(held[chosen[0]])
 
 
-def _items(held: Any) -> Any:
-    return held.items() if isinstance(held, Mapping) else [("field", held)]
+def _numbers(value: Any) -> Any:
+    """A tensor, or what stands for a tensor or an array of a pickled file, as a NumPy array; anything else as it is."""
+    if hasattr(value, "detach"):
+        return value.detach().float().cpu().numpy()
+    return value.array() if callable(getattr(value, "array", None)) else getattr(value, "value", value)

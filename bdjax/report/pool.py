@@ -36,7 +36,8 @@ def table(records: "pl.DataFrame") -> "pl.DataFrame":
     Returns:
       The columns of :data:`GROUP` (``spc`` null where a defense needs no clean data, so that the row serves every spc; ``cell``
       keeps apart what differs in any other setting); ``runs`` and the count of each status (the ``ok`` ones are averaged);
-      ``reason``, why the others were not, joined by "; "; ``knows_trigger`` and ``knows_test``; the interquartile means of
+      ``reason``, why the others were not, joined by "; ", and ``warning`` of the records (a trigger that an
+      imported network does not answer); ``knows_trigger`` and ``knows_test``; the interquartile means of
       :data:`BEFORE`; for each metric ``m`` of :data:`METRICS`: ``m`` (interquartile mean), ``m_mean``, ``m_low`` and ``m_high``
       (its 95 % interval), ``m_n``. Fractions; null where undefined, intervals also where there are fewer than two runs. Sorted,
       "none" before the defenses.
@@ -103,10 +104,12 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
         lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in METRICS]
         lists.append(pl.col("task").filter(ok).n_unique().alias("tasks"))
     reason = pl.col("reason").filter(~ok).drop_nulls().unique(maintain_order=True)
+    warning = pl.col("warning").drop_nulls().unique(maintain_order=True)
     pooled = records.group_by(group, maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("runs"),
         *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
         pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
+        pl.when(warning.len() > 0).then(warning.str.join("; ")).alias("warning"),
         *(pl.col(key).fill_null(False).any().alias(key) for key in ("knows_trigger", "knows_test")),
         *lists,
     )

@@ -153,6 +153,8 @@ def _cell(row: dict[str, Any], column: str) -> Cell:
     value = row[column]
     if column == "defense":
         return Cell(name(row), value)
+    if column == "attack":
+        return Cell(setting(column, value) + "§" * bool(row["warning"]), value)
     if column == "cost":
         return Cell(percent(value), value)
     if column == "spc" and row["defense"] == "none":
@@ -195,6 +197,7 @@ def _notes(rows: "pl.DataFrame") -> tuple[str, ...]:
         notes.append("† is shown images with the true trigger, which a defender rarely has.")
     if rows["knows_test"].any():
         notes.append("‡ reads the accuracy on test data, which a defender does not have.")
+    notes += [f"§ {warning[0].upper()}{warning[1:]}." for warning in rows["warning"].drop_nulls().unique(maintain_order=True)]
     if (rows["runs"] > rows["ok"]).any():
         notes.append("n counts the runs averaged, of all that were started.")
     for reason in rows["reason"].drop_nulls().unique(maintain_order=True):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bdjax.attacks.given import NAMED
 from bdjax.configure import recorded
 from bdjax.errors import UserError, unknown
 from bdjax.sweep import imported
@@ -88,6 +89,20 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
             "triggered images that were imported"
         )
     return model, attack._replace(recipe=_recipe(attack.recipe, cell))
+
+
+def pinned(cell: TrainCell) -> TrainCell:
+    """The cell with the files of its attack named by their content: a file that is edited during a run changes nothing in it.
+
+    Raises:
+      UserError: as :func:`attacked`.
+    """
+    if not any(isinstance(value, str) for value in cell.attack_config.values()):
+        return cell
+    config = attacked(cell)[1].config
+    now = {field: getattr(config, field, value) for field, value in cell.attack_config.items() if isinstance(value, str)}
+    named = {field: value for field, value in now.items() if isinstance(value, str) and value.startswith(NAMED)}
+    return cell._replace(attack_config={**cell.attack_config, **named})
 
 
 def asks_architecture(attack: Attack) -> bool:

@@ -30,9 +30,14 @@ _LAYOUT = """
   float  seconds compile_seconds
   int    members images
   str    config execution versions git_commit device data_digest trigger_digest created
+  float  target_rate
+  str    warning
 """
 KIND = {name: line.split()[0] for line in _LAYOUT.strip().splitlines() for name in line.split()[1:]}
 COLUMNS = tuple(KIND)
+
+# Columns that records of earlier versions do not have; they are null there.
+ADDED = frozenset({"target_rate", "warning"})
 
 VOLATILE = ("created", "seconds", "compile_seconds")  # what may differ between two runs of the same record
 
@@ -44,7 +49,9 @@ Row = dict[str, Any]
 
 def arrow_schema() -> Any:
     """The columns of a record as a pyarrow schema; ``seconds`` is wall time without, ``compile_seconds`` the time of compilation,
-    ``images`` what the call that trained the ``members`` of this row processed."""
+    ``images`` what the call that trained the ``members`` of this row processed. Of imported networks ``target_rate`` is the rate
+    at which they call clean test images of other classes their attack label, before any defense, and ``warning`` says where ASR
+    is no higher than that (:mod:`bdjax.sweep.foreign_trigger`)."""
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}

@@ -14,7 +14,7 @@ from bdjax.population import hosts
 from bdjax.sweep import location
 from bdjax.sweep.hashing import json_digest
 from bdjax.sweep.location import Location
-from bdjax.sweep.rows import COLUMNS, ORDER, Row, arrow_schema
+from bdjax.sweep.rows import ADDED, COLUMNS, ORDER, Row, arrow_schema
 from bdjax.sweep.whole import Corrupt, replace_file, set_aside, writing
 
 _DIGEST = b"bdjax.rows.sha256"
@@ -89,13 +89,21 @@ def _rows_of(data: bytes | OSError, seal: bytes | OSError) -> list[Row]:
         # A few rows need no threads, and a short process that ends beside pyarrow's aborts now and then (3 in 18, machine busy).
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
         rows = table.to_pylist()
-        if not table.schema.equals(arrow_schema()):
+        if not _of_a_record(table.schema):
             raise Corrupt("its columns are not those of a record")
         if not _sealed(data, seal) and (table.schema.metadata or {}).get(_DIGEST) != _rows_digest(rows):
             raise Corrupt("its rows do not match their checksum")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         raise Corrupt(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    return rows
+    return rows if len(table.schema) == len(COLUMNS) else [{name: row.get(name) for name in COLUMNS} for row in rows]
+
+
+def _of_a_record(schema: Any) -> bool:
+    """Whether these are the columns of a record, of this version or of one that did not have some of them yet."""
+    full = arrow_schema()
+    if not set(COLUMNS) - ADDED <= set(schema.names) <= set(COLUMNS):
+        return False
+    return list(schema) == [full.field(name) for name in COLUMNS if name in schema.names]
 
 
 class _File(NamedTuple):
@@ -152,8 +160,7 @@ def _collect(out: Location) -> Any:
             if sealed
             else []
         )
-        if any(found.columns != list(COLUMNS) for found in frames):
-            raise pl.exceptions.SchemaError
+        frames = [_with_every_column(found) for found in frames]
     except pl.exceptions.PolarsError:  # another version wrote some of them: which, is found one by one
         frames, rest = [], sorted((*sealed, *rest))
     rows = [row for file in rest for row in _checked(file)]
@@ -162,6 +169,17 @@ def _collect(out: Location) -> Any:
     newest = every.sort(finished, "created", descending=True, maintain_order=True)
     best = newest.unique(["cell", "member"], keep="first", maintain_order=True)
     return best.sort(*ORDER, "member")
+
+
+def _with_every_column(found: Any) -> Any:
+    """Rows with the columns of a record, those that their version did not have yet null; raises SchemaError for others."""
+    import polars as pl
+
+    there = [name for name in COLUMNS if name in found.columns]
+    if found.columns != there or set(COLUMNS) - set(there) - ADDED:
+        raise pl.exceptions.SchemaError
+    empty = frame([]).schema
+    return found.with_columns(pl.lit(None, empty[name]).alias(name) for name in COLUMNS if name not in there).select(COLUMNS)
 
 
 def _checked(file: _File) -> list[Row]:
