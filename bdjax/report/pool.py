@@ -161,6 +161,7 @@ def described(records: "pl.DataFrame") -> "pl.DataFrame":
     return records.with_columns(
         told_of(records, precision).alias("precision"),
         told_of(records, depth).alias("depth"),
+        pl.col("warning") if "warning" in records.columns else pl.lit(None, pl.String).alias("warning"),
         pl.Series("dataset", _told_apart(records), pl.String),
     )
 

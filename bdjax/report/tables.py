@@ -197,7 +197,8 @@ def _notes(rows: "pl.DataFrame") -> tuple[str, ...]:
         notes.append("† is shown images with the true trigger, which a defender rarely has.")
     if rows["knows_test"].any():
         notes.append("‡ reads the accuracy on test data, which a defender does not have.")
-    notes += [f"§ {warning[0].upper()}{warning[1:]}." for warning in rows["warning"].drop_nulls().unique(maintain_order=True)]
+    mark = "§ " if "attack" in rows.columns else "Of some networks behind this table: "
+    notes += [f"{mark}{warning}." for warning in rows["warning"].drop_nulls().unique(maintain_order=True)]
     if (rows["runs"] > rows["ok"]).any():
         notes.append("n counts the runs averaged, of all that were started.")
     for reason in rows["reason"].drop_nulls().unique(maintain_order=True):

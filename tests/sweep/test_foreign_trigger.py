@@ -9,7 +9,7 @@ from PIL import Image
 
 from bdjax import cli
 from bdjax.attacks import ATTACKS
-from bdjax.report.tables import csv, full, markdown
+from bdjax.report.tables import board, csv, full, markdown
 from bdjax.sweep import rows, store
 from bdjax.sweep.foreign_trigger import shows_no_backdoor, warning
 from tests.sweep.small import DATA, EXECUTION, go, grid_of, images, import_of, refused, saved
@@ -80,7 +80,8 @@ def test_tables_mark_the_attack_and_say_why(foreign):
     told = full(frame)
     marked = [row[told.columns.index("attack")].text for row in told.rows]
     assert sorted(set(marked)) == ["wanet", "wanet§"]  # ratio 0 and 0.1
-    assert sum(note.startswith("§ The imported network does not answer") for note in told.notes) == 1
+    assert sum(note.startswith("§ the imported network does not answer") for note in told.notes) == 1
+    assert any(note.startswith("Of some networks behind this table: the imported") for note in board(frame).notes)
     assert "wanet§" in markdown(frame) and TOLD in csv(frame)
     assert "§" not in markdown(frame.filter(frame["ratio"] == 0))
 
