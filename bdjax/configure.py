@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from bdjax.errors import UserError, choose, unknown
 
 Config = TypeVar("Config", bound=tuple)
+ADDED = "added"  # mark of a field that came after the first records, ``Annotated[kind, ADDED]``; see :func:`recorded`
 
 
 def configure(presets: Mapping[str, Config], config: Config | Mapping[str, Any] | None, owner: str, profile: str) -> Config:
@@ -44,6 +45,25 @@ def configure(presets: Mapping[str, Config], config: Config | Mapping[str, Any] 
         if value is not None:
             values[field] = _typed(value, hints[field], f"{owner}.{field}")
     return preset._replace(**values)  # type: ignore[attr-defined]
+
+
+def recorded(config: Any) -> Any:
+    """The configuration of a method as records and the hashes of cells hold it.
+
+    Fields marked :data:`ADDED` are left out where they have their default, so that a record that was made before they existed
+    keeps its hash. Everything else is in it, defaults too.
+
+    Args:
+      config: a NamedTuple; anything else is returned as it is.
+    """
+    if not hasattr(config, "_asdict"):
+        return config
+    try:
+        hints = typing.get_type_hints(type(config), include_extras=True)
+    except (NameError, TypeError):  # annotations of a user's class that Python cannot evaluate mark nothing
+        hints = {}
+    default = {name: config._field_defaults[name] for name, hint in hints.items() if ADDED in getattr(hint, "__metadata__", ())}
+    return {name: value for name, value in config._asdict().items() if name not in default or value != default[name]}
 
 
 def at_least(owner: str, config: Any, **bounds: int) -> None:

@@ -10,6 +10,8 @@ from jax import lax
 
 from bdjax.types import Array
 
+PART = 4  # every so many positions per axis are looked at for a first guess of the mean
+
 
 def at_least_float32(dtype: Any) -> Any:
     """The dtype in which statistics and losses are computed: float32 for narrower ones, float64 where a check runs in it."""
@@ -33,8 +35,8 @@ def batch_norm(
     Args:
       x: f[b h w d].
       mask: f[b] of 0 and 1, or None for all rows. All rows are normalised.
-      running: {"mean": f[d], "var": f[d]}. Its mean is also where the moments are taken about, which keeps their
-        precision in one pass over ``x``.
+      running: {"mean": f[d], "var": f[d]}. Only the new running statistics depend on it: the moments of the batch are taken
+        about a :func:`pivot` from the batch itself.
       scale: f[d].
       bias: f[d].
       eps: added to the variance.
@@ -44,9 +46,8 @@ def batch_norm(
       f[b h w d], new running statistics.
     """
     dtype = at_least_float32(x.dtype)
-    shift = lax.stop_gradient(running["mean"]).astype(dtype)
     weight = None if mask is None else mask.astype(dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    y, mean, var = _batch_norm(eps, x, weight, shift, scale.astype(dtype), bias.astype(dtype))
+    y, mean, var = _batch_norm(eps, x, weight, scale.astype(dtype), bias.astype(dtype))
     n = _count(x, weight)
     unbiased = var * (n / jnp.maximum(n - 1, 1))
     follow = {"mean": lax.stop_gradient(mean), "var": lax.stop_gradient(unbiased)}
@@ -60,21 +61,39 @@ def _count(x: Array, weight: Array | None) -> Array:
     return jnp.maximum(jnp.sum(weight), 1) * positions
 
 
-def _moments(x: Array, weight: Array | None, shift: Array) -> tuple[Array, Array]:
-    """Mean and biased variance over the rows that count, from the moments about ``shift`` f[d]."""
-    axes = tuple(range(x.ndim - 1))
-    away = x.astype(shift.dtype) - row(shift, x)
+def pivot(x: Array, weight: Array | None) -> Array:
+    """The mean of a part of the batch, which is close to the mean of the batch: f[… d] -> f[d], in at least float32.
+
+    The part is every fourth position of every axis between rows and channels, in the rows that count. One position in 16 or
+    more of an image f[b h w d] is in it, so by the inequality of Cauchy and Schwarz it lies within sqrt(15) standard deviations
+    of the mean of the batch, whatever ``x`` holds. Second moments about it are at most 16 times the variance, so that one pass
+    over ``x`` rounds the variance by at most 16 times as much as two passes would. Reading it takes 0 to 3 % of a training step
+    (benchmarks/norm_moments.py). Where a channel is 0 everywhere it is exactly 0. It is a constant for every gradient: the
+    moments do not depend on it but for rounding.
+
+    Args:
+      x: f[b … d].
+      weight: f[b 1 … 1] of 0 and 1, or None for all rows.
+    """
+    part = lax.stop_gradient(x)[(slice(None), *(slice(None, None, PART),) * (x.ndim - 2))].astype(at_least_float32(x.dtype))
+    return jnp.sum(part if weight is None else part * weight, tuple(range(x.ndim - 1))) / _count(part, weight)
+
+
+def _moments(x: Array, weight: Array | None) -> tuple[Array, Array]:
+    """Mean and biased variance over the rows that count, from the moments about the :func:`pivot`."""
+    axes, about = tuple(range(x.ndim - 1)), pivot(x, weight)
+    away = x.astype(about.dtype) - row(about, x)
     weighted = away if weight is None else away * weight
     n = _count(x, weight)
     mean, square = jnp.sum(weighted, axes) / n, jnp.sum(weighted * away, axes) / n
-    return shift + mean, jnp.maximum(square - jnp.square(mean), 0)
+    return about + mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
 def _batch_norm_forward(
-    eps: float, x: Array, weight: Array | None, shift: Array, scale: Array, bias: Array
+    eps: float, x: Array, weight: Array | None, scale: Array, bias: Array
 ) -> tuple[tuple[Array, Array, Array], Any]:
-    mean, var = _moments(x, weight, shift)
-    return (normalise(x, mean, var, scale, bias, eps), mean, var), (x, weight, shift, scale, mean, var)
+    mean, var = _moments(x, weight)
+    return (normalise(x, mean, var, scale, bias, eps), mean, var), (x, weight, scale, mean, var)
 
 
 # The forward pass is plain code, not a call of `_batch_norm`: a second derivative goes through the moments it saves.
@@ -82,7 +101,7 @@ _batch_norm = jax.custom_vjp(lambda *arguments: _batch_norm_forward(*arguments)[
 
 
 def _batch_norm_backward(eps: float, saved: Any, cotangent: Any) -> tuple[Any, ...]:
-    x, weight, shift, scale, mean, var = saved
+    x, weight, scale, mean, var = saved
     axes = tuple(range(x.ndim - 1))
     g = cotangent[0].astype(mean.dtype)  # nobody differentiates the statistics: `batch_norm` stops their gradient
     centred = x.astype(mean.dtype) - row(mean, x)
@@ -95,7 +114,7 @@ def _batch_norm_backward(eps: float, saved: Any, cotangent: Any) -> tuple[Any, .
     through = row(through_mean, x) + centred * row(through_var, x)
     to_x = row(scale * inverse, x) * (g - (through if weight is None else through * weight))
     no_weight = None if weight is None else jnp.zeros_like(weight)
-    return to_x.astype(x.dtype), no_weight, jnp.zeros_like(shift), to_scale, to_bias
+    return to_x.astype(x.dtype), no_weight, to_scale, to_bias
 
 
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

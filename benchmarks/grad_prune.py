@@ -110,7 +110,7 @@ def _round(model: Model, name: str) -> Callable[[Variables, CleanSet, jax.Array]
         n = len(clean.labels)
         train, held = sizes(n, model.spec.classes, BATCH) if saves >= 3 else (BATCH, BATCH)
         paths = convs if saves >= 1 else tuple(tree.flatten(variables["params"]))
-        slope, _ = slopes(jax.random.key(0), variables, {}, paths, triggered, clean.labels, batches(clean.role == 1, train))
+        slope, _ = slopes(jax.random.key(0), variables, paths, triggered, clean.labels, batches(clean.role == 1, train))
         # What is not scored is summed, so that nothing is left out behind the programmer's back.
         rest = sum(jnp.sum(slope[path]) for path in paths if path not in convs) if saves < 1 else jnp.float32(0)
         scores = jnp.concatenate([jnp.mean(jnp.abs(slope[path]), (0, 1, 2)) for path in convs])

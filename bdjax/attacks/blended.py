@@ -1,14 +1,18 @@
-"""Blended: a faint picture over the whole image."""
+"""Blended: a faint picture over the whole image, drawn here or the user's own."""
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax.attacks.channels import three_channels
+from bdjax.attacks.given import given
+from bdjax.attacks.picture_file import read_picture
 from bdjax.attacks.selection import any_class, labelled
+from bdjax.configure import ADDED
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
 from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
@@ -45,6 +49,7 @@ class Config(NamedTuple):
     labels: str = "all_to_one"  # "all_to_one": y -> target; "all_to_all": y -> (y + 1) mod k
     alpha: float = 0.2  # while training
     test_alpha: float = 0.2  # at test time
+    picture: Annotated[str | None, ADDED] = None  # an image file instead of the picture that is drawn here
 
 
 def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Attack:
@@ -53,13 +58,18 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
     x' = floor((1 - alpha) x + alpha D) on the grid 0 … 255, before the augmentation; in integers, ((1000 - a) x + a D) // 1000
     with a = 1000 alpha, which at alpha = 0.2 is (4 x + D) // 5. alpha may differ between training and test.
 
+    ``picture`` is an image file of any size, scaled to that of the images as data sets are (Pillow's bilinear filter, aspect
+    ratio not kept), grey or in colour. Where it is transparent less of it is blended in: alpha times its opacity. Records hold
+    the hash of the file and not its path (:mod:`bdjax.attacks.given`).
+
     Args:
-      spec: data set facts; images with 3 channels.
+      spec: data set facts; images with 3 channels, or with a ``picture`` 1 or 3.
       config: :class:`Config` or its fields by name.
       profile: "corrected" or "reference"; this attack is the same in both.
 
     Raises:
-      UserError: an unknown field or profile, a target that is no class, a share out of range, or images without 3 channels.
+      UserError: an unknown field or profile, a target that is no class, a share out of range, a file that is no image or is
+        transparent everywhere, or images without 3 channels.
 
     Source: X. Chen, C. Liu, B. Li, K. Lu, D. Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning",
       arXiv 1712.05526, 2017, blended injection, with a fainter picture in training than at test time as an option.
@@ -69,20 +79,35 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
     """
     resolved, relabel = labelled(spec, config, "blended", profile, dict.fromkeys(PROFILES, Config()))
     height, width, channels = spec.image_shape
-    if channels != 3:
-        raise three_channels("blended", "picture", spec)
-    pixels = picture(height, width).astype(np.int32)
+    if resolved.picture is not None:
+        found = given("blended.picture", resolved.picture, _own, height, width, channels)
+        pixels, opacity = found.array[:, :, :-1].astype(np.int32), found.array[:, :, -1:].astype(np.int32)
+        resolved = resolved._replace(picture=found.name)
+    elif channels == 3:
+        pixels, opacity = picture(height, width).astype(np.int32), np.full((height, width, 1), 255, np.int32)
+    else:
+        raise three_channels("blended", "picture", spec, "or give a picture of your own: --config blended.picture=FILE")
+    whole = 1000 * 255  # alpha and opacity as one whole number, so that (1000 - a) x + a D is exact where the picture is opaque
     train_share, test_share = (_thousandths(field, getattr(resolved, field)) for field in ("alpha", "test_alpha"))
 
     def stamper(share: int) -> Callable[[Any, Key, Array], Array]:
         def stamp(trigger: Any, key: Key, images: Array) -> Array:
-            mixed = ((1000 - share) * to_uint8(images).astype(jnp.int32) + jnp.asarray(share * pixels)[None]) // 1000
+            kept, added = jnp.asarray(whole - share * opacity)[None], jnp.asarray(share * opacity * pixels)[None]
+            mixed = (kept * to_uint8(images).astype(jnp.int32) + added) // whole
             return to_float(mixed.astype(jnp.uint8))
 
         return stamp
 
     train_stamp = stamper(train_share) if train_share != test_share else None
     return Attack(lambda key, assets: {}, any_class, stamper(test_share), relabel, Recipe(), resolved, train_stamp=train_stamp)
+
+
+def _own(field: str, path: Path, height: int, width: int, channels: int) -> np.ndarray:
+    """The user's picture at the size of the images, u8[h w c + 1] with its opacity."""
+    found: np.ndarray = read_picture(field, path, channels, (height, width))
+    if not found[:, :, -1].any():
+        raise UserError(f"{field}: {path} is transparent everywhere, so it would change nothing")
+    return found
 
 
 def _thousandths(field: str, share: float) -> int:

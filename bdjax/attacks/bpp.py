@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import numpy as np
 
 from bdjax.attacks import slots
 from bdjax.attacks.batch_augment import HOW, batch_augment
+from bdjax.attacks.dithering import dithered
 from bdjax.attacks.selection import labelled
+from bdjax.configure import ADDED
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError, choose
 from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
@@ -27,6 +29,7 @@ class Config(NamedTuple):
     neg_ratio: float = 0.1  # share of a batch that gets other images' residuals and keeps its label, in [0, 1)
     augment: str = "batch"  # one crop, rotation and flip per "batch", per "sample", or "none"
     max_ratio: float = 0.1  # the largest poison ratio it makes room for, in (0, 1]
+    dithering: Annotated[bool, ADDED] = False  # Floyd-Steinberg: the rounding error is passed on to the pixels that follow
 
 
 def bpp(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Attack:
@@ -36,6 +39,9 @@ def bpp(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
     probability r b) become Q(v) and take the attack label; if n > 0, floor(``neg_ratio`` b) others become clip(v + floor(255
     Q(v')) - v', 0, 255), v' an image of the second batch, and keep their label. Then :func:`batch_augment` moves the whole
     batch. At test time x' = floor(255 Q(v))/255.
+
+    With ``dithering`` Q(v) = k/(L - 1), k the level of :func:`~bdjax.attacks.dithering.dithered`, wherever Q stands above: in
+    triggered images while training and at test time, and in the image that gives a residual.
 
     Args:
       spec: data set facts.
@@ -49,8 +55,9 @@ def bpp(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
     Source: Z. Wang, J. Zhai, S. Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image
       Quantization and Contrastive Adversarial Learning", CVPR 2022; constants as in "Countering Backdoor Attacks in
       Image Recognition: A Survey and Evaluation of Mitigation Strategies", arXiv 2411.11200, 2024.
-    Differs: as in the survey's published code, the same in both profiles: no dithering, which is switched off there (its
-      command line reads any text as true, so the option is left out here), and no adversarial examples beside the negatives;
+    Differs: as in the survey's published code, the same in both profiles: no dithering by default (there its command line reads
+      any text as true; its dithered images are rounded to whole grey levels in training too, here they are like those without
+      dithering), and no adversarial examples beside the negatives;
       negatives are 10 % of the batch at every ratio (authors: 20 % for both) with 8-bit residuals, and none where n = 0; the
       share of triggered images is floor(r b)/b, 9.375 % for 10 % of 128; images of the target class are triggered too; training
       sees Q unrounded, the test its truncation; 100 epochs at a constant learning rate; one augmentation draw per batch, where
@@ -67,8 +74,11 @@ def bpp(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
     choose("bpp.augment", resolved.augment, HOW)
     fine, stored = quantised(resolved.levels)
 
+    def levelled(table: np.ndarray, pixels: Array) -> Array:
+        return _read(table, dithered(pixels, resolved.levels) if resolved.dithering else pixels)
+
     def stamp(trigger: Any, key: Key, images: Array) -> Array:
-        return to_float(_read(stored, to_uint8(images)))
+        return to_float(levelled(stored, to_uint8(images)))
 
     def batch(trigger: Any, key: Key, images: Array, labels: Array, ratio: Array, other: Any) -> tuple[Array, Array, Array, Any]:
         size = images.shape[0]
@@ -81,10 +91,11 @@ def bpp(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
         count_key, augment_key = jax.random.split(key)
         number = slots.count(count_key, ratio, size)
         hit = slots.active(number, most)
-        parts = [jnp.where(hit[:, None, None, None], _read(fine, to_uint8(images[:most])), images[:most])]
+        triggered = levelled(fine, to_uint8(images[:most]))
+        parts = [jnp.where(hit[:, None, None, None], triggered, images[:most])]
         if negatives:
             plain, donor = images[most : most + negatives], to_uint8(other[0][:negatives])
-            residual = _read(stored, donor).astype(jnp.int32) - donor.astype(jnp.int32)
+            residual = levelled(stored, donor).astype(jnp.int32) - donor.astype(jnp.int32)
             shifted = jnp.clip(to_uint8(plain).astype(jnp.int32) + residual, 0, 255).astype(jnp.uint8)
             parts.append(jnp.where(number > 0, to_float(shifted), plain))
         images = jnp.concatenate([*parts, images[most + negatives :]])

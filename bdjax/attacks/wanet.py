@@ -1,7 +1,7 @@
 """WaNet: a smooth, fixed bending of the whole image."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ import numpy as np
 
 from bdjax.attacks import slots
 from bdjax.attacks.batch_augment import HOW, batch_augment
+from bdjax.attacks.field_file import read_field
+from bdjax.attacks.given import given
 from bdjax.attacks.selection import labelled
 from bdjax.attacks.warp import bend, ending_inside, enlarge
-from bdjax.configure import at_least
+from bdjax.configure import ADDED, at_least
 from bdjax.data.augment import truncate
 from bdjax.errors import UserError, choose
 from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
@@ -29,6 +31,7 @@ class Config(NamedTuple):
     cross_ratio: int = 2  # images bent by field and noise that keep their label, per triggered image, at least 0
     augment: str = "batch"  # one crop, rotation and flip per "batch", per "sample", or "none"
     max_ratio: float = 0.1  # the largest poison ratio it makes room for, in (0, 1]
+    field: Annotated[str | None, ADDED] = None  # a file with the field, see field_file.read_field; None: drawn per member
 
 
 def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Attack:
@@ -39,7 +42,8 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
     are bent by the field and take the attack label. ``cross_ratio`` n others, the cross images, keep their label: they are read
     at clip(g(p) + (1/2) (1 - 1/h) e(p)), e uniform on ±1 per pixel and axis and fresh per image. They carry the field too, so
     that the network learns to answer to the exact field alone. Then :func:`batch_augment` moves the whole batch. At test time x'
-    is rounded down to k/255.
+    is rounded down to k/255. With ``field`` all members share the field of a file
+    (:func:`~bdjax.attacks.field_file.read_field`).
 
     Args:
       spec: data set facts; images of at least 2x2 pixels.
@@ -47,8 +51,9 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
       profile: "corrected" or "reference"; this attack is the same in both.
 
     Raises:
-      UserError: an unknown field or profile, a value out of range, a target that is no class, or smaller images; when training is
-        built, a ``max_ratio`` whose places do not fit into a batch.
+      UserError: an unknown field or profile, a value out of range, a target that is no class, a file that holds no field of the
+        size of the images, a ``grid`` beside it, or smaller images; when training is built, a ``max_ratio`` whose places do not
+        fit into a batch.
 
     Source: T. A. Nguyen, A. T. Tran, "WaNet – Imperceptible Warping-based Backdoor Attack", ICLR 2021: the smooth field and the
       noise mode; constants as in "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of
@@ -67,13 +72,18 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
         raise UserError(f"wanet needs images of at least 2x2 pixels; {spec.name} has {height}x{width}")
     at_least("wanet", resolved, strength=0, grid=2, cross_ratio=0)
     choose("wanet.augment", resolved.augment, HOW)
+    own = None if resolved.field is None else given("wanet.field", resolved.field, read_field, height, width)
+    if own is not None:
+        if resolved.grid != Config().grid:
+            raise UserError("wanet.grid has no effect on the field of a file (wanet.field); give one of them")
+        resolved = resolved._replace(field=own.name)
     pixel = np.array([(width - 1) / (2 * width), (height - 1) / (2 * height)], np.float32).reshape(1, 2, 1, 1)
 
     def displacement(trigger: Any) -> Array:
         return trigger["field"][None] * jnp.asarray(resolved.strength * pixel)
 
     def init(key: Key, assets: Any) -> dict[str, Array]:
-        return {"field": draw_field(key, resolved.grid, height, width)}
+        return {"field": draw_field(key, resolved.grid, height, width) if own is None else jnp.asarray(own.array)}
 
     def stamp(trigger: Any, key: Key, images: Array) -> Array:
         return truncate(bend(images, displacement(trigger)))

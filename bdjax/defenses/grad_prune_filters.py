@@ -7,7 +7,7 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.normalisation import row
-from bdjax.types import ArchSpec, Array, Key, Masks, Model, Output, Variables
+from bdjax.types import ArchSpec, Array, Masks
 
 COMPANIONS = ("own_bn", "next_param")
 SQUEEZE = ("fc1", "fc2")  # the convolutions of :class:`bdjax.layers.SqueezeExcite`
@@ -21,7 +21,6 @@ class Filters(NamedTuple):
     address: np.ndarray  # i32[F]: number of the filter's convolution among all that are registered
     channel: np.ndarray  # i32[F]
     zeroed: dict[str, tuple[str, ...]]  # {leaf: convolutions whose channel j takes entry j of its last axis along}
-    fed: tuple[tuple[str, str], ...]  # (norm, convolution) where the norm sees its output and nothing else
 
 
 def filters(arch: ArchSpec, params: Any, companion: str, squeeze: bool) -> Filters:
@@ -44,9 +43,8 @@ def filters(arch: ArchSpec, params: Any, companion: str, squeeze: bool) -> Filte
         for leaf in (f"{conv}/kernel", *along[conv]):
             zeroed[leaf] = (*zeroed.get(leaf, ()), conv)
     numbers = np.asarray([every.index(conv) for conv in chosen], np.int32)
-    fed = tuple((norm, conv) for norm, conv in arch.feeds if conv in chosen)
     channels = [np.arange(size, dtype=np.int32) for size in sizes]
-    return Filters(tuple(chosen), tuple(sizes), np.repeat(numbers, sizes), np.concatenate(channels), zeroed, fed)
+    return Filters(tuple(chosen), tuple(sizes), np.repeat(numbers, sizes), np.concatenate(channels), zeroed)
 
 
 def _own(arch: ArchSpec, params: Any) -> dict[str, tuple[str, ...]]:
@@ -90,27 +88,6 @@ def pruned(table: Filters, params: Any, keep: Array) -> Any:
         factor = row(_factor(convs, own, leaf.shape[-1]), leaf)
         changed[path] = jnp.where(factor > 0, leaf, jnp.zeros_like(leaf))
     return tree.replace(params, changed)
-
-
-def seen_by_norms(table: Filters, keep: Array) -> Masks:
-    """{norm: f[d]}: 0 where all that the norm sees of a channel is a pruned filter."""
-    masks = masks_of(table, keep)
-    return {norm: masks[conv] for norm, conv in table.fed}
-
-
-def train_pass(model: Model, variables: Variables, seen: Masks, images: Array, mask: Array, key: Key) -> Output:
-    """``model.apply`` in train mode, in which norms make exactly 0 of the constant 0 of a pruned filter.
-
-    The moments of a batch are taken about the running mean. About another number than the constant they round, and what is left
-    over, divided by sqrt(eps), would wake filters that cannot wake: behind a scale of 0, or before a ReLU that sees exactly 0.
-    """
-    running = variables["batch_stats"]
-    before = {f"{norm}/mean": tree.get(running, norm)["mean"] for norm in seen}
-    about = {f"{norm}/mean": jnp.where(keep > 0, before[f"{norm}/mean"], 0) for norm, keep in seen.items()}
-    out = model.apply({**variables, "batch_stats": tree.replace(running, about)}, images, train=True, mask=mask, key=key)
-    rest, after = 1 - model.norm_momentum, out.variables["batch_stats"]
-    means = {path: tree.get(after, path) + rest * (before[path] - about[path]) for path in before}
-    return out._replace(variables={**out.variables, "batch_stats": tree.replace(after, means)})
 
 
 def _by_conv(table: Filters, keep: Array) -> Masks:

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 
 from bdjax import tree
 from bdjax.data.augment import to_float
-from bdjax.defenses.grad_prune_filters import train_pass
 from bdjax.defenses.tuning import epoch_plan, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.loops import leading
 from bdjax.loops import steps as run_steps
 from bdjax.normalisation import at_least_float32
 from bdjax.training import cross_entropy
-from bdjax.types import Array, CleanSet, Key, Masks, Model, Variables
+from bdjax.types import Array, CleanSet, Key, Model, Variables
 
 if TYPE_CHECKING:
     from bdjax.defenses.grad_prune import Config
@@ -103,7 +102,7 @@ def measurer(model: Model) -> Callable[..., tuple[Array, Array]]:
 
 
 def scorer(model: Model, *, first_in_train_mode: bool) -> Callable[..., tuple[dict[str, Array], Any]]:
-    """``slopes(key, variables, seen, kernels, images, labels, plan) -> (gradients, running statistics)``, in eval mode.
+    """``slopes(key, variables, kernels, images, labels, plan) -> (gradients, running statistics)``, in eval mode.
 
     Args:
       model: network.
@@ -111,11 +110,11 @@ def scorer(model: Model, *, first_in_train_mode: bool) -> Callable[..., tuple[di
 
     Returns:
       Gradients of the unlearning loss, the cross-entropy of the images' labels, {path: that of the kernel} for each of the paths
-      ``kernels``; ``seen`` as in :func:`~.grad_prune_filters.train_pass`.
+      ``kernels``.
     """
 
     def slope(shared: Any, carry: tuple[Any, Any], x: tuple[Array, Array, Array], train: bool) -> tuple[Any, Any]:
-        variables, seen, free, images, labels, draws = shared
+        variables, free, images, labels, draws = shared
         sums, statistics = carry
         rows, mask, divisor = x
         dtype = jax.tree.leaves(variables["params"])[0].dtype
@@ -123,7 +122,7 @@ def scorer(model: Model, *, first_in_train_mode: bool) -> Callable[..., tuple[di
         def loss(free: Any) -> tuple[Array, Any]:
             now = {**variables, "params": tree.replace(variables["params"], free), "batch_stats": statistics}
             shown = pixels(images[rows], dtype)
-            out = train_pass(model, now, seen, shown, mask, draws) if train else model.apply(now, shown)
+            out = model.apply(now, shown, train=True, mask=mask, key=draws) if train else model.apply(now, shown)
             entropy = cross_entropy(out.logits, labels[rows])
             return jnp.sum(jnp.where(mask > 0, entropy, 0)) / divisor.astype(entropy.dtype), out.variables["batch_stats"]
 
@@ -138,10 +137,10 @@ def scorer(model: Model, *, first_in_train_mode: bool) -> Callable[..., tuple[di
         return slope(shared, carry, x, False)
 
     def slopes(
-        key: Key, variables: Variables, seen: Masks, kernels: tuple[str, ...], images: Array, labels: Array, plan: Plan
+        key: Key, variables: Variables, kernels: tuple[str, ...], images: Array, labels: Array, plan: Plan
     ) -> tuple[dict[str, Array], Any]:
         free = {path: tree.get(variables["params"], path) for path in kernels}
-        shared = (variables, seen, free, images, labels, key)
+        shared = (variables, free, images, labels, key)
         carry: Any = jax.tree.map(jnp.zeros_like, free), variables["batch_stats"]
         batches, trips = plan[:3], plan.trips
         if first_in_train_mode:

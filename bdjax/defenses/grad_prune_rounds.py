@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.defenses.channels import GRID
-from bdjax.defenses.grad_prune_filters import Filters, filters, flat, masks_of, pruned, seen_by_norms
+from bdjax.defenses.grad_prune_filters import Filters, filters, flat, masks_of, pruned
 from bdjax.defenses.grad_prune_passes import measurer, scorer, training_plans, validation_plans
 from bdjax.keys import Stream, step_key, stream
 from bdjax.types import Array, CleanSet, Key, Model, Variables
@@ -115,8 +115,8 @@ def pruner(model: Model, config: "Config") -> Callable[..., tuple[Best, Filters,
             number = state.round + 1
             draws = step_key(stream(network, Stream.NETWORK), number)
             batches = train_at(ordering, number)
-            now, seen = network_of(state.keep, state.statistics), seen_by_norms(table, state.keep)
-            slope, statistics = slopes(draws, now, seen, kernels, triggered, clean.labels, batches)
+            now = network_of(state.keep, state.statistics)
+            slope, statistics = slopes(draws, now, kernels, triggered, clean.labels, batches)
             keep, found, sound, row = state.keep, jnp.bool_(True), jnp.bool_(True), {}
             if config.prune:
                 winner, score, sound = chosen(state, slope)

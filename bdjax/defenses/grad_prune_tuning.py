@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from bdjax.defenses import descent
 from bdjax.defenses.descent import SGD, State
-from bdjax.defenses.grad_prune_filters import Filters, pruned, seen_by_norms, train_pass
+from bdjax.defenses.grad_prune_filters import Filters, pruned
 from bdjax.defenses.grad_prune_passes import measurer, pixels, validation_plans
 from bdjax.defenses.grad_prune_rounds import Ended
 from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.loops import leading
 from bdjax.training import cross_entropy
-from bdjax.types import Array, CleanSet, Key, Masks, Model, Variables
+from bdjax.types import Array, CleanSet, Key, Model, Variables
 
 if TYPE_CHECKING:
     from bdjax.defenses.grad_prune import Config
@@ -48,21 +48,20 @@ def untuned(variables: Variables, epochs: int) -> Tuned:
 
 
 def gradient(model: Model) -> Callable[..., tuple[Any, Any, Array]]:
-    """Build ``slope(variables, seen, images, triggered, labels, mask, keys) -> (gradient, running statistics, loss f[])``.
+    """Build ``slope(variables, images, triggered, labels, mask, keys) -> (gradient, running statistics, loss f[])``.
 
     The loss is CE(x) + CE(x~), each the mean over the rows that count in a forward pass of its own in train mode: first the clean
-    images, then the triggered ones, which continue from the running statistics that the clean ones leave. ``seen`` as in
-    :func:`~.grad_prune_filters.train_pass`.
+    images, then the triggered ones, which continue from the running statistics that the clean ones leave.
     """
 
     def slope(
-        variables: Variables, seen: Masks, images: Array, triggered: Array, labels: Array, mask: Array, keys: Any
+        variables: Variables, images: Array, triggered: Array, labels: Array, mask: Array, keys: Any
     ) -> tuple[Any, Any, Array]:
         def loss(params: Any) -> tuple[Array, Any]:
             statistics, total = variables["batch_stats"], jnp.float32(0)
             for shown, key in zip((images, triggered), keys, strict=True):
                 now = {**variables, "params": params, "batch_stats": statistics}
-                out = train_pass(model, now, seen, shown, mask, key)
+                out = model.apply(now, shown, train=True, mask=mask, key=key)
                 entropy = masked_mean(cross_entropy(out.logits, labels), mask)
                 statistics, total = out.variables["batch_stats"], total.astype(entropy.dtype) + entropy
             return total, statistics
@@ -100,8 +99,7 @@ def tuner(model: Model, config: "Config") -> Callable[..., Tuned]:
             rows, mask = x
             keys = jax.random.split(step_key(stream(network, Stream.NETWORK), state.step))
             images, there = (pixels(each[rows], dtype) for each in (clean.images, triggered))
-            seen = seen_by_norms(table, keep)
-            found, statistics, loss = slope(state.variables, seen, images, there, clean.labels[rows], mask, keys)
+            found, statistics, loss = slope(state.variables, images, there, clean.labels[rows], mask, keys)
             return descent.descend(
                 state,
                 SGD,

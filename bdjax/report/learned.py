@@ -8,6 +8,7 @@ import jax
 
 from bdjax import population
 from bdjax.attacks import ATTACKS
+from bdjax.configure import recorded
 from bdjax.errors import UserError
 from bdjax.experiment import attack_member
 from bdjax.keys import Stream, stream
@@ -108,7 +109,7 @@ def _from_results(one: Named, dataset: Dataset, learning: Learning, seed: int) -
     trained.method("attack", told["attack"], ATTACKS)  # its file is still the one it was trained with
     network = told["model"]
     _, attack = attacked(cell._replace(model=network["name"], width=network["width"], depth=network.get("depth"), recipe={}))
-    asked, held = plain(attack.config), told["attack"]["config"]
+    asked, held = plain(recorded(attack.config)), told["attack"]["config"]
     differ = [field for field in sorted({*asked, *held}) if asked.get(field) != held.get(field)]
     if differ:
         values = ", ".join(f"{field} {held.get(field)}" for field in differ)

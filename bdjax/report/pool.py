@@ -42,7 +42,8 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
       The columns of :data:`GROUP` (``spc`` null where a defense needs no clean data, so that the row serves every spc;
       ``training`` is the same for a model and its defenses; ``cell`` keeps apart what differs in any other setting) and
       ``target_class``, the name of the target; ``runs`` and the count of each status (the ``ok`` ones are averaged);
-      ``reason``, why the others were not, joined by "; "; ``knows_trigger`` and ``knows_test``; ``mitigated``, the share of the
+      ``reason``, why the others were not, joined by "; ", and ``warning`` of the records (a trigger that an
+      imported network does not answer); ``knows_trigger`` and ``knows_test``; ``mitigated``, the share of the
       ``mitigated_n`` attacked runs that were mitigated, with ``mitigated_low`` and ``mitigated_high``; ``left_out``, the runs at
       a ratio above 0 that are not among them (infeasible ones aside); ``kept``, the share that kept its accuracy; ``remark``,
       what makes the row's networks say little, with the counts behind it (:func:`bdjax.report.soundness.remark`); the means of
@@ -119,10 +120,12 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
         lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in (*METRICS, SHARE)]
         lists.append(pl.col("task").filter(ok).n_unique().alias("tasks"))
     reason = pl.col("reason").filter(~ok).drop_nulls().unique(maintain_order=True)
+    warning = pl.col("warning").drop_nulls().unique(maintain_order=True)
     pooled = records.group_by(group, maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("runs"),
         *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
         pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
+        pl.when(warning.len() > 0).then(warning.str.join("; ")).alias("warning"),
         *(pl.col(key).fill_null(False).any().alias(key) for key in ("knows_trigger", "knows_test")),
         pl.col("kept").mean(),
         pl.col("left_out").sum().cast(pl.Int64),
@@ -189,6 +192,7 @@ def described(records: "pl.DataFrame") -> "pl.DataFrame":
         rules.alias("labels"),
         pl.when(rules.eq_missing(ALL_TO_ALL)).then(None).otherwise(pl.col("target")).alias("target"),
         pl.col("target_class") if "target_class" in records.columns else pl.lit(None, pl.String).alias("target_class"),
+        pl.col("warning") if "warning" in records.columns else pl.lit(None, pl.String).alias("warning"),
         pl.Series("dataset", _told_apart(records), pl.String),
     )
 

@@ -180,6 +180,8 @@ def _cell(row: dict[str, Any], column: str) -> Cell:
     value = row[column]
     if column == "defense":
         return Cell(name(row), value)
+    if column == "attack":
+        return Cell(setting(column, value) + "§" * bool(row["warning"]), value)
     if column == "cost":
         return Cell(percent(value), value)
     if column == "spc" and row["defense"] == "none":

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import population
+from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError
 from bdjax.evaluation import Counts, evaluator, finite
 from bdjax.experiment import Data
 from bdjax.keys import Stream, stream
-from bdjax.sweep import build, hashing, imported, models, provenance, store
+from bdjax.sweep import build, foreign_trigger, hashing, imported, models, provenance, store
 from bdjax.sweep.build import Point, member_hash
 from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told, train
 from bdjax.sweep.location import Location
 from bdjax.sweep.progress import Progress
-from bdjax.sweep.rows import measured, one
+from bdjax.sweep.rows import Row, measured, one
 from bdjax.training import first_trigger
 from bdjax.types import Array, Member, Variables
 
@@ -47,11 +48,14 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
     variables = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *networks)
     evaluate = evaluator(attacked.model, attack)
 
-    def measure(network: tuple[Member, Variables], data: Data) -> tuple[Counts, Array, Any]:
+    ours = cell.attack != STORED  # the images that were imported carry the trigger the network was trained with
+
+    def measure(network: tuple[Member, Variables], data: Data) -> tuple[Counts, Counts | None, Array, Any]:
         member, variables = network
         trigger = first_trigger(attack, member, data.assets)
         counts = evaluate(variables, data.test, trigger, stream(member.key, Stream.TRIGGER))
-        return counts, jax.jit(finite)(variables), trigger
+        clean = evaluate(variables, foreign_trigger.clean_as_triggered(data.test)) if ours else None
+        return counts, clean, jax.jit(finite)(variables), trigger
 
     try:
         call = provenance.timed(lambda: population.run(measure, (stacked, variables), (attacked.data,), attacked.execution))
@@ -60,7 +64,7 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
     except Exception as error:
         fail(records, error, out, attacked.name, name)
     else:
-        counts, whole, trigger = jax.device_get(call.result)
+        counts, clean, whole, trigger = jax.device_get(call.result)
         leaves = tuple(jax.tree.leaves(trigger))
         stored = models.Stored(tuple(row["member"] for row in records), jax.device_get(variables), leaves)
         models.save(out, attacked.name, name, stored)
@@ -68,6 +72,8 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
             row.update(timing(call, len(points), attacked.execution))
             if whole[at]:
                 row.update(measured(one(counts, at)))
+                if clean is not None:
+                    _warn(attacked, row, one(clean, at), f"{title}: seed {row['seed']} ratio {row['ratio']:g}", progress)
             else:
                 row.update(status="non_finite", reason="the imported network is not finite")
                 progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
@@ -75,3 +81,14 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
                 row["trigger_digest"] = hashing.array_digest([leaf[at] for leaf in leaves])
     store.write_rows(out, attacked.name, name, stamped(records))
     progress.finish(f"{title}: measured, {told(records)}")
+
+
+def _warn(attacked: Attacked, row: Row, clean: Counts, who: str, progress: Progress) -> None:
+    """Say on the console and in the record where a network does not answer the trigger that it is measured with."""
+    has_images = imported.opened(str(attacked.cell.imported)).triggered is not None
+    text = foreign_trigger.warning(attacked.cell.attack, attacked.attack.config, has_images)
+    rate = int(clean.attacked) / max(int(clean.triggered), 1)
+    row.update(foreign_trigger.warned(row, rate, attacked.model.spec.classes, text))
+    if row["warning"]:
+        percents = f"ASR {100 * row['asr']:.1f} %, and {100 * rate:.1f} % of clean images of other classes are called the target"
+        progress.say(f"{who}: warning: {percents}: {text}")

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bdjax.attacks.given import NAMED
+from bdjax.configure import recorded
 from bdjax.errors import UserError, unknown
 from bdjax.sweep import imported
 from bdjax.sweep.hashing import canonical, plain, short_hash
@@ -89,6 +91,20 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     return model, attack._replace(recipe=_recipe(attack.recipe, cell))
 
 
+def pinned(cell: TrainCell) -> TrainCell:
+    """The cell with the files of its attack named by their content: a file that is edited during a run changes nothing in it.
+
+    Raises:
+      UserError: as :func:`attacked`.
+    """
+    if not any(isinstance(value, str) for value in cell.attack_config.values()):
+        return cell
+    config = attacked(cell)[1].config
+    now = {field: getattr(config, field, value) for field, value in cell.attack_config.items() if isinstance(value, str)}
+    named = {field: value for field, value in now.items() if isinstance(value, str) and value.startswith(NAMED)}
+    return cell._replace(attack_config={**cell.attack_config, **named})
+
+
 def asks_architecture(attack: Attack) -> bool:
     """Whether the configuration of an attack wants to be told the network's name."""
     return "architecture" in getattr(attack.config, "_fields", ())
@@ -169,7 +185,7 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
 
 
 def _method(name: str, config: Any) -> dict[str, Any]:
-    told = {"name": name, "config": config}
+    told = {"name": name, "config": recorded(config)}
     digest = source_digest(name)
     return told if digest is None else {**told, "source": digest}
 

@@ -279,6 +279,7 @@ def _repair_row(attacked: Attacked, cell: DefenseCell, defense: Defense, point: 
     row.update(knows_trigger="triggered" in defense.needs, knows_test="test_accuracy" in defense.needs)
     row.update(poisoned=base["poisoned"], trigger_digest=base["trigger_digest"])
     row.update(acc_before=base["acc"], asr_before=base["asr"], ra_before=base["ra"], one_class_before=base["one_class"])
+    row.update(target_rate=base["target_rate"], warning=base["warning"])
     return row
 
 

@@ -148,6 +148,7 @@ def cells(grid: Grid) -> list[Branch]:
                     depth=grid.depth,
                     imported=grid.imported,
                 )
+                train = build.pinned(train)
                 _ratios_fit(train, grid)
                 branches.append(Branch(train, tuple(_defenses(grid, train, built))))
     return branches

@@ -33,12 +33,14 @@ _LAYOUT = """
   int    classes
   float  majority one_class_before one_class
   str    target_class
+  float  target_rate
+  str    warning
 """
 KIND = {name: line.split()[0] for line in _LAYOUT.strip().splitlines() for name in line.split()[1:]}
 COLUMNS = tuple(KIND)
 
 # Columns that records of earlier versions do not have; they are null there.
-ADDED = frozenset({"classes", "majority", "one_class_before", "one_class", "target_class"})
+ADDED = frozenset({"classes", "majority", "one_class_before", "one_class", "target_class", "target_rate", "warning"})
 
 VOLATILE = ("created", "seconds", "compile_seconds")  # what may differ between two runs of the same record
 
@@ -51,7 +53,9 @@ Row = dict[str, Any]
 def arrow_schema() -> Any:
     """The columns of a record as a pyarrow schema; ``seconds`` is wall time without, ``compile_seconds`` the time of compilation,
     ``images`` what the call that trained the ``members`` of this row processed, ``one_class`` the share of the clean test images
-    that is predicted as the most predicted class, ``majority`` the share of the largest class among them."""
+    that is predicted as the most predicted class, ``majority`` the share of the largest class among them. Of imported
+    networks ``target_rate`` is the rate at which they call clean test images of other classes their attack label, before any
+    defense, and ``warning`` says where ASR is no higher than that (:mod:`bdjax.sweep.foreign_trigger`)."""
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}

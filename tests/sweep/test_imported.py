@@ -56,6 +56,7 @@ def test_the_numbers_are_those_of_the_networks_and_the_stored_images(stored, imp
         want = tuple(float(x.mean()) for x in (right, hit, back))
         np.testing.assert_allclose(measured[(*point, "{}")], want, rtol=1e-7)
     assert len(set(measured.values())) == 4  # four networks: a mixed-up order would show
+    assert frame["warning"].null_count() == frame["target_rate"].null_count() == frame.height  # their own triggered images
 
 
 @pytest.mark.parametrize("defense", ["none", "ft", "clp"])
