@@ -1,14 +1,14 @@
 """FMP: prune the feature maps whose adversarial stimulation costs most accuracy, then fine-tune."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax import tree
-from bdjax.configure import at_least, configure
+from bdjax.configure import ADDED, at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses.channels import split
 from bdjax.defenses.schedules import cosine_between
@@ -41,7 +41,7 @@ class Config(NamedTuple):
     augment_scored: bool | None = None  # crop and flip the scored rows
     registered_norms: bool | None = None  # the norm registered next to a convolution goes with it, not the one that it feeds
     freeze_pruned: bool | None = None  # what is pruned stays 0 while tuning
-    in_place: bool | None = None  # a convolution's map is what published networks write over it afterwards
+    in_place: Annotated[bool, ADDED] = False  # a convolution's map is what published networks write over it afterwards
 
 
 class FMPHyper(NamedTuple):
