@@ -43,7 +43,7 @@ def prepared(attack: Attack, dataset: Dataset, key: Key) -> Any:
 
 
 def place(attack: Attack, dataset: Dataset, key: Key) -> Path:
-    """The file of the assets: named by the attack's configuration and code, the data, the key and the version."""
+    """The file of the assets: named by the attack's configuration, edition and code, the data, the key and the version."""
     told = [
         LAYOUT,
         bdjax.__version__,
@@ -54,6 +54,7 @@ def place(attack: Attack, dataset: Dataset, key: Key) -> Path:
         dataset.digest,
         repr(dataset.spec),
         np.asarray(jax.random.key_data(key)).tolist(),
+        *([attack.edition] if attack.edition != 1 else []),
     ]
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return cache_root() / "assets" / f"{_name(attack)}-{digest[:24]}.npz"

@@ -15,7 +15,7 @@ from bdjax.report import overall, sensitivity, tables
 from bdjax.report.details import Details, Drawing, details
 from bdjax.report.latex import latex
 from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
-from bdjax.report.pool import leaderboard, table
+from bdjax.report.pool import leaderboard, table, without_replaced
 from bdjax.report.scenarios import Scenario, scenarios
 from bdjax.sweep import location
 from bdjax.sweep.files import replacing
@@ -61,10 +61,10 @@ def build(
         from bdjax.sweep.store import read
 
         records = read(folder)
-    shown = scenarios(records)
+    shown, counted = scenarios(records), without_replaced(records)
     drawn = Drawn(
-        [Drawing(*one) for one in overall.figures_of(records)],
-        [Drawing(*one) for one in sensitivity.figures_of(records)],
+        [Drawing(*one) for one in overall.figures_of(counted)],
+        [Drawing(*one) for one in sensitivity.figures_of(counted)],
         details(shown, folder, data_dir) if len(shown) <= INSIDE else None,
     )
     pooled = Pooled(table(records), leaderboard(records))

@@ -14,6 +14,7 @@ import numpy as np
 
 from bdjax import metrics
 from bdjax.errors import UserError
+from bdjax.sweep import editions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,7 +37,8 @@ def table(records: "pl.DataFrame") -> "pl.DataFrame":
     Returns:
       The columns of :data:`GROUP` (``spc`` null where a defense needs no clean data, so that the row serves every spc; ``cell``
       keeps apart what differs in any other setting); ``runs`` and the count of each status (the ``ok`` ones are averaged);
-      ``reason``, why the others were not, joined by "; "; ``knows_trigger`` and ``knows_test``; the interquartile means of
+      ``reason``, why the others were not, joined by "; "; ``outdated``, the editions it was made with where
+      these are no longer today's; ``knows_trigger`` and ``knows_test``; the interquartile means of
       :data:`BEFORE`; for each metric ``m`` of :data:`METRICS`: ``m`` (interquartile mean), ``m_mean``, ``m_low`` and ``m_high``
       (its 95 % interval), ``m_n``. Fractions; null where undefined, intervals also where there are fewer than two runs. Sorted,
       "none" before the defenses.
@@ -51,7 +53,7 @@ def leaderboard(records: "pl.DataFrame") -> "pl.DataFrame":
     """Defenses over all attacks and all ratios above 0 of the same data, model and profile, best DER first.
 
     A task is one training configuration at one ratio; the bootstrap resamples seeds inside each task. Compare only defenses that
-    met the same number of ``tasks``.
+    met the same number of ``tasks``. Records of an earlier edition of a method are left out where the same was made again.
 
     Args:
       records: rows of ``sweep.store.read``.
@@ -67,7 +69,7 @@ def leaderboard(records: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     _some(records)
-    tagged = with_tasks(records).filter(pl.col("defense") != "none")
+    tagged = with_tasks(without_replaced(records)).filter(pl.col("defense") != "none")
     poisoned, clean = tagged.filter(pl.col("ratio") > 0), tagged.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
         return pl.DataFrame()
@@ -107,6 +109,7 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
         pl.len().cast(pl.Int64).alias("runs"),
         *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
         pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
+        pl.col("outdated").filter(pl.col("outdated") != "").unique(maintain_order=True).str.join("; ").alias("outdated"),
         *(pl.col(key).fill_null(False).any().alias(key) for key in ("knows_trigger", "knows_test")),
         *lists,
     )
@@ -152,14 +155,31 @@ def _summed(lists: "pl.Series", tasks: "pl.Series | None") -> metrics.Summary:
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":
-    """Records with every column of :data:`GROUP`: precision, depth, and names that tell the data sets apart."""
+    """Records with every column of :data:`GROUP`: precision, depth, and names that tell the data sets apart; and ``outdated``.
+
+    That is which editions of its methods a record was made with, where these are no longer today's; empty elsewhere.
+    """
     import polars as pl
 
     return records.with_columns(
         told_of(records, precision).alias("precision"),
         told_of(records, depth).alias("depth"),
         pl.Series("dataset", _told_apart(records), pl.String),
+        told_of(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
     )
+
+
+def without_replaced(records: "pl.DataFrame") -> "pl.DataFrame":
+    """Records without those of earlier editions of a method that were made again with today's and are among them."""
+
+    def now(config: str | None) -> str:
+        return editions.current(_parsed(config)) if editions.changed(config) else ""
+
+    cells, members = told_of(records, now), records["member"]
+    if not (cells != "").any():
+        return records
+    there = set(zip(records["cell"], members, strict=True))
+    return records.filter([pair not in there for pair in zip(cells, members, strict=True)])
 
 
 def with_tasks(records: "pl.DataFrame") -> "pl.DataFrame":

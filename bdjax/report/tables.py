@@ -85,13 +85,13 @@ def csv(records: "pl.DataFrame") -> str:
 
 
 def name(row: dict[str, Any]) -> str:
-    """The name of a defense as it is printed: with † if it is shown triggered images, with ‡ if it reads the test accuracy."""
+    """The name of a defense as it is printed, with its :func:`marks`."""
     return row["defense"] + marks(row)
 
 
 def marks(row: dict[str, Any]) -> str:
-    """† for a defense that is shown triggered images, ‡ for one that reads the test accuracy."""
-    return "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"])
+    """† for a defense that is shown triggered images, ‡ for one that reads the test accuracy, § for an earlier edition."""
+    return "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"]) + "§" * bool(row.get("outdated"))
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -195,6 +195,9 @@ def _notes(rows: "pl.DataFrame") -> tuple[str, ...]:
         notes.append("† is shown images with the true trigger, which a defender rarely has.")
     if rows["knows_test"].any():
         notes.append("‡ reads the accuracy on test data, which a defender does not have.")
+    for old in rows["outdated"].drop_nulls().unique(maintain_order=True) if "outdated" in rows.columns else ():
+        if old:
+            notes.append(f"§ {old}: the method has been corrected since; the same run makes these records again.")
     if (rows["runs"] > rows["ok"]).any():
         notes.append("n counts the runs averaged, of all that were started.")
     for reason in rows["reason"].drop_nulls().unique(maintain_order=True):

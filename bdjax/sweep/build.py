@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bdjax.errors import UserError, unknown
-from bdjax.sweep import imported
+from bdjax.sweep import editions, imported
 from bdjax.sweep.hashing import canonical, plain, short_hash
 from bdjax.sweep.plugins import factory, source_digest
 from bdjax.types import Attack, Defense, Model, Recipe
@@ -143,7 +143,7 @@ def _nothing(*_: Any, **__: Any) -> Defense:
 
 
 def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
-    """The full static configuration as plain JSON values, with every default filled in.
+    """The full static configuration as plain JSON values, with every default filled in and the editions of its methods.
 
     Args:
       cell: what runs.
@@ -151,11 +151,12 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
     """
     train = cell.train if isinstance(cell, DefenseCell) else cell
     model, attack = attacked(train)
+    network = {"name": model.name, "width": model.width, "depth": model.depth, "precision": train.precision}
     told = {
         "schema": SCHEMA,
         "dataset": {"name": model.spec.name, "digest": digest},
-        "model": {"name": model.name, "width": model.width, "depth": model.depth, "precision": train.precision},
-        "attack": _method(train.attack, attack.config),
+        "model": editions.numbered(network, model.edition),
+        "attack": editions.numbered(_method(train.attack, attack.config), attack.edition),
         "recipe": attack.recipe._asdict(),
         "profile": train.profile,
         "root": train.root,
@@ -163,7 +164,8 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
     if train.imported is not None:
         told["imported"] = imported.digest(train.imported)
     if isinstance(cell, DefenseCell):
-        told["defense"] = _method(cell.defense, defended(cell, model).config)
+        defense = defended(cell, model)
+        told["defense"] = editions.numbered(_method(cell.defense, defense.config), defense.edition)
         told["spc"] = cell.spc
     return plain(told)
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from bdjax.data import sizes
 from bdjax.errors import UserError
 from bdjax.population import Execution, hosts
-from bdjax.sweep import build, lacking, location, manifest, models, plan, store, whole
+from bdjax.sweep import build, lacking, location, manifest, models, plan, renewed, store, whole
 from bdjax.sweep.adopt import begin
 from bdjax.sweep.cells import clean_reason, place, repair
 from bdjax.sweep.choice import Chosen, chosen
@@ -77,7 +77,7 @@ def run(
     found = [_opened(work, out, tries) for work in works]
     if not hosts.leads():  # one of several processes that run the same: the first one tells
         stream = io.StringIO()
-    for line in summary(found, choices):
+    for line in [*summary(found, choices), *(renewed.lines(works, out) if any(map(_kinds, found)) else ())]:
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if _kinds(one)]
     progress = Progress([kind for one in found for kind in _kinds(one)], stream)

@@ -21,6 +21,7 @@ from bdjax.keys import root
 from bdjax.models import cnn
 from bdjax.population import members, prepare, take
 from bdjax.types import Attack
+from tests.golden import numbers
 from tests.programs import check_export, exported
 from tests.short import prepares, profiles, shortened_attack
 
@@ -206,6 +207,26 @@ def test_members_of_all_ratios_train_in_one_program_and_repeat_with_their_keys(p
     other, _ = jax.device_get(population.run(population.stack(SEEDS[2:], [0.05, 0.1]), population.data))
     assert not same(trained.variables, other.variables)
     assert len(population.traces) == 1
+
+
+@READY
+def test_results_are_those_of_the_edition(population, request):
+    """What changes a method's results raises its edition: records of the edition before are then made again."""
+    attack, trained = population.attack, population.trained
+    params, images = trained.variables["params"], population.data.test.triggered
+    if images is None:
+        rows = to_float(jnp.asarray(population.dataset.test.images[:6]))
+        images = stamping(attack)(take(trained.trigger, 1), jax.random.key(0), rows)
+    numbers.check(
+        f"attack/{request.node.callspec.id}",
+        attack.edition,
+        relative=1e-2 if attack.update else numbers.RELATIVE,  # Adam turns rounding errors of gradients of 0 into whole steps
+        loss=trained.loss,
+        effect=jax.tree.map(lambda x: x[1::2] - x[::2], params),  # of ratio 0.1 on the weights of each seed
+        statistics=trained.variables["batch_stats"],
+        trigger=trained.trigger,
+        triggered=np.asarray(images, np.float64),
+    )
 
 
 def agree(one, other, learns):
