@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bdjax.errors import UserError, unknown
+from bdjax.configure import configure
+from bdjax.errors import UserError, choose, unknown
 from bdjax.sweep import editions, imported
 from bdjax.sweep.hashing import canonical, plain, short_hash
 from bdjax.sweep.plugins import factory, source_digest
+from bdjax.training import AUGMENT, PREPARE_PER, SCHEDULES
 from bdjax.types import Attack, Defense, Model, Recipe
 
 FIXED = ("second_batch", "prepare_per", "shared_trigger")  # fields of a recipe that say how an attack works
@@ -103,7 +105,28 @@ def _recipe(recipe: Recipe, cell: TrainCell) -> Recipe:
     if given != recipe.augment and "own" in (given, recipe.augment):
         reason = f"is a field of {cell.attack}" if recipe.augment == "own" else "cannot be 'own'"
         raise UserError(f"recipe.augment {given!r} does not fit {cell.attack}: its augmentation {reason}")
-    return recipe._replace(**cell.recipe)
+    return sound(recipe._replace(**cell.recipe), cell.attack)
+
+
+def sound(recipe: Recipe, attack: str) -> Recipe:
+    """The recipe of an attack, if a training can follow it.
+
+    Args:
+      recipe: what is asked for.
+      attack: whose it is, for messages.
+
+    Raises:
+      UserError: a value of another type or out of its range.
+    """
+    owner = f"recipe of {attack}"
+    configure({"": Recipe()}, recipe, owner, "")  # types
+    choose(f"schedule in the {owner}", recipe.schedule, SCHEDULES)
+    choose(f"augment in the {owner}", recipe.augment, AUGMENT)
+    choose(f"prepare_per in the {owner}", recipe.prepare_per, PREPARE_PER)
+    for field, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("momentum", 0), ("weight_decay", 0)):
+        if getattr(recipe, field) < least:
+            raise UserError(f"{field} in the {owner} must be at least {least}; given {getattr(recipe, field)}")
+    return recipe
 
 
 def defended(cell: DefenseCell, model: Model) -> Defense:

@@ -13,7 +13,7 @@ from bdjax import population
 from bdjax.attacks import slots
 from bdjax.attacks.stored import STORED
 from bdjax.data import clean_subset
-from bdjax.errors import UserError
+from bdjax.errors import PluginError, UserError
 from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution, hosts
@@ -73,9 +73,9 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
         function = attack_member(attacked.model, attack, rows, progress.epoch)
         try:
             call = provenance.timed(lambda: population.run(function, stacked, (attacked.data,), execution))
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, PluginError):
+                raise
             fail([records[i] for i in going], error, out, attacked.name, name)
         else:
             trained, counts = jax.device_get(call.result)
@@ -143,9 +143,9 @@ def repair(
         members = build.set_hash([row["member"] for row in records])
         try:
             call, execution = _repaired(attacked, cell, defense, subjects)
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, PluginError):
+                raise
             fail([records[i] for i in going], error, out, name, members)
         else:
             defended = jax.device_get(call.result)

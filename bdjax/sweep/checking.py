@@ -17,6 +17,7 @@ from bdjax.sweep import build, plan, whole
 from bdjax.sweep.lacking import Tries, opened, work
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
+from bdjax.sweep.ready import Ready
 from bdjax.sweep.run import choices_of, load, refuse_infeasible
 from bdjax.sweep.telling import data_bytes, member_bytes, summary, title
 from bdjax.types import Dataset
@@ -34,10 +35,11 @@ def validate(
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     folder = whole.writable(out)
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
-    works = []
+    works, ready = [], Ready()
     for branch in branches:
         dataset = load(grid, branch.train.dataset, data_dir)
         refuse_infeasible(branch, dataset)
+        ready.look(branch, dataset)
         found = [_data(dataset), _shapes(branch, dataset), _memory(branch, dataset)]
         lines += [f"{title(branch.train)}: {line}" for line in found]
         works.append(opened(work(branch, dataset, grid), folder, Tries()))

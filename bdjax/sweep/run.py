@@ -20,6 +20,7 @@ from bdjax.sweep.lacking import Open, Tries, Work
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
 from bdjax.sweep.progress import Progress
+from bdjax.sweep.ready import Ready
 from bdjax.sweep.rows import Row
 from bdjax.sweep.telling import summary
 from bdjax.types import Dataset
@@ -75,6 +76,10 @@ def run(
     works = [lacking.work(branch, datasets[branch.train.dataset], grid) for branch in branches]
     tries = Tries()
     found = [_opened(work, out, tries) for work in works]
+    ready = Ready()
+    for work, one in zip(works, found, strict=True):
+        if _kinds(one):
+            ready.look(work.branch, work.dataset)
     if not hosts.leads():  # one of several processes that run the same: the first one tells
         stream = io.StringIO()
     for line in [*summary(found, choices), *(renewed.lines(works, out) if any(map(_kinds, found)) else ())]:

@@ -17,7 +17,7 @@ from bdjax.population import Execution, adapt, members, resolve, run
 from bdjax.sweep import build, editions, hashing, imported, location, models, provenance, store
 from bdjax.sweep.import_folder import Triggered
 from bdjax.sweep.location import Location
-from bdjax.sweep.plugins import factory, source_digest
+from bdjax.sweep.plugins import factory, source_digest, spelled
 from bdjax.sweep.rows import Row, measured, one
 from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Variables
 
@@ -69,6 +69,9 @@ def record(out: "str | Location", wanted: Mapping[str, Any], statuses: Sequence[
         raise UserError(f"{folder} is no folder of results; write one with: bdjax run --out {folder}")
     given = {"defense": "none", **{fact: value for fact, value in wanted.items() if value is not None}}
     fine = [row for row in store.read_rows(folder) if row["status"] in statuses]
+    for kind in ("attack", "defense"):
+        if kind in given:
+            given[kind] = spelled(given[kind], sorted({row[kind] for row in fine}), f"--{kind}")
     found = [row for row in fine if all(row[fact] == value for fact, value in given.items())]
     if len(found) != 1:
         asked = ", ".join(f"{fact} {value}" for fact, value in given.items())

@@ -67,7 +67,7 @@ def check(name, edition, relative=RELATIVE, **parts):
     again = f"python -m tests.golden.make {name}"
     assert kept is not None, f"nothing is stored of {name}; store it with: {again}"
     assert kept["edition"] == edition, (
-        f"the numbers stored of {name} are those of edition {kept['edition']}, and it says {edition}; store new ones with: {again}"
+        f"the numbers stored of {name} are those of edition {kept['edition']}, and it says {edition}; store them with: {again}"
     )
     assert close(found, kept["numbers"], relative), (
         f"the results of {name} changed: {found}, stored {kept['numbers']}. If that is meant, raise the edition of the method, "
