@@ -43,7 +43,7 @@ def close(found, kept, relative=RELATIVE):
     """
 
     def near(part, size, along):
-        bound = relative * size * (10 if part == "effect" else 1) + 1e-7
+        bound = relative * size * (10 if part == "effect" else 1) + 1e-6
         return abs(found[part][0] - size) <= bound and abs(found[part][1] - along) <= 2 * bound
 
     return set(found) == set(kept) and all(near(part, *two) for part, two in kept.items())
