@@ -19,6 +19,7 @@ from bdjax.sweep.claims import PATIENCE, Claims
 from bdjax.sweep.lacking import Open, Tries, Work
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
+from bdjax.sweep.plugins import settled
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.ready import Ready
 from bdjax.sweep.rows import Row
@@ -28,6 +29,7 @@ from bdjax.types import Dataset
 POLL = (0.5, 5.0)  # seconds between two looks at what other processes have left; at first, at most
 
 
+@settled()  # a user's file that is edited meanwhile is the next run's
 def run(
     grid: Grid,
     out: "str | Location",
