@@ -142,9 +142,10 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
             imported.stored_images(scenario.imported)  # raises
     grid = dataclasses.replace(base or Grid(), **given)
     # What the base says of methods that the command line took out goes with them.
-    attack, defense = _copy(grid.attack_config, grid.attacks), _copy(grid.defense_config, grid.defenses)
-    recipe, own = dict(grid.recipe), _copy(grid.attack_recipe, grid.attacks)
-    hyper = _copy(grid.hyper, grid.defenses)
+    attacks, defenses = (base.attacks, base.defenses) if base is not None else ((), ())
+    attack, defense = _copy(grid.attack_config, grid.attacks, attacks), _copy(grid.defense_config, grid.defenses, defenses)
+    recipe, own = dict(grid.recipe), _copy(grid.attack_recipe, grid.attacks, attacks)
+    hyper = _copy(grid.hyper, grid.defenses, defenses)
     methods = (*grid.attacks, *grid.defenses)
     for method, field_name, text in (_split(item, "config") for item in scenario.config):
         value, ending = _value(text), ".recipe" * method.endswith(".recipe")
@@ -191,8 +192,10 @@ def pairs(items: Sequence[str], flag: str) -> dict[str, str]:
     return found
 
 
-def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    return {name: dict(fields) for name, fields in tree.items() if name in methods}
+def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str], before: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings by method without those of methods that ran ``before`` and do not any more; of unknown ones the grid complains."""
+    named = {spelled(name, (*methods, *before), "the grid's settings of"): dict(fields) for name, fields in tree.items()}
+    return {name: fields for name, fields in named.items() if name in methods or name not in before}
 
 
 def _of_import(path: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_a_result_that_changes_fails_and_says_what_to_do(tmp_path, monkeypatch):
     numbers.write({"defense/a-corrected": {"edition": 1, "numbers": {"x": numbers.numbers(values)}}})
     numbers.check("defense/a-corrected", 1, x=values * np.float32(1 + 1e-4))
     for changed in (values * 1.01, values[::-1], -values, np.append(values, 0)):
-        with pytest.raises(AssertionError, match="raise the edition of the method.*tests.golden.make defense/a-corr"):
+        with pytest.raises(AssertionError, match=r"raise the edition of the method.*tests\.golden\.make defense/a-corr"):
             numbers.check("defense/a-corrected", 1, x=changed)
     with pytest.raises(AssertionError, match="are those of edition 1, and it says 2"):
         numbers.check("defense/a-corrected", 2, x=values)

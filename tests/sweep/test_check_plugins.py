@@ -58,7 +58,7 @@ WRONG = {
     "float": (defense("x = float(hyper.factor)"), r"line 14: .*float\(\), int\(\).*keep it an array"),
     "item": (defense("x = hyper.factor.item()"), r"line 14: .*\.item\(\)"),
     "NumPy": (defense("x = np.asarray(hyper.factor)"), r"line 14: .*NumPy was given.*use jax\.numpy"),
-    "NumPy's functions": (defense("x = np.mean(view.variables['params']['conv1']['kernel'])"), "line 14: .*use jax.numpy"),
+    "NumPy's functions": (defense("x = np.exp(view.variables['params']['conv1']['kernel'])"), "line 14: .*use jax.numpy"),
     "range": (defense("for _ in range(hyper.factor.astype(int)):", "    pass"), r"line 14: .*as a Python integer"),
     "a mask as index": (defense("x = jnp.ones(3)", "x = x[x > hyper.factor]"), r"line 15: .*jnp\.where\(mask, x, 0\)"),
     "nonzero": (defense("jnp.nonzero(hyper.factor * jnp.ones(3))"), "line 14: .*jnp.nonzero"),
@@ -151,7 +151,10 @@ ATTACKS = {
         {"train_stamp": "lambda trigger, key, images: images[:, 1:]"},
         r"train_stamp returns float32\[25, 15",
     ),
-    "labels as numbers": ({"relabel": "lambda labels: labels * 1.0"}, r"relabel returns float32\[25\]; it has to be int32\[25\]"),
+    "labels as numbers": (
+        {"relabel": "lambda labels: labels.astype(jnp.float32)"},
+        r"relabel returns float32\[25\]; it has to be int32\[25\]",
+    ),
     "a selection of indices": (
         {"select": "lambda key, labels, count: (jnp.arange(5), True)"},
         r"select returns int32\[5\]; it has to be bool\[100\]",
@@ -189,7 +192,7 @@ ATTACKS = {
     ),
     "a preparation that does not trace": (
         {
-            "prepare": "lambda key, dataset: {'mean': np.mean(dataset.train.images)}",
+            "prepare": "lambda key, dataset: {'images': np.asarray(dataset.train.images)}",
             "recipe": "Recipe(epochs=1, prepare_per='seed')",
         },
         "use jax.numpy",
@@ -208,7 +211,9 @@ def test_an_attack_that_cannot_run_is_refused_with_its_place_and_the_remedy(tmp_
 def test_methods_that_can_run_are_accepted(tmp_path, dataset):
     (tmp_path / "a.py").write_text(attack("a", prepare="lambda key, dataset: {'x': jnp.ones(2)}"))
     every = "'clean', 'triggered', 'test_accuracy'"
-    (tmp_path / "d.py").write_text(defense("x = view.triggered.sum() + view.test_accuracy.astype(int)", needs=every, name="d"))
+    (tmp_path / "d.py").write_text(
+        defense("x = view.triggered.sum() + view.test_accuracy.astype(jnp.uint32)", needs=every, name="d")
+    )
     (tmp_path / "j.py").write_text(defense(name="j").replace("    def repair", "    @jax.jit\n    def repair"))
     look(dataset, attacks=(f"{tmp_path}/a.py:a", "badnets"), defenses=(f"{tmp_path}/d.py:d", f"{tmp_path}/j.py:j"))
 

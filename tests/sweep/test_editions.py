@@ -1,6 +1,7 @@
 """A method whose results change has another edition: old records are shown as such and made again."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -29,7 +30,8 @@ CELLS = dataclasses.replace(GRID, hyper={})
 def raised(monkeypatch, table, name, edition):
     """From now on a method has another edition."""
     make = table[name]
-    monkeypatch.setitem(table, name, lambda *a, **k: make(*a, **k)._replace(edition=edition))
+    later = functools.wraps(make)(lambda *a, **k: make(*a, **k)._replace(edition=edition))
+    monkeypatch.setitem(table, name, later)
     editions._built.cache_clear()
     editions._changed.cache_clear()
 
