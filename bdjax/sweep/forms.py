@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.errors import PluginError, UserError
-from bdjax.sweep.plugins import described
+from bdjax.sweep.usable import described
 
 
 def returns(here: str, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], wanted: Any) -> None:

@@ -12,10 +12,10 @@ from bdjax import sources
 from bdjax.errors import PluginError, UserError, unknown
 from bdjax.sweep.explain import reason
 from bdjax.sweep.isolation import Room
-from bdjax.types import Attack, Defense, Recipe
+from bdjax.sweep.usable import HOOKS, described, wrong_with
+from bdjax.types import Attack, Defense
 
 Factory = Callable[..., Any]
-HOOKS = ("init", "select", "stamp", "relabel", "prepare", "batch", "update", "train_stamp", "repair")
 KINDS: Mapping[str, Any] = {"attack": Attack, "defense": Defense}
 
 
@@ -166,19 +166,12 @@ def _checked(kind: str, attribute: str, found: Factory, loaded: _Loaded) -> Fact
             other = next((name for name, type_ in KINDS.items() if isinstance(built, type_)), None)
             hint = f"; name it with --{other}" if other else f"; it has to return bdjax.types.{KINDS[kind].__name__}(...)"
             raise PluginError(here, f"{attribute} is no {kind}: it returns {described(built)}{hint}")
-        if isinstance(built, Attack) and not isinstance(built.recipe, Recipe):
-            raise PluginError(here, f"recipe of {attribute} is {described(built.recipe)}; it is a bdjax.types.Recipe")
+        wrong = wrong_with(built)
+        if wrong:
+            raise PluginError(here, f"{attribute} cannot be used: {wrong}")
         return _at_home(built, loaded, attribute)
 
     return make
-
-
-def described(value: Any) -> str:
-    """What kind of thing a value is, in words."""
-    if value is None:
-        return "nothing"
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _at_home(built: Any, loaded: _Loaded, attribute: str) -> Any:

@@ -22,11 +22,10 @@ from bdjax.keys import Stream, root, stream
 from bdjax.sweep import build
 from bdjax.sweep.build import DefenseCell, TrainCell
 from bdjax.sweep.forms import difference, leaf_of, returns, shape_of, shapes_of
-from bdjax.sweep.hashing import plain
-from bdjax.sweep.plugins import described, is_path, place
+from bdjax.sweep.plugins import is_path, place
+from bdjax.sweep.usable import described
 from bdjax.types import Attack, CleanSet, Dataset, DefenderView, Defense, Model, Repair, Split
 
-NEEDS = frozenset({"clean", "triggered", "test_accuracy"})
 ADDED = frozenset({"plug", "plug_stats", "bounds"})  # collections of variables that a defense may add
 UNKNOWN = object()  # assets whose shapes only the preparation itself tells
 
@@ -54,7 +53,6 @@ def attack(cell: TrainCell, dataset: Dataset) -> None:
     key, number = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
     where = _where(made, cell.attack)
     if own:
-        _recordable(made.config, where("init"))
         every = jax.ShapeDtypeStruct((rows,), jnp.int32)
         chosen = (jax.ShapeDtypeStruct((rows,), jnp.bool_), jax.ShapeDtypeStruct((), jnp.bool_))
         returns(where("select"), "select", made.select, (key, every, number), chosen)
@@ -62,7 +60,7 @@ def attack(cell: TrainCell, dataset: Dataset) -> None:
     prepared = _prepared(made, dataset, cell.root)
     if prepared is UNKNOWN:
         return
-    trigger = jax.eval_shape(made.init, key, prepared)
+    trigger = shapes_of(where("init"), "init", made.init, key, prepared)
     if own:
         returns(where("stamp"), "stamp", made.stamp, (trigger, key, images), images)
         if made.train_stamp is not None:
@@ -93,12 +91,6 @@ def defense(cell: DefenseCell, model: Model, dataset: Dataset) -> None:
     made = build.defended(cell, model)
     name = cell.defense.rpartition(":")[2]
     here = place(made.repair) or cell.defense
-    unknown = sorted(set(made.needs) - NEEDS)
-    if unknown or isinstance(made.needs, str):
-        told = repr(made.needs) if isinstance(made.needs, str) else ", ".join(map(repr, unknown))
-        raise PluginError(here, f"needs of {name} names {told}; allowed: a frozenset of {', '.join(sorted(NEEDS))}")
-    _recordable(made.config, here)
-    build.hyper_points(made, {}, cell.defense)  # its hyper-parameters can be told
     before = shapes(model)
     view = _view(made, before, cell, dataset)
     read: dict[str, None] = {}
@@ -113,7 +105,7 @@ def defense(cell: DefenseCell, model: Model, dataset: Dataset) -> None:
     try:
         found = shapes_of(here, name, run, jax.random.key(0), view, jax.tree.map(leaf_of, made.hyper))
     except PluginError as error:
-        if not read:
+        if not read or "None" not in error.why:
             raise
         fields = " and ".join(f"view.{field}" for field in read)
         names = ", ".join(repr(field) for field in (*sorted(made.needs), *read))
@@ -133,7 +125,8 @@ def _prepared(made: Attack, dataset: Dataset, number: int) -> Any:
     if made.prepare is None:
         return None
     if made.recipe.prepare_per == "seed":
-        return jax.eval_shape(preparation(made, dataset), jax.random.key(0), _data(dataset))
+        here = place(made.prepare) or "prepare"
+        return shapes_of(here, "prepare", preparation(made, dataset), jax.random.key(0), _data(dataset))
     key = stream(root(number), Stream.PREPARE)
     kept = assets.load(assets.place(made, dataset, key))
     return UNKNOWN if kept is None else jax.tree.map(leaf_of, kept)
@@ -206,13 +199,6 @@ def _details(here: str, name: str, found: Repair) -> None:
         )
     if jax.tree.leaves(found.trace) and not hasattr(found.trace, "_asdict"):
         raise PluginError(here, f"the trace that {name} returns is {described(found.trace)}; it is a NamedTuple of arrays")
-
-
-def _recordable(config: Any, here: str) -> None:
-    try:
-        plain(config)
-    except TypeError as error:
-        raise PluginError(here, f"the configuration is part of every record and holds plain values alone: {error}") from error
 
 
 def _where(made: Attack, name: str) -> Callable[[str], str]:

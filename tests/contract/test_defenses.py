@@ -26,6 +26,7 @@ from tests.short import profiles, shortened
 
 NEEDS = {"clean", "triggered", "test_accuracy"}
 SPC = 4
+SEARCHES = ("nc",)  # the losses of its trace are thousands, of a search in which rounding errors grow
 ADDED = {"plug", "plug_stats", "bounds"}  # collections that a repair may add
 BF16 = jnp.dtype(jnp.bfloat16)
 
@@ -190,13 +191,16 @@ def test_what_a_repair_returns_is_finite_and_its_masks_lie_between_0_and_1(case)
 def test_results_are_those_of_the_edition(case):
     """What changes a method's results raises its edition: records of the edition before are then made again."""
     before, after = case.members[1].variables, case.found.variables
+    ends = {"trace": case.found.trace}
+    rough = case.name in SEARCHES
     numbers.check(
         f"defense/{case.name}-{case.profile}",
         case.defense.edition,
+        rough=ends if rough else None,
         change={name: jax.tree.map(np.subtract, after[name], before[name]) for name in before},
         added={name: after[name] for name in after if name not in before},
         masks=case.found.masks or {},
-        trace=case.found.trace,
+        **({} if rough else ends),
     )
 
 

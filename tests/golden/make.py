@@ -15,10 +15,25 @@ from pathlib import Path
 
 import pytest
 
+from bdjax.attacks import ATTACKS
+from bdjax.defenses import DEFENSES
+from bdjax.models import MODELS
+from bdjax.types import PROFILES
 from tests.golden import numbers
+from tests.short import offered
 
-WHERE = ("tests/contract/test_attacks.py", "tests/contract/test_defenses.py", "tests/models/test_models.py")
 TEST = "results_are_those_of_the_edition"
+
+
+def nodes():
+    """{name of an entry: the test that computes it}."""
+    found = {}
+    for kind, table in (("attack", ATTACKS), ("defense", DEFENSES)):
+        ids = [f"{name}-{profile}" for name in table for profile in PROFILES if kind == "attack" or offered(name, profile)]
+        found |= {f"{kind}/{one}": f"tests/contract/test_{kind}s.py::test_{TEST}[{one}]" for one in ids}
+    for part, test in (("pass", "passes"), ("step", "steps")):
+        found |= {f"network/{name}-{part}": f"tests/models/test_models.py::test_{test}_{TEST}[{name}]" for name in MODELS}
+    return found
 
 
 def short(name):
@@ -37,22 +52,24 @@ def main(arguments=None):
     parser.add_argument("names", nargs="*")
     parser.add_argument("--unpublished", nargs="+", default=[], metavar="NAME")
     given = parser.parse_args(arguments)
-    wanted = [*given.names, *given.unpublished] if given.names or given.unpublished else []
-    keyword = TEST + (f" and ({' or '.join(dict.fromkeys(map(short, wanted)))})" if wanted else "")
+    wanted, known = [*given.names, *given.unpublished], nodes()
+    for name in wanted:
+        if not chosen(known, [name]):
+            parser.error(f"no method and no entry is called {name!r}; entries: {', '.join(known)}")
+    tests = [known[name] for name in chosen(known, wanted)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "noted"
         path.touch()
         os.environ[numbers.NOTED] = str(path)
         try:
-            code = pytest.main(["-q", "-m", "slow or not slow", "-k", keyword, "-p", "no:cacheprovider", *WHERE])
+            code = pytest.main(["-q", "-m", "slow or not slow", "-p", "no:cacheprovider", *tests])
         finally:
             del os.environ[numbers.NOTED]
         noted = [json.loads(line) for line in path.read_text().splitlines()]
-    noted = [entry for entry in noted if entry["name"] in chosen([entry["name"]], wanted)]
     if code or not noted:
         sys.exit(f"the tests failed or computed nothing (pytest's code {int(code)}): nothing is stored")
     kept = numbers.stored() if numbers.STORED.exists() else {}
-    after, refused = numbers.merged(kept, noted, chosen(kept, given.unpublished) if given.unpublished else ())
+    after, refused = numbers.merged(kept, noted, chosen(known, given.unpublished) if given.unpublished else ())
     if refused:
         sys.exit(f"the results of {', '.join(refused)} changed and their editions did not: raise them; nothing is stored")
     numbers.write(after)

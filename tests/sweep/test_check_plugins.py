@@ -75,7 +75,17 @@ WRONG = {
         r"line 14: .*reads view\.triggered.*frozenset\(\{'clean', 'triggered'\}\)",
     ),
     "unnamed accuracy": (defense("view.test_accuracy + 1"), r"reads view\.test_accuracy"),
-    "unknown needs": (defense(needs="'cleen'"), r"needs of mine names 'cleen'; allowed: a frozenset of clean, test_accuracy"),
+    "unknown needs": (defense(needs="'cleen'"), "needs names 'cleen'; allowed: a frozenset of clean, test_accuracy"),
+    "needs as a text": (
+        HEAD + FACTORY + "    return Defense(lambda k, v, h: Repair(v.variables), (), 'clean')\n",
+        "needs is a str and has to be a frozenset of clean",
+    ),
+    "no repair": (HEAD + FACTORY + "    return Defense(None, (), frozenset())\n", "repair has to be a function and is nothing"),
+    "a text as hyper-parameter": (defense().replace("np.float32(2)", "'2'"), "numbers, and factor is a str"),
+    "another error than that of what is not named": (
+        defense("view.triggered is None", "view.variables['parms']"),
+        "line 15: mine fails: KeyError: 'parms'$",
+    ),
     "another type": (defense(result="view.variables"), r"line 13: mine returns a dict; a defense returns bdjax\.types\.Repair"),
     "nothing": (defense(result="None"), "line 13: mine returns nothing"),
     "a tuple": (defense(result="(view.variables, None)"), "mine returns a tuple"),
@@ -198,7 +208,9 @@ ATTACKS = {
         "use jax.numpy",
     ),
     "an unknown schedule": ({"recipe": "Recipe(schedule='cosin')"}, "unknown schedule in the recipe of .* 'cosin'.*'cosine'"),
-    "no recipe": ({"recipe": "{'epochs': 1}"}, "recipe of mine is a dict; it is a bdjax.types.Recipe"),
+    "a trigger that is a text": ({"init": "lambda key, assets: 'red'"}, "init returns something that holds no arrays"),
+    "no stamp": ({"stamp": "None"}, "stamp has to be a function and is nothing"),
+    "no recipe": ({"recipe": "{'epochs': 1}"}, "recipe is a dict and no bdjax.types.Recipe"),
 }
 
 
