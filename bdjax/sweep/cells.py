@@ -296,7 +296,7 @@ def stamped(records: list[Row]) -> list[Row]:
 def fail(records: list[Row], error: Exception, out: Location, cell: str, members: str) -> None:
     """Mark rows as failed, say so in one line and keep the traceback beside the records."""
     lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0] if lines else ''}".strip()
+    reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {lines[0] if lines else ''}".strip()
     path = out / "failures" / f"{cell}-{members}.txt"
     whole.replace_file(path, "".join(traceback.format_exception(error)).encode())
     print(f"bdjax: {records[0]['attack']} / {records[0]['defense']} failed: {reason} (traceback in {path})", file=sys.stderr)

@@ -136,7 +136,7 @@ WRONG = {
     ),
     "a configuration that is not plain": (
         HEAD + FACTORY + "    return Defense(lambda k, v, h: Repair(v.variables), (), frozenset(), len)\n",
-        "the configuration is part of every record and holds plain values alone",
+        "a configuration is part of every record and holds plain values alone",
     ),
 }
 

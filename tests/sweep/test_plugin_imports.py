@@ -190,7 +190,7 @@ from bdjax.types import Attack, Recipe
 
 
 def mine(spec, config=None, *, profile="corrected"):
-    return Attack(lambda key, assets: {}, None, None, None, Recipe(), None, prepare=prepare)
+    return Attack(print, print, print, print, Recipe(), None, prepare=prepare)
 """
 
 
