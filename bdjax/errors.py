@@ -10,6 +10,19 @@ class UserError(ValueError):
     """A mistake in what the user asked for; the command line prints its one line and no traceback."""
 
 
+class PluginError(UserError):
+    """A method of the user's own that cannot be used as it is; tells where and why.
+
+    Args:
+      where: file and line.
+      why: what happened there, and the remedy.
+    """
+
+    def __init__(self, where: str, why: str):
+        super().__init__(f"{where}: {why}")
+        self.where, self.why = where, why
+
+
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> UserError:
     """The error for a name that is not in a table.
 

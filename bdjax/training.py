@@ -17,6 +17,8 @@ from bdjax.normalisation import at_least_float32
 from bdjax.types import Array, Attack, Key, Member, Model, Recipe, Split, Variables
 
 AUGMENT = ("after", "before", "own", "none")
+SCHEDULES = ("cosine", "constant")
+PREPARE_PER = ("dataset", "seed")
 Report = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 

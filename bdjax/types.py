@@ -109,6 +109,7 @@ class Model(NamedTuple):
     depth: int | None = None  # blocks per stage that it was cut to; None = whole
     norm_momentum: float = 0.1  # weight of the new value in their running statistics
     dtype: Any = None  # of activations and convolutions; None = that of the parameters
+    edition: int = 1  # raised when its results change; part of the hash of every cell that it is in
 
 
 class Recipe(NamedTuple):
@@ -144,6 +145,8 @@ class Attack(NamedTuple):
     # inside the batch; `loss` is added to the classifier's; `other` = (images, labels) of the second batch, or None
     update: Callable[..., Any] | None = None  # (trigger, gradient) -> trigger, the trigger's own optimiser
     train_stamp: Callable[..., Array] | None = None  # like `stamp`, while training; None = `stamp`
+    edition: int = 1  # raised when its results change, those of `prepare` included; part of the hash of every cell it is in
+    source: str | None = None  # for an attack of the user's own: sha256 of its file and of what that imports, set by its loader
 
 
 class CleanSet(NamedTuple):
@@ -192,3 +195,4 @@ class Defense(NamedTuple):
     validation: bool = False  # draws validation rows from the first ranks (spec: FP, ANP, Grad-Prune)
     curve: Curve | None = None  # for methods that prune more and more
     keyed: bool = True  # False: another key changes nothing, or only the order in which the same numbers are added
+    edition: int = 1  # raised when its results change; part of the hash of every cell that it is in

@@ -176,8 +176,12 @@ def test_a_failed_cell_makes_the_exit_code(results, tmp_path, capsys):
     out = shutil.copytree(results, tmp_path / "out")
     file = tmp_path / "mine.py"
     file.write_text(
-        "from bdjax.types import Defense\n\n\ndef mine(model, config=None, *, profile):\n"
-        "    def repair(key, view, hyper):\n        raise RuntimeError('no idea')\n\n"
+        "import jax\nimport numpy as np\nfrom bdjax.types import Defense, Repair\n\n\n"
+        "def fail():\n    raise RuntimeError('no idea')\n\n\n"
+        "def mine(model, config=None, *, profile):\n"
+        "    def repair(key, view, hyper):  # it traces, and fails when it runs\n"
+        "        one = jax.pure_callback(fail, jax.ShapeDtypeStruct((), np.float32), vmap_method='sequential')\n"
+        "        return Repair(jax.tree.map(lambda x: x * one, view.variables))\n\n"
         "    return Defense(repair, (), frozenset())\n"
     )
     assert cli.main(["run", *FAST, *LOOP, "--defense", f"{file}:mine", "--out", str(out)]) == 1

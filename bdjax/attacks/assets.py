@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import bdjax
-from bdjax import tree
+from bdjax import sources, tree
 from bdjax.data.cache import cache_root, replace_file, written_in
 from bdjax.types import Attack, Dataset, Key
 
@@ -38,38 +38,44 @@ def prepared(attack: Attack, dataset: Dataset, key: Key) -> Any:
     path = place(attack, dataset, key)
     found = load(path)
     if found is None:
-        ready(path)
+        ready(path.parent)
         print(f"bdjax: {_name(attack)} prepares its trigger for {dataset.spec.name}, once; it is kept in {path}", file=sys.stderr)
         found = save(path, attack.prepare(key, dataset))
     return found
 
 
 def place(attack: Attack, dataset: Dataset, key: Key) -> Path:
-    """The file of the assets: named by the attack's configuration and code, the data, the key and the version."""
+    """The file of the assets: named by the attack's configuration, edition and code, the data, the key and the version."""
     told = [
         LAYOUT,
         bdjax.__version__,
         _name(attack),
-        _function(attack).__qualname__,
+        getattr(_function(attack), "__qualname__", ""),
         repr(attack.config),
         _code(attack),
         dataset.digest,
         repr(dataset.spec),
         np.asarray(jax.random.key_data(key)).tolist(),
+        *([attack.edition] if attack.edition != 1 else []),
     ]
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    return cache_root() / "assets" / f"{_name(attack)}-{digest[:24]}.npz"
+    return folder() / f"{_name(attack)}-{digest[:24]}.npz"
 
 
-def ready(path: Path) -> None:
-    """See that assets can be kept, before the hours that it may take to prepare them.
+def folder() -> Path:
+    """Where assets are kept."""
+    return cache_root() / "assets"
+
+
+def ready(folder: Path) -> None:
+    """See that assets can be kept in a folder, before the hours that it may take to prepare them.
 
     Raises:
       UserError: the cache folder cannot be written to.
     """
-    with written_in(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+    with written_in(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
 
 
@@ -105,17 +111,28 @@ def _name(attack: Attack) -> str:
 
 
 def _code(attack: Attack) -> str:
-    """sha256 of the code that prepares: the user's file, or the files beside this one for built-in attacks."""
-    source = inspect.getsourcefile(_function(attack))
-    if source is None:
+    """sha256 of the code that prepares: the files beside this one for built-in attacks, else the user's and all it imports."""
+    function = _function(attack)
+    file = None if function is None else inspect.getsourcefile(function)
+    if file is not None and Path(file).resolve().parent == Path(__file__).resolve().parent:
+        files = sorted(Path(__file__).resolve().parent.glob("*.py"))
+        beside = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+        return beside if attack.source is None else f"{beside} {attack.source}"
+    if attack.source is not None:
+        return attack.source
+    if file is None or not Path(file).is_file():  # typed in, as in a notebook
         return ""
-    here = Path(source).resolve()
-    files = sorted(here.parent.glob("*.py")) if here.parent == Path(__file__).resolve().parent else [here]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    here = Path(file).resolve()
+    return sources.digest(here, sources.parts(here).files)
 
 
 def _function(attack: Attack) -> Any:
+    """The function behind ``prepare``; None where it is an object of another kind."""
     function: Any = attack.prepare
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.unwrap(function)
+    while True:
+        inner = inspect.unwrap(function)
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        if inner is function:
+            return function if inspect.isfunction(function) else None
+        function = inner

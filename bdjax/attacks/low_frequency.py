@@ -39,6 +39,7 @@ COLOURS = {  # peak levels of red, green and blue, measured on the survey's trig
 FALLBACK = (18, 0, 51)
 ARCHITECTURES = ("cnn", *COLOURS["cifar10"])
 TRIGGERS = ("dome", "optimised")
+EDITION = 1
 TAPS, DEVIATION = 30, 6.0  # of the blur, in pixels
 
 
@@ -102,6 +103,7 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
         return to_float(jnp.minimum(lifted, 255).astype(jnp.uint8))
 
     if resolved.trigger == "optimised":
+        from bdjax.models import by_name  # networks, which other attacks need not import
 
         def prepare(key: Key, dataset: Dataset) -> dict[str, Array]:
             from bdjax.attacks.low_frequency_search import search  # it trains a classifier, which others need not import
@@ -111,9 +113,11 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
         def found(trigger: Any, key: Key, images: Array) -> Array:
             return add(trigger["pattern"], images)
 
+        classifier = by_name(resolved.architecture or "cnn", spec)  # the pattern changes where the network does
         return Attack(
-            lambda key, assets: {"pattern": assets["pattern"]}, any_class, found, relabel, Recipe(), resolved, prepare=prepare
-        )
+            lambda key, assets: {"pattern": assets["pattern"]}, any_class, found, relabel, Recipe(), resolved, prepare=prepare,
+            edition=EDITION + classifier.edition - 1,
+        )  # fmt: skip
 
     rows = COLOURS.get(spec.name, {})
     pixels = dome(height, width, resolved.colour or rows.get(resolved.architecture or "", FALLBACK))
@@ -123,7 +127,7 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
     def stamp(trigger: Any, key: Key, images: Array) -> Array:
         return add(jnp.asarray(pixels), images)
 
-    return Attack(lambda key, assets: {}, any_class, stamp, relabel, Recipe(), resolved)
+    return Attack(lambda key, assets: {}, any_class, stamp, relabel, Recipe(), resolved, edition=EDITION)
 
 
 def _check(config: Config, profile: str) -> None:

@@ -113,7 +113,7 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
         return batch_augment(augment_key, images, spec, resolved.augment), labels, jnp.float32(0), trigger
 
     recipe = Recipe(schedule="constant", augment="own", shared_trigger=False)
-    return Attack(init, slots.select(resolved.max_ratio, "wanet"), stamp, relabel, recipe, resolved, batch=batch)
+    return Attack(init, slots.select(resolved.max_ratio, "wanet"), stamp, relabel, recipe, resolved, batch=batch, edition=2)
 
 
 def draw_field(key: Key, grid: int, height: int, width: int) -> Array:

@@ -167,7 +167,8 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         trace = FMPTrace(correct, entropy, scored, pruned, tuned.loss, tuned.alive & sound, tuned.stopped)
         return Repair(tuned.variables, masks, trace)
 
-    return Defense(repair, FMPHyper(), frozenset({"clean"}), config)
+    edition = 2 if profile == "reference" and model.name == "preactresnet18" else 1
+    return Defense(repair, FMPHyper(), frozenset({"clean"}), config, edition=edition)
 
 
 def _kept(correct: Array, entropy: Array, sizes: list[int], config: Config) -> Array:

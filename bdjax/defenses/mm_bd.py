@@ -159,7 +159,8 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
         bounded = {**view.variables, "bounds": _acting(state.variables["params"])}
         return Repair(bounded, None, MMBDTrace(*(*told, at, before, state.alive, state.stopped)))
 
-    return Defense(repair, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=bool(config.active))
+    active = bool(config.active)
+    return Defense(repair, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=active, edition=1 + active)
 
 
 def _size(bounds: Any) -> Array:

@@ -31,6 +31,7 @@ def build(
     dtype: Any,
     rebuild: Callable[..., Model],
     depth: int | None = None,
+    edition: int = 1,
 ) -> Model:
     """Wrap a network ``network(x, run, start)`` that normalises nothing itself.
 
@@ -46,6 +47,7 @@ def build(
       dtype: of activations and convolutions; None = that of the parameters.
       rebuild: ``(**fields) -> Model``.
       depth: blocks per stage that it was cut to; None = whole.
+      edition: raised when the results of the network change.
     """
 
     def shaped(key: Key) -> Any:
@@ -89,7 +91,8 @@ def build(
             after["plug_stats"] = run.plug_stats
         return Output(logits, after, run.taps)
 
-    return Model(drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, depth, norm_momentum, dtype)
+    about = dict(depth=depth, norm_momentum=norm_momentum, dtype=dtype, edition=edition)
+    return Model(drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, **about)  # type: ignore[arg-type]
 
 
 def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:

@@ -42,7 +42,7 @@ def prepare(
     found = [assets.load(path) for path in places]
     missing = [at for at, asset in enumerate(found) if asset is None]
     if missing:
-        assets.ready(places[0])
+        assets.ready(places[0].parent)
         if say is not None:
             name = places[0].name.rpartition("-")[0]
             say(f"{name} prepares its trigger for {len(missing)} seeds, once; it is kept in {places[0].parent}")

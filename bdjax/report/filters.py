@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.report.mitigation import judged
-from bdjax.report.pool import BOARD, STATUSES, described, with_tasks
+from bdjax.report.pool import BOARD, STATUSES, described, with_tasks, without_replaced
 from bdjax.report.soundness import COUNTED, counted
 from bdjax.report.tables import HEADLINE, METRICS_SHOWN, setting
 
@@ -59,7 +59,7 @@ def runs(records: "pl.DataFrame", board: "pl.DataFrame", found: list[Facet]) -> 
     """
     import polars as pl
 
-    rows = described(with_tasks(judged(records))).filter(pl.col("defense") != "none")
+    rows = described(with_tasks(judged(without_replaced(records)))).filter(pl.col("defense") != "none")
     ok = pl.col("status") == "ok"
     whole = [
         (pl.col(name).filter(ok & pl.col(name).is_not_nan()) * ROUNDED).round().cast(pl.Int32).drop_nulls().sort()

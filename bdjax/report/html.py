@@ -17,7 +17,7 @@ from bdjax.report.details import Details, Drawing, details
 from bdjax.report.latex import latex
 from bdjax.report.mitigation import LIMITS, Limits, checked, judged
 from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
-from bdjax.report.pool import leaderboard, table
+from bdjax.report.pool import leaderboard, table, without_replaced
 from bdjax.report.scenarios import Scenario, scenarios
 from bdjax.sweep import location
 from bdjax.sweep.files import replacing
@@ -67,10 +67,10 @@ def build(
 
         records = read(folder)
     records = judged(records, limits)
-    shown = scenarios(records)
+    shown, counted = scenarios(records), without_replaced(records)
     drawn = Drawn(
-        [Drawing(*one) for one in overall.figures_of(records, limits)],
-        [Drawing(*one) for one in sensitivity.figures_of(records)],
+        [Drawing(*one) for one in overall.figures_of(counted, limits)],
+        [Drawing(*one) for one in sensitivity.figures_of(counted)],
         details(shown, folder, data_dir) if len(shown) <= INSIDE else None,
     )
     pooled = Pooled(table(records), leaderboard(records))

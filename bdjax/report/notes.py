@@ -46,6 +46,9 @@ def notes(rows: "pl.DataFrame", limits: Limits) -> tuple[str, ...]:
         told.append("† is shown images with the true trigger, which a defender rarely has.")
     if rows["knows_test"].any():
         told.append("‡ reads the accuracy on test data, which a defender does not have.")
+    for old in rows["outdated"].drop_nulls().unique(maintain_order=True) if "outdated" in rows.columns else ():
+        if old:
+            told.append(f"¶ {old}: the method has been corrected since; the same run makes these records again.")
     mark = "§ " if "attack" in rows.columns else "Of some networks behind this table: "
     told += [f"{mark}{warning}." for warning in rows["warning"].drop_nulls().unique(maintain_order=True)]
     if (rows["runs"] > rows["ok"]).any():

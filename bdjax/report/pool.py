@@ -11,9 +11,10 @@ import numpy as np
 
 from bdjax import metrics
 from bdjax.errors import UserError
-from bdjax.report.configs import depth, labels, precision, told_of, trained, training, variant
+from bdjax.report.configs import depth, labels, parsed, precision, told_of, trained, training, variant
 from bdjax.report.mitigation import LIMITS, Limits, judged
 from bdjax.report.soundness import counted, remark
+from bdjax.sweep import editions
 from bdjax.sweep.goal import ALL_TO_ALL
 
 if TYPE_CHECKING:
@@ -41,16 +42,16 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
     Returns:
       The columns of :data:`GROUP` (``spc`` null where a defense needs no clean data, so that the row serves every spc;
       ``training`` is the same for a model and its defenses; ``cell`` keeps apart what differs in any other setting) and
-      ``target_class``, the name of the target; ``runs`` and the count of each status (the ``ok`` ones are averaged);
-      ``reason``, why the others were not, joined by "; ", and ``warning`` of the records (a trigger that an
-      imported network does not answer); ``knows_trigger`` and ``knows_test``; ``mitigated``, the share of the
-      ``mitigated_n`` attacked runs that were mitigated, with ``mitigated_low`` and ``mitigated_high``; ``left_out``, the runs at
-      a ratio above 0 that are not among them (infeasible ones aside); ``kept``, the share that kept its accuracy; ``remark``,
-      what makes the row's networks say little, with the counts behind it (:func:`bdjax.report.soundness.remark`); the means of
-      :data:`PREDICTED`, null where no record tells them; the interquartile means of
-      :data:`BEFORE`; for each metric ``m`` of :data:`METRICS`: ``m`` (interquartile mean), ``m_mean``, ``m_low`` and ``m_high``
-      (its 95 % interval), ``m_n``. Fractions; null where undefined, intervals also where there are fewer than two runs. Sorted,
-      "none" before the defenses.
+      ``target_class``, the name of the target; ``runs`` and the count of each status (the ``ok`` ones are averaged); ``reason``,
+      why the others were not, joined by "; ", and ``warning`` of the records (a trigger that an imported network does not
+      answer); ``outdated``, the editions it was made with where these are no longer today's; ``knows_trigger`` and
+      ``knows_test``; ``mitigated``, the share of the ``mitigated_n`` attacked runs that were mitigated, with ``mitigated_low``
+      and ``mitigated_high``; ``left_out``, the runs at a ratio above 0 that are not among them (infeasible ones aside); ``kept``,
+      the share that kept its accuracy; ``remark``, what makes the row's networks say little, with the counts behind it
+      (:func:`bdjax.report.soundness.remark`); the means of :data:`PREDICTED`, null where no record tells them; the interquartile
+      means of :data:`BEFORE`; for each metric ``m`` of :data:`METRICS`: ``m`` (interquartile mean), ``m_mean``, ``m_low`` and
+      ``m_high`` (its 95 % interval), ``m_n``. Fractions; null where undefined, intervals also where there are fewer than two
+      runs. Sorted, "none" before the defenses.
 
     Raises:
       UserError: there are no records.
@@ -65,6 +66,7 @@ def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFra
     runs, then the one with the larger DER, which alone would reward a network that is destroyed. A task is one training
     configuration at one ratio; the bootstrap resamples seeds inside each task. Compare only defenses that met the same number of
     ``tasks``.
+    Records of an earlier edition of a method are left out where the same was made again.
 
     Args:
       records: rows of ``sweep.store.read``.
@@ -81,7 +83,7 @@ def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFra
     import polars as pl
 
     _some(records)
-    tagged = with_tasks(judged(records, limits)).filter(pl.col("defense") != "none")
+    tagged = with_tasks(judged(without_replaced(records), limits)).filter(pl.col("defense") != "none")
     poisoned, clean = tagged.filter(pl.col("ratio") > 0), tagged.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
         return pl.DataFrame()
@@ -126,6 +128,7 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
         *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
         pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
         pl.when(warning.len() > 0).then(warning.str.join("; ")).alias("warning"),
+        pl.col("outdated").filter(pl.col("outdated") != "").unique(maintain_order=True).str.join("; ").alias("outdated"),
         *(pl.col(key).fill_null(False).any().alias(key) for key in ("knows_trigger", "knows_test")),
         pl.col("kept").mean(),
         pl.col("left_out").sum().cast(pl.Int64),
@@ -181,7 +184,8 @@ def _summed(lists: "pl.Series", tasks: "pl.Series | None", trimmed: bool = True)
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":
-    """Records with every column of :data:`GROUP`: what configurations tell, and names that tell the data sets apart."""
+    """Records with every column of :data:`GROUP`: what configurations tell, and names that tell the data sets apart; and
+    ``outdated``, which editions of its methods a record was made with where these are no longer today's, empty elsewhere."""
     import polars as pl
 
     rules = told_of(records, labels)
@@ -194,7 +198,21 @@ def described(records: "pl.DataFrame") -> "pl.DataFrame":
         pl.col("target_class") if "target_class" in records.columns else pl.lit(None, pl.String).alias("target_class"),
         pl.col("warning") if "warning" in records.columns else pl.lit(None, pl.String).alias("warning"),
         pl.Series("dataset", _told_apart(records), pl.String),
+        told_of(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
     )
+
+
+def without_replaced(records: "pl.DataFrame") -> "pl.DataFrame":
+    """Records without those of earlier editions of a method that were made again with today's and are among them."""
+
+    def now(config: str | None) -> str:
+        return editions.current(parsed(config)) if editions.changed(config) else ""
+
+    cells, members = told_of(records, now), records["member"]
+    if not (cells != "").any():
+        return records
+    there = set(zip(records["cell"], members, strict=True))
+    return records.filter([pair not in there for pair in zip(cells, members, strict=True)])
 
 
 def with_tasks(records: "pl.DataFrame") -> "pl.DataFrame":

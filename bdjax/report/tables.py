@@ -91,13 +91,13 @@ def csv(records: "pl.DataFrame", limits: Limits = LIMITS) -> str:
 
 
 def name(row: dict[str, Any]) -> str:
-    """The name of a defense as it is printed: with † if it is shown triggered images, with ‡ if it reads the test accuracy."""
+    """The name of a defense as it is printed, with its :func:`marks`."""
     return row["defense"] + marks(row)
 
 
 def marks(row: dict[str, Any]) -> str:
-    """† for a defense that is shown triggered images, ‡ for one that reads the test accuracy."""
-    return "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"])
+    """† for a defense that is shown triggered images, ‡ for one that reads the test accuracy, ¶ for an earlier edition."""
+    return "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"]) + "¶" * bool(row.get("outdated"))
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bdjax import population
 from bdjax.attacks.stored import STORED
-from bdjax.errors import UserError
+from bdjax.errors import PluginError, UserError
 from bdjax.evaluation import Counts, evaluator, finite
 from bdjax.experiment import Data
 from bdjax.keys import Stream, stream
@@ -59,9 +59,9 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
 
     try:
         call = provenance.timed(lambda: population.run(measure, (stacked, variables), (attacked.data,), attacked.execution))
-    except UserError:
-        raise
     except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, PluginError):
+            raise
         fail(records, error, out, attacked.name, name)
     else:
         counts, clean, whole, trigger = jax.device_get(call.result)

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from bdjax.attacks.given import NAMED
-from bdjax.configure import recorded
-from bdjax.errors import UserError, unknown
-from bdjax.sweep import imported
+from bdjax.configure import configure, recorded
+from bdjax.errors import UserError, choose, unknown
+from bdjax.sweep import editions, imported
 from bdjax.sweep.hashing import canonical, plain, short_hash
 from bdjax.sweep.plugins import factory, source_digest
+from bdjax.training import AUGMENT, PREPARE_PER, SCHEDULES
 from bdjax.types import Attack, Defense, Model, Recipe
 
 FIXED = ("second_batch", "prepare_per", "shared_trigger")  # fields of a recipe that say how an attack works
@@ -119,7 +120,28 @@ def _recipe(recipe: Recipe, cell: TrainCell) -> Recipe:
     if given != recipe.augment and "own" in (given, recipe.augment):
         reason = f"is a field of {cell.attack}" if recipe.augment == "own" else "cannot be 'own'"
         raise UserError(f"recipe.augment {given!r} does not fit {cell.attack}: its augmentation {reason}")
-    return recipe._replace(**cell.recipe)
+    return sound(recipe._replace(**cell.recipe), cell.attack)
+
+
+def sound(recipe: Recipe, attack: str) -> Recipe:
+    """The recipe of an attack, if a training can follow it.
+
+    Args:
+      recipe: what is asked for.
+      attack: whose it is, for messages.
+
+    Raises:
+      UserError: a value of another type or out of its range.
+    """
+    owner = f"recipe of {attack}"
+    configure({"": Recipe()}, recipe, owner, "")  # types
+    choose(f"schedule in the {owner}", recipe.schedule, SCHEDULES)
+    choose(f"augment in the {owner}", recipe.augment, AUGMENT)
+    choose(f"prepare_per in the {owner}", recipe.prepare_per, PREPARE_PER)
+    for field, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("momentum", 0), ("weight_decay", 0)):
+        if getattr(recipe, field) < least:
+            raise UserError(f"{field} in the {owner} must be at least {least}; given {getattr(recipe, field)}")
+    return recipe
 
 
 def defended(cell: DefenseCell, model: Model) -> Defense:
@@ -159,7 +181,7 @@ def _nothing(*_: Any, **__: Any) -> Defense:
 
 
 def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
-    """The full static configuration as plain JSON values, with every default filled in.
+    """The full static configuration as plain JSON values, with every default filled in and the editions of its methods.
 
     Args:
       cell: what runs.
@@ -167,11 +189,12 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
     """
     train = cell.train if isinstance(cell, DefenseCell) else cell
     model, attack = attacked(train)
+    network = {"name": model.name, "width": model.width, "depth": model.depth, "precision": train.precision}
     told = {
         "schema": SCHEMA,
         "dataset": {"name": model.spec.name, "digest": digest},
-        "model": {"name": model.name, "width": model.width, "depth": model.depth, "precision": train.precision},
-        "attack": _method(train.attack, attack.config),
+        "model": editions.numbered(network, model.edition),
+        "attack": editions.numbered(_method(train.attack, attack.config), attack.edition),
         "recipe": attack.recipe._asdict(),
         "profile": train.profile,
         "root": train.root,
@@ -179,7 +202,8 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
     if train.imported is not None:
         told["imported"] = imported.digest(train.imported)
     if isinstance(cell, DefenseCell):
-        told["defense"] = _method(cell.defense, defended(cell, model).config)
+        defense = defended(cell, model)
+        told["defense"] = editions.numbered(_method(cell.defense, defense.config), defense.edition)
         told["spc"] = cell.spc
     return plain(told)
 

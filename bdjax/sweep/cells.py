@@ -13,7 +13,7 @@ from bdjax import population
 from bdjax.attacks import slots
 from bdjax.attacks.stored import STORED
 from bdjax.data import clean_subset
-from bdjax.errors import UserError
+from bdjax.errors import PluginError, UserError
 from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution, hosts
@@ -73,9 +73,9 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
         function = attack_member(attacked.model, attack, rows, progress.epoch)
         try:
             call = provenance.timed(lambda: population.run(function, stacked, (attacked.data,), execution))
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, PluginError):
+                raise
             fail([records[i] for i in going], error, out, attacked.name, name)
         else:
             trained, counts = jax.device_get(call.result)
@@ -143,9 +143,9 @@ def repair(
         members = build.set_hash([row["member"] for row in records])
         try:
             call, execution = _repaired(attacked, cell, defense, subjects)
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, PluginError):
+                raise
             fail([records[i] for i in going], error, out, name, members)
         else:
             defended = jax.device_get(call.result)
@@ -298,7 +298,7 @@ def stamped(records: list[Row]) -> list[Row]:
 def fail(records: list[Row], error: Exception, out: Location, cell: str, members: str) -> None:
     """Mark rows as failed, say so in one line and keep the traceback beside the records."""
     lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0] if lines else ''}".strip()
+    reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {lines[0] if lines else ''}".strip()
     path = out / "failures" / f"{cell}-{members}.txt"
     whole.replace_file(path, "".join(traceback.format_exception(error)).encode())
     print(f"bdjax: {records[0]['attack']} / {records[0]['defense']} failed: {reason} (traceback in {path})", file=sys.stderr)

@@ -13,10 +13,11 @@ from bdjax.errors import UserError
 from bdjax.evaluation import stamp_images
 from bdjax.keys import Stream, root, stream
 from bdjax.population import device_memory
-from bdjax.sweep import build, feasible, goal, plan, whole
+from bdjax.sweep import build, feasible, goal, plan, renewed, whole
 from bdjax.sweep.lacking import Tries, opened, work
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
+from bdjax.sweep.ready import Ready
 from bdjax.sweep.run import choices_of, load, refuse_infeasible
 from bdjax.sweep.telling import data_bytes, member_bytes, summary, title
 from bdjax.types import Dataset
@@ -38,15 +39,17 @@ def validate(
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     folder = whole.writable(out)
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
-    works = []
+    works, asked, ready = [], [], Ready()
     for branch in branches:
         dataset = load(grid, branch.train.dataset, data_dir)
         refuse_infeasible(branch, dataset)
+        ready.look(branch, dataset)
         found = [_data(dataset), _goal(branch, dataset), _shapes(branch, dataset), _memory(branch, dataset)]
         lines += [f"{title(branch.train)}: {line}" for line in found]
         lines += [f"{INFEASIBLE}{title(branch.train)}: {reason}" for reason in _infeasible(branch, grid, dataset)]
-        works.append(opened(work(branch, dataset, grid), folder, Tries()))
-    return [*lines, f"{folder} is writable", *summary(works, choices)]
+        asked.append(work(branch, dataset, grid))
+        works.append(opened(asked[-1], folder, Tries()))
+    return [*lines, f"{folder} is writable", *summary(works, choices), *renewed.lines(asked, folder)]
 
 
 def _goal(branch: Branch, dataset: Dataset) -> str:

@@ -11,6 +11,7 @@ from bdjax.population import Execution
 from bdjax.sweep import imported
 from bdjax.sweep.hashing import canonical
 from bdjax.sweep.plan import Grid
+from bdjax.sweep.plugins import spelled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Scenario:
     target: int | None = None
     """Target class of the attack."""
     config: tuple[str, ...] = ()
-    """Static settings METHOD.FIELD=VALUE, e.g. fp.epochs=10; METHOD "recipe" is the attack's training."""
+    """Static settings METHOD.FIELD=VALUE, e.g. fp.epochs=10; METHOD "recipe" is the attack's training. Of path/to/file.py:factory
+    the factory's name is enough, here and in --hyper."""
     hyper: tuple[str, ...] = ()
     """Traced hyper-parameters METHOD.LEAF=V1,V2, e.g. ft.lr=0.01,0.001; every value is a member."""
     root: int | None = None
@@ -140,11 +142,15 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
             imported.stored_images(scenario.imported)  # raises
     grid = dataclasses.replace(base or Grid(), **given)
     # What the base says of methods that the command line took out goes with them.
-    attack, defense = _copy(grid.attack_config, grid.attacks), _copy(grid.defense_config, grid.defenses)
-    recipe, own = dict(grid.recipe), _copy(grid.attack_recipe, grid.attacks)
-    hyper = _copy(grid.hyper, grid.defenses)
+    attacks, defenses = (base.attacks, base.defenses) if base is not None else ((), ())
+    attack, defense = _copy(grid.attack_config, grid.attacks, attacks), _copy(grid.defense_config, grid.defenses, defenses)
+    recipe, own = dict(grid.recipe), _copy(grid.attack_recipe, grid.attacks, attacks)
+    hyper = _copy(grid.hyper, grid.defenses, defenses)
+    methods = (*grid.attacks, *grid.defenses)
     for method, field_name, text in (_split(item, "config") for item in scenario.config):
-        value = _value(text)
+        value, ending = _value(text), ".recipe" * method.endswith(".recipe")
+        known = grid.attacks if ending else methods
+        method = spelled(method.removesuffix(".recipe"), known, "--config") + ending
         if method == "recipe":
             recipe[field_name] = value
         elif method.removesuffix(".recipe") in grid.attacks and method.endswith(".recipe"):
@@ -157,6 +163,7 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
             recipes = ["recipe", *(f"{attack}.recipe" for attack in grid.attacks)]
             raise unknown("method of --config", method, [*grid.attacks, *grid.defenses, *recipes])
     for method, leaf, text in (_split(item, "hyper") for item in scenario.hyper):
+        method = spelled(method, grid.defenses, "--hyper")
         if method not in grid.defenses:
             raise unknown("method of --hyper", method, grid.defenses)
         hyper.setdefault(method, {})[leaf] = tuple(_number(part, f"{method}.{leaf}") for part in text.split(","))
@@ -185,8 +192,10 @@ def pairs(items: Sequence[str], flag: str) -> dict[str, str]:
     return found
 
 
-def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    return {name: dict(fields) for name, fields in tree.items() if name in methods}
+def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str], before: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings by method without those of methods that ran ``before`` and do not any more; of unknown ones the grid complains."""
+    named = {spelled(name, (*methods, *before), "the grid's settings of"): dict(fields) for name, fields in tree.items()}
+    return {name: fields for name, fields in named.items() if name in methods or name not in before}
 
 
 def _of_import(path: str) -> dict[str, Any]:

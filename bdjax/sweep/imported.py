@@ -79,6 +79,25 @@ def stored_images(path: str) -> tuple[Split, np.ndarray]:
     return Split(held.images, held.labels), held.attack_labels  # type: ignore[arg-type]
 
 
+def check_images(path: str, facts: DataSpec) -> None:
+    """Refuse stored triggered images of another shape or with labels that are no classes of the data set.
+
+    Raises:
+      UserError: they are not of the data set, or there are none.
+    """
+    images, goals = stored_images(path)
+    if images.images.shape[1:] != tuple(facts.image_shape):
+        given = "x".join(map(str, images.images.shape[1:]))
+        raise UserError(f"the triggered images of {path} are {given}; {facts.name} has {'x'.join(map(str, facts.image_shape))}")
+    for name, labels in (("labels", images.labels), ("attack labels", goals)):
+        found = np.asarray(labels)
+        if found.size and not 0 <= found.min() <= found.max() < facts.classes:
+            raise UserError(
+                f"the {name} of the triggered images of {path} lie in {found.min()} … {found.max()}; "
+                f"{facts.name} has the classes 0 … {facts.classes - 1}"
+            )
+
+
 def stored_config(path: str) -> Config:
     """What a record says of the attack behind the stored images."""
     return _config(*_stamp(path))

@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bdjax.sweep import build, models, store
+from bdjax.sweep import build, editions, models, store
+from bdjax.sweep.hashing import short_hash
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
 from bdjax.sweep.rows import Row
@@ -19,6 +21,7 @@ class Work(NamedTuple):
     cell: str  # hash of the training cell
     points: tuple[build.Point, ...]  # its members
     repairs: tuple[tuple[build.DefenseCell, str, tuple[build.Point, ...]], ...]  # defense cell, its hash, its members
+    earlier: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {hash of a cell: those it had with earlier editions}
 
 
 class Open(NamedTuple):
@@ -59,8 +62,11 @@ class Tries:
 
 def work(branch: Branch, dataset: Dataset, grid: Grid) -> Work:
     """What a branch asks for."""
-    repairs = [(cell, build.cell_hash(cell, dataset.digest), _defense_points(cell, grid)) for cell in branch.defenses]
-    return Work(branch, dataset, build.cell_hash(branch.train, dataset.digest), _points(grid, [{}]), tuple(repairs))
+    told = [build.describe(branch.train, dataset.digest), *(build.describe(cell, dataset.digest) for cell in branch.defenses)]
+    names = [short_hash(one) for one in told]
+    repairs = [(cell, name, _defense_points(cell, grid)) for cell, name in zip(branch.defenses, names[1:], strict=True)]
+    before = {name: found for name, one in zip(names, told, strict=True) if (found := editions.earlier(one))}
+    return Work(branch, dataset, names[0], _points(grid, [{}]), tuple(repairs), before)
 
 
 def opened(mine: Work, out: Location, tries: Tries) -> Open:

@@ -22,6 +22,7 @@ class Asked(NamedTuple):
     defense: str  # "none": its training
     spc: int | None
     members: tuple[str, ...]  # their hashes
+    earlier: tuple[str, ...] = ()  # hashes of this cell with earlier editions of its methods
 
 
 def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
@@ -40,7 +41,8 @@ def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
         facts = (work.dataset.spec.name, train.model, train.attack)
         cells.append([work.cell, *facts, "none", None, named(work.points)])
         cells += [[name, *facts, cell.defense, cell.spc, named(points)] for cell, name, points in work.repairs]
-    text = canonical({"cells": cells, "sets": sets})
+    earlier = {name: list(hashes) for work in works for name, hashes in work.earlier.items()}
+    text = canonical({"cells": cells, "sets": sets, **({"earlier": earlier} if earlier else {})})
     name = short_hash(text)
     path = out / "sweeps" / f"{name}.json"
     with claims.holding(name) as got:  # so that what a process leaves that dies here is cleaned up by the next
@@ -60,7 +62,8 @@ def read(out: Location) -> list[Asked]:
                 continue
             told = json.loads(content)
             for values in told["cells"]:
-                asked = Asked._make([*values[:-1], tuple(told["sets"][values[-1]])])
+                earlier = tuple(told.get("earlier", {}).get(values[0], ()))
+                asked = Asked._make([*values[:-1], tuple(told["sets"][values[-1]]), earlier])
                 before = found.get(asked.cell)
                 members = dict.fromkeys((*(before.members if before else ()), *asked.members))
                 found[asked.cell] = asked._replace(members=tuple(members))

@@ -13,6 +13,7 @@ from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, choose, unknown
 from bdjax.sweep import build, imported
 from bdjax.sweep.build import DefenseCell, TrainCell
+from bdjax.sweep.plugins import spelled
 from bdjax.types import PROFILES, Recipe
 
 AXES = ("dataset", "model", "attack", "defense", "spc")  # what `only` can select
@@ -163,6 +164,7 @@ def select(branches: Sequence[Branch], only: Mapping[str, str], limit: int | Non
     for axis in only:
         if axis not in AXES:
             raise unknown("axis of only", axis, AXES)
+    only = {**only, **_spelled(branches, only)}
     wanted = {axis: value for axis, value in only.items() if axis not in ("defense", "spc")}
     left = math.inf if limit is None else limit
     chosen = []
@@ -180,6 +182,15 @@ def select(branches: Sequence[Branch], only: Mapping[str, str], limit: int | Non
         asked = " ".join(f"{axis}={value}" for axis, value in only.items())
         raise UserError(f"no cell of this grid is left by only {asked or '(nothing)'} and limit {limit}")
     return chosen
+
+
+def _spelled(branches: Sequence[Branch], only: Mapping[str, str]) -> dict[str, str]:
+    """The attack and the defense that are meant, where the name of a user's factory was given."""
+    names = {
+        "attack": [branch.train.attack for branch in branches],
+        "defense": [cell.defense for branch in branches for cell in branch.defenses],
+    }
+    return {axis: spelled(only[axis], known, "--only") for axis, known in names.items() if axis in only}
 
 
 def _matches(cell: DefenseCell, only: Mapping[str, str]) -> bool:

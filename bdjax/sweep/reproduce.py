@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.population import Execution
-from bdjax.sweep import build, hashing, lacking, models, provenance, store
+from bdjax.sweep import build, editions, hashing, lacking, models, provenance, store
 from bdjax.sweep.adopt import begin
 from bdjax.sweep.build import DefenseCell, Point, TrainCell
 from bdjax.sweep.cells import place, repair
@@ -50,10 +50,12 @@ def again(
       The verdict. Counts, masks, losses and traces are compared; times are not.
 
     Raises:
-      UserError: other images, a method's file that is gone or was edited, or settings that this version understands otherwise.
+      UserError: another edition of a method, other images, a method's file that is gone or was edited, or settings that this
+        version understands otherwise.
     """
     if not 0 <= tolerance <= 1:
         raise UserError(f"tolerance {tolerance} is not allowed; it lies in 0 … 1")
+    editions.same(row, "the result")
     same_images(row, dataset)
     config = json.loads(row["config"])
     cell = _cell(row, config, folder)

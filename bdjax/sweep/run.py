@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from bdjax.data import sizes
 from bdjax.errors import UserError
 from bdjax.population import Execution, device_memory, hosts
-from bdjax.sweep import build, lacking, location, manifest, models, plan, store, whole
+from bdjax.sweep import build, lacking, location, manifest, models, plan, renewed, store, whole
 from bdjax.sweep.adopt import begin
 from bdjax.sweep.cells import clean_reason, place, repair
 from bdjax.sweep.choice import Chosen, chosen
@@ -19,7 +19,9 @@ from bdjax.sweep.claims import PATIENCE, Claims
 from bdjax.sweep.lacking import Open, Tries, Work
 from bdjax.sweep.location import Location
 from bdjax.sweep.plan import Branch, Grid
+from bdjax.sweep.plugins import settled
 from bdjax.sweep.progress import Progress
+from bdjax.sweep.ready import Ready
 from bdjax.sweep.rows import Row
 from bdjax.sweep.telling import size_told, summary
 from bdjax.types import Dataset
@@ -27,6 +29,7 @@ from bdjax.types import Dataset
 POLL = (0.5, 5.0)  # seconds between two looks at what other processes have left; at first, at most
 
 
+@settled()  # a user's file that is edited meanwhile is the next run's
 def run(
     grid: Grid,
     out: "str | Location",
@@ -75,9 +78,13 @@ def run(
     works = [lacking.work(branch, datasets[branch.train.dataset], grid) for branch in branches]
     tries = Tries()
     found = [_opened(work, out, tries) for work in works]
+    ready = Ready()
+    for work, one in zip(works, found, strict=True):
+        if _kinds(one):
+            ready.look(work.branch, work.dataset)
     if not hosts.leads():  # one of several processes that run the same: the first one tells
         stream = io.StringIO()
-    for line in summary(found, choices):
+    for line in [*summary(found, choices), *(renewed.lines(works, out) if any(map(_kinds, found)) else ())]:
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if _kinds(one)]
     progress = Progress([kind for one in found for kind in _kinds(one)], stream)

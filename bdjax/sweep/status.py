@@ -7,14 +7,14 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
-from bdjax.sweep import claims, location, manifest
+from bdjax.sweep import claims, editions, location, manifest
 from bdjax.sweep.claims import Claim
 from bdjax.sweep.location import Location
 from bdjax.sweep.manifest import Asked
 from bdjax.sweep.progress import clock
 
-KEPT = ("member", "status", "seconds", "compile_seconds", "created")  # what is read of a record
-STATES = ("done", "failed", "running", "waiting")
+KEPT = ("member", "status", "seconds", "compile_seconds", "created", "config")  # what is read of a record
+STATES = ("done", "failed", "outdated", "running", "waiting")  # outdated: made with another edition of a method
 
 
 class Cell(NamedTuple):
@@ -25,6 +25,7 @@ class Cell(NamedTuple):
     statuses: dict[str, int]  # of its members that have a record
     seconds: float | None  # wall time of its calls, compilation included; None = it has no record
     claim: Claim | None  # of the process that works on it
+    changed: str = ""  # which editions its records were made with, where these are no longer today's
 
 
 class Status(NamedTuple):
@@ -32,6 +33,7 @@ class Status(NamedTuple):
 
     cells: tuple[Cell, ...]
     left: float | None
+    replaced: tuple[str, ...] = ()  # what the records of cells were made with that were asked for again with today's editions
 
 
 class Watch:
@@ -53,20 +55,30 @@ class Watch:
         self._claimed: set[str] = set()  # cells with a claim at this look
 
     def look(self) -> Status:
-        """The state of every cell now. A cell is done when every member that was asked of it has a record that did not fail."""
+        """The state of every cell now. A cell is done when every member that was asked of it has a record that did not fail.
+
+        A cell that was asked for again with later editions of its methods is not counted any more.
+        """
         asked = manifest.read(self.out)
+        before = {name for one in asked for name in one.earlier}
         self._claimed = {path.stem for path in location.files(self.out / "claims", "*.json")}
         self._read()
-        told = [self._cell(one) for one in asked]
+        told = [self._cell(one) for one in asked if one.cell not in before]
+        replaced = tuple(text for name in sorted(before) if (text := self._changed(name)))
         seen: dict[str, list[float]] = {}
         for cell in told:
             if cell.seconds is not None:
                 seen.setdefault(cell.asked.defense, []).append(cell.seconds)
         known = {kind: mean(seconds) for kind, seconds in seen.items()}
-        left = [cell for cell in told if cell.state in ("running", "waiting")]
+        left = [cell for cell in told if cell.state in ("outdated", "running", "waiting")]
         any_kind = mean(known.values()) if known else None
         total = None if any_kind is None else sum(known.get(cell.asked.defense, any_kind) for cell in left)
-        return Status(tuple(told), total if left else 0.0)
+        return Status(tuple(told), total if left else 0.0, replaced)
+
+    def _changed(self, cell: str) -> str:
+        """The editions that the records of a cell were made with, in words, where these are no longer today's."""
+        rows = self._cells.get(cell, [])
+        return editions.said(editions.changed(rows[0]["config"])) if rows else ""
 
     def _cell(self, asked: Asked) -> Cell:
         rows = self._cells.get(asked.cell, [])
@@ -77,14 +89,16 @@ class Watch:
         calls = {(row["created"], row["seconds"], row["compile_seconds"]) for row in rows if row["seconds"] is not None}
         seconds = sum(spent + (compiling or 0.0) for _, spent, compiling in calls) if calls else None
         found = claims.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._claimed else None
-        claim = found[1] if found else None
+        claim, changed = found[1] if found else None, self._changed(asked.cell)
         if claim is not None and not claims.gone(claim):
             state = "running"
+        elif changed:
+            state, claim = "outdated", None
         elif len(best) < len(asked.members):
             state, claim = "waiting", None
         else:
             state, claim = "failed" if "failed" in best.values() else "done", None
-        return Cell(asked, state, dict(Counter(best.values())), seconds, claim)
+        return Cell(asked, state, dict(Counter(best.values())), seconds, claim, changed)
 
     def _read(self) -> None:
         """Read the records that are new or changed."""
@@ -140,7 +154,7 @@ def headline(status: Status, out: str) -> str:
 
 
 def notes(status: Status) -> list[str]:
-    """A line per cell that runs, and per cell with members that are not ok."""
+    """A line per cell that runs, and per cell with members that are not ok; and how many were made with other editions."""
     lines = []
     for cell in status.cells:
         name = " / ".join(filter(None, (cell.asked.dataset, cell.asked.model, cell.asked.attack, cell.asked.defense)))
@@ -150,7 +164,14 @@ def notes(status: Status) -> list[str]:
         bad = {status: count for status, count in cell.statuses.items() if status != "ok"}
         if bad:
             lines.append(f"not ok: {name}: " + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in bad.items()))
-    return lines
+    old = Counter(cell.changed for cell in status.cells if cell.state == "outdated")
+    lines += [f"outdated: {_cells(count)} {text}: the same command makes them again" for text, count in old.items()]
+    again = Counter(status.replaced)
+    return lines + [f"not counted: {_cells(count)} {text}: they were asked for again" for text, count in again.items()]
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' if count > 1 else ''}"
 
 
 def show(out: Location, *, watch: bool, interval: float = 2.0) -> None:

@@ -14,10 +14,10 @@ from bdjax.experiment import Data, Subject, defend_member, stage, stage_stored, 
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS, by_name
 from bdjax.population import Execution, adapt, members, resolve, run
-from bdjax.sweep import build, hashing, imported, location, models, provenance, store
+from bdjax.sweep import build, editions, hashing, imported, location, models, provenance, store
 from bdjax.sweep.import_folder import Triggered
 from bdjax.sweep.location import Location
-from bdjax.sweep.plugins import factory, source_digest
+from bdjax.sweep.plugins import factory, source_digest, spelled
 from bdjax.sweep.rows import Row, measured, one
 from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Variables
 
@@ -69,6 +69,9 @@ def record(out: "str | Location", wanted: Mapping[str, Any], statuses: Sequence[
         raise UserError(f"{folder} is no folder of results; write one with: bdjax run --out {folder}")
     given = {"defense": "none", **{fact: value for fact, value in wanted.items() if value is not None}}
     fine = [row for row in store.read_rows(folder) if row["status"] in statuses]
+    for kind in ("attack", "defense"):
+        if kind in given:
+            given[kind] = spelled(given[kind], sorted({row[kind] for row in fine}), f"--{kind}")
     found = [row for row in fine if all(row[fact] == value for fact, value in given.items())]
     if len(found) != 1:
         asked = ", ".join(f"{fact} {value}" for fact, value in given.items())
@@ -204,10 +207,11 @@ def defended(row: Row, model: Model) -> tuple[Model, Defense, Execution]:
     """The network of a record as its execution wants it, the defense of the record, and that execution for one member.
 
     Raises:
-      UserError: the defense's file is not here, or was edited since.
+      UserError: another edition of a method, or the defense's file is not here, or was edited since.
     """
     from bdjax.defenses import DEFENSES
 
+    editions.same(row, "the repaired network")
     config = json.loads(row["config"])
     told, execution = config["defense"], _execution(row, model)
     model = adapt(model.rebuild(dtype=PRECISIONS[config["model"]["precision"]]), execution)
@@ -215,11 +219,17 @@ def defended(row: Row, model: Model) -> tuple[Model, Defense, Execution]:
 
 
 def staged(row: Row, dataset: Dataset, folder: str | None) -> tuple[Attack, Data]:
-    """The attack of a record and its data on the device; ``folder`` is where the network was imported to, if it was."""
+    """The attack of a record and its data on the device; ``folder`` is where the network was imported to, if it was.
+
+    Raises:
+      UserError: another edition of the attack, other images, or its file or import folder is not here or changed.
+    """
     from bdjax.attacks import ATTACKS
 
     config = json.loads(row["config"])
     told = config["attack"]
+    alone = {key: value for key, value in config.items() if key not in ("model", "defense")}
+    editions.same({**row, "config": hashing.canonical(alone)}, "the trigger")
     same_images(row, dataset)
     if told["name"] == STORED:
         if folder is None:

@@ -21,6 +21,7 @@ from bdjax.keys import root
 from bdjax.models import cnn
 from bdjax.population import members, prepare, take
 from bdjax.types import Attack
+from tests.golden import numbers
 from tests.programs import check_export, exported
 from tests.short import prepares, profiles, shortened_attack
 
@@ -206,6 +207,57 @@ def test_members_of_all_ratios_train_in_one_program_and_repeat_with_their_keys(p
     other, _ = jax.device_get(population.run(population.stack(SEEDS[2:], [0.05, 0.1]), population.data))
     assert not same(trained.variables, other.variables)
     assert len(population.traces) == 1
+
+
+def stamped(population, trigger):
+    rows = to_float(jnp.asarray(population.dataset.test.images[:6]))
+    return np.asarray(stamping(population.attack)(trigger, jax.random.key(0), rows))
+
+
+def one_step(population, trigger):
+    """What poison inside the batch and the trigger's own optimiser make of a trigger: long training is left to chance."""
+    attack, rows = population.attack, population.dataset.train
+    images, labels = to_float(jnp.asarray(rows.images[:32])), jnp.asarray(rows.labels[:32])
+    other = (images[::-1], labels[::-1]) if attack.recipe.second_batch else None
+    poison = jax.jit(attack.batch)(trigger, jax.random.key(2), images, labels, jnp.float32(0.1), other)
+    slope = jax.tree.map(lambda x: np.sin(x) if x.dtype.kind == "f" else np.zeros(x.shape, jax.dtypes.float0), trigger)
+    return {"batch": poison, "update": jax.jit(attack.update)(trigger, slope)}
+
+
+def drawn(tree):
+    """A tree of the same shapes with numbers that no training made; those of an optimiser and of statistics are positive."""
+    generator = np.random.default_rng(3)
+
+    def draw(path, leaf):
+        if leaf.dtype.kind != "f":
+            return np.asarray(leaf)
+        least = 0.05 if any(part in jax.tree_util.keystr(path) for part in ("adam", "stat", "var")) else -0.3
+        return generator.uniform(least, 0.3, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, tree)
+
+
+@READY
+def test_results_are_those_of_the_edition(population, request):
+    """What changes a method's results raises its edition: records of the edition before are then made again.
+
+    Networks that an attack trains for itself end in places that depend on rounding: they are compared roughly, and what the
+    attack does with drawn ones exactly.
+    """
+    attack, trained = population.attack, population.trained
+    params, images = trained.variables["params"], population.data.test.triggered
+    effect = jax.tree.map(lambda x: x[1::2] - x[::2], params)  # of ratio 0.1 on the weights of each seed
+    always = dict(loss=trained.loss, statistics=trained.variables["batch_stats"])
+    name = f"attack/{request.node.callspec.id}"
+    one = take(trained.trigger, 1)
+    if attack.prepare is None:
+        images = stamped(population, one) if images is None else np.asarray(images, np.float64)
+        numbers.check(name, attack.edition, **always, effect=effect, trigger=trained.trigger, triggered=images)
+        return
+    steps = one_step(population, drawn(one)) if attack.update else {}
+    assets = population.data.assets if population.data.assets is not None else population.members.assets
+    rough = dict(effect=effect, assets=assets, triggered=stamped(population, one))
+    numbers.check(name, attack.edition, 1e-2, rough, **always, stamp=stamped(population, drawn(one)), **steps)
 
 
 def agree(one, other, learns):

@@ -20,11 +20,13 @@ from bdjax.defenses import DEFENSES
 from bdjax.errors import UserError
 from bdjax.models import cnn
 from bdjax.types import CleanSet, DefenderView, Defense, Model
+from tests.golden import numbers
 from tests.programs import check_export, dtypes_inside, exported
 from tests.short import profiles, shortened
 
 NEEDS = {"clean", "triggered", "test_accuracy"}
 SPC = 4
+SEARCHES = ("nc",)  # the losses of its trace are thousands, of a search in which rounding errors grow
 ADDED = {"plug", "plug_stats", "bounds"}  # collections that a repair may add
 BF16 = jnp.dtype(jnp.bfloat16)
 
@@ -183,6 +185,23 @@ def test_repair_keeps_structure_shapes_and_dtypes_and_says_what_it_did(case):
 def test_what_a_repair_returns_is_finite_and_its_masks_lie_between_0_and_1(case):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(case.found.variables))
     assert all(np.all((keep >= 0) & (keep <= 1)) for keep in (case.found.masks or {}).values())
+
+
+@COMPUTED
+def test_results_are_those_of_the_edition(case):
+    """What changes a method's results raises its edition: records of the edition before are then made again."""
+    before, after = case.members[1].variables, case.found.variables
+    ends = {"trace": case.found.trace}
+    rough = case.name in SEARCHES
+    numbers.check(
+        f"defense/{case.name}-{case.profile}",
+        case.defense.edition,
+        rough=ends if rough else None,
+        change={name: jax.tree.map(np.subtract, after[name], before[name]) for name in before},
+        added={name: after[name] for name in after if name not in before},
+        masks=case.found.masks or {},
+        **({} if rough else ends),
+    )
 
 
 @COMPUTED

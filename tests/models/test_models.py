@@ -11,6 +11,7 @@ from bdjax import tree
 from bdjax.errors import UserError
 from bdjax.models import MODELS, preactresnet18, vgg19_bn
 from bdjax.training import cross_entropy
+from tests.golden import numbers
 from tests.later import some_later
 from tests.networks import DROPPING, EXACT, INVERTED, PUBLISHED, SLOWEST, activated, drawn, reduced, spec
 
@@ -146,6 +147,19 @@ def test_training_updates_statistics_and_evaluation_does_not(model, variables):
 def test_every_parameter_has_a_gradient(model):
     slopes = tree.flatten(alone(model.name)[1])
     assert all(np.any(g != 0) and np.all(np.isfinite(g)) for g in slopes.values())
+
+
+@pytest.mark.parametrize("model", MODELS, indirect=True)
+def test_passes_results_are_those_of_the_edition(model):
+    """What changes a network's results raises its edition: records of the edition before are then made again."""
+    numbers.check(f"network/{model.name}-pass", model.edition, logits=seen(model).logits, features=seen(model).taps["features"])
+
+
+@pytest.mark.parametrize("model", some_later(MODELS, SLOWEST), indirect=True)
+def test_steps_results_are_those_of_the_edition(model):
+    (loss, (logits, after)), slopes = alone(model.name)
+    parts = dict(loss=loss, logits=logits, statistics=after["batch_stats"], gradient=slopes)
+    numbers.check(f"network/{model.name}-step", model.edition, **parts)
 
 
 @pytest.mark.parametrize("name", some_later(MODELS, INVERTED))

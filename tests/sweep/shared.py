@@ -32,7 +32,7 @@ def _first(key, made):
 def _attack(name, profile, spec, attack):
     if name not in ATTACKS and name != STORED:
         return attack
-    return _first((name, profile, spec, canonical(attack.config), canonical(attack.recipe)), attack)
+    return _first((name, profile, spec, canonical(attack.config), canonical(attack.recipe), attack.edition), attack)
 
 
 def _attacked(original):
@@ -46,7 +46,7 @@ def _attacked(original):
 def _adapt(original):
     def adapt(model, execution):
         adapted = original(model, execution)
-        settings = (model.width, model.depth, str(model.dtype), model.norm_eps, model.norm_momentum)
+        settings = (model.width, model.depth, str(model.dtype), model.norm_eps, model.norm_momentum, model.edition)
         how = (execution.lowering, adapted.loop)
         return _first((model.name, model.spec, *settings, *how), adapted) if model.name in MODELS else adapted
 
@@ -57,7 +57,7 @@ def _defense(name, profile, model, defense):
     network = _names.get(id(model))
     if network is None or name not in DEFENSES:
         return defense
-    return _first((name, profile, network, canonical(defense.config)), defense)
+    return _first((name, profile, network, canonical(defense.config), defense.edition), defense)
 
 
 def _defended(original):
