@@ -191,7 +191,7 @@ def test_what_a_repair_returns_is_finite_and_its_masks_lie_between_0_and_1(case)
 def test_results_are_those_of_the_edition(case):
     """What changes a method's results raises its edition: records of the edition before are then made again."""
     before, after = case.members[1].variables, case.found.variables
-    ends = {"trace": case.found.trace}
+    ends = {f"trace.{field}": value for field, value in case.found.trace._asdict().items()}
     rough = case.name in SEARCHES
     numbers.check(
         f"defense/{case.name}-{case.profile}",

@@ -19,38 +19,41 @@ TURN = (math.sqrt(5) - 1) / 2
 
 
 def numbers(tree):
-    """[root mean square, projection] of the floating leaves of a tree, one after the other; what is not finite counts as 0.
+    """[root mean square, spread, projection] of the floating leaves of a tree, one after the other; None where there is none.
 
-    The projection is on a cosine whose phase never repeats, so that the sign and the place of every entry matter.
+    What is not finite counts as 0. The spread is the root mean square about the mean; the projection, of what is about the mean,
+    is on a cosine whose phase never repeats, so that the sign and the place of every entry matter.
     """
     leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree) if np.asarray(leaf).dtype.kind == "f"]
     flat = np.concatenate(leaves) if leaves else np.zeros(0)
     if not flat.size:
-        return [0.0, 0.0]
+        return None
     flat = np.where(np.isfinite(flat), flat, 0)
+    about = flat - np.mean(flat)
     wave = np.cos(2 * np.pi * ((np.arange(flat.size) * TURN) % 1))
-    return [float(np.sqrt(np.mean(flat**2))), float(flat @ wave * math.sqrt(2 / flat.size))]
+    return [float(np.sqrt(np.mean(flat**2))), float(np.std(flat)), float(about @ wave * math.sqrt(2 / flat.size))]
 
 
 def stored():
-    """{name: {"edition": edition, "numbers": {part: [root mean square, projection]}}}."""
+    """{name: {"edition": edition, "numbers": {part: [root mean square, spread, projection]}}}."""
     return json.loads(STORED.read_text())
 
 
 def close(found, kept, relative=RELATIVE):
-    """Whether two lots of numbers agree; a projection is held to a share of the root mean square, for it may be near 0.
+    """Whether two lots of numbers agree; a projection is held to a share of the spread, for it may be near 0.
 
     ``effect``, a difference of two networks that are nearly the same, may differ by ten times as much. Of what is marked by
     :data:`ROUGH` only the root mean square counts, and roughly.
     """
 
-    def near(part, size, along):
+    def near(part, size, spread, along):
         if part.endswith(ROUGH):
             return abs(found[part][0] - size) <= ROUGHLY * size
-        bound = relative * size * (10 if part == "effect" else 1) + 1e-6
-        return abs(found[part][0] - size) <= bound and abs(found[part][1] - along) <= 2 * bound
+        share = relative * (10 if part == "effect" else 1)
+        bounds = (share * size + 1e-6, share * spread + 1e-6 * (1 + size), 2 * share * spread + 2e-6 * (1 + size))
+        return all(abs(a - b) <= bound for a, b, bound in zip(found[part], (size, spread, along), bounds, strict=True))
 
-    return set(found) == set(kept) and all(near(part, *two) for part, two in kept.items())
+    return set(found) == set(kept) and all(near(part, *three) for part, three in kept.items())
 
 
 def check(name, edition, relative=RELATIVE, rough=None, **parts):
@@ -63,7 +66,8 @@ def check(name, edition, relative=RELATIVE, rough=None, **parts):
       rough: trees of arrays that rounding errors change, by name.
       parts: trees of arrays, by name.
     """
-    found = {part: numbers(tree) for part, tree in (parts | {part + ROUGH: tree for part, tree in (rough or {}).items()}).items()}
+    every = parts | {part + ROUGH: tree for part, tree in (rough or {}).items()}
+    found = {part: three for part, tree in every.items() if (three := numbers(tree)) is not None}
     if NOTED in os.environ:
         with open(os.environ[NOTED], "a") as file:
             file.write(json.dumps({"name": name, "edition": edition, "relative": relative, "numbers": found}) + "\n")
@@ -94,7 +98,10 @@ def merged(kept, noted, unpublished=()):
     after, refused = dict(kept), []
     for entry in noted:
         name, old = entry["name"], kept.get(entry["name"])
-        new = {"edition": entry["edition"], "numbers": {part: [_short(x) for x in two] for part, two in entry["numbers"].items()}}
+        new = {
+            "edition": entry["edition"],
+            "numbers": {part: [_short(x) for x in three] for part, three in entry["numbers"].items()},
+        }
         if old is None or new["edition"] > old["edition"] or (name in unpublished and new["edition"] == old["edition"]):
             after[name] = new
         elif new["edition"] < old["edition"] or not close(new["numbers"], old["numbers"], entry["relative"]):

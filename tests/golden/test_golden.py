@@ -28,17 +28,19 @@ def test_numbers_are_stored_of_every_method_and_network_in_its_edition():
 
 def entry(number, edition=1):
     """What a test notes."""
-    return {"name": "attack/a-corrected", "edition": edition, "relative": 1e-3, "numbers": {"x": [number, 0.0]}}
+    return {"name": "attack/a-corrected", "edition": edition, "relative": 1e-3, "numbers": {"x": [number, 0.0, 0.0]}}
 
 
 def test_numbers_that_changed_are_stored_only_where_the_edition_rose():
-    kept = {"attack/a-corrected": {"edition": 1, "numbers": {"x": [1.0, 0.0]}}}
+    kept = {"attack/a-corrected": {"edition": 1, "numbers": {"x": [1.0, 0.0, 0.0]}}}
     assert numbers.merged(kept, [entry(1.0004)]) == (kept, [])  # rounding: what is stored stays
     assert numbers.merged(kept, [entry(1.1)]) == (kept, ["attack/a-corrected"])
     after, refused = numbers.merged(kept, [entry(1.1, 2)])
-    assert not refused and after["attack/a-corrected"] == {"edition": 2, "numbers": {"x": [1.1, 0.0]}}
+    assert not refused and after["attack/a-corrected"] == {"edition": 2, "numbers": {"x": [1.1, 0.0, 0.0]}}
     assert numbers.merged(after, [entry(1.1, 1)])[1] == ["attack/a-corrected"]  # an edition never falls
-    assert numbers.merged(after, [entry(1.2, 2)], ["attack/a-corrected"])[0]["attack/a-corrected"]["numbers"] == {"x": [1.2, 0.0]}
+    assert numbers.merged(after, [entry(1.2, 2)], ["attack/a-corrected"])[0]["attack/a-corrected"]["numbers"] == {
+        "x": [1.2, 0.0, 0.0]
+    }
     assert not numbers.merged({}, [entry(3.0)])[1]
 
 
@@ -58,16 +60,24 @@ def test_a_result_that_changes_fails_and_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_the_ends_of_long_optimisations_are_compared_roughly():
-    kept = {"x~": [1.0, 0.5], "y": [1.0, 0.5]}
-    assert numbers.close({"x~": [1.2, -3.0], "y": [1.0, 0.5]}, kept) and not numbers.close(
-        {"x~": [1.4, 0.5], "y": [1.0, 0.5]}, kept
-    )
-    assert not numbers.close({"x~": [1.0, 0.5], "y": [1.2, 0.5]}, kept)
+    kept = {"x~": [1.0, 0.5, 0.1], "y": [1.0, 0.5, 0.1]}
+    assert numbers.close({**kept, "x~": [1.2, 0.9, -3.0]}, kept)
+    assert not numbers.close({**kept, "x~": [1.4, 0.5, 0.1]}, kept)
+    for other in ([1.2, 0.5, 0.1], [1.0, 0.51, 0.1], [1.0, 0.5, 0.2]):
+        assert not numbers.close({**kept, "y": other}, kept)
+
+
+def test_a_small_change_of_masks_that_are_nearly_one_is_seen():
+    masks = 1 - 0.01 * np.random.default_rng(0).random(40)
+    kept = {"masks": numbers.numbers(masks)}
+    assert numbers.close({"masks": numbers.numbers(masks + 1e-8)}, kept)
+    assert not numbers.close({"masks": numbers.numbers(1 - 1.01 * (1 - masks))}, kept)
 
 
 def test_what_is_not_finite_or_not_a_number_does_not_spoil_the_others():
-    assert numbers.numbers({"a": np.float32([3, np.nan]), "b": np.arange(4)}) == [pytest.approx(np.sqrt(4.5)), pytest.approx(3.0)]
-    assert numbers.numbers({}) == [0.0, 0.0]
+    found = numbers.numbers({"a": np.float32([3, np.nan]), "b": np.arange(4)})
+    assert found[:2] == [pytest.approx(np.sqrt(4.5)), pytest.approx(1.5)]
+    assert numbers.numbers({}) is None and numbers.numbers(np.arange(3)) is None
 
 
 def test_entries_are_chosen_by_the_name_of_the_method():
