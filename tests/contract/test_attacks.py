@@ -256,8 +256,8 @@ def test_results_are_those_of_the_edition(population, request):
         return
     steps = one_step(population, drawn(one)) if attack.update else {}
     assets = population.data.assets if population.data.assets is not None else population.members.assets
-    rough = dict(effect=effect, assets=assets, triggered=stamped(population, one))
-    numbers.check(name, attack.edition, 1e-2, rough, **always, stamp=stamped(population, drawn(one)), **steps)
+    rough = dict(**always, effect=effect, assets=assets, triggered=stamped(population, one))
+    numbers.check(name, attack.edition, rough, stamp=stamped(population, drawn(one)), **steps)
 
 
 def agree(one, other, learns):

@@ -39,7 +39,7 @@ def stored():
     return json.loads(STORED.read_text())
 
 
-def close(found, kept, relative=RELATIVE):
+def close(found, kept):
     """Whether two lots of numbers agree; a projection is held to a share of the spread, for it may be near 0.
 
     ``effect``, a difference of two networks that are nearly the same, may differ by ten times as much. Of what is marked by
@@ -49,20 +49,19 @@ def close(found, kept, relative=RELATIVE):
     def near(part, size, spread, along):
         if part.endswith(ROUGH):
             return abs(found[part][0] - size) <= ROUGHLY * size
-        share = relative * (10 if part == "effect" else 1)
+        share = RELATIVE * (10 if part == "effect" else 1)
         bounds = (share * size + 1e-6, share * spread + 1e-6 * (1 + size), 2 * share * spread + 2e-6 * (1 + size))
         return all(abs(a - b) <= bound for a, b, bound in zip(found[part], (size, spread, along), bounds, strict=True))
 
     return set(found) == set(kept) and all(near(part, *three) for part, three in kept.items())
 
 
-def check(name, edition, relative=RELATIVE, rough=None, **parts):
+def check(name, edition, rough=None, **parts):
     """Compare what a method computed with what is stored of its edition.
 
     Args:
       name: of the method, with its kind and profile: "attack/wanet-corrected".
       edition: of the method.
-      relative: difference that passes.
       rough: trees of arrays that rounding errors change, by name.
       parts: trees of arrays, by name.
     """
@@ -70,7 +69,7 @@ def check(name, edition, relative=RELATIVE, rough=None, **parts):
     found = {part: three for part, tree in every.items() if (three := numbers(tree)) is not None}
     if NOTED in os.environ:
         with open(os.environ[NOTED], "a") as file:
-            file.write(json.dumps({"name": name, "edition": edition, "relative": relative, "numbers": found}) + "\n")
+            file.write(json.dumps({"name": name, "edition": edition, "numbers": found}) + "\n")
         return
     kept = stored().get(name)
     again = f"python -m tests.golden.make {name}"
@@ -78,7 +77,7 @@ def check(name, edition, relative=RELATIVE, rough=None, **parts):
     assert kept["edition"] == edition, (
         f"the numbers stored of {name} are those of edition {kept['edition']}, and it says {edition}; store them with: {again}"
     )
-    assert close(found, kept["numbers"], relative), (
+    assert close(found, kept["numbers"]), (
         f"the results of {name} changed: {found}, stored {kept['numbers']}. If that is meant, raise the edition of the method, "
         f"so that old records are made again, and run: {again}"
     )
@@ -104,7 +103,7 @@ def merged(kept, noted, unpublished=()):
         }
         if old is None or new["edition"] > old["edition"] or (name in unpublished and new["edition"] == old["edition"]):
             after[name] = new
-        elif new["edition"] < old["edition"] or not close(new["numbers"], old["numbers"], entry["relative"]):
+        elif new["edition"] < old["edition"] or not close(new["numbers"], old["numbers"]):
             refused.append(name)
     return {name: after[name] for name in sorted(after)}, refused
 

@@ -28,7 +28,7 @@ def test_numbers_are_stored_of_every_method_and_network_in_its_edition():
 
 def entry(number, edition=1):
     """What a test notes."""
-    return {"name": "attack/a-corrected", "edition": edition, "relative": 1e-3, "numbers": {"x": [number, 0.0, 0.0]}}
+    return {"name": "attack/a-corrected", "edition": edition, "numbers": {"x": [number, 0.0, 0.0]}}
 
 
 def test_numbers_that_changed_are_stored_only_where_the_edition_rose():
