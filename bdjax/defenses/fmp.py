@@ -167,7 +167,7 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         trace = FMPTrace(correct, entropy, scored, pruned, tuned.loss, tuned.alive & sound, tuned.stopped)
         return Repair(tuned.variables, masks, trace)
 
-    edition = 2 if profile == "reference" and model.name == "preactresnet18" else 1
+    edition = 2 if config.in_place and model.arch.in_place else 1  # the first did not know of what is written over
     return Defense(repair, FMPHyper(), frozenset({"clean"}), config, edition=edition)
 
 

@@ -345,3 +345,16 @@ def test_the_console_names_no_traceback_either_way(tmp_path, capsys, own_cache):
     for command in ("check", "run"):
         assert cli.main([command, *ARGUMENTS, "--defense", f"{file}:mine", "--out", str(tmp_path / "out")]) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_settings_of_a_grids_file_may_name_a_users_method_by_its_factory_too(tmp_path):
+    from bdjax.sweep.flags import Scenario, grid_of
+
+    file = tmp_path / "loud.py"
+    file.write_text(defense(name="loud"))
+    name = f"{file}:loud"
+    base = dataclasses.replace(GRID, defenses=(name, "ft"), hyper={"loud": {"factor": (3.0,)}, "ft": {"lr": (0.1,)}})
+    assert grid_of(Scenario(), base).hyper == {name: {"factor": (3.0,)}, "ft": {"lr": (0.1,)}}
+    assert grid_of(Scenario(defense=("ft",)), base).hyper == {"ft": {"lr": (0.1,)}}  # what was taken out goes with its settings
+    with pytest.raises(UserError, match="unknown method of hyper 'lout'"):  # and what nobody is called is no setting of anything
+        plan.cells(grid_of(Scenario(), dataclasses.replace(base, hyper={"lout": {"factor": (3.0,)}})))
