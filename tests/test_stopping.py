@@ -99,6 +99,7 @@ def test_what_can_be_interrupted_leaves_as_from_an_error():
         assert ended(process, 8) == (130, "left\n", "stopped\n")
 
 
+@pytest.mark.slow  # seconds of waiting
 def test_leaving_that_takes_too_long_is_cut_short():
     body = SLEEPING.strip().replace('print("left", flush=True)', "stuck()")
     stuck = BLOCKED.replace("def blocked", "def stuck").replace("threading.Timer", "#")
@@ -107,6 +108,7 @@ def test_leaving_that_takes_too_long_is_cut_short():
         assert ended(process, 15)[::2] == (130, "stopped\n")
 
 
+@pytest.mark.slow  # seconds of waiting
 def test_the_cells_of_a_stopped_command_are_given_back(tmp_path):
     """One line, the claim is gone, and so is what was half-written."""
     with begun(BLOCKED + CLAIMING, "run", "--out", str(tmp_path)) as process:
@@ -116,6 +118,7 @@ def test_the_cells_of_a_stopped_command_are_given_back(tmp_path):
     assert not list((tmp_path / "claims").iterdir()) and not list((tmp_path / "records" / "cell").iterdir())
 
 
+@pytest.mark.slow  # seconds of waiting
 def test_a_signal_that_the_process_ignores_stays_ignored():
     """As of a job that a script started with & in the background."""
     with begun(

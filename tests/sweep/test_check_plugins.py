@@ -287,6 +287,7 @@ def test_the_methods_of_the_package_are_traced_only_where_the_cell_decides(datas
     assert traced == []
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_not_traced_again(monkeypatch, population):
     looked = []
     monkeypatch.setattr(run.Ready, "look", lambda *a: looked.append(a))
