@@ -152,17 +152,15 @@ def test_a_channel_that_is_0_everywhere_gives_its_bias_to_the_last_bit(mean):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_gradients_of_efficientnet_with_random_running_statistics(seed):
+def test_gradients_of_efficientnet_with_random_running_statistics():
     """Half of all parameters have a gradient within 1e-3 of that in float64, as in PyTorch; about the running mean: 0.25."""
-    assert gradient_error("efficientnet_b3", 40, 32, 16, 5.0, seed=seed) < 1e-4
+    assert gradient_error("efficientnet_b3", 40, 32, 16, 5.0, seed=0) < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "width"), [("mobilenet_v3_large", 16), ("preactresnet18", 16)])
-def test_gradients_of_networks_with_relu_and_random_running_statistics(name, width):
+def test_gradients_of_a_network_with_relu_and_random_running_statistics():
     """The least of three seeds: where the input of a ReLU lies within rounding of 0, either side is right."""
-    assert min(gradient_error(name, width, 32, 16, 5.0, seed=seed) for seed in range(3)) < 1e-5
+    assert min(gradient_error("preactresnet18", 16, 32, 16, 5.0, seed=seed) for seed in range(3)) < 1e-5
 
 
 def test_no_row_at_all_stays_finite():

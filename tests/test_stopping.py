@@ -175,8 +175,9 @@ def test_a_long_training_is_stopped_and_goes_on(tmp_path):
     with open(tmp_path / "log", "w+") as log:
         process = subprocess.Popen([*command, "--epochs", "1000000"], stderr=log, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 200
-        while "epoch 1/" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        while not (began := "epoch " in (tmp_path / "log").read_text()) and time.monotonic() < deadline:
             time.sleep(0.2)
+        assert began
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=15) == 130
     text = (tmp_path / "log").read_text()

@@ -94,31 +94,6 @@ def test_gtsrb_unpacked_gives_the_rows_of_its_archives(real_cache, signs, tmp_pa
     table.write_text(lines)
 
 
-@pytest.mark.slow  # a minute: every image is written anew
-def test_gtsrb_as_kaggle_has_it_gives_the_rows_of_its_archives(real_cache, signs, tmp_path):
-    import csv
-
-    from PIL import Image
-
-    place = tmp_path / "kaggle"
-    training, tested = signs / "GTSRB" / "Final_Training" / "Images", signs / "GTSRB" / "Final_Test" / "Images"
-    for file in training.glob("*/*.ppm"):
-        label = file.parent.name
-        (place / "Train" / str(int(label))).mkdir(parents=True, exist_ok=True)
-        with Image.open(file) as image:
-            image.save(place / "Train" / str(int(label)) / f"{label}_{file.stem}.png", compress_level=1)
-    (place / "Test").mkdir()
-    with (signs / "GT-final_test.csv").open() as table:
-        rows = list(csv.DictReader(table, delimiter=";"))
-    for row in rows:
-        name = row["Filename"].replace(".ppm", ".png")
-        with Image.open(tested / row["Filename"]) as image:
-            image.save(place / "Test" / name, compress_level=1)
-    text = "".join(f"{row['ClassId']},Test/{row['Filename'].replace('.ppm', '.png')}\n" for row in rows)
-    (place / "Test.csv").write_text("ClassId,Path\n" + text)
-    assert load(str(place), cache=tmp_path).digest == load("gtsrb", cache=real_cache).digest
-
-
 def test_tiny_imagenet_unpacked_gives_the_rows_of_its_archive_by_class_and_name(real_cache, tmp_path):
     (file,) = TINY_IMAGENET.archives
     archive = archives.target(TINY_IMAGENET, None, tmp_path) / file
