@@ -44,3 +44,8 @@ def choose(kind: str, given: str, table: Iterable[str]) -> str:
     if given not in names:
         raise unknown(kind, given, names)
     return given
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

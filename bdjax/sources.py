@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bdjax.data.source import file_sha256
+
 # Never a file of the user's own, whatever lies beside it under that name: they are loaded already.
 OURS = frozenset({"bdjax", "jax", "jaxlib", "flax", "optax", "chex", "numpy"})
 LARGE = 1 << 20  # bytes of a file whose hash is kept as long as its size and time stay the same
@@ -175,11 +177,10 @@ def _called(function: ast.expr) -> str:
 def _sha256(path: Path) -> str:
     facts = path.stat()
     if facts.st_size < LARGE:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     return _of_large(path, facts.st_size, facts.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
 def _of_large(path: Path, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

@@ -16,7 +16,7 @@ import optax
 
 from bdjax.models import MODELS
 from bdjax.training import cross_entropy, sgd
-from benchmarks.measure import network, seconds, synthetic, write
+from benchmarks.measure import NETWORKS, network, seconds, synthetic, write
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 DOT, REDUCE, ELEMENTWISE, CONVOLUTION = (
@@ -38,9 +38,7 @@ OPTIONS: dict[str, dict[str, str | bool]] = {
 def main() -> None:
     """Measure every option on every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--networks", nargs="+", type=network, default=["preactresnet18:16:32:64", "cnn:16:32:128", "cnn:8:16:128"]
-    )
+    parser.add_argument("--networks", nargs="+", type=network, default=list(NETWORKS))
     parser.add_argument("--lowering", default="mixed")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)

@@ -28,7 +28,7 @@ from bdjax import compiler, layers, normalisation
 from bdjax.models import MODELS
 from bdjax.population import adapt, default_execution
 from bdjax.training import cross_entropy, sgd
-from benchmarks.measure import network, seconds, synthetic, write
+from benchmarks.measure import NETWORKS, network, seconds, synthetic, write
 
 WAYS = ("about the running mean", "about a part of the batch", "two passes")  # the second is bdjax's
 AXES = (0, 1, 2)
@@ -37,9 +37,7 @@ AXES = (0, 1, 2)
 def main() -> None:
     """Measure every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--networks", nargs="+", type=network, default=["preactresnet18:16:32:64", "cnn:16:32:128", "cnn:8:16:128"]
-    )
+    parser.add_argument("--networks", nargs="+", type=network, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--away", type=float, default=5.0, help="largest distance of the running means from 0")
     parser.add_argument("--out", type=Path, required=True)

@@ -21,15 +21,13 @@ from bdjax import compiler
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, default_execution, members, run
 from bdjax.training import cross_entropy, sgd
-from benchmarks.measure import badnets_on, network, seconds, synthetic, training_of, write
+from benchmarks.measure import NETWORKS, badnets_on, network, seconds, synthetic, training_of, write
 
 
 def main() -> None:
     """Measure every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--networks", nargs="+", type=network, default=["preactresnet18:16:32:64", "cnn:16:32:128", "cnn:8:16:128"]
-    )
+    parser.add_argument("--networks", nargs="+", type=network, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=8, help="steps of the whole training program")
     parser.add_argument("--out", type=Path, required=True)

@@ -6,7 +6,6 @@ import inspect
 import io
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 import bdjax
 from bdjax import sources, tree
-from bdjax.data.cache import cache_root, replace_file, written_in
+from bdjax.data.cache import cache_root, replace_file, try_writing, written_in
 from bdjax.types import Attack, Dataset, Key
 
 LAYOUT = 1  # of the files
@@ -74,9 +73,7 @@ def ready(folder: Path) -> None:
       UserError: the cache folder cannot be written to.
     """
     with written_in(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try_writing(folder)
 
 
 def save(path: Path, assets: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bdjax.errors import UserError
+from bdjax.errors import UserError, first_line
 
 NAMES = ("field", "noise_grid")  # of the field in a file that holds several arrays
 
@@ -50,8 +50,7 @@ def _array(field: str, path: Path) -> Any:
             held: Any = np.load(path, allow_pickle=False)
             held = dict(held) if path.suffix.lower() == ".npz" else held
         except Exception as error:  # whatever a damaged file makes NumPy's readers do
-            told = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{field}: {path} cannot be read as a NumPy file of numbers: {told}") from None
+            raise UserError(f"{field}: {path} cannot be read as a NumPy file of numbers: {first_line(error)}") from None
     else:
         from bdjax.interop.pickled import load_pickled
 

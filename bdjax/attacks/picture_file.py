@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bdjax.errors import UserError
+from bdjax.errors import UserError, first_line
 
 CHANNELS = (1, 3)  # of images that a picture can be made for
 
@@ -44,7 +44,7 @@ def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | 
         raise
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
         known = not isinstance(error, UnidentifiedImageError)
-        told = next(iter(str(error).splitlines()), type(error).__name__) if known else "it is no image that Pillow knows"
+        told = first_line(error) if known else "it is no image that Pillow knows"
         raise UserError(f"{field}: {path} cannot be read as an image: {told}; give a PNG, JPEG, BMP or WebP file") from None
     if longest is not None:
         factor = longest / max(image.size)

@@ -54,6 +54,17 @@ def written_in(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def try_writing(folder: Path) -> None:
+    """Make a folder and write into it, so that one that cannot be written to is found before hours of work.
+
+    Raises:
+      OSError: it cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
     """Write a file under a temporary name, flush it, rename it: readers see the old file or the whole new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

@@ -42,18 +42,20 @@ def check(title: str, rows: int, shape: tuple[int, ...], folder: Path) -> None:
     for side in shape:
         needed *= side
     needed += 4 * rows  # the labels
-    what = f"{title}: {rows:,} images of {'x'.join(map(str, shape))} need {told(needed)} once they are decoded"
+    what = f"{title}: {rows:,} images of {'x'.join(map(str, shape))} need {size_told(needed)} once they are decoded"
     smaller = 'put a smaller "image_size" into dataset.json, or take fewer images'
     if needed > (memory := host_memory()):
-        raise UserError(f"{what}, and this process may use {told(memory)} of memory, where training holds them all; {smaller}.")
+        raise UserError(
+            f"{what}, and this process may use {size_told(memory)} of memory, where training holds them all; {smaller}."
+        )
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
-            f"{what}, and the disk of the cache folder {folder} has {told(free)} free; set BDJAX_CACHE_DIR to a folder with "
+            f"{what}, and the disk of the cache folder {folder} has {size_told(free)} free; set BDJAX_CACHE_DIR to a folder with "
             f"room, or {smaller}."
         )
 
 
-def told(count: float) -> str:
+def size_told(count: float) -> str:
     """Bytes in words: "21.5 GiB"."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bdjax.data.numpy_stand_ins import Array
 from bdjax.errors import UserError, unknown
 from bdjax.interop.names import is_network, plain, weights
 from bdjax.interop.recognise import likeness, nearest, recognise
-from bdjax.interop.stand_ins import Array, Inert
+from bdjax.interop.stand_ins import Inert
 from bdjax.interop.tensors import Odd, Tensor
 
 _DEEP, _LONG = 5, 16  # containers inside one another, and entries of a list, that are looked into

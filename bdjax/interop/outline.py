@@ -7,34 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bdjax.interop.stand_ins import Inert
+
 _DEEP = 4  # containers inside one another that are looked into
 
 
-class Unknown:
+class Unknown(Inert):
     """Stands for any object: only its name is known."""
 
     name = ""
-
-    def __new__(cls, *_: Any, **__: Any) -> "Unknown":
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        """Nothing of it is kept."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Nothing of it is kept."""
-
-    def append(self, value: Any) -> None:
-        """Nothing of it is kept."""
-
-    def extend(self, values: Any) -> None:
-        """Nothing of it is kept."""
-
-    def add(self, value: Any) -> None:
-        """Nothing of it is kept."""
 
 
 class _Ordered(dict[Any, Any]):

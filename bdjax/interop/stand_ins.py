@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from bdjax.data import numpy_stand_ins
+from bdjax.data.numpy_stand_ins import encode, raw
 from bdjax.errors import UserError
 from bdjax.interop.tensors import TYPES, Number, Odd, Storage, Tensor
 
-_CODE = re.compile(r"[biuf][1248]")
 _BANDS = {"L": 1, "RGB": 3}
 
 
@@ -42,62 +43,6 @@ class Inert:
         """Nothing of it is kept."""
 
 
-class _Dtype:
-    def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
-        if not isinstance(code, str) or not _CODE.fullmatch(code):
-            raise UserError(f"a NumPy array of type {code!r}; only numbers are read")
-        self.value = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.value = self.value.newbyteorder("<" if state[1] == "|" else state[1])
-
-
-def _raw(data: Any) -> bytes:
-    return data.encode("latin1") if isinstance(data, str) else bytes(data)  # Python 2 wrote bytes as text
-
-
-class Array:
-    """Stands for ``numpy.ndarray``; ``value`` holds the array."""
-
-    value: np.ndarray
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, raw = state
-        flat = np.frombuffer(_raw(raw), dtype.value)
-        self.value = flat.reshape(shape, order="F" if fortran else "C").astype(dtype.value.newbyteorder("="))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the array."""
-        return self.value.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return self.value.ndim
-
-    def array(self) -> np.ndarray:
-        """The array."""
-        return self.value
-
-
-def _array(kind: type, shape: tuple[int, ...], code: bytes) -> Array:
-    return Array()
-
-
-def _buffered(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None) -> Array:
-    """An array as the fifth protocol of pickles stores it."""
-    found, flat = Array(), np.frombuffer(_raw(raw), dtype.value)
-    value = flat.reshape(shape, order="F" if order == "F" else "C")
-    value = value.transpose(axes) if order == "K" and axes is not None else value
-    found.value = value.astype(dtype.value.newbyteorder("="))
-    return found
-
-
-def _scalar(dtype: _Dtype, raw: Any) -> Any:
-    return np.frombuffer(_raw(raw), dtype.value, count=1)[0].item()
-
-
 class Picture:
     """Stands for ``PIL.Image.Image``."""
 
@@ -113,7 +58,7 @@ class Picture:
         if self.mode not in _BANDS:
             raise UserError(f"a stored image has mode {self.mode!r}; allowed: {', '.join(_BANDS)}")
         width, height = self.size
-        return np.frombuffer(_raw(self.raw), np.uint8).reshape(height, width, _BANDS[self.mode])
+        return np.frombuffer(raw(self.raw), np.uint8).reshape(height, width, _BANDS[self.mode])
 
 
 def _first(value: Any = None, *_: Any) -> Any:
@@ -137,13 +82,8 @@ def _reconstructed(kind: Any, base: Any, state: Any) -> Any:
     return kind()
 
 
-def _bytes(text: str = "", encoding: str = "latin1") -> bytes:
-    """How the first three protocols store bytes."""
-    return text.encode("latin1")
-
-
 def _bytearray(data: Any = b"", encoding: str = "latin1") -> bytes:
-    return b"" if isinstance(data, int) else _raw(data)
+    return b"" if isinstance(data, int) else raw(data)
 
 
 def _counted(*_: Any) -> dict[Any, Any]:
@@ -153,11 +93,7 @@ def _counted(*_: Any) -> dict[Any, Any]:
 _ODD: tuple[str, ...] = ("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor", "_rebuild_qtensor", "_rebuild_nested_tensor")
 _ODD += ("_rebuild_meta_tensor_no_storage", "_rebuild_wrapper_subclass")
 STAND_INS: dict[str, Any] = {
-    "numpy.dtype": _Dtype,
-    "numpy.ndarray": Array,
-    **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _buffered for core in ("core", "_core")},
+    **numpy_stand_ins.STAND_INS,
     **{f"PIL.{name}": Picture for name in ("Image.Image", "PngImagePlugin.PngImageFile")},
     **{f"torch._utils.{name}": _tensor for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")},
     **{f"torch._utils.{name}": Odd for name in _ODD},
@@ -170,11 +106,10 @@ STAND_INS: dict[str, Any] = {
     "collections.defaultdict": _counted,
     "collections.Counter": _counted,
     "collections.deque": deque,
-    "_codecs.encode": _bytes,
     "copyreg._reconstructor": _reconstructed,
     **{f"builtins.{kind.__name__}": kind for kind in (set, frozenset, list, dict, tuple, complex, slice)},
     **{f"builtins.{name}": Inert for name in ("object", "int", "float", "str", "bool")},  # as arguments of others
-    "builtins.bytes": _bytes,
+    "builtins.bytes": encode,
     "builtins.bytearray": _bytearray,
 }
 # What people keep beside weights. Each name is a class of settings, times, paths, optimisers or schedulers.

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from bdjax.data.numpy_stand_ins import Array
 from bdjax.errors import UserError, choose
 from bdjax.interop.attack_images import FOLDER, read_images, write_images
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
 from bdjax.interop.choice import array, chosen, keys
 from bdjax.interop.pickled import load_pickled
-from bdjax.interop.stand_ins import Array
 from bdjax.interop.tensors import BFLOAT16, decoded
 from bdjax.sweep.files import refuse_existing, replacing
 from bdjax.types import Model

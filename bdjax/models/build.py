@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.errors import UserError, unknown
-from bdjax.initial import drawer
+from bdjax.initial import Drawer, drawer
 from bdjax.layers import Pass
 from bdjax.types import ArchSpec, Array, DataSpec, Key, Loop, Model, Output, Variables
 
@@ -99,3 +99,8 @@ def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:
     shape = (1, 1, 1, len(spec.mean))
     mean, std = jnp.asarray(spec.mean, dtype).reshape(shape), jnp.asarray(spec.std, dtype).reshape(shape)
     return (images.astype(dtype) - mean) / std
+
+
+def shapes(model: Model) -> Any:
+    """The variables of a network as shapes and dtypes."""
+    return model.init.shapes() if isinstance(model.init, Drawer) else jax.eval_shape(model.init, jax.random.key(0))

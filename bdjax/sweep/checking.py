@@ -12,6 +12,7 @@ from bdjax.data.source import digest
 from bdjax.errors import UserError
 from bdjax.evaluation import stamp_images
 from bdjax.keys import Stream, root, stream
+from bdjax.models.build import shapes
 from bdjax.population import device_memory
 from bdjax.sweep import build, feasible, goal, plan, renewed, whole
 from bdjax.sweep.lacking import Tries, opened, work
@@ -83,7 +84,7 @@ def _data(dataset: Dataset) -> str:
 def _shapes(branch: Branch, dataset: Dataset) -> str:
     model, attack = build.attacked(branch.train)
     spec = dataset.spec
-    variables = jax.eval_shape(model.init, jax.random.key(0))
+    variables = shapes(model)
     rows = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32)
     logits = jax.eval_shape(lambda v, x: model.apply(v, x).logits, variables, rows)
     if logits.shape != (2, spec.classes):

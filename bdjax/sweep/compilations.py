@@ -2,12 +2,11 @@
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
 
-from bdjax.data.cache import CACHE_DIR, cache_root
+from bdjax.data.cache import CACHE_DIR, cache_root, try_writing
 from bdjax.errors import UserError
 
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
@@ -23,9 +22,7 @@ def keep_compilations() -> None:
         return
     try:
         folder = Path(told) if told else cache_root() / "compiled"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try_writing(folder)
     except (OSError, UserError) as error:
         jax.config.update("jax_compilation_cache_dir", None)
         reason = error if isinstance(error, UserError) else f"cannot write {folder}: {error.strerror or error}"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.attacks import slots
-from bdjax.errors import UserError
+from bdjax.errors import UserError, first_line
 from bdjax.training import poison_count
 from bdjax.types import Attack
 
@@ -86,8 +86,7 @@ def infeasible(attack: Attack, name: str, ratios: Sequence[float], labels: Any) 
     except UserError:
         raise
     except Exception as error:  # somebody's own attack
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the selection of {name} cannot be traced: {line}") from error
+        raise UserError(f"the selection of {name} cannot be traced: {first_line(error)}") from error
     device, found = jnp.asarray(np.asarray(labels), jnp.int32), []
     for ratio in ratios:
         chosen, possible = select(device, jnp.int32(poison_count(ratio, rows)))

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
-from bdjax.errors import UserError
+from bdjax.errors import UserError, first_line
 from bdjax.sweep import objects
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ def _remote(kind: str, url: str) -> Location:
             path.fs  # noqa: B018 - asks for the store's own package now
     except ImportError as error:
         package = known_implementations.get(kind, {}).get("class", "fsspec").partition(".")[0]
-        needs = objects.told(error) if package == "fsspec" else f"install it with: pip install {package}"
+        needs = first_line(error) if package == "fsspec" else f"install it with: pip install {package}"
         raise UserError(f"{url} needs a package that is not installed; {needs}") from error
     except Exception as error:  # no credentials, say
-        raise UserError(f"cannot reach {url}: {objects.told(error)}") from error
+        raise UserError(f"cannot reach {url}: {first_line(error)}") from error
     return path
 
 

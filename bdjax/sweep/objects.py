@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdjax.errors import UserError
+from bdjax.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -30,12 +30,7 @@ def reaching(path: "UPath") -> Iterator[None]:
     except (FileNotFoundError, FileExistsError, UserError):
         raise
     except Exception as error:  # each store's client has exceptions of its own
-        raise UserError(f"cannot reach {path}: {told(error)}; the same command goes on where this one stopped") from error
-
-
-def told(error: Exception) -> str:
-    """The first line of an error, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot reach {path}: {first_line(error)}; the same command goes on where this one stopped") from error
 
 
 def get(path: "UPath") -> bytes:
@@ -78,7 +73,7 @@ def _bucket(path: "UPath") -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"cannot write {path}: {told(error)}") from error
+        raise UserError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def create(path: "UPath", data: bytes, exclusive: bool = True) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bdjax import population
 from bdjax.data.clean_subset import rows_per_class
+from bdjax.data.room import size_told
 from bdjax.evaluation import EvalSet
 from bdjax.experiment import Data, attack_member
 from bdjax.population import Execution, Tuned
@@ -17,7 +18,7 @@ from bdjax.sweep.build import DefenseCell, TrainCell
 from bdjax.sweep.choice import Chosen, chosen, origin, over, training_batch
 from bdjax.sweep.plan import Grid
 from bdjax.sweep.run import sizes_of
-from bdjax.sweep.telling import member_bytes, size_told
+from bdjax.sweep.telling import member_bytes
 from bdjax.types import Array, Attack, DataSpec, Defense, Model, Split
 
 

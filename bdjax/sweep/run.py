@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from bdjax.data import sizes
+from bdjax.data.room import size_told
 from bdjax.errors import UserError
 from bdjax.population import Execution, device_memory, hosts
 from bdjax.sweep import build, lacking, location, manifest, models, plan, renewed, store, whole
@@ -23,7 +24,7 @@ from bdjax.sweep.plugins import settled
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.ready import Ready
 from bdjax.sweep.rows import Row
-from bdjax.sweep.telling import size_told, summary
+from bdjax.sweep.telling import summary
 from bdjax.types import Dataset
 
 POLL = (0.5, 5.0)  # seconds between two looks at what other processes have left; at first, at most

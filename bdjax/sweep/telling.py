@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import jax
 
 from bdjax.data import spec
-from bdjax.initial import Drawer
+from bdjax.data.room import size_told
+from bdjax.models.build import shapes
 from bdjax.population import device_memory, named
 from bdjax.sweep import build, goal
 from bdjax.sweep.choice import Chosen, origin
@@ -52,8 +53,7 @@ def title(cell: build.TrainCell) -> str:
 @functools.lru_cache(maxsize=64)
 def member_bytes(model: Model) -> int:
     """Bytes of one member's variables and momentum while it trains, without activations."""
-    drawn = model.init
-    variables = drawn.shapes() if isinstance(drawn, Drawer) else jax.eval_shape(drawn, jax.random.key(0))
+    variables = shapes(model)
     leaves = jax.tree.leaves((variables, variables["params"]))  # the momentum mirrors the parameters
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
@@ -61,12 +61,3 @@ def member_bytes(model: Model) -> int:
 def data_bytes(dataset: Dataset) -> int:
     """Bytes of a data set on the device, with its triggered copies."""
     return 2 * sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.test))
-
-
-def size_told(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"

@@ -17,8 +17,8 @@ from bdjax.data import clean_subset
 from bdjax.errors import PluginError
 from bdjax.evaluation import EvalSet
 from bdjax.experiment import Data, preparation
-from bdjax.initial import Drawer
 from bdjax.keys import Stream, root, stream
+from bdjax.models.build import shapes
 from bdjax.sweep import build
 from bdjax.sweep.build import DefenseCell, TrainCell
 from bdjax.sweep.forms import difference, leaf_of, returns, shape_of, shapes_of
@@ -113,11 +113,6 @@ def defense(cell: DefenseCell, model: Model, dataset: Dataset) -> None:
         raise PluginError(error.where, f"{error.why}; {why}") from error
     _variables(here, name, model, before, found.variables)
     _details(here, name, found)
-
-
-def shapes(model: Model) -> Any:
-    """The variables of a network as shapes and dtypes."""
-    return model.init.shapes() if isinstance(model.init, Drawer) else jax.eval_shape(model.init, jax.random.key(0))
 
 
 def _prepared(made: Attack, dataset: Dataset, number: int) -> Any:
