@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # see FULLY below; so also in the processes that tests start
 
 # Compiled programs stay between runs, by the version of jax; JAX_COMPILATION_CACHE_DIR names another folder for them. Without
 # the folder the tests take longer and are the same. Also what compiles in a moment is kept: there are thousands of such programs,

@@ -133,8 +133,8 @@ def rewrite(path, change):
                 archive.writestr(new_name, new_data)
 
 
-def declare(patch, name, edition, folder):
-    """Tell the table that the archives in ``folder`` are that edition of a data set, with the rows that are made up here."""
+def declare(patch, name, edition, folder, counts=None):
+    """Tell the table that the archives in ``folder`` are that edition of a data set; ``counts``: None: those made up here."""
     source = DATASETS[name]
 
     def told(known):
@@ -144,6 +144,6 @@ def declare(patch, name, edition, folder):
         for file, digest in known.archives.items():
             kind = digest.partition(":")[0]
             digests[file] = f"{kind}:{hashlib.new(kind, (folder / file).read_bytes()).hexdigest()}"
-        return known._replace(archives=digests, counts=COUNTS[name])
+        return known._replace(archives=digests, counts=counts or COUNTS[name])
 
     patch.setitem(DATASETS, name, source._replace(editions=tuple(map(told, source.editions))))
