@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks import ATTACKS
-from bdjax.experiment import stage
+from bdjax.attacks.table import ATTACKS
 from bdjax.keys import root
 from bdjax.models import by_name
 from bdjax.population import adapt, default_execution, members, run
+from bdjax.train.experiment import stage
 from bdjax.types import Attack, Dataset, Recipe
 from benchmarks.measure import NETWORKS, Network, attacked_by, network, seconds, synthetic, training_of, write
 

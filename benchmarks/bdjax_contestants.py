@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bdjax.defenses import DEFENSES
-from bdjax.experiment import Data, Subject, defend_member, draw_clean
+from bdjax.defenses.table import DEFENSES
 from bdjax.keys import Stream, stream
 from bdjax.models import MODELS, PRECISIONS
 from bdjax.population import Execution, adapt, members, run
+from bdjax.train.experiment import Data, Subject, defend_member, draw_clean
 from bdjax.types import DefenderView, Model
 from benchmarks.measure import badnets_on, synthetic, training_of
 

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bdjax.defenses import DEFENSES
-from bdjax.experiment import Data, Subject, defend_member
+from bdjax.defenses.table import DEFENSES
 from bdjax.models import by_name
 from bdjax.population import Execution, adapt, default_execution, members, run
+from bdjax.train.experiment import Data, Subject, defend_member
 from bdjax.types import Attack, Model
 from benchmarks.measure import Network, badnets_on, network, seconds, synthetic, write
 

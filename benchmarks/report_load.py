@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from bdjax.metrics import arr, der, rdr
-from bdjax.sweep import build, hashing, plan, store
-from bdjax.sweep.rows import blank
+from bdjax.store import hashing
+from bdjax.store import records as store
+from bdjax.store.rows import blank
+from bdjax.sweep import build, expand
 
 SURVEY = Path(__file__).parents[1] / "experiments" / "survey.py"
 EPOCHS = 100  # of the course of losses that a record carries
@@ -53,14 +55,14 @@ def main() -> None:
     for title in ("first", "again"):
         begun = time.perf_counter()
         asked = ["plan", "--file", str(SURVEY), "--no-tune", "--no-memory"]
-        subprocess.run([sys.executable, "-m", "bdjax.cli", *asked], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "bdjax.cli.main", *asked], check=True, stdout=subprocess.DEVNULL)
         print(f"plan of the whole survey, {title}: {time.perf_counter() - begun:.1f} s")
 
 
 def measure(folder: Path, pages: int) -> None:
     """Load, render and draw some pages; print the seconds of each, and the most memory held."""
     from bdjax.report import html
-    from bdjax.report.scenarios import scenarios
+    from bdjax.results.scenarios import scenarios
 
     marks = [time.perf_counter()]
     records = store.read(folder)
@@ -83,7 +85,7 @@ def measure(folder: Path, pages: int) -> None:
 def make(folder: Path, count: int) -> None:
     """A store of about so many records: the survey's grid with as many seeds as that takes."""
     grid = runpy.run_path(str(SURVEY))["grid"]
-    branches = plan.cells(grid)
+    branches = expand.cells(grid)
     cells = sum(1 + len(branch.defenses) for branch in branches)
     each = -(-count // cells)
     points = [build.Point(seed, float(ratio), {}) for seed in grid.seeds for ratio in grid.poison_ratios][:each]

@@ -16,11 +16,11 @@ from typing import Any
 
 import jax
 
-from bdjax.evaluation import evaluator
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, default_execution, members, run, take
 from bdjax.population.execute import compiled
 from bdjax.population.memory import program_bytes
+from bdjax.train.evaluate import evaluator
 from benchmarks.measure import badnets_on, seconds, synthetic, training_of, write
 
 AXES = ("members", "devices", "size", "evaluate")

@@ -11,7 +11,7 @@ Expectation:  ratio 0.1 teaches every network the backdoor; ratio 0 stays at the
 
 import dataclasses
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
     datasets=("cifar10", "gtsrb"),

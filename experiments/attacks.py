@@ -12,8 +12,8 @@ Expectation:  at 10 % each attack is learned; at ratio 0 triggered images are ca
 
 import dataclasses
 
-from bdjax.attacks import ATTACKS
-from bdjax.sweep.plan import Grid
+from bdjax.attacks.table import ATTACKS
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
     datasets=("cifar10",),

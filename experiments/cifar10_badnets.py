@@ -9,7 +9,7 @@ Expectation:  small, ratio 0.1: ASR 0.93, ACC 0.52 before any defense (3 seeds);
 
 import dataclasses
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
     datasets=("cifar10",),

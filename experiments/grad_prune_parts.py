@@ -12,7 +12,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 VARIANTS = "experiments/grad_prune_variants.py"  # relative, so that a cell has one name on every machine: run from the repository
 PARTS = ("published", "published_rounds", "drift", "pruning", "drift_pruning", "tuning")

@@ -11,7 +11,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 ATTACKED: Grid = runpy.run_path(str(Path(__file__).with_name("attacks.py")))["small"]  # the same networks as in its table
 

@@ -11,7 +11,7 @@ Expectation:  defenses that score channels find the few that carry a backdoor of
 
 import dataclasses
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
     datasets=("cifar10", "gtsrb"),

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bdjax.sweep.hashing import plain
+from bdjax.sweep.plugins import factory
 
 from bdjax.data import spec
 from bdjax.defenses import DEFENSES
@@ -20,8 +22,6 @@ from bdjax.models import cnn
 from bdjax.report.figures import ratio_title
 from bdjax.report.tables import marks, percent
 from bdjax.sweep import store
-from bdjax.sweep.hashing import plain
-from bdjax.sweep.plugins import factory
 
 RATES = ("acc", "asr", "ra", "der")
 

@@ -14,9 +14,9 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.attacks import ATTACKS
-from bdjax.defenses import DEFENSES
-from bdjax.sweep.plan import Grid
+from bdjax.attacks.table import ATTACKS
+from bdjax.defenses.table import DEFENSES
+from bdjax.sweep.grid import Grid
 
 ATTACKED: Grid = runpy.run_path(str(Path(__file__).with_name("attacks.py")))["small"]  # the same networks as in its table
 

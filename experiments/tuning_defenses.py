@@ -11,7 +11,7 @@ Expectation:  with 100 per class every defense lowers BadNets' ASR (NC at a lowe
 
 import dataclasses
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
     datasets=("cifar10", "gtsrb"),

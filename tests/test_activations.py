@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.activations import hard_sigmoid, hard_swish, leaky_relu
+from bdjax.nn.activations import hard_sigmoid, hard_swish, leaky_relu
 
 POINTS = np.float32([-4, -3, np.nextafter(np.float32(-3), np.float32(0)), -1.5, 0, 1.5, 2.999, 3, 4, 100])
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from bdjax import cli
-from bdjax.sweep import compilations, store
+from bdjax.cli import main as cli
+from bdjax.population import compilations
+from bdjax.store import records
 from tests.report.sketch import sketch
 from tests.sweep.shared import programs
 
@@ -123,7 +124,7 @@ def command(*arguments, **options):
     import jax
 
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}  # the tests' own
-    line = [sys.executable, "-m", "bdjax.cli", *arguments]
+    line = [sys.executable, "-m", "bdjax.cli.main", *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment, **options)
 
 
@@ -153,7 +154,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert done.returncode == 2 and last.startswith("bdjax: error: cannot write") and "File too large" in last, done.stderr
     assert "Traceback" not in done.stderr
     assert command(*arguments).returncode == 0
-    assert store.read(tmp_path / "out").height == 2
+    assert records.read(tmp_path / "out").height == 2
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_run_writes_records_and_prints_the_table(results, capsys):
     assert cli.main(["run", *SCENARIO, "--out", str(results)]) == 0
     captured = capsys.readouterr()
     assert "clp" in captured.out and "0 members to train, 0 to repair" in captured.err
-    assert store.read(results).height == 8
+    assert records.read(results).height == 8
 
 
 def test_a_failed_cell_makes_the_exit_code(results, tmp_path, capsys):
@@ -191,14 +192,14 @@ def test_a_failed_cell_makes_the_exit_code(results, tmp_path, capsys):
 def test_sweep_runs_a_file_with_scales_selection_and_overrides(tmp_path, capsys):
     file = tmp_path / "grid.py"
     file.write_text(
-        "import dataclasses\nfrom bdjax.sweep.plan import Grid\n"
+        "import dataclasses\nfrom bdjax.sweep.grid import Grid\n"
         "grid = Grid(attacks=('badnets', 'blended'), seeds=(0, 1, 2), width=4, epochs=2, batch=25, spc=(2,), test_images=50)\n"
         "small = dataclasses.replace(grid, seeds=(0,), poison_ratios=(0.1,), train_images=100)\n"
     )
     out = str(tmp_path / "out")
     chosen = ["--scale", "small", "--only", "attack=badnets", "defense=clp", "--seeds", "5"]
     assert cli.main(["sweep", str(file), *LOOP, *chosen, "--out", out]) == 0
-    frame = store.read(out)
+    frame = records.read(out)
     assert set(frame["attack"]) == {"badnets"} and set(frame["defense"]) == {"none", "clp"} and set(frame["seed"]) == {5}
     assert "no 'grid'" not in capsys.readouterr().err
     assert "axis of only" in refused(capsys, "sweep", str(file), "--only", "atack=badnets", "--out", out)
@@ -263,7 +264,7 @@ def test_quickstart(tmp_path):
     if not made:
         done = command("quickstart", "--out", str(folder))
         assert done.returncode == 0, done.stderr
-    frame = store.read(folder)
+    frame = records.read(folder)
     assert frame.height == 48 and set(frame["status"]) == {"ok"}
     attacked = frame.filter((frame["defense"] == "none") & (frame["ratio"] == 0.1))
     assert attacked["asr"].min() > 0.9 and attacked["acc"].min() > 0.9
@@ -278,9 +279,9 @@ PLANNED = [*FAST, "--seeds", "0", "1", "--poison-ratio", "0", "0.1"]
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
-    from bdjax.population import race
+    from bdjax.population.autotune import candidates
 
-    monkeypatch.setattr(race, "STEPS", (2, 2))
+    monkeypatch.setattr(candidates, "STEPS", (2, 2))
 
 
 def test_plan_counts_without_measuring_and_says_what_is_missing(capsys, tmp_path, empty_cache):
@@ -306,7 +307,7 @@ def test_plan_measures_what_it_was_asked_about_and_remembers_it(capsys, empty_ca
 def test_plan_of_a_file_is_cut_as_a_sweep_is(capsys, tmp_path, empty_cache):
     file = tmp_path / "grid.py"
     file.write_text(
-        "import dataclasses\nfrom bdjax.sweep.plan import Grid\n"
+        "import dataclasses\nfrom bdjax.sweep.grid import Grid\n"
         "grid = Grid(attacks=('badnets', 'blended'), seeds=(0, 1, 2), width=4)\n"
         "small = dataclasses.replace(grid, seeds=(0,), train_images=100)\n"
     )
@@ -342,11 +343,12 @@ def test_mistakes_of_a_plan_are_one_line(capsys, empty_cache, flags, message):
 
 def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_cache):
     from bdjax.data import spec
-    from bdjax.models import cnn
-    from bdjax.population import Execution, Tuned, remember
+    from bdjax.models.cnn import cnn
+    from bdjax.population import Execution, Tuned
+    from bdjax.population.autotune import cache
 
-    key = remember.tuning_key(cnn(spec("digits"), 4), 25, None)
-    remember.write(Tuned(Execution("loop", "native", "dispatch"), 1.0, (), key, 99, 60.0, 1.0, "2031-02-03"))
+    key = cache.tuning_key(cnn(spec("digits"), 4), 25, None)
+    cache.write(Tuned(Execution("loop", "native", "dispatch"), 1.0, (), key, 99, 60.0, 1.0, "2031-02-03"))
     arguments = ["check", *PLANNED, "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     assert "execution of cnn: tuned on 2031-02-03: loop/native/dispatch (cpu)" in capsys.readouterr().out
@@ -359,7 +361,7 @@ def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_ca
 @pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error():
     survey = Path(__file__).parents[1] / "experiments" / "survey.py"  # its plan is longer than what a pipe holds
-    plan = f"{sys.executable} -m bdjax.cli plan --file {survey} --no-tune --no-memory"
+    plan = f"{sys.executable} -m bdjax.cli.main plan --file {survey} --no-tune --no-memory"
     done = subprocess.run(
         ["bash", "-c", f"{plan} | head -c 1; echo -n ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=240
     )

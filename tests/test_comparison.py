@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bdjax import comparison
-from bdjax.comparison import cliques, probability_of_improvement, profile, ranks
+from bdjax.results import statistics
+from bdjax.results.statistics import cliques, probability_of_improvement, profile, ranks
 
 
 def test_the_probability_of_improvement_counts_pairs():
@@ -50,7 +50,7 @@ def test_the_critical_difference_is_that_of_the_published_table():
 
 
 def test_methods_that_do_not_differ_form_groups():
-    found = comparison.Ranks(np.array([1.0, 3.4, 1.9, 2.7, 6.0]), 10, 0.0, 1.0, 1.0)
+    found = statistics.Ranks(np.array([1.0, 3.4, 1.9, 2.7, 6.0]), 10, 0.0, 1.0, 1.0)
     assert cliques(found) == [(0, 2), (2, 3), (3, 1)]
     assert cliques(found._replace(difference=0.1)) == []
     assert cliques(found._replace(difference=9.0)) == [(0, 2, 3, 1, 4)]

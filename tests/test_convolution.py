@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.convolution import LOWERINGS, convolve
 from bdjax.errors import UserError
+from bdjax.nn.convolution import LOWERINGS, convolve
 
 # height, width, window, stride
 SHAPES = [(8, 8, 3, 1), (7, 5, 3, 2), (6, 6, 1, 2)]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bdjax.depthwise import DepthwiseConv, depthwise, live_taps
 from bdjax.errors import UserError
-from bdjax.initial import drawer
-from bdjax.layers import Pass
+from bdjax.nn.depthwise import DepthwiseConv, depthwise, live_taps
+from bdjax.nn.initial import drawer
+from bdjax.nn.layers import Pass
 
 # height, width, window, stride, padding: odd sizes, maps smaller than the kernel, strides that end before the data, no padding
 FIRST = [(7, 5, 3, 2, 1), (6, 9, 5, 2, 2), (2, 2, 5, 1, 2), (1, 1, 5, 1, 2), (8, 7, 3, 3, 0), (1, 2, 3, 2, 2)]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.evaluation import EvalSet, evaluator, finite, stamp_images
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
+from bdjax.train.evaluate import EvalSet, evaluator, finite, stamp_images
 from bdjax.types import Attack, Loop, Recipe
 
 

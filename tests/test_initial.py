@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.initial import Law, constant, drawer, he_fan_out, normal, parameter, uniform_fan_in
-from bdjax.layers import NormAct, Pass
+from bdjax.nn.initial import Law, constant, drawer, he_fan_out, normal, parameter, uniform_fan_in
+from bdjax.nn.layers import NormAct, Pass
 
 
 class Two(nn.Module):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.initial import drawer
-from bdjax.layers import Conv, Pass, tap
-from bdjax.normalisation import batch_norm, normalise, pivot
+from bdjax.nn.initial import drawer
+from bdjax.nn.layers import Conv, Pass, tap
+from bdjax.nn.normalisation import batch_norm, normalise, pivot
 from benchmarks.norm_moments import gradient_error
 
 

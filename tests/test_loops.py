@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.loops import epochs, leading, steps, tell
+from bdjax.train.loops import epochs, leading, steps, tell
 from bdjax.types import Loop
 from tests.later import some_later
 

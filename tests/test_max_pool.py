@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.max_pool import max_pool
+from bdjax.nn.pooling import max_pool
 
 
 @jax.jit

@@ -7,7 +7,7 @@ import pytest
 
 from bdjax import population
 from bdjax.errors import UserError
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.population import (
     Execution,
     adapt,
@@ -22,7 +22,7 @@ from bdjax.population import (
     run,
     take,
 )
-from bdjax.training import trainer
+from bdjax.train.trainer import trainer
 from bdjax.types import Split
 from tests.later import some_later
 from tests.toy import patch_attack

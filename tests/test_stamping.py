@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import experiment
-from bdjax.attacks import ATTACKS
+from bdjax.attacks.table import ATTACKS
 from bdjax.data.augment import to_float
-from bdjax.evaluation import stamp_images
-from bdjax.experiment import stage
 from bdjax.keys import root
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.population import members
-from bdjax.training import trainer
+from bdjax.train import experiment
+from bdjax.train.evaluate import stamp_images
+from bdjax.train.experiment import stage
+from bdjax.train.trainer import trainer
 from bdjax.types import ArchSpec, Loop, Model, Output
 from tests.later import some_later
 from tests.toy import one

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from bdjax import cli, stopping
-from bdjax.sweep import store
+from bdjax.cli import main as cli
+from bdjax.cli import stopping
+from bdjax.store import records
 
 LINE = "bdjax: stopped; the same command goes on where this one stopped"
 # A call into C that no signal interrupts, as a compiled program is: a mutex that is locked twice.
@@ -26,7 +27,7 @@ def blocked():
 """
 ALONE = """
 import sys, time
-from bdjax import stopping
+from bdjax.cli import stopping
 with stopping.answered("stopped", watched=True) as stop:
     try:
         {body}
@@ -43,13 +44,13 @@ SLEEPING = """
 CLAIMING = """
 import sys
 from pathlib import Path
-from bdjax import cli
-from bdjax.sweep.claims import Claims
+from bdjax.cli import main as cli
+from bdjax.store.leases import Claims
 
 def command(arguments):
     with Claims(Path(arguments[2])) as claims, claims.holding("cell"):
         (Path(arguments[2]) / "records" / "cell").mkdir(parents=True)
-        from bdjax.sweep.whole import temporary_of
+        from bdjax.store.atomic import temporary_of
         temporary_of(Path(arguments[2]) / "records" / "cell" / "a.parquet").write_text("half")
         blocked()
 
@@ -103,7 +104,7 @@ def test_what_can_be_interrupted_leaves_as_from_an_error():
 def test_leaving_that_takes_too_long_is_cut_short():
     body = SLEEPING.strip().replace('print("left", flush=True)', "stuck()")
     stuck = BLOCKED.replace("def blocked", "def stuck").replace("threading.Timer", "#")
-    with begun(stuck + "from bdjax import stopping\nstopping.UNWIND = 3.0\n" + ALONE.format(body=body)) as process:
+    with begun(stuck + "from bdjax.cli import stopping\nstopping.UNWIND = 3.0\n" + ALONE.format(body=body)) as process:
         process.send_signal(signal.SIGINT)
         assert ended(process, 15)[::2] == (130, "stopped\n")
 
@@ -170,7 +171,7 @@ def test_a_callback_of_a_program_is_not_interrupted():
 @pytest.mark.slow  # a process that compiles and trains
 def test_a_long_training_is_stopped_and_goes_on(tmp_path):
     """While one compiled program trains for hours; no record says that it failed."""
-    command = [sys.executable, "-m", "bdjax.cli", "run", "--width", "4", "--train-images", "100", "--test-images", "50"]
+    command = [sys.executable, "-m", "bdjax.cli.main", "run", "--width", "4", "--train-images", "100", "--test-images", "50"]
     command += ["--defense", "none", "--poison-ratio", "0.1", "--batch", "25", "--out", str(tmp_path)]
     with open(tmp_path / "log", "w+") as log:
         process = subprocess.Popen([*command, "--epochs", "1000000"], stderr=log, stdout=subprocess.DEVNULL)
@@ -182,5 +183,5 @@ def test_a_long_training_is_stopped_and_goes_on(tmp_path):
         assert process.wait(timeout=15) == 130
     text = (tmp_path / "log").read_text()
     assert text.splitlines()[-1] == LINE and "Traceback" not in text
-    assert not list((tmp_path / "claims").iterdir()) and store.read(tmp_path).is_empty()
+    assert not list((tmp_path / "claims").iterdir()) and records.read(tmp_path).is_empty()
     assert subprocess.run([*command, "--epochs", "2"], capture_output=True).returncode == 0

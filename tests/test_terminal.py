@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bdjax import terminal
+from bdjax.cli import terminal
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,8 @@ def test_a_stream_that_is_closed_from_the_beginning_is_no_error(monkeypatch):
 
 
 PRINTING = (
-    "import sys\nfrom bdjax import cli\ncli._command = lambda arguments: print('a × b', arguments[1]) or 0\nsys.exit(cli.main())"
+    "import sys\nfrom bdjax.cli import main as cli\n"
+    "cli._command = lambda arguments: print('a × b', arguments[1]) or 0\nsys.exit(cli.main())"
 )
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.population import members, take
-from bdjax.training import cosine, poison_count, sgd, trainer
+from bdjax.train.trainer import cosine, poison_count, sgd, trainer
 from bdjax.types import Loop
 from tests.toy import data, one, patch_attack
 
@@ -40,7 +40,7 @@ def test_sgd_is_pytorchs_and_the_cosine_is_not_clamped():
 def test_an_epoch_equals_a_plain_loop(tiny_dataset):
     """Same order, no augmentation, no poison: parameters agree with hand-written SGD on the same batches."""
     from bdjax.keys import Stream, step_key, stream
-    from bdjax.training import cross_entropy
+    from bdjax.train.trainer import cross_entropy
 
     spec = tiny_dataset.spec._replace(pad=0)
     model, attack, member = cnn(spec, 2), patch_attack(), one(ratio=0.0)

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import training
-from bdjax.defenses import ft, tuning
-from bdjax.evaluation import EvalSet, evaluator
-from bdjax.models import cnn
+from bdjax.defenses import tuning
+from bdjax.defenses.ft import ft
+from bdjax.models.cnn import cnn
 from bdjax.population import members
-from bdjax.training import trainer
+from bdjax.train import trainer as training
+from bdjax.train.evaluate import EvalSet, evaluator
+from bdjax.train.trainer import trainer
 from bdjax.types import CleanSet, DefenderView, Loop
 from tests.later import some_later
 from tests.toy import data, patch_attack

@@ -7,9 +7,10 @@ import pytest
 
 from bdjax import population
 from bdjax.errors import UserError
-from bdjax.models import cnn
-from bdjax.population import Execution, default_execution, execute, forms, race, remember, remembered, tune
-from bdjax.population import tune as tune_function
+from bdjax.models.cnn import cnn
+from bdjax.population import Execution, default_execution, execute, forms, remembered
+from bdjax.population.autotune import cache, candidates, tune
+from bdjax.population.autotune import tune as tune_function
 
 ONE = Execution("loop", "native", "scan")
 TWO = Execution("vmap", "patches", "scan", chunk=2)
@@ -18,7 +19,7 @@ TWO = Execution("vmap", "patches", "scan", chunk=2)
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(race, "STEPS", (2, 2))
+    monkeypatch.setattr(candidates, "STEPS", (2, 2))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def pace(monkeypatch):
         return members * paces["each"](execution)
 
     monkeypatch.setattr(execute, "call", call)
-    monkeypatch.setattr(race, "_seconds", seconds)
+    monkeypatch.setattr(candidates, "_seconds", seconds)
     return paces
 
 
@@ -136,15 +137,15 @@ def test_a_candidate_that_fails_is_a_row_and_larger_ones_of_its_form_are_not_tri
 
 def test_a_population_that_cannot_fit_is_not_started(model, pace, monkeypatch):
     pace["each"] = lambda execution: 1e-3
-    one = race.activation_bytes(model.rebuild(lowering="patches"), 4)
-    monkeypatch.setattr(race, "device_memory", lambda: int(1.5 * one))
+    one = candidates.activation_bytes(model.rebuild(lowering="patches"), 4)
+    monkeypatch.setattr(candidates, "device_memory", lambda: int(1.5 * one))
     tuned = tune(model, batch=4, members=8, candidates=[TWO, TWO._replace(chunk=1)])
     assert tuned.rows[0]["reason"].startswith("too large:") and tuned.execution.chunk == 1
     assert all(execution.chunk == 1 for execution in pace["calls"])
 
 
 def test_activations_are_counted_without_compiling(model):
-    few, many = (race.activation_bytes(model, batch) for batch in (4, 8))
+    few, many = (candidates.activation_bytes(model, batch) for batch in (4, 8))
     convolved = 4 * (8 * 8 * 2 + 4 * 4 * 4 + 2 * 2 * 8)  # float32 outputs of the three convolutions, per row
     assert many > few > 4 * convolved and 1.5 < many / few < 2.1
 
@@ -153,7 +154,7 @@ def test_activations_are_counted_without_compiling(model):
 def test_a_damaged_file_is_named_and_measured_again(model, pace, capsys, harm):
     pace["each"] = lambda execution: 1e-3
     first = tune(model, batch=4, members=2, candidates=[ONE])
-    file = remember.path(first.key)
+    file = cache.path(first.key)
     told = json.loads(file.read_text())
     if harm == "cut":
         file.write_text(file.read_text()[:50])

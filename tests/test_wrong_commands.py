@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax import cli, complaints
+from bdjax.cli import complaints
+from bdjax.cli import main as cli
 from bdjax.population import platforms
-from bdjax.sweep import store, whole
+from bdjax.store import atomic, records
 from tests.interop.checkpoints import random_state, reduced, spec
 
 
@@ -251,8 +252,8 @@ def test_a_full_disk_while_a_record_is_written_is_one_line(capsys, tmp_path, mon
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(whole.os, "fsync", full)
-    monkeypatch.setattr(cli, "_command", lambda arguments: store.write_rows(tmp_path, "cell", "members", []))
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(cli, "_command", lambda arguments: records.write_rows(tmp_path, "cell", "members", []))
     code, line = answer(capsys, "run")
     assert code == 2 and "No space left on device; free some space or choose another --out; the same command goes on" in line
     assert not list(tmp_path.rglob("*.tmp"))
@@ -354,7 +355,7 @@ def test_other_errors_are_not_taken_for_a_platform():
 
 
 def test_a_misspelt_platform_is_one_line_in_a_process_of_its_own(tmp_path):
-    command = [sys.executable, "-m", "bdjax.cli", "check", *QUICK, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "bdjax.cli.main", "check", *QUICK, "--out", str(tmp_path)]
     done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cdua"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "JAX cannot start cdua, which JAX_PLATFORMS asks for: there is no such platform; did you mean 'cuda'?" in done.stderr

@@ -8,10 +8,10 @@ from typing import Annotated, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks.channels import three_channels
-from bdjax.attacks.given import given
+from bdjax.attacks.greyscale import three_channels
 from bdjax.attacks.picture_file import read_picture
 from bdjax.attacks.selection import any_class, labelled
+from bdjax.attacks.user_files import given
 from bdjax.configure import ADDED
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
@@ -60,7 +60,7 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
 
     ``picture`` is an image file of any size, scaled to that of the images as data sets are (Pillow's bilinear filter, aspect
     ratio not kept), grey or in colour. Where it is transparent less of it is blended in: alpha times its opacity. Records hold
-    the hash of the file and not its path (:mod:`bdjax.attacks.given`).
+    the hash of the file and not its path (:mod:`bdjax.attacks.user_files`).
 
     Args:
       spec: data set facts; images with 3 channels, or with a ``picture`` 1 or 3.

@@ -10,8 +10,8 @@ import numpy as np
 
 from bdjax.data.compact import compact
 from bdjax.data.images import plain
+from bdjax.data.pickles.arrays import unpickled
 from bdjax.data.source import SPLITS, UNREADABLE, Layout, Listing, Row
-from bdjax.data.unpickled import unpickled
 from bdjax.errors import UserError
 from bdjax.types import DataSpec
 

@@ -10,14 +10,14 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
 from bdjax.defenses.channels import GRID, clipped, curve, kept, pruned_by_limit, published_norms, rounded, threshold_curve
-from bdjax.defenses.descent import SGD, State
 from bdjax.defenses.tuning import training_rows
 from bdjax.keys import step_key
-from bdjax.loops import inner
-from bdjax.loops import steps as run_steps
-from bdjax.training import cross_entropy
+from bdjax.train import descent
+from bdjax.train.descent import SGD, State
+from bdjax.train.loops import inner
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, DefenderView, Defense, Key, Masks, Model, Repair, Variables
 
 STEP = 500  # between two thresholds, in 1 / GRID

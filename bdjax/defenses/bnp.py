@@ -13,8 +13,8 @@ from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses.channels import limit, outlier_curve, published_norms
 from bdjax.defenses.tuning import epoch_plan, training_rows
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import steps as run_steps
-from bdjax.normalisation import at_least_float32, row
+from bdjax.nn.normalisation import at_least_float32, row
+from bdjax.train.loops import steps as run_steps
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from bdjax import tree
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.keys import step_key
-from bdjax.loops import steps
+from bdjax.train.loops import steps
 from bdjax.types import Array, CleanSet, Curve, Key, Masks, Model, Variables
 
 GRID = 10_000  # soft masks are rounded to 1 / GRID before they are compared, so that thresholds are integers

@@ -11,14 +11,14 @@ from bdjax import tree
 from bdjax.configure import ADDED, at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses.channels import split
-from bdjax.defenses.schedules import cosine_between
 from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows, tuner
 from bdjax.errors import choose
-from bdjax.evaluation import finite
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import steps as run_steps
-from bdjax.normalisation import at_least_float32
-from bdjax.training import cross_entropy
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.evaluate import finite
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.schedules import cosine_between
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
 
 AT_ONCE = 512  # images of several channels that go through the network together

@@ -11,11 +11,11 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.schedules import cosine_by_epoch
 from bdjax.defenses.tuning import Hyper, training_rows, tuner
 from bdjax.errors import UserError
 from bdjax.keys import step_key
-from bdjax.loops import steps
+from bdjax.train.loops import steps
+from bdjax.train.schedules import cosine_by_epoch
 from bdjax.types import Array, CleanSet, Curve, DefenderView, Defense, Key, Model, Repair, Variables
 
 HELD = 2**22  # numbers of masked head inputs that may exist at once while the levels are measured

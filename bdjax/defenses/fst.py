@@ -10,10 +10,10 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
-from bdjax.defenses.descent import SGD, Optimiser
-from bdjax.defenses.schedules import cosine_by_epoch
 from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, training_rows, tuner
 from bdjax.errors import choose
+from bdjax.train.descent import SGD, Optimiser
+from bdjax.train.schedules import cosine_by_epoch
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
 
 VARIANTS = ("full", "head_only")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.schedules import cosine_by_epoch
 from bdjax.defenses.tuning import Hyper, training_rows, tuner
+from bdjax.train.schedules import cosine_by_epoch
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair
 
 

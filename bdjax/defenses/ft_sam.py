@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.schedules import cosine_by_epoch, cosine_by_step
 from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
 from bdjax.errors import choose
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.schedules import cosine_by_epoch, cosine_by_step
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
 
 SMALLEST = 1e-12  # added to the norm that divides the perturbation

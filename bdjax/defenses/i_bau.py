@@ -9,16 +9,16 @@ import numpy as np
 
 from bdjax.configure import at_least, configure, of_ten_thousand
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
-from bdjax.defenses.amsgrad import amsgrad
-from bdjax.defenses.descent import ADAM, Optimiser, State
 from bdjax.defenses.tuning import bits_by_index, epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import epochs as run_epochs
-from bdjax.loops import inner
-from bdjax.loops import steps as run_steps
-from bdjax.training import cross_entropy
+from bdjax.train import descent
+from bdjax.train.amsgrad import amsgrad
+from bdjax.train.descent import ADAM, Optimiser, State
+from bdjax.train.loops import epochs as run_epochs
+from bdjax.train.loops import inner
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Loop, Model, Repair, Variables
 
 PATCH_RULES, SPACES, OPTIMISERS = ("at_least_one", "floor"), ("pixel", "normalised"), ("amsgrad", "adam")
@@ -88,7 +88,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
       alone; "corrected" patches at least one, as in the authors' batches of 100, and keeps δ in pixels as they do, where the
       survey's code keeps it in normalised space. In both the batches of the outer loss are augmented once and kept, those of δ
       anew in every round, and δ takes one pass, far from the optimum that the theory asks for. Second derivatives are those of
-      reverse mode twice; ReLU's is 0 everywhere. VGG's folded first linear layer: see :func:`bdjax.defenses.amsgrad.amsgrad`.
+      reverse mode twice; ReLU's is 0 everywhere. VGG's folded first linear layer: see :func:`bdjax.train.amsgrad.amsgrad`.
     """
     config = configure(PRESETS, config, "i_bau", profile)
     at_least("i_bau", config, rounds=1, iterations=0, batch=1)

@@ -10,13 +10,13 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
-from bdjax.defenses.descent import ADAM, State
 from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import epochs as run_epochs
-from bdjax.loops import steps as run_steps
+from bdjax.train import descent
+from bdjax.train.descent import ADAM, State
+from bdjax.train.loops import epochs as run_epochs
+from bdjax.train.loops import steps as run_steps
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
 
 RULES = {"original": (2, 0.1), "survey": (1, 1e-3)}  # the fifth of the epochs after which the weight first moves, learning rate

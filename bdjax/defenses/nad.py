@@ -10,11 +10,11 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
-from bdjax.defenses.schedules import constant, cosine_by_epoch, plateau
 from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
-from bdjax.normalisation import at_least_float32
-from bdjax.pooled_linear import pool_matrix
-from bdjax.training import cross_entropy
+from bdjax.nn.folded_linear import pool_matrix
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.schedules import constant, cosine_by_epoch, plateau
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
 
 SMALLEST = 1e-6  # added to the norm of an attention map

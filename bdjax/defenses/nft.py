@@ -10,9 +10,9 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.defenses.channels import published_norms, seen_through
-from bdjax.defenses.schedules import cosine_between
 from bdjax.defenses.tuning import Batch, Gradient, bits_by_index, masked_mean, training_rows, tuner
-from bdjax.training import cross_entropy
+from bdjax.train.schedules import cosine_between
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
 
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.descent import PLAIN
-from bdjax.defenses.schedules import constant
 from bdjax.defenses.tuning import Batch, Gradient, Hyper, masked_mean, training_rows, tuner
-from bdjax.loops import inner
-from bdjax.normalisation import at_least_float32
-from bdjax.training import cross_entropy
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.descent import PLAIN
+from bdjax.train.loops import inner
+from bdjax.train.schedules import constant
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
 
 LARGEST = 80.0  # a row's loss is cut to this in the search for a perturbation

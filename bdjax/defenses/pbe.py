@@ -9,15 +9,15 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
-from bdjax.defenses.descent import SGD, State
 from bdjax.defenses.tuning import Batch, cross_entropy_gradient, epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import epochs as run_epochs
-from bdjax.loops import inner
-from bdjax.loops import steps as run_steps
-from bdjax.training import cross_entropy
+from bdjax.train import descent
+from bdjax.train.descent import SGD, State
+from bdjax.train.loops import epochs as run_epochs
+from bdjax.train.loops import inner
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
 
 SPACES, MODES = ("pixel", "normalised"), ("eval", "mixed")

@@ -10,7 +10,6 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
 from bdjax.defenses.channels import (
     GRID,
     clipped,
@@ -22,12 +21,13 @@ from bdjax.defenses.channels import (
     seen_through,
     threshold_curve,
 )
-from bdjax.defenses.descent import SGD, State
 from bdjax.defenses.tuning import Hyper, epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import steps as run_steps
-from bdjax.training import cosine, cross_entropy
+from bdjax.train import descent
+from bdjax.train.descent import SGD, State
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.trainer import cosine, cross_entropy
 from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
 
 STEP = 200  # between two thresholds, in 1 / GRID

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.amsgrad import amsgrad
-from bdjax.defenses.schedules import constant
 from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
-from bdjax.loops import inner
-from bdjax.normalisation import at_least_float32
-from bdjax.training import cross_entropy
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.amsgrad import amsgrad
+from bdjax.train.loops import inner
+from bdjax.train.schedules import constant
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
 
 LEAST = 1e-8  # of a probability in the divergence
@@ -81,7 +81,7 @@ def sau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     Differs: the same in both profiles. As in the survey, norms stay in eval mode (``train_bn`` switches the unlearning step to
       train mode) and lambda_adversarial is 0. The published loop stops perturbing once all images are shared; a shared image has
       gradient 0 and no longer moves, so the fixed number of steps here is the same. VGG's folded first linear layer: see
-      :func:`bdjax.defenses.amsgrad.amsgrad`.
+      :func:`bdjax.train.amsgrad.amsgrad`.
     """
     preset = Config(epochs=EPOCHS.get(model.spec.name, 100))
     config = configure(dict.fromkeys(("corrected", "reference"), preset), config, "sau", profile)

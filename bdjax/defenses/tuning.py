@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
-from bdjax.defenses.descent import SGD, Optimiser, State
-from bdjax.defenses.schedules import Schedule
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import epochs as run_epochs
-from bdjax.loops import steps as run_steps
-from bdjax.training import cross_entropy
+from bdjax.train import descent
+from bdjax.train.descent import SGD, Optimiser, State
+from bdjax.train.loops import epochs as run_epochs
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.schedules import Schedule
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 
 
@@ -140,7 +140,7 @@ def tuner(
       model: network; its ``loop`` decides how the steps run.
       epochs: passes over the rows that count, at least 1.
       batch: rows per batch; the last incomplete one is kept.
-      schedule: learning rate, see :mod:`bdjax.defenses.schedules`.
+      schedule: learning rate, see :mod:`bdjax.train.schedules`.
       gradient: what is descended; None = :func:`cross_entropy_gradient`.
       project: ``(params, extra) -> params`` after every step, or None.
       augment: random crops and flips as in training, drawn anew for every step.

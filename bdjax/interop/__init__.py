@@ -8,7 +8,7 @@ from bdjax.interop.imports import export_torch, import_torch, model_of
 from bdjax.interop.recognise import Recognised, recognise
 from bdjax.interop.state import Imported, from_state, to_state
 from bdjax.interop.torch import read, write
-from bdjax.sweep.import_folder import File, Import, Triggered, load, save
+from bdjax.store.import_folder import File, Import, Triggered, load, save
 
 __all__ = [
     "Checkpoint",

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from bdjax.data.images import opened
-from bdjax.data.numpy_stand_ins import Array
+from bdjax.data.pickles.numpy_stand_ins import Array
+from bdjax.data.pickles.torch_stand_ins import Picture
 from bdjax.errors import UserError
 from bdjax.interop.checkpoint import Triggered
-from bdjax.interop.stand_ins import Picture
 
 FOLDER = "bd_test_dataset"
 

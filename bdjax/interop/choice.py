@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bdjax.data.numpy_stand_ins import Array
+from bdjax.data.pickles.numpy_stand_ins import Array
+from bdjax.data.pickles.tensors import Odd, Tensor
+from bdjax.data.pickles.torch_stand_ins import Inert
 from bdjax.errors import UserError, unknown
 from bdjax.interop.names import is_network, plain, weights
 from bdjax.interop.recognise import likeness, nearest, recognise
-from bdjax.interop.stand_ins import Inert
-from bdjax.interop.tensors import Odd, Tensor
 
 _DEEP, _LONG = 5, 16  # containers inside one another, and entries of a list, that are looked into
 SHOWN = 8  # keys listed in a message

@@ -13,8 +13,8 @@ from bdjax.interop.recognise import Recognised, nearest, recognise
 from bdjax.interop.state import Imported, cleaned, from_state, to_state
 from bdjax.interop.torch import read, write
 from bdjax.models import MODELS, by_name
-from bdjax.sweep.files import refuse_existing
-from bdjax.sweep.import_folder import File, Import, save
+from bdjax.store.files import refuse_existing
+from bdjax.store.import_folder import File, Import, save
 from bdjax.types import DataSpec, Model, Variables
 
 

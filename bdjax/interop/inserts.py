@@ -2,7 +2,7 @@
 
 A PyTorch state dict has no place for it. ``model.pt`` comes with ``model.pt.inserts.npz``, plain NumPy arrays by path, such as
 ``plug/kernel`` f32[1 1 d d] (of a 1x1 convolution, inputs before outputs) and ``bounds/layer1_0/bn1/act`` f32[d], to which the
-activation of that name is cut. A bound below 0 acts as 0 (:func:`bdjax.layers.tap`), and is written as 0, so that other code
+activation of that name is cut. A bound below 0 acts as 0 (:func:`bdjax.nn.layers.tap`), and is written as 0, so that other code
 which takes the minimum of activation and bound computes the same.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.errors import UserError
-from bdjax.sweep.files import refuse_existing, replacing
+from bdjax.store.files import refuse_existing, replacing
 from bdjax.types import Model, Variables
 
 PARTS = ("bounds", "plug", "plug_stats")

@@ -12,7 +12,7 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.errors import UserError
-from bdjax.pooled_linear import GRID
+from bdjax.nn.folded_linear import GRID
 from bdjax.types import Model
 
 POOLED_HEADS = {"vgg19_bn": "classifier_0"}  # linear layers behind VGG's pooling to 7x7

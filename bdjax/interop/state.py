@@ -11,7 +11,7 @@ from bdjax.interop import names
 from bdjax.interop.layout import Tensor, layout, to_leaf, to_tensor
 from bdjax.interop.pooled import fold_weight, unfold_weight
 from bdjax.interop.recognise import check_fit
-from bdjax.pooled_linear import GRID
+from bdjax.nn.folded_linear import GRID
 from bdjax.types import Model, Variables
 
 _MASK, _NOISE = ".neuron_mask", (".neuron_noise", ".neuron_noise_bias")

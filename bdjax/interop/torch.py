@@ -1,6 +1,6 @@
 """Files of PyTorch and BackdoorBench: ``attack_result.pt``, ``defense_result.pt``, checkpoints, state dicts, safetensors.
 
-Reading needs no PyTorch (:mod:`bdjax.interop.pickled`), writing does; safetensors files need the safetensors library alone.
+Reading needs no PyTorch (:mod:`bdjax.data.pickles.torch`), writing does; safetensors files need the safetensors library alone.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from bdjax.data.numpy_stand_ins import Array
+from bdjax.data.pickles.numpy_stand_ins import Array
+from bdjax.data.pickles.tensors import BFLOAT16, decoded
+from bdjax.data.pickles.torch import load_pickled
 from bdjax.errors import UserError, choose
 from bdjax.interop.attack_images import FOLDER, read_images, write_images
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
 from bdjax.interop.choice import array, chosen, keys
-from bdjax.interop.pickled import load_pickled
-from bdjax.interop.tensors import BFLOAT16, decoded
-from bdjax.sweep.files import refuse_existing, replacing
+from bdjax.store.files import refuse_existing, replacing
 from bdjax.types import Model
 
 KINDS = ("state_dict", "attack_result", "defense_result", "safetensors")

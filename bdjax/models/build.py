@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.errors import UserError, unknown
-from bdjax.initial import Drawer, drawer
-from bdjax.layers import Pass
+from bdjax.nn.initial import Drawer, drawer
+from bdjax.nn.layers import Pass
 from bdjax.types import ArchSpec, Array, DataSpec, Key, Loop, Model, Output, Variables
 
 STARTS = (None, "features", "head")

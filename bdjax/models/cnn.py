@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.layers import Conv, Linear, NormAct, Pass, tap
 from bdjax.models.build import build
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.layers import Conv, Linear, NormAct, Pass, tap
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STAGES = 3
@@ -56,7 +56,7 @@ def cnn(
       norm_eps: added to the variance.
       norm_momentum: weight of the new value in the running statistics.
       dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
-      lowering: see :mod:`bdjax.convolution`.
+      lowering: see :mod:`bdjax.nn.convolution`.
       loop: how loops of steps run.
 
     Source: none; a plain network of this package, not one of the survey's architectures.

@@ -7,12 +7,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.initial import Law, constant
-from bdjax.layers import Linear, Pass, dropout, tap
 from bdjax.models.build import build
 from bdjax.models.inverted_residual import Block, Trunk, describe, run_trunk
 from bdjax.models.sizes import checked_depth, kept, scaled
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.initial import Law, constant
+from bdjax.nn.layers import Linear, Pass, dropout, tap
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import Array, DataSpec, Loop, Model
 
 STEM, LAST = 40, 1536
@@ -100,7 +100,7 @@ def efficientnet_b3(
       norm_eps: added to the variance.
       norm_momentum: weight of the new value in the running statistics.
       dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
-      lowering: see :mod:`bdjax.convolution`.
+      lowering: see :mod:`bdjax.nn.convolution`.
       loop: how loops of steps run.
       drop: with dropout (0.3) and stochastic depth (block i of 26: 0.2 i / 26, in residual blocks), which train mode needs a
         key for.

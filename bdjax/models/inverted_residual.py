@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from bdjax.depthwise import DepthwiseConv
-from bdjax.initial import he_fan_out
-from bdjax.layers import Conv, NormAct, Pass, SqueezeExcite, stochastic_depth, tap
+from bdjax.nn.depthwise import DepthwiseConv
+from bdjax.nn.initial import he_fan_out
+from bdjax.nn.layers import Conv, NormAct, Pass, SqueezeExcite, stochastic_depth, tap
 from bdjax.types import ArchSpec, Array
 
 Activation = Callable[[Array], Array]

@@ -6,13 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.activations import hard_sigmoid, hard_swish
-from bdjax.initial import constant, normal
-from bdjax.layers import Linear, Pass, dropout, tap
 from bdjax.models.build import build
 from bdjax.models.inverted_residual import Block, Trunk, describe, run_trunk
 from bdjax.models.sizes import checked_depth, kept, scaled
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.activations import hard_sigmoid, hard_swish
+from bdjax.nn.initial import constant, normal
+from bdjax.nn.layers import Linear, Pass, dropout, tap
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import Array, DataSpec, Loop, Model
 
 STEM, LAST, HIDDEN = 16, 960, 1280
@@ -100,7 +100,7 @@ def mobilenet_v3_large(
       norm_eps: added to the variance.
       norm_momentum: weight of the new value in the running statistics.
       dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
-      lowering: see :mod:`bdjax.convolution`.
+      lowering: see :mod:`bdjax.nn.convolution`.
       loop: how loops of steps run.
       drop: with dropout (0.2) before the last layer, which train mode needs a key for.
 

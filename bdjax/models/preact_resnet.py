@@ -6,10 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.layers import Conv, Linear, NormAct, Pass, tap
 from bdjax.models.build import build
 from bdjax.models.sizes import checked_depth, kept
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.layers import Conv, Linear, NormAct, Pass, tap
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STRIDES, BLOCKS = (1, 2, 2, 2), 2
@@ -121,7 +121,7 @@ def preactresnet18(
       norm_eps: added to the variance.
       norm_momentum: weight of the new value in the running statistics.
       dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
-      lowering: see :mod:`bdjax.convolution`.
+      lowering: see :mod:`bdjax.nn.convolution`.
       loop: how loops of steps run.
 
     Raises:

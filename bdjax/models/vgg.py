@@ -7,12 +7,12 @@ from typing import Any
 import flax.linen as nn
 
 from bdjax.errors import UserError
-from bdjax.initial import constant, he_fan_out, normal
-from bdjax.layers import Conv, Linear, NormAct, Pass, dropout, tap
-from bdjax.max_pool import max_pool
 from bdjax.models.build import build
 from bdjax.models.sizes import checked_depth, kept, scaled
-from bdjax.pooled_linear import GRID, pool
+from bdjax.nn.folded_linear import GRID, pool
+from bdjax.nn.initial import constant, he_fan_out, normal
+from bdjax.nn.layers import Conv, Linear, NormAct, Pass, dropout, tap
+from bdjax.nn.pooling import max_pool
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolutions; each ends with a max-pooling
@@ -104,10 +104,10 @@ def vgg19_bn(
       norm_momentum: weight of the new value in the running statistics.
       dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the linear layers are float32 at
         least.
-      lowering: see :mod:`bdjax.convolution`.
+      lowering: see :mod:`bdjax.nn.convolution`.
       loop: how loops of steps run.
       drop: with dropout (0.5), which train mode needs a key for.
-      fold: keep of the first linear layer's weights what the map can tell apart (:mod:`bdjax.pooled_linear`): the same network
+      fold: keep of the first linear layer's weights what the map can tell apart (:mod:`bdjax.nn.folded_linear`): the same network
         and the same training under SGD.
 
     Raises:

@@ -5,23 +5,14 @@ chunks, unrolled, one by one), the *lowering* of convolutions and the *loop* of 
 platform by measurement and invisible to attacks and defenses.
 """
 
+from bdjax.population.autotune.cache import Tuned
+from bdjax.population.autotune.candidates import named
+from bdjax.population.autotune.tune import forms, remembered, tune
 from bdjax.population.execute import run
-from bdjax.population.execution import (
-    LOOPS,
-    MEASURED,
-    STRATEGIES,
-    Execution,
-    adapt,
-    check,
-    default_execution,
-    resolve,
-)
+from bdjax.population.execution import LOOPS, MEASURED, STRATEGIES, Execution, adapt, check, default_execution, resolve
 from bdjax.population.memory import Footprint, device_memory, fit, footprint
 from bdjax.population.prepare import prepare
-from bdjax.population.race import named
-from bdjax.population.remember import Tuned
 from bdjax.population.stack import concatenate, members, size, take
-from bdjax.population.tune import forms, remembered, tune
 
 __all__ = [
     "LOOPS",

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from bdjax import compiler
-from bdjax.population import hosts
+from bdjax.population import compiler_options, hosts
 from bdjax.population.execution import Execution, check, default_execution
 from bdjax.population.stack import concatenate, size, take
 
@@ -87,4 +86,4 @@ def compiled(function: Callable[..., Any], batched: bool, devices: int, argument
         function = jax.shard_map(
             function, mesh=_mesh(devices), in_specs=(along, *(everywhere,) * arguments), out_specs=along, check_vma=False
         )
-    return jax.jit(function, compiler_options=compiler.options())
+    return jax.jit(function, compiler_options=compiler_options.options())

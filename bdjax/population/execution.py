@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bdjax import compiler
-from bdjax.convolution import LOWERINGS
 from bdjax.errors import UserError, choose
-from bdjax.population import hosts
+from bdjax.nn.convolution import LOWERINGS
+from bdjax.population import compiler_options, hosts
 from bdjax.types import Loop, Model
 
 STRATEGIES = ("vmap", "map", "unrolled", "loop")
@@ -83,5 +82,5 @@ def check(execution: Execution) -> Execution:
 def adapt(model: Model, execution: Execution) -> Model:
     """The same network with the lowering and the loop of ``execution``."""
     members = "unrolled" if execution.strategy == "unrolled" else "batched"
-    loop = Loop(execution.loop, execution.unroll, members, tuple(compiler.options().items()))
+    loop = Loop(execution.loop, execution.unroll, members, tuple(compiler_options.options().items()))
     return model.rebuild(lowering=execution.lowering, loop=loop)

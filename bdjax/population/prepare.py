@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks import assets
-from bdjax.experiment import Data, preparation
 from bdjax.keys import Stream, stream
 from bdjax.population.execute import run
 from bdjax.population.execution import Execution, default_execution
 from bdjax.population.stack import concatenate, size, take
+from bdjax.train import assets
+from bdjax.train.experiment import Data, preparation
 from bdjax.types import Attack, Dataset, Member
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.keys import member_key, root
-from bdjax.training import poison_count
+from bdjax.train.trainer import poison_count
 from bdjax.types import Member
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdjax.errors import UserError, choose
-from bdjax.report.configs import trained
 from bdjax.report.figures import COLORS, GREY, legend, panels_of, ratio_title, styled
+from bdjax.results.configs import trained
 
 if TYPE_CHECKING:
     import polars as pl
@@ -157,7 +157,8 @@ def compare_masks(out: str, first: str, second: str, /, *, below: float = 0.0) -
       second: another.
       below: a channel counts as pruned where its keep factor is at most this; above 0 for soft masks such as awn's.
     """
-    from bdjax.sweep import location, store
+    from bdjax.store import location
+    from bdjax.store import records as store
 
     if not 0 <= below < 1:
         raise UserError(f"--below must lie in [0, 1); given {below}")

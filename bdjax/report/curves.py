@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bdjax import metrics
-from bdjax.report.configs import labels
 from bdjax.report.figures import COLORS, INK, legend, panels_of, ratio_title, styled
 from bdjax.report.tables import differing, percent
-from bdjax.sweep import location
-from bdjax.sweep.curves import Measured, measure
-from bdjax.sweep.rows import Row
+from bdjax.results.configs import labels
+from bdjax.results.curves import Measured, measure
+from bdjax.store import location
+from bdjax.store.rows import Row
 
 if TYPE_CHECKING:
     import polars as pl

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.report import figures, tuned
-from bdjax.report.scenarios import Scenario, slug
 from bdjax.report.trajectory import trajectories, trajectory
 from bdjax.report.triggers import pictures
-from bdjax.sweep import arrays
-from bdjax.sweep.location import Location
+from bdjax.results.scenarios import Scenario, slug
+from bdjax.store import arrays
+from bdjax.store.location import Location
 
 if TYPE_CHECKING:
     import polars as pl

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdjax.errors import UserError
-from bdjax.report.pool import table
 from bdjax.report.tables import differing, lost, name, setting
+from bdjax.results.pool import table
 
 if TYPE_CHECKING:
     import polars as pl

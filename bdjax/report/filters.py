@@ -3,10 +3,10 @@
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bdjax.report.mitigation import judged
-from bdjax.report.pool import BOARD, STATUSES, described, with_tasks, without_replaced
-from bdjax.report.soundness import COUNTED, counted
 from bdjax.report.tables import HEADLINE, METRICS_SHOWN, setting
+from bdjax.results.mitigation import judged
+from bdjax.results.pool import BOARD, STATUSES, described, with_tasks, without_replaced
+from bdjax.results.soundness import COUNTED, counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,9 +53,9 @@ def runs(records: "pl.DataFrame", board: "pl.DataFrame", found: list[Facet]) -> 
     """The runs behind each row of the leaderboard as JSON.
 
     A list per row, in it one of each task: the index of its attack, that of its ratio, how many runs ended how
-    (:data:`bdjax.report.pool.STATUSES`), for each of ACC, ASR, RA, ARR, DER and mitigated the values of the runs where it is
+    (:data:`bdjax.results.pool.STATUSES`), for each of ACC, ASR, RA, ARR, DER and mitigated the values of the runs where it is
     defined, in hundredths of a percent, and how many runs are left out of mitigated, how many each count of
-    :data:`bdjax.report.soundness.COUNTED` finds, and the sum of ACC before over the hardly trained, in hundredths too.
+    :data:`bdjax.results.soundness.COUNTED` finds, and the sum of ACC before over the hardly trained, in hundredths too.
     """
     import polars as pl
 

@@ -15,13 +15,13 @@ from bdjax.errors import UserError
 from bdjax.report import overall, sensitivity, tables
 from bdjax.report.details import Details, Drawing, details
 from bdjax.report.latex import latex
-from bdjax.report.mitigation import LIMITS, Limits, checked, judged
 from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
-from bdjax.report.pool import leaderboard, table, without_replaced
-from bdjax.report.scenarios import Scenario, scenarios
-from bdjax.sweep import location
-from bdjax.sweep.files import replacing
-from bdjax.sweep.location import Location
+from bdjax.results.mitigation import LIMITS, Limits, checked, judged
+from bdjax.results.pool import leaderboard, table, without_replaced
+from bdjax.results.scenarios import Scenario, scenarios
+from bdjax.store import location
+from bdjax.store.files import replacing
+from bdjax.store.location import Location
 
 if TYPE_CHECKING:
     import polars as pl
@@ -63,7 +63,7 @@ def build(
     checked(limits)
     folder = location.locate(out)
     if records is None:
-        from bdjax.sweep.store import read
+        from bdjax.store.records import read
 
         records = read(folder)
     records = judged(records, limits)

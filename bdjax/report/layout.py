@@ -13,8 +13,8 @@ from bdjax import __version__
 from bdjax.report.details import Details, Drawing
 from bdjax.report.figures import COLORS, INK, PAPER
 from bdjax.report.filters import Facet
-from bdjax.report.pool import STATUSES
 from bdjax.report.tables import Printed
+from bdjax.results.pool import STATUSES
 
 if TYPE_CHECKING:
     import polars as pl

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import jax
 
 from bdjax import population
-from bdjax.attacks import ATTACKS
+from bdjax.attacks.table import ATTACKS
 from bdjax.configure import recorded
 from bdjax.errors import UserError
-from bdjax.experiment import attack_member
 from bdjax.keys import Stream, stream
 from bdjax.population import Execution
 from bdjax.report.triggers import Say, Trigger, learned, one_prepared, staged, unlearned
-from bdjax.sweep import trained
+from bdjax.results import member
+from bdjax.store.hashing import plain
 from bdjax.sweep.build import attacked
-from bdjax.sweep.hashing import plain
+from bdjax.train.experiment import attack_member
 from bdjax.types import Array, Attack, Dataset
 
 
@@ -104,9 +104,9 @@ def _from_results(one: Named, dataset: Dataset, learning: Learning, seed: int) -
     cell = one.cell
     wanted = {"dataset": dataset.spec.name, "attack": one.name, "seed": seed, "profile": cell.profile}
     more = {"model": learning.model, "ratio": learning.poison_ratio, "width": learning.width, "train_images": cell.train_images}
-    found = trained.find(str(learning.results), {**wanted, **more})
+    found = member.find(str(learning.results), {**wanted, **more})
     told = json.loads(found.row["config"])
-    trained.method("attack", told["attack"], ATTACKS)  # its file is still the one it was trained with
+    member.method("attack", told["attack"], ATTACKS)  # its file is still the one it was trained with
     network = told["model"]
     _, attack = attacked(cell._replace(model=network["name"], width=network["width"], depth=network.get("depth"), recipe={}))
     asked, held = plain(recorded(attack.config)), told["attack"]["config"]

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from bdjax.report.mitigation import Limits
-from bdjax.report.soundness import NOTES
+from bdjax.results.mitigation import Limits
+from bdjax.results.soundness import NOTES
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,7 +28,7 @@ def verdicts(rows: "pl.DataFrame", limits: Limits) -> list[str]:
 
 
 def notes(rows: "pl.DataFrame", limits: Limits) -> tuple[str, ...]:
-    """The notes of a table of pooled rows (:mod:`bdjax.report.pool`), in their order."""
+    """The notes of a table of pooled rows (:mod:`bdjax.results.pool`), in their order."""
     told = verdicts(rows, limits)
     told += [
         "Interquartile mean over n runs (seeds; the plain mean for fewer than four) and, in brackets, its 95 % stratified "

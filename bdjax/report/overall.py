@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bdjax.comparison import cliques, probability_of_improvement, profile, ranks
 from bdjax.errors import UserError
 from bdjax.metrics import Floats
 from bdjax.report.figures import COLORS, GREY, INK, PAPER, legend, panels_of, styled
-from bdjax.report.mitigation import LIMITS, Limits, judged
-from bdjax.report.pool import described, with_tasks
 from bdjax.report.tables import differing, marks, setting
+from bdjax.results.mitigation import LIMITS, Limits, judged
+from bdjax.results.pool import described, with_tasks
+from bdjax.results.statistics import cliques, probability_of_improvement, profile, ranks
 
 if TYPE_CHECKING:
     import polars as pl

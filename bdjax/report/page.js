@@ -117,7 +117,7 @@ function put(cell, html, value) {
 
 const percent = value => (value === undefined ? "–" : value.toFixed(1).replace("-0.0", "0.0"));
 
-function remarked([, one, chance, unpoisoned, untrained, trained, sum], ok) {  // as bdjax.report.soundness.remark
+function remarked([, one, chance, unpoisoned, untrained, trained, sum], ok) {  // as bdjax.results.soundness.remark
   const hardly = untrained ? `hardly trained (ACC before ${percent(sum / untrained / 100)} %)` : "";
   const told = [[one, ok, "predicts one class"], [chance, ok, "at chance"], [unpoisoned, ok, "no row poisoned"], [untrained, trained, hardly]];
   return told.filter(([count]) => count).map(([count, of, text]) => (count >= of ? text : `${text} in ${count} of ${of} runs`)).join("; ");

@@ -8,9 +8,9 @@ from bdjax import __version__
 from bdjax.report import filters, layout, tables
 from bdjax.report.details import Details, Drawing
 from bdjax.report.layout import Section
-from bdjax.report.mitigation import LIMITS, Limits
-from bdjax.report.scenarios import Scenario
 from bdjax.report.tables import Cell, Printed
+from bdjax.results.mitigation import LIMITS, Limits
+from bdjax.results.scenarios import Scenario
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,8 +29,8 @@ class Drawn(NamedTuple):
 class Pooled(NamedTuple):
     """Records pooled over runs."""
 
-    table: "pl.DataFrame"  # of bdjax.report.pool.table
-    board: "pl.DataFrame"  # of bdjax.report.pool.leaderboard
+    table: "pl.DataFrame"  # of bdjax.results.pool.table
+    board: "pl.DataFrame"  # of bdjax.results.pool.leaderboard
 
 
 def index(

@@ -8,8 +8,8 @@ import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.report.figures import COLORS, legend, panels_of, styled
-from bdjax.report.pool import with_tasks
 from bdjax.report.tables import marks
+from bdjax.results.pool import with_tasks
 
 if TYPE_CHECKING:
     import polars as pl

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bdjax.report.mitigation import LIMITS, Limits
 from bdjax.report.notes import notes
-from bdjax.report.pool import BOARD, GROUP, STATUSES, leaderboard, table
+from bdjax.results.mitigation import LIMITS, Limits
+from bdjax.results.pool import BOARD, GROUP, STATUSES, leaderboard, table
 from bdjax.sweep.goal import named
 
 if TYPE_CHECKING:
@@ -44,30 +44,30 @@ class Printed(NamedTuple):
     heads: tuple[str, ...]
     numeric: tuple[bool, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    columns: tuple[str, ...]  # what each column is called in the frames of bdjax.report.pool
+    columns: tuple[str, ...]  # what each column is called in the frames of bdjax.results.pool
     about: tuple[dict[str, Any], ...]  # of each row, the columns of the frame by which rows are grouped
     constants: dict[str, str]  # columns that hold one value, told once
     notes: tuple[str, ...]
 
 
 def full(records: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
-    """Every scenario and defense (:func:`bdjax.report.pool.table`)."""
+    """Every scenario and defense (:func:`bdjax.results.pool.table`)."""
     return full_of(table(records, limits), limits)
 
 
 def full_of(rows: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
-    """Every scenario and defense, from rows of :func:`bdjax.report.pool.table` with these limits."""
+    """Every scenario and defense, from rows of :func:`bdjax.results.pool.table` with these limits."""
     return _printed(rows, GROUP, ("training", "cell"), limits, always=("attack", "ratio", "defense"))
 
 
 def board(records: "pl.DataFrame", limits: Limits = LIMITS) -> Printed | None:
-    """The leaderboard (:func:`bdjax.report.pool.leaderboard`); None where no defense met a poisoned member."""
+    """The leaderboard (:func:`bdjax.results.pool.leaderboard`); None where no defense met a poisoned member."""
     rows = leaderboard(records, limits)
     return None if rows.is_empty() else board_of(rows, limits)
 
 
 def board_of(rows: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
-    """The leaderboard, from rows of :func:`bdjax.report.pool.leaderboard` with these limits, at least one."""
+    """The leaderboard, from rows of :func:`bdjax.results.pool.leaderboard` with these limits, at least one."""
     return _printed(rows, BOARD, ("variant",), limits, always=("defense",), more=("tasks", "cost"))
 
 
@@ -86,7 +86,7 @@ def markdown_of(told: Printed) -> str:
 
 
 def csv(records: "pl.DataFrame", limits: Limits = LIMITS) -> str:
-    """:func:`bdjax.report.pool.table` as comma-separated values: fractions in full precision."""
+    """:func:`bdjax.results.pool.table` as comma-separated values: fractions in full precision."""
     return table(records, limits).write_csv()
 
 

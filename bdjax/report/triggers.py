@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdjax import population
-from bdjax.attacks import assets as kept
 from bdjax.errors import UserError
-from bdjax.experiment import Data, stage, stamp_all
 from bdjax.keys import Stream, member_key, root, stream
-from bdjax.sweep import trained
-from bdjax.sweep.location import Location
+from bdjax.results import member
+from bdjax.store.location import Location
+from bdjax.train import assets as kept
+from bdjax.train.experiment import Data, stage, stamp_all
 from bdjax.types import Attack, Dataset, Key, Member
 
 Say = Callable[[str], None]
@@ -64,7 +64,7 @@ def unlearned(attack: Attack, dataset: Dataset, seed: int, root_number: int, say
     return Trigger(attack.init(stream(own, Stream.TRIGGER), assets), stream(own, Stream.TRIGGER))
 
 
-def learned(found: trained.Trained, attack: Attack, dataset: Dataset) -> Trigger:
+def learned(found: member.Trained, attack: Attack, dataset: Dataset) -> Trigger:
     """The trigger that a network of a folder of results was trained with.
 
     Args:
@@ -73,7 +73,7 @@ def learned(found: trained.Trained, attack: Attack, dataset: Dataset) -> Trigger
       dataset: of the record's data set, any number of images.
     """
     root_number = json.loads(found.row["config"])["root"]
-    value = trained.trigger_of(found, attack, dataset, staged(attack, dataset, root_number))
+    value = member.trigger_of(found, attack, dataset, staged(attack, dataset, root_number))
     return Trigger(value, stream(member_key(root(root_number), found.row["seed"]), Stream.TRIGGER))
 
 
@@ -108,8 +108,8 @@ def pictures(
       UserError: the data, the attack's file, what it prepared, or the weights of a network with a learned trigger are not here or
         not those of the record; or the trigger is known only by imported images.
     """
-    from bdjax.attacks import ATTACKS
     from bdjax.attacks.stored import STORED
+    from bdjax.attacks.table import ATTACKS
     from bdjax.data import load
 
     config = json.loads(record["config"])
@@ -117,18 +117,18 @@ def pictures(
     if told["name"] == STORED:
         raise UserError("of this attack only stored test images are known, and they lie in the import folder, not in the records")
     whole = load(name, data_dir)  # the pictures are the same for all records of a data set
-    attack = trained.method("attack", told, ATTACKS)(whole.spec, told["config"], profile=config["profile"])
+    attack = member.method("attack", told, ATTACKS)(whole.spec, told["config"], profile=config["profile"])
     own = whole
     if attack.prepare is not None:  # from the very images of the record
         own = load(name, data_dir, train_images=record["train_images"], test_images=record["test_images"])
-        trained.same_images(record, own)
+        member.same_images(record, own)
         _still_kept(attack, own, record, config["root"])
     if attack.update is None:
         trigger = unlearned(attack, own, record["seed"], config["root"])
     elif out is None:
         raise UserError(f"the trigger of {told['name']} is learned while the network is trained: name the folder of its results")
     else:
-        trigger = learned(trained.find(out, {fact: record[fact] for fact in trained.FACTS}), attack, own)
+        trigger = learned(member.find(out, {fact: record[fact] for fact in member.FACTS}), attack, own)
     labels = np.asarray(whole.test.labels)
     classes = np.unique(labels)[:count]
     images = np.stack([whole.test.images[int(np.argmax(labels == k))] for k in classes])

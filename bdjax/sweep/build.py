@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bdjax.attacks.given import NAMED
+from bdjax.attacks.user_files import NAMED
 from bdjax.configure import configure, recorded
 from bdjax.errors import UserError, choose, unknown
+from bdjax.plugins.load import factory, source_digest
+from bdjax.store.hashing import canonical, plain, short_hash
 from bdjax.sweep import editions, imported
-from bdjax.sweep.hashing import canonical, plain, short_hash
-from bdjax.sweep.plugins import factory, source_digest
-from bdjax.training import AUGMENT, PREPARE_PER, SCHEDULES
+from bdjax.train.trainer import AUGMENT, PREPARE_PER, SCHEDULES
 from bdjax.types import Attack, Defense, Model, Recipe
 
 FIXED = ("second_batch", "prepare_per", "shared_trigger")  # fields of a recipe that say how an attack works
@@ -62,8 +62,8 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     Raises:
       UserError: an unknown name or field.
     """
-    from bdjax.attacks import ATTACKS
     from bdjax.attacks.stored import STORED, stored
+    from bdjax.attacks.table import ATTACKS
     from bdjax.data import spec
     from bdjax.models import PRECISIONS, by_name
 
@@ -150,7 +150,7 @@ def defended(cell: DefenseCell, model: Model) -> Defense:
     Raises:
       UserError: an unknown name or field.
     """
-    from bdjax.defenses import DEFENSES
+    from bdjax.defenses.table import DEFENSES
 
     make = factory("defense", cell.defense, {**DEFENSES, "none": _nothing})
     return make(model, cell.config or None, profile=cell.train.profile)

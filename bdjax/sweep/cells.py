@@ -14,15 +14,17 @@ from bdjax.attacks import slots
 from bdjax.attacks.stored import STORED
 from bdjax.data import clean_subset
 from bdjax.errors import PluginError, UserError
-from bdjax.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.keys import Stream, root, stream
 from bdjax.population import Execution, hosts
-from bdjax.sweep import arrays, build, feasible, goal, imported, models, provenance, store, whole
+from bdjax.store import arrays, atomic, checkpoints, provenance
+from bdjax.store import records as store
+from bdjax.store.hashing import array_digest, canonical, short_hash
+from bdjax.store.location import Location
+from bdjax.store.rows import Row, blank, measured, now, one, told_masks
+from bdjax.sweep import build, feasible, goal, imported
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, member_hash
-from bdjax.sweep.hashing import array_digest, canonical, short_hash
-from bdjax.sweep.location import Location
 from bdjax.sweep.progress import Progress
-from bdjax.sweep.rows import Row, blank, measured, now, one, told_masks
+from bdjax.train.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
 from bdjax.types import Array, Attack, Dataset, Defense, Member, Model
 
 
@@ -82,7 +84,7 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
             frozen = _frozen(stacked.assets, len(going))
             leaves = tuple(jax.tree.leaves(trained.trigger))
             members = tuple(records[i]["member"] for i in going)
-            models.save(out, attacked.name, name, models.Stored(members, trained.variables, leaves))
+            checkpoints.save(out, attacked.name, name, checkpoints.Stored(members, trained.variables, leaves))
             processed = attack.recipe.epochs * per_epoch * len(going)
             for at, i in enumerate(going):
                 row, mine = records[i], one(trained._replace(variables=None), at)
@@ -110,7 +112,7 @@ def repair(
     cell: DefenseCell,
     name: str,
     points: Sequence[Point],
-    trained: tuple[dict[str, Row], models.Stored],
+    trained: tuple[dict[str, Row], checkpoints.Stored],
     out: Location,
     progress: Progress,
 ) -> None:
@@ -203,7 +205,7 @@ def members_of(attacked: Attacked, points: Sequence[Point], spc: int = 0) -> Mem
 
 
 def _subjects(
-    attacked: Attacked, defense: Defense, spc: int, points: Sequence[Point], hashes: Sequence[str], stored: models.Stored
+    attacked: Attacked, defense: Defense, spc: int, points: Sequence[Point], hashes: Sequence[str], stored: checkpoints.Stored
 ) -> Subject:
     hyper = jax.tree.map(jnp.asarray, build.stack_hyper(defense, points))
     member = members_of(attacked, points, spc)._replace(hyper=hyper)
@@ -300,7 +302,7 @@ def fail(records: list[Row], error: Exception, out: Location, cell: str, members
     lines = str(error).strip().splitlines()
     reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {lines[0] if lines else ''}".strip()
     path = out / "failures" / f"{cell}-{members}.txt"
-    whole.replace_file(path, "".join(traceback.format_exception(error)).encode())
+    atomic.replace_file(path, "".join(traceback.format_exception(error)).encode())
     print(f"bdjax: {records[0]['attack']} / {records[0]['defense']} failed: {reason} (traceback in {path})", file=sys.stderr)
     for row in records:
         row.update(status="failed", reason=reason)

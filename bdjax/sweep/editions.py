@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError
-from bdjax.sweep.hashing import canonical, short_hash
-from bdjax.sweep.plugins import is_path
+from bdjax.plugins.load import is_path
+from bdjax.store.hashing import canonical, short_hash
 from bdjax.types import DataSpec
 
 KINDS = ("model", "attack", "defense")  # parts of a description that have an edition
@@ -117,8 +117,8 @@ def _today(kind: str, config: str) -> int | None:
 
 @functools.lru_cache(maxsize=1 << 12)
 def _built(kind: str, name: str, network: str | None, profile: str, own: str) -> int | None:
-    from bdjax.attacks import ATTACKS
-    from bdjax.defenses import DEFENSES
+    from bdjax.attacks.table import ATTACKS
+    from bdjax.defenses.table import DEFENSES
     from bdjax.models import MODELS, by_name
 
     if kind == "model":

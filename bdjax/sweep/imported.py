@@ -2,20 +2,15 @@
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bdjax.attacks.stored import STORED, Config
+from bdjax.attacks.stored import Config
 from bdjax.errors import UserError
-from bdjax.sweep.hashing import array_digest
-from bdjax.sweep.import_folder import Import, load
+from bdjax.store.hashing import array_digest
+from bdjax.store.import_folder import Import, load
 from bdjax.types import DataSpec, Split
-
-if TYPE_CHECKING:
-    from bdjax.sweep.plan import Grid
-
-TRAINING = ("epochs", "batch", "recipe", "attack_recipe")  # fields of a grid that say how networks are trained
 
 
 def opened(path: str) -> Import:
@@ -114,43 +109,3 @@ def network(path: str, seed: int, ratio: float) -> Any:
     """The variables of one imported network, host arrays."""
     found = opened(path)
     return found.variables[found.network[found.points.index((seed, ratio))]]
-
-
-def check_grid(grid: "Grid") -> None:
-    """Refuse a grid that asks imported networks to be something else.
-
-    Raises:
-      UserError: another model, width, depth or data set, seeds or ratios that are not in the folder, settings of a training that
-        does not take place or of an attack that has none, or no attack to measure them with.
-    """
-    from bdjax.data import spec
-    from bdjax.models import by_name
-
-    path = str(grid.imported)
-    found = opened(path)
-    if grid.models != (found.model,):
-        raise UserError(f"{path} holds networks {found.model}; given {', '.join(grid.models)}")
-    for dataset in grid.datasets:
-        facts = spec(dataset)
-        check(found, facts, path)
-        given = by_name(found.model, facts, width=grid.width, depth=grid.depth)
-        for field in ("width", "depth"):
-            ours, theirs = (_size(getattr(network, field)) for network in (given, found))
-            if ours != theirs:
-                raise UserError(f"{path} holds networks of {field} {theirs}; given {ours}")
-    for field in TRAINING:
-        if getattr(grid, field):
-            raise UserError(f"imported networks are not trained: {field} has no effect")
-    missing = [(s, r) for s in grid.seeds for r in grid.poison_ratios if (s, r) not in found.points]
-    if missing:
-        there = ", ".join(f"seed {seed} ratio {ratio:g}" for seed, ratio in found.points)
-        raise UserError(f"{path} holds no network with seed {missing[0][0]} and poison ratio {missing[0][1]:g}; it holds {there}")
-    if STORED in grid.attacks:
-        stored_images(path)
-        settings = {"target": grid.target, "attack_config": grid.attack_config.get(STORED)}
-        for field in (name for name, value in settings.items() if value):
-            raise UserError(f"the stored images of {path} have their attack labels: {field} has no effect")
-
-
-def _size(value: int | None) -> int | str:
-    return "whole" if value is None else value

@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bdjax.sweep import build, location
-from bdjax.sweep.claims import Claims
-from bdjax.sweep.hashing import canonical, short_hash
-from bdjax.sweep.lacking import Work
-from bdjax.sweep.location import Location
-from bdjax.sweep.whole import replace_file
+from bdjax.store import location
+from bdjax.store.atomic import replace_file
+from bdjax.store.hashing import canonical, short_hash
+from bdjax.store.leases import Claims
+from bdjax.store.location import Location
+from bdjax.sweep import build
+from bdjax.sweep.pending import Work
 
 
 class Asked(NamedTuple):

@@ -1,7 +1,7 @@
 """A sweep on many machines: every Ray task is a worker that shares the folder of results with the others.
 
 Ray places the workers, gives each its accelerator and starts one again whose machine went away. Cells are handed out by the
-claims of :mod:`bdjax.sweep.claims`, and results go straight to the folder, which every machine must see under the same path
+claims of :mod:`bdjax.store.leases`, and results go straight to the folder, which every machine must see under the same path
 or URL.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bdjax.errors import UserError
-from bdjax.sweep import location, whole
-from bdjax.sweep.compilations import keep_compilations
-from bdjax.sweep.location import Location
-from bdjax.sweep.plan import Grid
+from bdjax.population.compilations import keep_compilations
+from bdjax.store import atomic, location
+from bdjax.store.location import Location
+from bdjax.sweep.grid import Grid
 from bdjax.sweep.run import run
 from bdjax.sweep.status import Watch, headline
 
@@ -51,7 +51,7 @@ def run_on_ray(
         import ray
     except ImportError:
         raise UserError('Ray is not installed; install it with: pip install "bdjax[ray]"') from None
-    place = whole.writable(out)
+    place = atomic.writable(out)
     out = place.absolute() if isinstance(place, Path) else place
     mine = not ray.is_initialized()
     if mine:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from bdjax.attacks import assets
 from bdjax.attacks.stored import STORED
-from bdjax.sweep import build, imported, tracing
-from bdjax.sweep.hashing import canonical
-from bdjax.sweep.plan import Branch
+from bdjax.store.hashing import canonical
+from bdjax.sweep import build, imported, trace
+from bdjax.sweep.expand import Branch
+from bdjax.train import assets
 from bdjax.types import Dataset
 
 
@@ -28,7 +28,7 @@ class Ready:
             folder that cannot be written to, or an import folder whose images are not those of the data set.
         """
         train = branch.train
-        tracing.attack(train, dataset)
+        trace.attack(train, dataset)
         model, attack = build.attacked(train)
         if attack.prepare is not None:
             assets.ready(assets.folder())
@@ -39,4 +39,4 @@ class Ready:
             key = (*network, cell.defense, canonical(cell.config), cell.spc)
             if key not in self._seen:
                 self._seen.add(key)
-                tracing.defense(cell, model, dataset)
+                trace.defense(cell, model, dataset)

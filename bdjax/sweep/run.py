@@ -11,20 +11,23 @@ from typing import Any, TextIO
 from bdjax.data import sizes
 from bdjax.data.room import size_told
 from bdjax.errors import UserError
+from bdjax.plugins.load import settled
 from bdjax.population import Execution, device_memory, hosts
-from bdjax.sweep import build, lacking, location, manifest, models, plan, renewed, store, whole
-from bdjax.sweep.adopt import begin
+from bdjax.store import atomic, checkpoints, location
+from bdjax.store import records as store
+from bdjax.store.leases import PATIENCE, Claims
+from bdjax.store.location import Location
+from bdjax.store.rows import Row
+from bdjax.sweep import build, expand, manifest, outdated, pending
 from bdjax.sweep.cells import clean_reason, place, repair
-from bdjax.sweep.choice import Chosen, chosen
-from bdjax.sweep.claims import PATIENCE, Claims
-from bdjax.sweep.lacking import Open, Tries, Work
-from bdjax.sweep.location import Location
-from bdjax.sweep.plan import Branch, Grid
-from bdjax.sweep.plugins import settled
+from bdjax.sweep.execution import Chosen, chosen
+from bdjax.sweep.expand import Branch
+from bdjax.sweep.grid import Grid
+from bdjax.sweep.imported_cells import begin
+from bdjax.sweep.pending import Open, Tries, Work
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.ready import Ready
-from bdjax.sweep.rows import Row
-from bdjax.sweep.telling import summary
+from bdjax.sweep.summary import summary
 from bdjax.types import Dataset
 
 POLL = (0.5, 5.0)  # seconds between two looks at what other processes have left; at first, at most
@@ -55,8 +58,9 @@ def run(
       data_dir: folder of the data archives.
       execution: how populations run, or single fields of it; the rest is what was tuned (see ``tuned``), or the default of the
         platform and the model.
-      tuned: use the execution that :func:`bdjax.population.tune` remembers for a cell's model, batch and this machine, if any.
-      only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.plan.select`).
+      tuned: use the execution that :func:`bdjax.population.autotune.tune.tune` remembers for a cell's model, batch and this
+        machine, if any.
+      only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.expand.select`).
       limit: number of cells to run at most.
       strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
       patience: seconds after which a cell is taken over from a process that no longer gives signs of life.
@@ -69,14 +73,14 @@ def run(
     Raises:
       UserError: a mistake in the grid, missing data, a folder that cannot be written.
     """
-    out, branches = location.locate(out), plan.select(plan.cells(grid), only or {}, limit)
+    out, branches = location.locate(out), expand.select(expand.cells(grid), only or {}, limit)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
     if strict:
         for branch in branches:
             refuse_infeasible(branch, datasets[branch.train.dataset])
-    whole.writable(out)
-    works = [lacking.work(branch, datasets[branch.train.dataset], grid) for branch in branches]
+    atomic.writable(out)
+    works = [pending.work(branch, datasets[branch.train.dataset], grid) for branch in branches]
     tries = Tries()
     found = [_opened(work, out, tries) for work in works]
     ready = Ready()
@@ -85,7 +89,7 @@ def run(
             ready.look(work.branch, work.dataset)
     if not hosts.leads():  # one of several processes that run the same: the first one tells
         stream = io.StringIO()
-    for line in [*summary(found, choices), *(renewed.lines(works, out) if any(map(_kinds, found)) else ())]:
+    for line in [*summary(found, choices), *(outdated.lines(works, out) if any(map(_kinds, found)) else ())]:
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if _kinds(one)]
     progress = Progress([kind for one in found for kind in _kinds(one)], stream)
@@ -95,7 +99,7 @@ def run(
         _run(unfinished, out, tries, claims, progress)
     records = store.read(out)
     cells = [cell for work in works for cell in (work.cell, *(name for _, name, _ in work.repairs))]
-    members = [build.member_hash(point) for work in works for point in lacking.all_points(work)]
+    members = [build.member_hash(point) for work in works for point in pending.all_points(work)]
     return records.filter(records["cell"].is_in(cells) & records["member"].is_in(members))
 
 
@@ -186,7 +190,7 @@ def _advance(work: Work, out: Location, execution: Execution, tries: Tries, clai
             if not got:
                 continue
             # Another process may have made it before it was claimed.
-            points = hosts.agree(lacking.missing(name, points, out, tries))
+            points = hosts.agree(pending.missing(name, points, out, tries))
             if points:
                 repair(attacked(), cell, name, points, trained(), out, progress)
                 tries.made(name)
@@ -196,7 +200,7 @@ def _advance(work: Work, out: Location, execution: Execution, tries: Tries, clai
 
 def _opened(work: Work, out: Location, tries: Tries) -> Open:
     """What a branch lacks, as the first of several processes finds it."""
-    found = lacking.opened(work, out, tries)
+    found = pending.opened(work, out, tries)
     training, repairs = hosts.agree((found.training, found.repairs))
     return found._replace(training=training, repairs=repairs)
 
@@ -209,15 +213,15 @@ def _holding(claims: Claims, cell: str) -> Iterator[bool]:
         hosts.agree(None)
 
 
-def _trained(work: Work, out: Location, repairs: Sequence[Any]) -> tuple[dict[str, Row], models.Stored]:
+def _trained(work: Work, out: Location, repairs: Sequence[Any]) -> tuple[dict[str, Row], checkpoints.Stored]:
     """Rows by member of a training cell, and its trained members that ``repairs`` need."""
-    rows = lacking.by_member([row for _, row in store.read_cell(out, work.cell)])
-    places = models.find(out, work.cell)
-    needed = dict.fromkeys(lacking.trained_hash(point) for _, _, points in repairs for point in points)
+    rows = pending.by_member([row for _, row in store.read_cell(out, work.cell)])
+    places = checkpoints.find(out, work.cell)
+    needed = dict.fromkeys(pending.trained_hash(point) for _, _, points in repairs for point in points)
     there = [name for name in needed if rows[name]["status"] == "ok"]
     try:
-        return rows, models.load(out, work.cell, [places[name] for name in there])
-    except whole.Corrupt as reason:
+        return rows, checkpoints.load(out, work.cell, [places[name] for name in there])
+    except atomic.Corrupt as reason:
         raise UserError(f"the trained members of cell {work.cell} in {out} changed while they were read: {reason}") from reason
 
 

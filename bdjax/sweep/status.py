@@ -7,9 +7,10 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
-from bdjax.sweep import claims, editions, location, manifest
-from bdjax.sweep.claims import Claim
-from bdjax.sweep.location import Location
+from bdjax.store import leases, location
+from bdjax.store.leases import Claim
+from bdjax.store.location import Location
+from bdjax.sweep import editions, manifest
 from bdjax.sweep.manifest import Asked
 from bdjax.sweep.progress import clock
 
@@ -88,9 +89,9 @@ class Watch:
                 best[row["member"]] = row["status"]
         calls = {(row["created"], row["seconds"], row["compile_seconds"]) for row in rows if row["seconds"] is not None}
         seconds = sum(spent + (compiling or 0.0) for _, spent, compiling in calls) if calls else None
-        found = claims.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._claimed else None
+        found = leases.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._claimed else None
         claim, changed = found[1] if found else None, self._changed(asked.cell)
-        if claim is not None and not claims.gone(claim):
+        if claim is not None and not leases.gone(claim):
             state = "running"
         elif changed:
             state, claim = "outdated", None

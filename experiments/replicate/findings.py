@@ -20,7 +20,7 @@ from runs import by_defense, read
 
 from bdjax.report import overall
 from bdjax.report.sensitivity import swept
-from bdjax.sweep import store
+from bdjax.store import records
 
 SPC = (2, 10)  # of the small survey
 
@@ -51,7 +51,7 @@ def main() -> None:
         "(d) Low ASR and recovered accuracy": claims.recovered(budgets),
         "The published code's behaviour": profiles.table(compared),
         "Models that nobody attacked, and what a repair takes": cost(clean, survey),
-        "Along the main hyper-parameters": along(store.read(args.sensitivity)),
+        "Along the main hyper-parameters": along(records.read(args.sensitivity)),
     }
     text = "\n\n".join(f"## {title}\n\n{body}" for title, body in parts.items())
     head = "# Findings\n\nWritten by `python experiments/replicate/findings.py`; what it says is in [README.md](README.md).\n\n"

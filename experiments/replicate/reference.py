@@ -12,7 +12,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 _SURVEY = runpy.run_path(str(Path(__file__).parents[1] / "survey.py"))
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from bdjax import population
-from bdjax.attacks import assets
 from bdjax.errors import UserError
-from bdjax.experiment import Subject, attack_member, defend_member, stage, trigger_form
 from bdjax.keys import Stream, root, stream
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
+from bdjax.train import assets
+from bdjax.train.experiment import Subject, attack_member, defend_member, stage, trigger_form
 from bdjax.types import Defense, Repair
 from tests.toy import patch_attack
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks.bpp import bpp, quantised
+from bdjax.attacks.bpp.bpp import bpp, quantised
 from bdjax.data.augment import to_float
 from bdjax.errors import UserError
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.attacks.input_aware import Config, input_aware
-from bdjax.attacks.input_aware_mask import distance, learning_rate, mask_training, soft_threshold
-from bdjax.attacks.input_aware_net import generator, upsample
+from bdjax.attacks.input_aware.input_aware import Config, input_aware
+from bdjax.attacks.input_aware.mask import distance, learning_rate, mask_training, soft_threshold
+from bdjax.attacks.input_aware.networks import generator, upsample
 from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.types import Dataset, DataSpec, Split

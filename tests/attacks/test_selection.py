@@ -18,7 +18,7 @@ from bdjax.attacks.selection import (
     ranked_by,
 )
 from bdjax.errors import UserError
-from bdjax.training import poison_count
+from bdjax.train.trainer import poison_count
 
 ROWS = 60
 LABELS = jnp.arange(ROWS, dtype=jnp.int32) % 4

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks.ssba import secret, ssba
-from bdjax.attacks.ssba_net import decode, drawers, encode, enlarged, size
-from bdjax.attacks.ssba_training import Measured, Settings, check, embed, ramp_of, train, weight_at
+from bdjax.attacks.ssba.networks import decode, drawers, encode, enlarged, size
+from bdjax.attacks.ssba.ssba import secret, ssba
+from bdjax.attacks.ssba.training import Measured, Settings, check, embed, ramp_of, train, weight_at
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
 
-module = importlib.import_module("bdjax.attacks.ssba")  # the package exports the factory by this name
+module = importlib.import_module("bdjax.attacks.ssba.ssba")  # the package exports the factory by this name
 
 SMALL = {"width": 8, "bits": 1, "epochs": 80, "batch": 16, "lr": 1e-3}  # 800 steps on the 160 rows of 8x8 pixels
 SETTINGS = Settings(**SMALL, ramp=None)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import DEFENSES
+from bdjax.defenses.table import DEFENSES
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models import MODELS

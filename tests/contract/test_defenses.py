@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from bdjax.data import clean_subset
-from bdjax.defenses import DEFENSES
+from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView, Defense, Model
 from tests.golden import numbers
 from tests.programs import check_export, dtypes_inside, exported
@@ -116,7 +116,7 @@ def shared(tiny_dataset):
 def one_formulation():
     """A network that a defense trains beside the model computes as the model does: that compiles faster for a population."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("bdjax.defenses.bti_dbf_net.lowering_here", lambda: "patches")
+        patched.setattr("bdjax.defenses.bti_dbf.generator.lowering_here", lambda: "patches")
         yield
 
 

@@ -13,7 +13,7 @@ from bdjax.data.arrays import moments
 from bdjax.data.source import digest
 from bdjax.errors import UserError
 from bdjax.sweep import run
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 from tests.data import layouts
 
 Usage = namedtuple("Usage", "total used free")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.defenses.bti_dbf import replacements
+from bdjax.defenses.bti_dbf.bti_dbf import replacements
 from bdjax.keys import Stream, step_key, stream
 from tests.defenses.plain_eval import Adam, log_softmax
 from tests.defenses.plain_network import batches, cross_entropies, follow, forward, plain, shuffled

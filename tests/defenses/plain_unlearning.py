@@ -12,8 +12,8 @@ import numpy as np
 
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
-from bdjax.layers import Conv, Linear, NormAct, tap
 from bdjax.models.build import build
+from bdjax.nn.layers import Conv, Linear, NormAct, tap
 from bdjax.types import ArchSpec, Loop
 from tests.defenses.plain_masks import plain
 from tests.defenses.plain_network import cross_entropies, descend, filled, follow, forward

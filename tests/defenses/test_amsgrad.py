@@ -3,12 +3,12 @@ import numpy as np
 import optax
 import pytest
 
-from bdjax import adam
-from bdjax.defenses.amsgrad import DECAYS, EPS, amsgrad, plain_adam
-from bdjax.defenses.descent import Optimiser
-from bdjax.defenses.schedules import constant
 from bdjax.defenses.tuning import Hyper, tuner
-from bdjax.pooled_linear import fold
+from bdjax.nn.folded_linear import fold
+from bdjax.train import adam
+from bdjax.train.amsgrad import DECAYS, EPS, amsgrad, plain_adam
+from bdjax.train.descent import Optimiser
+from bdjax.train.schedules import constant
 from tests.defenses.plain_network import batches, cross_entropies, dense, dense_logits, pixels, plain
 
 # A large gradient first: from then on the largest second moment is not the present one.

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.defenses import anp
-from bdjax.defenses.anp import ANPHyper, chosen, shake
+from bdjax.defenses.anp import ANPHyper, anp, chosen, shake
 from bdjax.errors import UserError
 from bdjax.keys import step_key
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import NORMS, backdoored, clipped, correct, levels, murky, ones, overhear, plain, rest, under

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import awn
-from bdjax.defenses.awn import AWNHyper, cut, shifted
+from bdjax.defenses.awn import AWNHyper, awn, cut, shifted
 from bdjax.errors import UserError
 from bdjax.keys import step_key
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import NORMS, logits, murky, ones, plain, rest, under

@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax.defenses import bnp
-from bdjax.defenses.bnp import BNPHyper, Moments, divergence
+from bdjax.defenses.bnp import BNPHyper, Moments, bnp, divergence
 from bdjax.errors import UserError
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing, planted
 from tests.defenses.plain_inserts import rows_of

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.convolution import LOWERINGS, convolve, convolve_transposed
 from bdjax.data.augment import to_float
-from bdjax.defenses import bti_dbf
-from bdjax.defenses.bti_dbf import BTIDBFHyper, replacements
-from bdjax.defenses.bti_dbf_net import generator
-from bdjax.defenses.bti_dbf_phases import benign_share, change_of, mean_square
-from bdjax.defenses.bti_dbf_search import InversionHyper, Rules, inverted_triggers
+from bdjax.defenses.bti_dbf.bti_dbf import BTIDBFHyper, bti_dbf, replacements
+from bdjax.defenses.bti_dbf.generator import generator
+from bdjax.defenses.bti_dbf.inversion import InversionHyper, Rules, inverted_triggers
+from bdjax.defenses.bti_dbf.phases import benign_share, change_of, mean_square
 from bdjax.errors import UserError
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
+from bdjax.nn.convolution import LOWERINGS, convolve, convolve_transposed
 from bdjax.types import CleanSet, DefenderView, Loop
 from tests.defenses.plain_bti_dbf import drawn, enlarged, written_out
 from tests.defenses.plain_eval import knowing, trained

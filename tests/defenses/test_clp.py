@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax.defenses import clp
-from bdjax.defenses.clp import Hyper, largest_singular_value, limit, pairs
-from bdjax.models import cnn, preactresnet18
+from bdjax.defenses.clp import Hyper, clp, largest_singular_value, limit, pairs
+from bdjax.models.cnn import cnn
+from bdjax.models.preact_resnet import preactresnet18
 from bdjax.types import DefenderView
 from tests.later import some_later
 

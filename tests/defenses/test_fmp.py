@@ -8,8 +8,7 @@ import pytest
 
 from bdjax import tree
 from bdjax.data.augment import to_float
-from bdjax.defenses import fmp
-from bdjax.defenses.fmp import PRESETS, FMPHyper, _executed, _kept, _measurer, _registered_norms
+from bdjax.defenses.fmp import PRESETS, FMPHyper, _executed, _kept, _measurer, _registered_norms, fmp
 from bdjax.defenses.tuning import Tuned
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream

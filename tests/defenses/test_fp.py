@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.defenses import fp
-from bdjax.defenses.fp import FPHyper, choose_level, levels
+from bdjax.defenses.fp import FPHyper, choose_level, fp, levels
 from bdjax.errors import UserError
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing

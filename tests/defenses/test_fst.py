@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.defenses import fst, ft
-from bdjax.defenses.fst import FSTHyper, redrawn
+from bdjax.defenses.fst import FSTHyper, fst, redrawn
+from bdjax.defenses.ft import ft
 from bdjax.defenses.tuning import Hyper
 from bdjax.errors import UserError
 from bdjax.types import DefenderView, Output

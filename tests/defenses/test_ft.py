@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import ft
+from bdjax.defenses.ft import ft
 from bdjax.defenses.tuning import Hyper
 from bdjax.errors import UserError
 from bdjax.types import DefenderView

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import ft, ft_sam
-from bdjax.defenses.ft_sam import FTSAMHyper, perturbation, smoothed_divergence
-from bdjax.defenses.schedules import cosine_by_step
+from bdjax.defenses.ft import ft
+from bdjax.defenses.ft_sam import FTSAMHyper, ft_sam, perturbation, smoothed_divergence
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.errors import UserError
+from bdjax.train.schedules import cosine_by_step
 from bdjax.types import DefenderView, Output
 from tests.defenses.plain_network import batches, dense, descend, follow, forward, pixels, plain
 

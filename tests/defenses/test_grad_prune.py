@@ -7,15 +7,15 @@ import pytest
 
 from bdjax import tree
 from bdjax.data import clean_subset
-from bdjax.defenses import grad_prune
-from bdjax.defenses.grad_prune import GradPruneHyper
-from bdjax.defenses.grad_prune_filters import filters, masks_of, pruned
-from bdjax.defenses.grad_prune_passes import pixels as as_floats
-from bdjax.defenses.grad_prune_passes import plan, sizes
-from bdjax.defenses.grad_prune_rounds import Ended, within
-from bdjax.defenses.grad_prune_tuning import tuner
+from bdjax.defenses.grad_prune.filters import filters, masks_of, pruned
+from bdjax.defenses.grad_prune.grad_prune import GradPruneHyper, grad_prune
+from bdjax.defenses.grad_prune.joint_tuning import tuner
+from bdjax.defenses.grad_prune.passes import pixels as as_floats
+from bdjax.defenses.grad_prune.passes import plan, sizes
+from bdjax.defenses.grad_prune.rounds import Ended, within
 from bdjax.errors import UserError
-from bdjax.models import cnn, preactresnet18
+from bdjax.models.cnn import cnn
+from bdjax.models.preact_resnet import preactresnet18
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import backdoored, correct, murky

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import grad_prune, grad_prune_triggers
-from bdjax.defenses.grad_prune import Config
-from bdjax.defenses.grad_prune_triggers import SOURCES, Source
-from bdjax.defenses.nc import NCHyper
-from bdjax.defenses.nc_search import Rules, searcher
-from bdjax.models import cnn
+from bdjax.defenses.grad_prune import triggers
+from bdjax.defenses.grad_prune.grad_prune import grad_prune
+from bdjax.defenses.grad_prune.settings import Config
+from bdjax.defenses.grad_prune.triggers import SOURCES, Source
+from bdjax.defenses.nc.nc import NCHyper
+from bdjax.defenses.nc.search import Rules, searcher
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import log_softmax
 from tests.defenses.plain_masks import backdoored, correct, murky
@@ -70,7 +71,7 @@ def test_a_class_whose_search_was_not_finite_is_not_the_target(small, clean, mon
     pattern = found.pattern * np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1) / 4
     norm = np.array([3.0, 1.0, 2.0, 4.0], np.float32)
     found = found._replace(norm=norm, alive=np.array([True, False, True, True]), pattern=pattern)
-    monkeypatch.setattr(grad_prune_triggers, "searcher", lambda *built: lambda *asked: found)
+    monkeypatch.setattr(triggers, "searcher", lambda *built: lambda *asked: found)
     images = SOURCES["universal"](network, Config()).make(KEY, start, rows, ())
     assert np.all(np.asarray(images) == 0.5)
 
@@ -144,7 +145,7 @@ def test_a_generator_that_diverged_has_no_images(alive, small, clean, monkeypatc
         asked.append(rules)
         return lambda *view: SimpleNamespace(images=given, alive=np.bool_(alive))
 
-    monkeypatch.setattr(grad_prune_triggers, "inverted_triggers", inverted)
+    monkeypatch.setattr(triggers, "inverted_triggers", inverted)
     images = np.asarray(SOURCES["generator"](network, Config(**SHORT)).make(KEY, start, rows, ()))
     assert [(each.rounds, each.batch, each.pretrain_epochs, each.generator_levels) for each in asked] == [(1, 8, 2, 1)]
     if alive:

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import i_bau
-from bdjax.defenses.i_bau import Config, IBAUHyper, fixed_point, patched
+from bdjax.defenses.i_bau import Config, IBAUHyper, fixed_point, i_bau, patched
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import ims
-from bdjax.defenses.ims import TOLD, IMSHyper
-from bdjax.defenses.ims_networks import agree, disagree, factors
+from bdjax.defenses.ims.ims import TOLD, IMSHyper, ims
+from bdjax.defenses.ims.networks import agree, disagree, factors
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import Adam, knowing, log_softmax
 from tests.defenses.plain_masks import correct, murky, plain

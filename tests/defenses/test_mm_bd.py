@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import mm_bd
-from bdjax.defenses.mm_bd import MMBDHyper
+from bdjax.defenses.mm_bd import MMBDHyper, mm_bd
 from bdjax.errors import UserError
-from bdjax.models import MODELS, cnn
+from bdjax.models import MODELS
+from bdjax.models.cnn import cnn
 from bdjax.sweep import run as sweep
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import Adam, knowing, planted
 from tests.defenses.plain_inserts import inserted, rows_of, widened

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import ft, nad
-from bdjax.defenses.nad import NADHyper, _last_stages, _published_taps, _updates, attention
+from bdjax.defenses.ft import ft
+from bdjax.defenses.nad import NADHyper, _last_stages, _published_taps, _updates, attention, nad
 from bdjax.defenses.tuning import Hyper
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-from bdjax.pooled_linear import pool
+from bdjax.nn.folded_linear import pool
 from bdjax.types import DefenderView
 from tests.defenses.plain_network import batches, cross_entropies, dense, descend, follow, forward, pixels, plain
 from tests.later import some_later

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import nc
-from bdjax.defenses.nc import Config, NCHyper, _gather, _virtual, outliers, split
-from bdjax.defenses.nc_search import Rules
+from bdjax.defenses.nc.nc import Config, NCHyper, _gather, _virtual, nc, outliers, split
+from bdjax.defenses.nc.search import Rules
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing, network, planted, searched
 from tests.defenses.plain_network import cross_entropies, filled, pixels, plain

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import nc_search
-from bdjax.defenses.nc import NCHyper
-from bdjax.defenses.nc_search import Rules, advance, first_control, searcher, squashed, stamp
+from bdjax.defenses.nc import search as nc_search
+from bdjax.defenses.nc.nc import NCHyper
+from bdjax.defenses.nc.search import Rules, advance, first_control, searcher, squashed, stamp
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
 from bdjax.models.build import _standardise
+from bdjax.models.cnn import cnn
 from bdjax.types import DataSpec, Loop
 from tests.defenses.plain_eval import knowing, searched, steered
 from tests.defenses.plain_network import pixels

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import nft
-from bdjax.defenses.nft import NFTHyper, partners
+from bdjax.defenses.nft import NFTHyper, nft, partners
 from bdjax.defenses.tuning import bits_by_index
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import NORMS, backdoored, correct, logits, murky, ones, plain, under

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import npd
-from bdjax.defenses.npd import NPDHyper, first_plug, targeted, with_plug
+from bdjax.defenses.npd import NPDHyper, first_plug, npd, targeted, with_plug
 from bdjax.defenses.tuning import Batch
 from bdjax.errors import UserError
-from bdjax.models import MODELS, cnn
+from bdjax.models import MODELS
+from bdjax.models.cnn import cnn
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing, log_softmax
 from tests.defenses.plain_inserts import inserted, widened

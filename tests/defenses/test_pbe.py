@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import pbe
-from bdjax.defenses.pbe import PBEHyper, perturbed
+from bdjax.defenses.pbe import PBEHyper, pbe, perturbed
 from bdjax.defenses.tuning import Batch
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream

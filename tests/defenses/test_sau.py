@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import sau
-from bdjax.defenses.sau import Config, SAUHyper, shared_perturbation
+from bdjax.defenses.sau import Config, SAUHyper, sau, shared_perturbation
 from bdjax.defenses.sau import _unlearning as unlearning
 from bdjax.defenses.tuning import Batch, epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import DefenderView, Loop
 from tests.defenses.plain_eval import Adam, knowing, log_softmax, network
 from tests.defenses.plain_network import cross_entropies, filled, pixels

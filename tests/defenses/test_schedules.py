@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bdjax.defenses.nft import NFTHyper
-from bdjax.defenses.schedules import constant, cosine_between, cosine_by_epoch, cosine_by_step, plateau
 from bdjax.defenses.tuning import Hyper
+from bdjax.train.schedules import constant, cosine_between, cosine_by_epoch, cosine_by_step, plateau
 
 LR = Hyper(np.float32(0.01))
 

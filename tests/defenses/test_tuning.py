@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses.schedules import Schedule, cosine_by_epoch
 from bdjax.defenses.tuning import Hyper, cross_entropy_gradient, epoch_plan, masked_mean, tuner
-from bdjax.models import cnn
-from bdjax.training import cosine
+from bdjax.models.cnn import cnn
+from bdjax.train.schedules import Schedule, cosine_by_epoch
+from bdjax.train.trainer import cosine
 from bdjax.types import Loop
 from tests.defenses.plain_network import plain
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.defenses import DEFENSES
+from bdjax.defenses.table import DEFENSES
 from bdjax.types import CleanSet, DefenderView
 from tests.later import some_later
 from tests.networks import DROPPING, INVERTED, PUBLISHED, SLOWEST, drawn, reduced, shapes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bdjax.models import MODELS
-from bdjax.training import cross_entropy, sgd
+from bdjax.train.trainer import cross_entropy, sgd
 from tests.networks import DROPPING, MEAN, STD, drawn, spec
 from tests.torch_networks import NETWORKS, benchmarked, published, seen_by, state_dict, torch
 

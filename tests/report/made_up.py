@@ -4,7 +4,7 @@ SOURCE = '''
 import jax
 import jax.numpy as jnp
 
-from bdjax.attacks import badnets
+from bdjax.attacks.badnets.badnets import badnets
 from bdjax.attacks.slots import active, count, most
 from bdjax.types import Recipe
 

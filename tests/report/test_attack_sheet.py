@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from bdjax import population
+from bdjax.cli.show_attack import markdown, show, show_attack
 from bdjax.data import load
 from bdjax.errors import UserError
-from bdjax.experiment import stage, stamp_all
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.population import Execution
 from bdjax.report import html
@@ -19,12 +19,14 @@ from bdjax.report.attack_sheet import DPI, FRAME, GAP, Shown, attack_sheet, chan
 from bdjax.report.details import details
 from bdjax.report.learned import Learning
 from bdjax.report.quality import Summary
-from bdjax.report.scenarios import scenarios
-from bdjax.report.show import markdown, show, show_attack
 from bdjax.report.triggers import pictures, unlearned
-from bdjax.sweep import build, hashing, run, trained
+from bdjax.results import member
+from bdjax.results.scenarios import scenarios
+from bdjax.store import hashing
+from bdjax.sweep import build, run
 from bdjax.sweep.build import TrainCell
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
+from bdjax.train.experiment import stage, stamp_all
 from tests.report.made_up import SOURCE
 from tests.report.sketch import sketch
 
@@ -174,7 +176,7 @@ def results(file, tmp_path_factory):
 def learned_images(out, ratio):
     """Triggered test images of a member as they were measured, and their rows."""
     dataset = load("digits", train_images=100)
-    found = trained.triggered(trained.find(out, {"ratio": ratio}), dataset)
+    found = member.triggered(member.find(out, {"ratio": ratio}), dataset)
     return dict(zip(found.index.tolist(), found.images, strict=True))
 
 
@@ -282,7 +284,7 @@ def test_no_name_means_every_attack_that_fits_the_data(tmp_path, monkeypatch):
         raise UserError("picky needs larger images")
 
     some = {"badnets": attacks.badnets, "blended": attacks.blended, "picky": picky}
-    for module in ("bdjax.attacks", "bdjax.report.show"):
+    for module in ("bdjax.attacks", "bdjax.cli.show_attack"):
         monkeypatch.setattr(f"{module}.ATTACKS", some)
     told = []
     made = show([], "digits", out=tmp_path / "all.png", images=2, say=told.append)

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from bdjax.report import html, tables
-from bdjax.report.pool import leaderboard
+from bdjax.results.pool import leaderboard
 from tests.report.conftest import frame, row
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

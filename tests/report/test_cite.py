@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from bdjax.attacks import ATTACKS
+from bdjax.attacks.table import ATTACKS
 from bdjax.data import DATASETS
-from bdjax.defenses import DEFENSES
+from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS
-from bdjax.report import cite
-from bdjax.report.cite import Paper, bibtex, papers
+from bdjax.results import cite
+from bdjax.results.cite import Paper, bibtex, papers
 from bdjax.sweep.listing import paper
 
 METHODS = {**ATTACKS, **DEFENSES, **{name: make for name, make in MODELS.items() if name != "cnn"}}

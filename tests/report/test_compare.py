@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from bdjax.cli import main
+from bdjax.cli.main import main
 from bdjax.errors import UserError
 from bdjax.report import compare
-from bdjax.sweep import store
+from bdjax.store import records
 from tests.report.conftest import frame, row
 
 
@@ -51,7 +51,7 @@ def test_defenses_that_cannot_be_compared_are_named(two):
 
 
 def test_the_command_prints_the_table_and_draws_it(two, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "read", lambda out: two)
+    monkeypatch.setattr(records, "read", lambda out: two)
     assert main(["compare-masks", str(tmp_path), "anp", "clp"]) == 0
     assert "| 10 % poisoned | bn1 | 8 | 2.0 | 2.0 | 1.0 | 0.8 | 0.20 | 2 |" in capsys.readouterr().out
     assert (tmp_path / "figures" / "masks-anp-clp.png").stat().st_size > 10_000

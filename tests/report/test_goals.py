@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from bdjax.report import curves, html, tables
-from bdjax.report.scenarios import scenarios
+from bdjax.results.scenarios import scenarios
 from tests.report.conftest import SPEC, row
 
 RULES = ("all_to_one", "all_to_all")

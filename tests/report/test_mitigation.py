@@ -7,11 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bdjax import cli, metrics
+from bdjax import metrics
+from bdjax.cli import main as cli
 from bdjax.errors import UserError
 from bdjax.report import html, tables
-from bdjax.report.mitigation import Limits, checked, judged
-from bdjax.sweep import store
+from bdjax.results.mitigation import Limits, checked, judged
+from bdjax.store import records as store
 from tests.report.conftest import frame, row
 
 LOST = ("acc", "asr", "ra", "arr", "rdr", "der")
@@ -160,7 +161,7 @@ def test_the_headline_and_its_limits_stand_in_table_csv_latex_and_page(broken, t
 
 
 def test_a_page_judged_by_other_limits_is_drawn_again(broken):
-    from bdjax.report.scenarios import scenarios
+    from bdjax.results.scenarios import scenarios
 
     shown = scenarios(broken)[0]
     assert html._digest(shown, Limits()) != html._digest(shown, Limits(max_asr=0.2))

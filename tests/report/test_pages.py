@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from bdjax.report import html
-from bdjax.report.scenarios import scenarios
+from bdjax.results.scenarios import scenarios
 from tests.report.conftest import frame, row
 
 ATTACKS = ("badnets", "blended", "sig", "wanet", "bpp")  # one more than an index holds itself
@@ -91,7 +91,7 @@ def test_several_processes_draw_the_same_pages(many, tmp_path, monkeypatch):
 
 
 def test_pages_in_an_object_store(many):
-    from bdjax.sweep import location
+    from bdjax.store import location
 
     place = location.locate("memory://pages/run")
     drawn = []

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from bdjax.report import html, tables
-from bdjax.report.soundness import sounded
+from bdjax.results.soundness import sounded
 from tests.report.conftest import SPEC, frame, row
 
 NEW = {"classes": pl.Int64, "majority": pl.Float64, "one_class_before": pl.Float64, "one_class": pl.Float64}

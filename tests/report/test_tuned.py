@@ -8,7 +8,7 @@ import pytest
 
 from bdjax.errors import UserError
 from bdjax.report import html, tuned
-from bdjax.sweep import arrays
+from bdjax.store import arrays
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from bdjax.sweep.claims import Claims
+from bdjax.store.leases import Claims
 
 CELL = "c" * 24
 

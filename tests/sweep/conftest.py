@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from bdjax.sweep import store
+from bdjax.store import records
 from tests.sweep.shared import programs
 from tests.sweep.small import GRID, TOGETHER, go, import_of, saved
 
@@ -28,7 +28,7 @@ def together(population, tmp_path_factory):
     """The same, but its members were repaired by clp all at once."""
     out = shutil.copytree(population[0], tmp_path_factory.mktemp("together") / "out")
     for path in (out / "records").rglob("*.parquet"):
-        if store.read_file(path)[0]["defense"] == "clp":
+        if records.read_file(path)[0]["defense"] == "clp":
             path.unlink()
     return out, go(GRID, out, execution=TOGETHER)
 

@@ -4,14 +4,15 @@ import dataclasses
 
 import numpy as np
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.data import load
 from bdjax.population import Execution
-from bdjax.sweep import import_folder, trained
+from bdjax.results import member
+from bdjax.store import import_folder
+from bdjax.store.import_folder import File, Import, Triggered
+from bdjax.store.rows import VOLATILE
 from bdjax.sweep import run as sweep
-from bdjax.sweep.import_folder import File, Import, Triggered
-from bdjax.sweep.plan import Grid
-from bdjax.sweep.rows import VOLATILE
+from bdjax.sweep.grid import Grid
 
 HOW = Execution("loop", "native", "dispatch")  # one compiled step serves any number of members: least to compile
 EXECUTION = ["--strategy", "loop", "--lowering", "native", "--loop", "dispatch"]
@@ -52,13 +53,13 @@ def images():
 
 def networks(out):
     """The trained variables of a folder of results, one per point."""
-    return [trained.find(out, {"seed": seed, "ratio": ratio}) for seed, ratio in POINTS]
+    return [member.find(out, {"seed": seed, "ratio": ratio}) for seed, ratio in POINTS]
 
 
 def import_of(out, **fields):
     """The networks of a folder of results as an import would leave them, with the triggered test images of the whole test set."""
     found = networks(out)
-    kept = trained.triggered(found[0], images())
+    kept = member.triggered(found[0], images())
     whole = Import(
         model="cnn",
         width=4,

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.sweep import build, plan, run, tracing
-from bdjax.sweep.plan import Grid
+from bdjax.sweep import build, expand, run, trace
+from bdjax.sweep.grid import Grid
 from bdjax.sweep.ready import Ready
 from bdjax.types import Dataset, Split
 from tests.sweep.plugin_files import HEAD, attack, defense
@@ -33,7 +33,7 @@ def dataset():
 
 
 def look(dataset, **fields):
-    for branch in plan.cells(dataclasses.replace(GRID, **fields)):
+    for branch in expand.cells(dataclasses.replace(GRID, **fields)):
         Ready().look(branch, dataset)
 
 
@@ -127,7 +127,7 @@ WRONG = {
     ),
     "a factory that fails": (HEAD + FACTORY + "    return model.nope\n", "line 13: mine fails: AttributeError: .*'nope'"),
     "an attack": (
-        HEAD + "from bdjax.attacks import badnets\n" + FACTORY + "    return badnets(model.spec)\n",
+        HEAD + "from bdjax.attacks.badnets.badnets import badnets\n" + FACTORY + "    return badnets(model.spec)\n",
         "it returns an Attack; name it with --attack",
     ),
     "hyper-parameters without names": (
@@ -280,10 +280,10 @@ def test_check_refuses_a_cache_that_cannot_keep_what_an_attack_prepares(dataset,
 def test_the_methods_of_the_package_are_traced_only_where_the_cell_decides(dataset, monkeypatch):
     traced = []
     monkeypatch.setattr(jax, "eval_shape", lambda *a, **k: traced.append(a))
-    branch = plan.cells(dataclasses.replace(GRID, defenses=("ft", "fp")))[0]
-    tracing.attack(branch.train, dataset)
+    branch = expand.cells(dataclasses.replace(GRID, defenses=("ft", "fp")))[0]
+    trace.attack(branch.train, dataset)
     for cell in branch.defenses:
-        tracing.defense(cell, build.attacked(branch.train)[0], dataset)
+        trace.defense(cell, build.attacked(branch.train)[0], dataset)
     assert traced == []
 
 
@@ -300,14 +300,14 @@ def test_a_finished_sweep_is_not_traced_again(monkeypatch, population):
 
 @pytest.mark.parametrize("flag", ["--hyper", "--config", "--only"])
 def test_a_users_method_is_named_by_its_factory(tmp_path, flag, capsys, own_cache):
-    from bdjax.sweep.flags import Scenario, grid_of
+    from bdjax.cli.flags import Scenario, grid_of
 
     file = tmp_path / "loud.py"
     file.write_text(defense(name="loud"))
     name = f"{file}:loud"
     if flag == "--only":
-        branches = plan.cells(dataclasses.replace(GRID, defenses=("clp", name)))
-        (branch,) = plan.select(branches, {"defense": "loud"})
+        branches = expand.cells(dataclasses.replace(GRID, defenses=("clp", name)))
+        (branch,) = expand.select(branches, {"defense": "loud"})
         assert [cell.defense for cell in branch.defenses] == [name]
         return
     given = {flag.removeprefix("--"): ("loud.factor=3,4,5",)}
@@ -319,7 +319,7 @@ def test_a_users_method_is_named_by_its_factory(tmp_path, flag, capsys, own_cach
 
 
 def test_two_users_methods_of_one_name_are_told_apart(tmp_path):
-    from bdjax.sweep.flags import Scenario, grid_of
+    from bdjax.cli.flags import Scenario, grid_of
 
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -349,7 +349,7 @@ def test_the_console_names_no_traceback_either_way(tmp_path, capsys, own_cache):
 
 
 def test_the_settings_of_a_grids_file_may_name_a_users_method_by_its_factory_too(tmp_path):
-    from bdjax.sweep.flags import Scenario, grid_of
+    from bdjax.cli.flags import Scenario, grid_of
 
     file = tmp_path / "loud.py"
     file.write_text(defense(name="loud"))
@@ -358,4 +358,4 @@ def test_the_settings_of_a_grids_file_may_name_a_users_method_by_its_factory_too
     assert grid_of(Scenario(), base).hyper == {name: {"factor": (3.0,)}, "ft": {"lr": (0.1,)}}
     assert grid_of(Scenario(defense=("ft",)), base).hyper == {"ft": {"lr": (0.1,)}}  # what was taken out goes with its settings
     with pytest.raises(UserError, match="unknown method of hyper 'lout'"):  # and what nobody is called is no setting of anything
-        plan.cells(grid_of(Scenario(), dataclasses.replace(base, hyper={"lout": {"factor": (3.0,)}})))
+        expand.cells(grid_of(Scenario(), dataclasses.replace(base, hyper={"lout": {"factor": (3.0,)}})))

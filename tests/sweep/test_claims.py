@@ -8,15 +8,15 @@ import time
 
 import pytest
 
-from bdjax.sweep import claims, whole
-from bdjax.sweep.claims import Claims
+from bdjax.store import atomic, leases
+from bdjax.store.leases import Claims
 from tests.sweep import claimed
 from tests.sweep.claimed import CELL
 
 HOLD = f"""
 import sys, time
 from pathlib import Path
-from bdjax.sweep.claims import Claims
+from bdjax.store.leases import Claims
 with Claims(Path(sys.argv[1])) as mine, mine.holding("{CELL}") as got:
     assert got
     print("held", flush=True)
@@ -45,7 +45,7 @@ def path(out):
 
 def someone(out, **fields):
     """A claim of a process on another machine, which will never beat."""
-    claim = claims.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
+    claim = leases.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
     path(out).parent.mkdir(parents=True, exist_ok=True)
     path(out).write_bytes(json.dumps(claim._asdict()).encode())
     return claim
@@ -82,10 +82,10 @@ def test_a_killed_process_that_nobody_reaped_is_dead(tmp_path, other):
 
 
 def test_a_process_number_that_was_given_again_is_another_process(tmp_path, other):
-    claim = claims.read(path(tmp_path))[1]
-    assert not claims.gone(claim)
-    assert claims.gone(claim._replace(started="1"))
-    assert not claims.gone(claim._replace(started="1", place="other machine"))  # nothing is known of processes there
+    claim = leases.read(path(tmp_path))[1]
+    assert not leases.gone(claim)
+    assert leases.gone(claim._replace(started="1"))
+    assert not leases.gone(claim._replace(started="1", place="other machine"))  # nothing is known of processes there
 
 
 def test_a_claim_that_stops_beating_is_taken_over_by_the_watchers_own_clock(tmp_path, said):
@@ -121,22 +121,22 @@ def test_taking_over_does_not_rob_whoever_was_faster(tmp_path):
     someone(tmp_path, beat=7)  # the claim that was judged is gone; this one is alive
     with Claims(tmp_path) as mine:
         assert not mine._take_over(path(tmp_path), CELL, content, stale)
-    assert claims.read(path(tmp_path))[1].beat == 7
+    assert leases.read(path(tmp_path))[1].beat == 7
 
 
 def test_who_loses_a_cell_does_not_give_back_the_next_owners(tmp_path):
     with Claims(tmp_path) as one, one.holding(CELL):
         path(tmp_path).unlink()
         someone(tmp_path)
-    assert claims.read(path(tmp_path))[1].host == "far"
+    assert leases.read(path(tmp_path))[1].host == "far"
 
 
 def test_what_the_dead_left_half_written_goes_and_nothing_else(tmp_path, other):
-    dead = claims.read(path(tmp_path))[1].token
+    dead = leases.read(path(tmp_path))[1].token
     folder = tmp_path / "records" / CELL
     folder.mkdir(parents=True)
     leavings = folder / f".x.parquet.{dead}.tmp"
-    living = whole.temporary_of(folder / "y.parquet")
+    living = atomic.temporary_of(folder / "y.parquet")
     half = tmp_path / "models" / CELL / f".z.{dead}.tmp"
     half.mkdir(parents=True)
     (half / "state").write_text("half")

@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 
 from bdjax import tree
-from bdjax.cli import main
+from bdjax.cli.main import main
 from bdjax.defenses.channels import LEVELS_OF_U
 from bdjax.errors import UserError
 from bdjax.report.curves import frame, grouped
-from bdjax.sweep import curves, store, trained
+from bdjax.results import curves, member
+from bdjax.store import records
 from tests.later import some_later
 from tests.sweep.small import GRID, go, images
 from tests.sweep.test_trained import accuracy
@@ -36,7 +37,7 @@ def repaired(population, tmp_path_factory):
     """``f(defense, ...) -> folder`` of the trained members, those of one seed repaired by these defenses and maybe others."""
     folder = shutil.copytree(population[0], tmp_path_factory.mktemp("curves") / "out")
     for path in (folder / "records").rglob("*.parquet"):
-        if store.read_file(path)[0]["defense"] != "none":
+        if records.read_file(path)[0]["defense"] != "none":
             path.unlink()
 
     def repaired(*defenses):
@@ -74,7 +75,7 @@ def test_fine_prunings_levels_are_networks_before_their_tuning(repaired):
     out = repaired("fp")
     (found,) = curves.measure(out, "fp")
     for i, row in enumerate(found.rows):
-        held = trained.held(out, row)
+        held = member.held(out, row)
         rank, d = np.array(json.loads(row["trace"])["rank"]), 16
         assert sorted(rank) == list(range(d))
         assert rates(found, i, 0) == pytest.approx((row["acc_before"], row["asr_before"]), abs=1e-12)

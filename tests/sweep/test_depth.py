@@ -5,12 +5,14 @@ import json
 
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-from bdjax.sweep import store, trained
+from bdjax.results import member
+from bdjax.store import records
 from bdjax.sweep.build import cell_hash, describe
-from bdjax.sweep.plan import Grid, cells
+from bdjax.sweep.expand import cells
+from bdjax.sweep.grid import Grid
 from tests.sweep.small import EXECUTION, refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -33,11 +35,11 @@ def test_cnn_has_none(capsys, command):
 def test_a_shallow_network_runs_and_its_record_says_so(tmp_path):
     arguments = ["--model", "preactresnet18", "--depth", "1", *SMALL, *EXECUTION, "--defense", "none"]
     assert cli.main(["run", *arguments, "--out", str(tmp_path)]) == 0
-    frame = store.read(tmp_path)
+    frame = records.read(tmp_path)
     assert frame.height == 1 and set(frame["status"]) == {"ok"}
     assert all(json.loads(config)["model"]["depth"] == 1 for config in frame["config"])
-    found = trained.find(tmp_path, {})
-    model = trained.network(found)
+    found = member.find(tmp_path, {})
+    model = member.network(found)
     assert (model.name, model.width, model.depth) == ("preactresnet18", 2, 1)
     assert {name.split("/")[0] for name in model.arch.norms} & {"layer1_0", "layer1_1"} == {"layer1_0"}
     assert "layer1_1" not in found.variables["params"]

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from bdjax.sweep import store
-from bdjax.sweep.rows import VOLATILE
+from bdjax.store import records as store
+from bdjax.store.rows import VOLATILE
 
 pytestmark = pytest.mark.slow  # several processes, each of which compiles
 
 PROCESSES = 3
 GRID = """
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
     attacks=("badnets", "blended"), defenses=("ft", "fp", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1),
@@ -34,12 +34,12 @@ grid = Grid(
 CELLS, ROWS = 12, 48
 WORKER = """
 import sys
-from bdjax.cli import main
+from bdjax.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 SKEWED = """
 import datetime, time
-from bdjax.sweep import rows
+from bdjax.store import rows
 shift = {shift}
 ours, sound = rows.now, time.time
 rows.now = lambda: (datetime.datetime.fromisoformat(ours()) + datetime.timedelta(seconds=shift)).isoformat(timespec="seconds")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from bdjax import cli
-from bdjax.attacks import ATTACKS
+from bdjax.attacks.table import ATTACKS
+from bdjax.cli import main as cli
 from bdjax.data import spec
 from bdjax.errors import UserError
-from bdjax.sweep import feasible, goal, planning
-from bdjax.sweep.plan import Grid
+from bdjax.sweep import estimate, feasible, goal
+from bdjax.sweep.grid import Grid
 from tests.sweep.small import DATA, EXECUTION, go
 
 LABELS = np.arange(1000) % 10
@@ -62,14 +62,14 @@ def test_a_selection_of_somebodys_own_that_fails_is_one_line():
 
 def test_a_plan_says_so_and_does_not_count_the_members():
     grid = Grid(datasets=("digits",), attacks=("badnets", "wanet"), poison_ratios=(0.0, 0.0003, 0.1), seeds=(0, 1), epochs=1)
-    found = planning.overview(grid, measuring=planning.Measuring(tune=False, memory=False))
+    found = estimate.overview(grid, measuring=estimate.Measuring(tune=False, memory=False))
     badnets, wanet = found.cells
     assert (badnets.members, len(badnets.infeasible), wanet.members, len(wanet.infeasible)) == (4, 1, 4, 1)
     assert found.members == 8 and {repair.members for repair in badnets.repairs} == {4}
-    text = "\n".join(planning.lines(found))
+    text = "\n".join(estimate.lines(found))
     assert "infeasible, and not counted: badnets poisons no row at ratio 0.0003" in text and "target 0, 4 members" in text
-    longer = planning.overview(
-        Grid(attacks=("wanet",), poison_ratios=(0.0003,)), measuring=planning.Measuring(False, memory=False)
+    longer = estimate.overview(
+        Grid(attacks=("wanet",), poison_ratios=(0.0003,)), measuring=estimate.Measuring(False, memory=False)
     )
     assert not longer.cells[0].infeasible  # one is expected over 100 epochs
 

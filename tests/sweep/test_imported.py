@@ -11,10 +11,11 @@ from bdjax.data import spec
 from bdjax.errors import UserError
 from bdjax.models import by_name
 from bdjax.report.tables import csv, markdown
-from bdjax.sweep import adopt, import_folder, lacking, store
+from bdjax.store import import_folder, records
 from bdjax.sweep import imported as imports
+from bdjax.sweep import imported_cells, pending
 from bdjax.sweep.build import cell_hash
-from bdjax.sweep.plan import cells
+from bdjax.sweep.expand import cells
 from tests.sweep.small import POINTS, all_to_all, go, grid_of, images, import_of, metrics, saved, stable
 
 KNOWS = """
@@ -92,7 +93,7 @@ def test_nothing_is_measured_twice_and_lost_networks_come_back(stored, imported,
 
 
 def defense_of(path):
-    return store.read_file(path)[0]["defense"]
+    return records.read_file(path)[0]["defense"]
 
 
 def test_one_network_for_several_seeds(population, tmp_path):
@@ -153,7 +154,7 @@ def test_a_failure_is_a_record(imported, tmp_path, monkeypatch, capfd):
     def broken(*_):
         raise RuntimeError("no idea")
 
-    monkeypatch.setattr(adopt, "evaluator", lambda *_: broken)
+    monkeypatch.setattr(imported_cells, "evaluator", lambda *_: broken)
     frame = go(grid_of(imported, defenses=("clp",)), tmp_path / "out")
     assert set(frame["status"]) == {"failed"} and "no idea" in capfd.readouterr().err
     monkeypatch.undo()
@@ -165,5 +166,5 @@ def test_what_only_an_export_needs_is_not_read(population, tmp_path):
     folder = saved(tmp_path / "in", import_of(population[0], kept=kept))
     (folder / "kept_0.npz").write_bytes(b"harmed")
     assert imports.opened(str(folder)).kept == ({},) * 4
-    work = lacking.work(cells(grid_of(folder))[0], images(), grid_of(folder))
-    assert lacking.opened(work, tmp_path / "out", lacking.Tries()).training
+    work = pending.work(cells(grid_of(folder))[0], images(), grid_of(folder))
+    assert pending.opened(work, tmp_path / "out", pending.Tries()).training

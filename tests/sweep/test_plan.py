@@ -5,10 +5,10 @@ import math
 
 import pytest
 
+from bdjax.cli.flags import Scenario, grid_of, pairs
 from bdjax.errors import UserError
-from bdjax.sweep import build, plan
-from bdjax.sweep.flags import Scenario, grid_of, pairs
-from bdjax.sweep.plan import Grid
+from bdjax.sweep import build, expand
+from bdjax.sweep.grid import Grid
 
 SMALL = Grid(width=4, epochs=2, train_images=100, test_images=50)
 
@@ -18,20 +18,20 @@ def changed(**fields):
 
 
 def test_a_training_cell_is_shared_by_all_its_defenses_and_a_data_free_one_serves_every_spc():
-    branches = plan.cells(changed(attacks=("badnets", "blended"), spc=(2, 10)))
+    branches = expand.cells(changed(attacks=("badnets", "blended"), spc=(2, 10)))
     assert [branch.train.attack for branch in branches] == ["badnets", "blended"]
     cells = [(cell.defense, cell.spc) for cell in branches[0].defenses]
     assert cells == [("ft", 2), ("ft", 10), ("fp", 2), ("fp", 10), ("clp", None)]
 
 
 def test_none_is_the_training_cell_itself():
-    (branch,) = plan.cells(changed(defenses=("none",)))
+    (branch,) = expand.cells(changed(defenses=("none",)))
     assert branch.defenses == ()
 
 
 def test_seeds_ratios_and_hyper_parameters_do_not_name_a_cell_but_everything_static_does():
     def name(**fields):
-        return build.cell_hash(plan.cells(changed(**fields))[0].defenses[0], "digest")
+        return build.cell_hash(expand.cells(changed(**fields))[0].defenses[0], "digest")
 
     same = name()
     assert name(seeds=(4, 5)) == name(poison_ratios=(0.02,)) == name(hyper={"ft": {"lr": (0.1, 0.2)}}) == same
@@ -43,24 +43,24 @@ def test_seeds_ratios_and_hyper_parameters_do_not_name_a_cell_but_everything_sta
     ]  # fmt: skip
     names = [name(**fields) for fields in static]
     assert same not in names and len(set(names)) == len(names)
-    assert build.cell_hash(plan.cells(SMALL)[0].defenses[0], "other data") != same
+    assert build.cell_hash(expand.cells(SMALL)[0].defenses[0], "other data") != same
     spelled_out = name(defense_config={"ft": {"epochs": 100}}, recipe={"lr": 0.01})
     assert spelled_out == same  # a default written down is the same experiment
 
 
 def test_an_edited_file_of_the_users_own_is_another_cell(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("from bdjax.defenses import clp as mine\n")
+    file.write_text("from bdjax.defenses.clp import clp as mine\n")
     grid = changed(defenses=(f"{file}:mine",))
-    (cell,) = plan.cells(grid)[0].defenses
+    (cell,) = expand.cells(grid)[0].defenses
     before = build.cell_hash(cell, "digest")
-    file.write_text("from bdjax.defenses import clp as mine  # edited\n")
+    file.write_text("from bdjax.defenses.clp import clp as mine  # edited\n")
     assert build.cell_hash(cell, "digest") != before
 
 
 def test_hyper_parameters_are_every_combination_and_the_same_number_has_one_name():
-    model, _ = build.attacked(plan.cells(SMALL)[0].train)
-    defense = build.defended(plan.cells(SMALL)[0].defenses[0], model)
+    model, _ = build.attacked(expand.cells(SMALL)[0].train)
+    defense = build.defended(expand.cells(SMALL)[0].defenses[0], model)
     points = build.hyper_points(defense, {"lr": (0.1, 1), "momentum": (0, 0.5)}, "ft")
     assert [(p["lr"], p["momentum"]) for p in points] == [(0.1, 0.0), (0.1, 0.5), (1.0, 0.0), (1.0, 0.5)]
     (default,) = build.hyper_points(defense, {}, "ft")
@@ -108,14 +108,14 @@ def test_hyper_parameters_are_every_combination_and_the_same_number_has_one_name
 )
 def test_mistakes_are_named_in_one_line(fields, message):
     with pytest.raises(UserError, match=message) as error:
-        plan.cells(changed(**fields))
+        expand.cells(changed(**fields))
     assert "\n" not in str(error.value)
 
 
 def test_a_ratio_above_what_a_batch_makes_room_for_says_how_to_raise_it():
     with pytest.raises(UserError, match=r"ratio 0\.2 is above the 0\.1 .*--config wanet\.max_ratio=0\.2"):
-        plan.cells(changed(attacks=("wanet",), poison_ratios=(0.2,)))
-    assert plan.cells(changed(attacks=("wanet",), poison_ratios=(0.2,), attack_config={"wanet": {"max_ratio": 0.2}}))
+        expand.cells(changed(attacks=("wanet",), poison_ratios=(0.2,)))
+    assert expand.cells(changed(attacks=("wanet",), poison_ratios=(0.2,), attack_config={"wanet": {"max_ratio": 0.2}}))
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_a_ratio_above_what_a_batch_makes_room_for_says_how_to_raise_it():
 )
 def test_a_recipe_cannot_change_how_an_attack_works(attack, recipe, message):
     with pytest.raises(UserError, match=message):
-        plan.cells(changed(attacks=(attack,), recipe=recipe))
+        expand.cells(changed(attacks=(attack,), recipe=recipe))
 
 
 def test_an_attack_that_asks_for_the_architecture_is_told(tmp_path):
-    cell = plan.cells(changed(attacks=("low_frequency",)))[0].train
+    cell = expand.cells(changed(attacks=("low_frequency",)))[0].train
     assert build.attacked(cell)[1].config.architecture == cell.model
 
 
@@ -140,18 +140,18 @@ def test_files_of_the_users_own_are_refused_in_one_line(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("import nothing_of_this_name\n")
     with pytest.raises(UserError, match="fails when imported: ModuleNotFoundError"):
-        plan.cells(changed(defenses=(f"{broken}:mine",)))
+        expand.cells(changed(defenses=(f"{broken}:mine",)))
     fine = tmp_path / "fine.py"
     fine.write_text("def mine(model, config=None, *, profile):\n    pass\n")
     with pytest.raises(UserError, match="Did you mean 'mine'"):
-        plan.cells(changed(defenses=(f"{fine}:mien",)))
+        expand.cells(changed(defenses=(f"{fine}:mien",)))
 
 
 def test_only_and_limit_cut_the_grid():
-    branches = plan.cells(changed(attacks=("badnets", "blended"), spc=(2, 10)))
+    branches = expand.cells(changed(attacks=("badnets", "blended"), spc=(2, 10)))
 
     def count(only, limit=None):
-        return [(b.train.attack, [(c.defense, c.spc) for c in b.defenses]) for b in plan.select(branches, only, limit)]
+        return [(b.train.attack, [(c.defense, c.spc) for c in b.defenses]) for b in expand.select(branches, only, limit)]
 
     assert count({"attack": "blended", "defense": "clp"}) == [("blended", [("clp", None)])]
     assert count({"attack": "badnets", "spc": "10"}) == [("badnets", [("ft", 10), ("fp", 10), ("clp", None)])]
@@ -159,9 +159,9 @@ def test_only_and_limit_cut_the_grid():
     assert count({}, 7)[1] == ("blended", [])
     assert count({"defense": "none"}) == [("badnets", []), ("blended", [])]
     with pytest.raises(UserError, match="axis of only"):
-        plan.select(branches, {"atack": "badnets"})
+        expand.select(branches, {"atack": "badnets"})
     with pytest.raises(UserError, match="no cell"):
-        plan.select(branches, {"attack": "wanet"})
+        expand.select(branches, {"attack": "wanet"})
 
 
 def test_flags_become_a_grid_and_replace_what_a_file_says():
@@ -177,11 +177,11 @@ def test_flags_become_a_grid_and_replace_what_a_file_says():
         and grid.attack_recipe == {"badnets": {"batch": 9}}
         and grid.hyper == {"ft": {"lr": (0.1, 0.01)}}
     )
-    recipe = build.attacked(plan.cells(grid)[0].train)[1].recipe
+    recipe = build.attacked(expand.cells(grid)[0].train)[1].recipe
     assert (recipe.lr, recipe.batch) == (0.5, 9)  # what is said of one attack wins
     fewer = grid_of(Scenario(defense=("clp",)), grid)  # what the file says of methods that no longer run goes with them
     assert fewer.defense_config == {} and fewer.hyper == {} and fewer.attack_config == grid.attack_config
-    plan.cells(fewer)
+    expand.cells(fewer)
 
 
 @pytest.mark.parametrize(

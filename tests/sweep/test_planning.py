@@ -7,13 +7,15 @@ import pytest
 
 from bdjax import population
 from bdjax.errors import UserError
-from bdjax.models import cnn
-from bdjax.population import Execution, remember, resolve
-from bdjax.sweep import build, hashing, plan, planning, telling
+from bdjax.models.cnn import cnn
+from bdjax.population import Execution, resolve
+from bdjax.population.autotune import cache
+from bdjax.store import hashing
+from bdjax.sweep import build, estimate, expand, summary
 from bdjax.sweep import run as sweep
-from bdjax.sweep.choice import chosen
-from bdjax.sweep.plan import Grid
-from bdjax.sweep.planning import Measuring, lines, overview
+from bdjax.sweep.estimate import Measuring, lines, overview
+from bdjax.sweep.execution import chosen
+from bdjax.sweep.grid import Grid
 from tests.sweep import small
 
 GRID = Grid(
@@ -30,13 +32,13 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def grid_model():
-    return build.attacked(plan.cells(GRID)[0].train)[0]
+    return build.attacked(expand.cells(GRID)[0].train)[0]
 
 
 def remember_a_winner(rate=3600.0, execution=WINNER, candidates=None, members=100, **changes):
-    key = {**remember.tuning_key(grid_model(), 30, candidates), **changes}
+    key = {**cache.tuning_key(grid_model(), 30, candidates), **changes}
     tuned = population.Tuned(execution, rate, (), key, members, 60.0, 1.0, "2031-02-03")
-    remember.write(tuned)
+    cache.write(tuned)
     return tuned
 
 
@@ -54,14 +56,14 @@ def measured(monkeypatch):
 
 
 def test_numbers_agree_with_the_cells_of_the_grid():
-    found, branches = overview(GRID, measuring=COUNT), plan.cells(GRID)
+    found, branches = overview(GRID, measuring=COUNT), expand.cells(GRID)
     assert found.training_cells == len(branches) == 2
     assert found.defense_cells == sum(len(branch.defenses) for branch in branches) == 10
     assert found.compile_buckets == 12 and found.members == 2 * 6
     assert found.experiments == 2 * (2 * 12 + 2 * 6 + 6)  # ft has two learning rates, clp serves every spc
     assert found.images == 2 * 3 * 90 * 6  # three whole batches of 30 in 100 rows
     cell = found.cells[0]
-    assert cell.parameter_bytes == telling.member_bytes(grid_model()) and cell.width == 4
+    assert cell.parameter_bytes == summary.member_bytes(grid_model()) and cell.width == 4
     repairs = {(r.defense, r.spc): r for r in cell.repairs}
     assert repairs["ft", 10].images == 7 * 100 * 12 and repairs["ft", 2].images == 7 * 20 * 12
     assert repairs["fp", 10].images == 100 * 90 * 6  # a tenth of the rows is for validation
@@ -128,7 +130,7 @@ def test_models_are_tuned_once_each_and_what_the_user_set_is_what_is_measured(me
 
 
 def test_a_remembered_winner_is_taken_unless_the_user_says_otherwise(capsys):
-    cell = plan.cells(GRID)[0].train
+    cell = expand.cells(GRID)[0].train
     default = resolve(None, "cnn")
     assert chosen(cell, 100, 6, {}) == (default, None)
     tuned = remember_a_winner(members=6)
@@ -156,5 +158,5 @@ def test_a_run_uses_the_winner_says_so_and_records_it(tmp_path, capsys):
 
 
 def test_prepared_assets_leave_the_bytes_unknown():
-    attack = build.attacked(plan.cells(GRID)[0].train)[1]._replace(prepare=lambda key, dataset: None)
-    assert planning._bytes(cnn(grid_model().spec, 4), attack, (100, 50), Execution()) is None
+    attack = build.attacked(expand.cells(GRID)[0].train)[1]._replace(prepare=lambda key, dataset: None)
+    assert estimate._bytes(cnn(grid_model().spec, 4), attack, (100, 50), Execution()) is None

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from bdjax.attacks import assets
 from bdjax.errors import UserError
-from bdjax.models import cnn
-from bdjax.sweep import plugins
-from bdjax.sweep.plugins import factory, settled, source_digest
+from bdjax.models.cnn import cnn
+from bdjax.plugins import load
+from bdjax.plugins.load import factory, settled, source_digest
+from bdjax.train import assets
 from bdjax.types import DefenderView
 
 FACTORY = """
@@ -213,5 +213,5 @@ def test_what_is_prepared_is_kept_by_everything_that_prepares_it(tmp_path, tiny_
 
 def test_files_of_a_users_own_can_be_loaded_many_times(tmp_path, model):
     name = write(tmp_path, mine=INSERTED + VALUE + FACTORY, factor="FACTOR = 1\n")
-    assert plugins._load("defense", f"{tmp_path}/mine.py") is plugins._load("defense", f"{tmp_path}/mine.py")
+    assert load._load("defense", f"{tmp_path}/mine.py") is load._load("defense", f"{tmp_path}/mine.py")
     assert {seen(name, model) for _ in range(3)} == {1}

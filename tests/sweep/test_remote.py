@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.sweep import location, store
+from bdjax.store import location
+from bdjax.store import records as store
 from tests.later import some_later
 from tests.report.sketch import sketch
 from tests.sweep import bucket, small

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from bdjax.sweep import claims, location, objects, remote_models, store
-from bdjax.sweep.claims import Claims
-from bdjax.sweep.rows import VOLATILE
+from bdjax.store import leases, location, objects, records, remote_checkpoints
+from bdjax.store.leases import Claims
+from bdjax.store.rows import VOLATILE
 from tests.sweep import bucket, claimed
 from tests.sweep.bucket import Bucket
 from tests.sweep.claimed import CELL
@@ -21,15 +21,15 @@ URL = "bucket://results/run"
 REGISTERED = "from tests.sweep import bucket; bucket.register()\n"
 HOLD = f"""
 import sys, time
-from bdjax.sweep.claims import Claims
-from bdjax.sweep.location import locate
+from bdjax.store.leases import Claims
+from bdjax.store.location import locate
 with Claims(locate(sys.argv[1])) as mine, mine.holding("{CELL}") as got:
     assert got
     print("held", flush=True)
     time.sleep(600)
 """
 GRID = """
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
     attacks=("badnets", "blended"), defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4,
@@ -38,7 +38,7 @@ grid = Grid(
 """
 WORKER = """
 import sys
-from bdjax.cli import main
+from bdjax.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -68,7 +68,7 @@ def path(out):
 
 def someone(out, **fields):
     """A claim of a process on another machine, which will never beat."""
-    claim = claims.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
+    claim = leases.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
     objects.put(path(out), json.dumps(claim._asdict()).encode())
     return claim
 
@@ -106,7 +106,7 @@ def test_a_beating_claim_is_left_alone(out):
             with two.holding(CELL) as got:
                 assert not got
             time.sleep(0.1)
-        assert claims.read(path(out))[1].beat > 5
+        assert leases.read(path(out))[1].beat > 5
 
 
 def test_taking_over_does_not_rob_whoever_was_faster(out):
@@ -115,14 +115,14 @@ def test_taking_over_does_not_rob_whoever_was_faster(out):
     someone(out, beat=7)
     with Claims(out) as mine:
         assert not mine._take_over(path(out), CELL, content, stale)
-    assert claims.read(path(out))[1].beat == 7
+    assert leases.read(path(out))[1].beat == 7
 
 
 def test_who_loses_a_cell_neither_beats_nor_gives_back_the_next_owners(out):
     with Claims(out, beat=0.05) as one, one.holding(CELL):
         someone(out, beat=7)
         time.sleep(0.3)
-    assert claims.read(path(out))[1].beat == 7
+    assert leases.read(path(out))[1].beat == 7
 
 
 def test_an_answer_that_was_lost_does_not_lose_the_claim(out, monkeypatch):
@@ -156,7 +156,7 @@ def test_a_store_that_does_not_create_exclusively_is_named(out, monkeypatch):
 
 
 def test_what_the_dead_uploaded_half_goes_and_nothing_else(out, other):
-    dead = claims.read(path(out))[1].token
+    dead = leases.read(path(out))[1].token
     base = out / "models" / CELL
     manifest = {"members": ["m"], "files": {}, "state": f"state.{dead}.0"}
     keep = [f"a/state.{dead}.0/x", "a/state.living.0/x", "a/manifest.json", f"b/state.{dead}x.0/x"]
@@ -167,7 +167,7 @@ def test_what_the_dead_uploaded_half_goes_and_nothing_else(out, other):
     with Claims(out, say=lambda _: None) as mine, mine.holding(CELL) as got:
         assert got
     assert sorted(objects.listing(base)) == sorted(keep)
-    assert remote_models.members_of(base / "a") == ["m"]
+    assert remote_checkpoints.members_of(base / "a") == ["m"]
 
 
 @pytest.mark.slow  # several processes, each of which compiles
@@ -185,10 +185,10 @@ def test_processes_share_a_sweep_and_one_may_be_killed(out, tmp_path, monkeypatc
         assert process.returncode == 0, text
 
     def rows(where):
-        return [{name: value for name, value in row.items() if name not in VOLATILE} for row in store.read_rows(where)]
+        return [{name: value for name, value in row.items() if name not in VOLATILE} for row in records.read_rows(where)]
 
     def holder():
-        held = [found[1] for each in location.files(out / "claims", "*.json") if (found := claims.read(each)) and found[1]]
+        held = [found[1] for each in location.files(out / "claims", "*.json") if (found := leases.read(each)) and found[1]]
         return next((claim.pid for claim in held if any(worker.pid == claim.pid for worker in workers)), None)
 
     ended(start(tmp_path / "alone"))
@@ -204,11 +204,11 @@ def test_processes_share_a_sweep_and_one_may_be_killed(out, tmp_path, monkeypatc
         ended(worker)
     assert rows(out) == rows(tmp_path / "alone") and len(rows(out)) == 24
     found = [
-        (row["cell"], row["member"]) for each in location.files(out / "records", "*/*.parquet") for row in store.read_file(each)
+        (row["cell"], row["member"]) for each in location.files(out / "records", "*/*.parquet") for row in records.read_file(each)
     ]
     assert len(found) == len(set(found)), "a member has several records"
     # The victim may have died between its last record and giving the cell back; nobody asks for that cell again.
-    left = [claims.read(each)[1].pid for each in location.files(out / "claims", "*.json")]
+    left = [leases.read(each)[1].pid for each in location.files(out / "claims", "*.json")]
     assert left in ([], [victim.pid])
     states = {tuple(name.split("/")[:3]) for name in objects.listing(out / "models") if "/state." in name}
     assert len(states) == 2, "weights were left over"

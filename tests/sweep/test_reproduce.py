@@ -4,14 +4,15 @@ import dataclasses
 
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.sweep import reproduce, store, trained
+from bdjax.results import member, reproduce
+from bdjax.store import records
 from tests.sweep.small import GRID, TOGETHER, go, images
 
 
 def record(out, **facts):
-    return trained.record(out, facts)
+    return member.record(out, facts)
 
 
 def again(out, row, **options):
@@ -29,7 +30,7 @@ def test_a_repair_and_a_training_are_identical(population):
 
 def test_a_repair_is_identical_from_the_first_weights_on(population):
     out, _ = population
-    hyper = next(row["hyper"] for row in store.read_rows(out) if row["defense"] == "ft" and '"lr":0.1' in row["hyper"])
+    hyper = next(row["hyper"] for row in records.read_rows(out) if row["defense"] == "ft" and '"lr":0.1' in row["hyper"])
     assert again(out, record(out, defense="ft", seed=0, ratio=0.1, hyper=hyper), retrain=True).verdict == "identical"
 
 

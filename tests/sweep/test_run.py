@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.sweep import models, store
+from bdjax.store import checkpoints, records
 from tests.sweep.small import GRID, TOGETHER, go, stable
 
 
@@ -127,7 +127,7 @@ def test_trained_members_that_are_gone_are_trained_again_only_if_needed(first, t
     state.unlink()
     go(GRID, out)
     assert "0 members to train" in capfd.readouterr().err  # all records are there: nobody needs the members
-    ft = next(p for p in (out / "records").rglob("*.parquet") if store.read_file(p)[0]["defense"] == "ft")
+    ft = next(p for p in (out / "records").rglob("*.parquet") if records.read_file(p)[0]["defense"] == "ft")
     ft.unlink()
     assert stable(go(GRID, out)) == stable(first[1])
     err = capfd.readouterr().err
@@ -208,7 +208,7 @@ def test_a_preparation_that_is_not_finite_makes_the_members_of_its_seed_non_fini
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
     file = tmp_path / "mine.py"
     file.write_text(
-        "import jax\nimport jax.numpy as jnp\nfrom bdjax.attacks import badnets\n\n\n"
+        "import jax\nimport jax.numpy as jnp\nfrom bdjax.attacks.badnets.badnets import badnets\n\n\n"
         "def mine(spec, config=None, *, profile='corrected'):\n"
         "    attack = badnets(spec, config, profile=profile)\n"
         "    def prepare(key, dataset):\n"
@@ -241,7 +241,8 @@ def test_a_clean_subset_larger_than_a_class_is_a_record_in_a_sweep_and_an_error_
 def test_members_whose_poison_set_cannot_be_drawn_are_infeasible_and_not_trained(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "import jax.numpy as jnp\nfrom bdjax.attacks import badnets\n\n\ndef mine(spec, config=None, *, profile='corrected'):\n"
+        "import jax.numpy as jnp\nfrom bdjax.attacks.badnets.badnets import badnets\n\n\n"
+        "def mine(spec, config=None, *, profile='corrected'):\n"
         "    attack = badnets(spec, config, profile=profile)\n"
         "    def select(key, labels, count):\n"
         "        mask, ok = attack.select(key, labels, count)\n"
@@ -272,7 +273,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_with_one_line(tmp_path, monke
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(models.os, "fsync", full)
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path)
     monkeypatch.undo()

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.sweep import location, objects, store, whole
+from bdjax.store import atomic, location, objects
+from bdjax.store import records as store
 from tests.sweep import claimed, small
 from tests.sweep.small import GRID, refused, stable
 from tests.sweep.test_remote_claims import HOLD
@@ -88,5 +89,5 @@ def test_a_claim_is_exclusive_and_taken_from_the_dead(server):
 
 def test_a_bucket_that_does_not_exist_is_one_line(server, capsys):
     with pytest.raises(UserError, match=r"cannot write s3://nowhere/run.*does not exist"):
-        whole.writable("s3://nowhere/run")
+        atomic.writable("s3://nowhere/run")
     assert "no folder of a sweep" in refused(capsys, "status", "s3://nowhere/run")

@@ -5,12 +5,13 @@ import json
 
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.sweep import claims, lacking, manifest, plan, store
+from bdjax.store import leases, records
+from bdjax.store.leases import Claims
+from bdjax.store.rows import blank
+from bdjax.sweep import expand, manifest, pending
 from bdjax.sweep import status as said
-from bdjax.sweep.claims import Claims
-from bdjax.sweep.rows import blank
 from tests.sweep.small import GRID, images
 
 DEFENSES = {"ft": 4, "clp": 4}  # members of its cell: two seeds, two ratios
@@ -20,8 +21,8 @@ DEFENSES = {"ft": 4, "clp": 4}  # members of its cell: two seeds, two ratios
 def asked(tmp_path):
     """A folder of which a sweep of three cells was asked, and its work; nothing was made."""
     grid = dataclasses.replace(GRID, hyper={})
-    (branch,) = plan.cells(grid)
-    work = lacking.work(branch, images(), grid)
+    (branch,) = expand.cells(grid)
+    work = pending.work(branch, images(), grid)
     with Claims(tmp_path) as mine:
         manifest.write(tmp_path, [work], mine)
     return tmp_path, work
@@ -31,10 +32,10 @@ def record(out, cell, points, **fields):
     """Rows of a cell as a run would leave them."""
     rows = []
     for point in points:
-        member = lacking.build.member_hash(point)
+        member = pending.build.member_hash(point)
         given = {"status": "ok", "seconds": 3.0, "compile_seconds": 1.0, "created": "2026-01-01T00:00:00+00:00", **fields}
         rows.append(blank(cell=cell, member=member, seed=point.seed, ratio=point.ratio, hyper="{}", **given))
-    store.write_rows(out, cell, cell, rows)
+    records.write_rows(out, cell, cell, rows)
 
 
 def states(out):
@@ -68,7 +69,7 @@ def test_a_cell_is_done_when_all_its_members_are(asked):
 
 def test_a_claim_of_the_dead_does_not_run(asked):
     out, work = asked
-    dead = claims.ours("2026-01-01T00:00:00+00:00")._replace(started="1")
+    dead = leases.ours("2026-01-01T00:00:00+00:00")._replace(started="1")
     (out / "claims" / f"{work.cell}.json").write_bytes(json.dumps(dead._asdict()).encode())
     assert states(out)["none"] == "waiting"
 
@@ -101,9 +102,9 @@ def test_the_time_left_is_that_of_cells_like_it_shared_by_the_processes(asked):
 def test_two_sweeps_of_one_folder_count_a_cell_once(asked):
     out, _ = asked
     grid = dataclasses.replace(GRID, hyper={}, seeds=(1, 2))
-    (branch,) = plan.cells(grid)
+    (branch,) = expand.cells(grid)
     with Claims(out) as mine:
-        manifest.write(out, [lacking.work(branch, images(), grid)], mine)
+        manifest.write(out, [pending.work(branch, images(), grid)], mine)
     cells = said.Watch(out).look().cells
     assert len(cells) == 3 and {len(cell.asked.members) for cell in cells} == {6}
 

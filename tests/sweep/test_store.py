@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.sweep import models, store, whole
-from bdjax.sweep.rows import ADDED, COLUMNS, blank, told_masks
+from bdjax.store import atomic as whole
+from bdjax.store import checkpoints, records
+from bdjax.store.rows import ADDED, COLUMNS, blank, told_masks
 
 CELL, SET = "c" * 24, "s" * 24
 
@@ -24,9 +25,9 @@ def row(member="m0", **fields):
 
 def test_rows_come_back_as_written(tmp_path):
     rows = [row(), row("m1", ratio=0, spc=10, acc=None, status="non_finite", reason="step 3")]
-    path = store.write_rows(tmp_path, CELL, SET, rows)
-    assert store.read_file(path) == [{**r, "ratio": float(r["ratio"])} for r in rows]
-    frame = store.read(tmp_path)
+    path = records.write_rows(tmp_path, CELL, SET, rows)
+    assert records.read_file(path) == [{**r, "ratio": float(r["ratio"])} for r in rows]
+    frame = records.read(tmp_path)
     assert tuple(frame.columns) == tuple(COLUMNS) and frame.height == 2
     assert frame.filter(frame["member"] == "m0")["acc"].item() == 0.1 + 0.2
     assert {p.name for p in path.parent.iterdir()} == {path.name, f"{SET}.sha256"}  # no temporary file is left
@@ -38,19 +39,19 @@ def test_a_column_that_does_not_exist_is_refused():
 
 
 def test_an_empty_folder_gives_a_frame_with_all_columns(tmp_path):
-    assert tuple(store.read(tmp_path).columns) == tuple(COLUMNS)
+    assert tuple(records.read(tmp_path).columns) == tuple(COLUMNS)
     with pytest.raises(UserError, match="no folder of records"):
-        store.read(tmp_path / "nowhere")
+        records.read(tmp_path / "nowhere")
 
 
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
-    path = store.write_rows(tmp_path, CELL, SET, [row(), row("m1")])
-    data, rows = path.read_bytes(), store.read_file(path)
+    path = records.write_rows(tmp_path, CELL, SET, [row(), row("m1")])
+    data, rows = path.read_bytes(), records.read_file(path)
     noticed = 0
     for at in range(0, len(data), 13):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
         try:
-            assert store.read_file(path) == rows
+            assert records.read_file(path) == rows
         except whole.Corrupt:
             noticed += 1
     assert noticed > len(data) // 13 * 0.3
@@ -58,25 +59,25 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_truncated_file_is_named_and_set_aside(tmp_path, capsys, share):
-    path = store.write_rows(tmp_path, CELL, SET, [row()])
+    path = records.write_rows(tmp_path, CELL, SET, [row()])
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    assert store.read_rows(tmp_path) == []
+    assert records.read_rows(tmp_path) == []
     assert str(path) in capsys.readouterr().err
     assert not path.exists() and path.with_name(path.name + ".corrupt").exists()
-    store.write_rows(tmp_path, CELL, SET, [row()])
-    assert len(store.read_rows(tmp_path)) == 1
+    records.write_rows(tmp_path, CELL, SET, [row()])
+    assert len(records.read_rows(tmp_path)) == 1
 
 
 def test_a_failed_row_gives_way_to_a_finished_one_and_old_rows_to_new_ones(tmp_path):
-    store.write_rows(tmp_path, CELL, "a", [row(asr=0.5, created="2025-01-01"), row("m1", asr=0.5)])
-    store.write_rows(tmp_path, CELL, "b", [row(asr=0.75, created="2025-01-02")])
-    store.write_rows(tmp_path, CELL, "c", [row(asr=None, status="failed", created="2025-01-03")])
-    assert [r["asr"] for r in store.read_rows(tmp_path)] == [0.75, 0.5]
+    records.write_rows(tmp_path, CELL, "a", [row(asr=0.5, created="2025-01-01"), row("m1", asr=0.5)])
+    records.write_rows(tmp_path, CELL, "b", [row(asr=0.75, created="2025-01-02")])
+    records.write_rows(tmp_path, CELL, "c", [row(asr=None, status="failed", created="2025-01-03")])
+    assert [r["asr"] for r in records.read_rows(tmp_path)] == [0.75, 0.5]
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path, monkeypatch):
-    path = store.write_rows(tmp_path, CELL, SET, [row()])
+    path = records.write_rows(tmp_path, CELL, SET, [row()])
     before = path.read_bytes()
 
     def full(handle):
@@ -84,7 +85,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device") as error:
-        store.write_rows(tmp_path, CELL, SET, [row(acc=0.0)])
+        records.write_rows(tmp_path, CELL, SET, [row(acc=0.0)])
     assert "\n" not in str(error.value) and str(path) in str(error.value)
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 2
 
@@ -104,28 +105,28 @@ def test_soft_masks_keep_their_factors():
 def members(n=3):
     names = tuple(f"m{i}" for i in range(n))
     variables = {"params": {"conv": {"kernel": np.arange(n * 4, dtype=np.float32).reshape(n, 4)}}}
-    return models.Stored(names, variables, (np.arange(n, dtype=np.int32),))
+    return checkpoints.Stored(names, variables, (np.arange(n, dtype=np.int32),))
 
 
 def test_trained_members_come_back_in_any_order_and_from_several_sets(tmp_path):
-    models.save(tmp_path, CELL, "a", members())
-    models.save(tmp_path, CELL, "b", members(1)._replace(members=("other",)))
-    places = models.find(tmp_path, CELL)
+    checkpoints.save(tmp_path, CELL, "a", members())
+    checkpoints.save(tmp_path, CELL, "b", members(1)._replace(members=("other",)))
+    places = checkpoints.find(tmp_path, CELL)
     assert places == {"m0": ("a", 0), "m1": ("a", 1), "m2": ("a", 2), "other": ("b", 0)}
-    stored = models.load(tmp_path, CELL, [places["m2"], places["other"], places["m0"]])
+    stored = checkpoints.load(tmp_path, CELL, [places["m2"], places["other"], places["m0"]])
     assert stored.members == ("m2", "other", "m0")
     assert stored.variables["params"]["conv"]["kernel"][:, 0].tolist() == [8.0, 0.0, 0.0]
     assert stored.trigger[0].tolist() == [2, 0, 0]
 
 
 def test_a_trigger_without_arrays_comes_back(tmp_path):
-    models.save(tmp_path, CELL, "a", members()._replace(trigger=()))
-    assert models.load(tmp_path, CELL, [("a", 1)]).trigger == ()
+    checkpoints.save(tmp_path, CELL, "a", members()._replace(trigger=()))
+    assert checkpoints.load(tmp_path, CELL, [("a", 1)]).trigger == ()
 
 
 @pytest.mark.parametrize("harm", ["missing", "flipped", "manifest"])
 def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, capsys, harm):
-    path = models.save(tmp_path, CELL, "a", members())
+    path = checkpoints.save(tmp_path, CELL, "a", members())
     victim = max((p for p in (path / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     if harm == "missing":
         victim.unlink()
@@ -136,44 +137,44 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, capsys, harm):
     else:
         (path / "manifest.json").write_text('{"members": ["m0"')
     with pytest.raises(whole.Corrupt):
-        models.load(tmp_path, CELL, [("a", 0)])
-    assert models.find(tmp_path, CELL) == {}
+        checkpoints.load(tmp_path, CELL, [("a", 0)])
+    assert checkpoints.find(tmp_path, CELL) == {}
     assert str(path) in capsys.readouterr().err and not path.exists()
-    assert models.find(tmp_path, CELL) == {}  # what was set aside is not read again
+    assert checkpoints.find(tmp_path, CELL) == {}  # what was set aside is not read again
 
 
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
-    models.save(tmp_path, CELL, "a", members())
-    models.save(tmp_path, CELL, "a", members(2))
-    assert set(models.find(tmp_path, CELL)) == {"m0", "m1"}
+    checkpoints.save(tmp_path, CELL, "a", members())
+    checkpoints.save(tmp_path, CELL, "a", members(2))
+    assert set(checkpoints.find(tmp_path, CELL)) == {"m0", "m1"}
 
 
 def test_a_full_disk_while_saving_members_is_one_clear_line(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(models.os, "fsync", full)
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        models.save(tmp_path, CELL, "a", members())
+        checkpoints.save(tmp_path, CELL, "a", members())
     monkeypatch.undo()
-    assert models.find(tmp_path, CELL) == {}
+    assert checkpoints.find(tmp_path, CELL) == {}
 
 
 def test_a_sealed_folder_reads_as_one_that_is_not(tmp_path):
     """The fast way, over files whose bytes are those that were written, gives what reading row by row gives."""
     for number, cell in enumerate(("b", "a", "c")):
         rows = [row(cell=cell, member=f"m{i}", defense=("none", "ft")[i % 2], spc=(None, 3, 2)[i % 3], seed=i) for i in range(5)]
-        store.write_rows(tmp_path, cell, f"s{number}", rows)
-    store.write_rows(tmp_path, "a", "again", [row(cell="a", member="m0", status="failed", created="2099-01-01T00:00:00+00:00")])
-    fast = store.read(tmp_path)
+        records.write_rows(tmp_path, cell, f"s{number}", rows)
+    records.write_rows(tmp_path, "a", "again", [row(cell="a", member="m0", status="failed", created="2099-01-01T00:00:00+00:00")])
+    fast = records.read(tmp_path)
     seals = list(tmp_path.rglob("*.sha256"))
     assert len(seals) == 4 and fast.height == 15
     seals[0].unlink()
     seals[1].write_text("old")
-    assert store.read(tmp_path).equals(fast)
+    assert records.read(tmp_path).equals(fast)
     for path in seals:
         path.unlink(missing_ok=True)
-    assert store.read(tmp_path).equals(fast)
+    assert records.read(tmp_path).equals(fast)
     assert fast.filter(fast["cell"] == "a")["status"].to_list() == ["ok"] * 5
 
 
@@ -182,41 +183,41 @@ def without(path, columns):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [{k: v for k, v in row.items() if k not in columns} for row in store.read_file(path)]
-    schema = pa.schema([field for field in store.arrow_schema() if field.name not in columns])
+    rows = [{k: v for k, v in row.items() if k not in columns} for row in records.read_file(path)]
+    schema = pa.schema([field for field in records.arrow_schema() if field.name not in columns])
     table = pa.Table.from_pylist(rows, schema)
-    pq.write_table(table.replace_schema_metadata({store._DIGEST: store._rows_digest(table.to_pylist())}), path)
-    path.with_suffix(".sha256").write_text(store.hashlib.sha256(path.read_bytes()).hexdigest())
+    pq.write_table(table.replace_schema_metadata({records._DIGEST: records._rows_digest(table.to_pylist())}), path)
+    path.with_suffix(".sha256").write_text(records.hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("mixed", [True, False])
 def test_records_of_a_version_without_the_newest_columns_are_read_with_null_there(tmp_path, capsys, sealed, mixed):
-    paths = [store.write_rows(tmp_path, cell, "s", [row(cell=cell, one_class=0.5, classes=10)]) for cell in ("a", "b", "c")]
+    paths = [records.write_rows(tmp_path, cell, "s", [row(cell=cell, one_class=0.5, classes=10)]) for cell in ("a", "b", "c")]
     for path in paths[: 2 if mixed else 3]:
         without(path, ADDED)
     if not sealed:
         for path in tmp_path.rglob("*.sha256"):
             path.unlink()
-    frame = store.read(tmp_path)
+    frame = records.read(tmp_path)
     assert tuple(frame.columns) == COLUMNS and frame["acc"].to_list() == [0.1 + 0.2] * 3
     assert frame["one_class"].to_list() == [None, None, 0.5 if mixed else None]
-    assert frame.schema == store.frame([]).schema
-    assert tuple(store.read_cell(tmp_path, "a")[0][1]) == COLUMNS
+    assert frame.schema == records.frame([]).schema
+    assert tuple(records.read_cell(tmp_path, "a")[0][1]) == COLUMNS
     assert capsys.readouterr().err == ""
 
 
 def test_a_record_without_another_column_is_none(tmp_path, capsys):
-    without(store.write_rows(tmp_path, "a", "s", [row(cell="a")]), {"acc"})
-    assert store.read(tmp_path).is_empty() and "its columns are not those of a record" in capsys.readouterr().err
+    without(records.write_rows(tmp_path, "a", "s", [row(cell="a")]), {"acc"})
+    assert records.read(tmp_path).is_empty() and "its columns are not those of a record" in capsys.readouterr().err
 
 
 def test_a_sealed_file_of_another_version_is_set_aside(tmp_path, capsys):
     import polars as pl
 
-    store.write_rows(tmp_path, "a", "s", [row(cell="a", member="m")])
-    path = store.write_rows(tmp_path, "b", "s", [row(cell="b", member="m")])
+    records.write_rows(tmp_path, "a", "s", [row(cell="a", member="m")])
+    path = records.write_rows(tmp_path, "b", "s", [row(cell="b", member="m")])
     pl.read_parquet(path).with_columns(new=1).write_parquet(path)
-    path.with_suffix(".sha256").write_text(store.hashlib.sha256(path.read_bytes()).hexdigest())
-    assert store.read(tmp_path)["cell"].to_list() == ["a"]
+    path.with_suffix(".sha256").write_text(records.hashlib.sha256(path.read_bytes()).hexdigest())
+    assert records.read(tmp_path)["cell"].to_list() == ["a"]
     assert "its columns are not those of a record" in capsys.readouterr().err

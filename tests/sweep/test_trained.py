@@ -12,7 +12,7 @@ import pytest
 from bdjax import data
 from bdjax.errors import UserError
 from bdjax.population import Execution
-from bdjax.sweep import trained
+from bdjax.results import member
 from tests.sweep.small import GRID, POINTS, all_to_all, go, grid_of, images, import_of, saved
 
 RATES = [{"lr": lr} for lr in (0.01, 0.1)]
@@ -20,8 +20,8 @@ MEMBERS = """
 import jax
 import jax.numpy as jnp
 
-from bdjax.attacks import badnets
-from bdjax.attacks.badnets import Config
+from bdjax.attacks.badnets.badnets import badnets
+from bdjax.attacks.badnets.badnets import Config
 from bdjax.types import Recipe
 
 HIT = 1.0
@@ -43,19 +43,19 @@ def mine(spec, config=None, *, profile="corrected"):
 
 def accuracy(found, variables, pixels, labels):
     """By a plain forward pass over all rows at once."""
-    model = trained.network(found)
+    model = member.network(found)
     logits = jax.jit(lambda v, x: model.apply(v, x).logits)(variables, jnp.asarray(pixels, jnp.float32) / 255)
     return float((np.argmax(logits, -1) == np.asarray(labels)).mean())
 
 
 def check_repair(out, dataset, folder=None, **wanted):
     """The repaired network is that of its record, in its own count and in a plain forward pass."""
-    found = trained.find(out, wanted)
-    again = trained.repaired(found, trained.network(found), dataset, folder)
+    found = member.find(out, wanted)
+    again = member.repaired(found, member.network(found), dataset, folder)
     assert {name: again.measured[name] for name in ("acc", "asr", "ra", "der")} == {
         name: found.row[name] for name in ("acc", "asr", "ra", "der")
     }
-    pictures = trained.triggered(found, dataset, folder)
+    pictures = member.triggered(found, dataset, folder)
     assert accuracy(found, again.variables, dataset.test.images, dataset.test.labels) == pytest.approx(found.row["acc"])
     assert accuracy(found, again.variables, pictures.images, pictures.attack_labels) == pytest.approx(found.row["asr"])
     return again.variables, found
@@ -88,17 +88,17 @@ def test_a_repair_of_an_imported_network_is_that_of_its_record(population, impor
 
 
 def test_the_execution_is_that_of_the_record_on_the_same_device_alone(population):
-    row = trained.find(population[0], {"seed": 0, "ratio": 0.1}).row
-    model = trained.network(trained.find(population[0], {"seed": 0, "ratio": 0.1}))
-    assert trained._execution(row, model) == Execution("loop", "native", "dispatch")
-    assert trained._execution({**row, "device": "another"}, model).lowering == "mixed"
+    row = member.find(population[0], {"seed": 0, "ratio": 0.1}).row
+    model = member.network(member.find(population[0], {"seed": 0, "ratio": 0.1}))
+    assert member._execution(row, model) == Execution("loop", "native", "dispatch")
+    assert member._execution({**row, "device": "another"}, model).lowering == "mixed"
 
 
 def test_triggered_images_are_what_was_measured(population):
     out, dataset = population[0], images()
     for seed, ratio in POINTS:
-        found = trained.find(out, {"seed": seed, "ratio": ratio})
-        pictures = trained.triggered(found, dataset)
+        found = member.find(out, {"seed": seed, "ratio": ratio})
+        pictures = member.triggered(found, dataset)
         assert len(pictures.labels) == 90 and pictures.rows == 100 and 0 not in pictures.labels
         np.testing.assert_array_equal(dataset.test.labels[pictures.index], pictures.labels)
         stamped = np.asarray(dataset.test.images[pictures.index]).copy()
@@ -110,9 +110,9 @@ def test_triggered_images_are_what_was_measured(population):
 def test_stored_images_keep_their_rows_of_the_test_set(population, imported, tmp_path):
     """They do not depend on how much of the test set a run uses: here less than there are stored images."""
     go(grid_of(imported, defenses=("clp",), seeds=(0,), poison_ratios=(0.1,), test_images=50), tmp_path)
-    found = trained.find(tmp_path, {})
-    want = trained.triggered(trained.find(population[0], {"seed": 0, "ratio": 0.1}), images())
-    got = trained.triggered(found, data.load("digits", train_images=200, test_images=50), str(imported))
+    found = member.find(tmp_path, {})
+    want = member.triggered(member.find(population[0], {"seed": 0, "ratio": 0.1}), images())
+    got = member.triggered(found, data.load("digits", train_images=200, test_images=50), str(imported))
     for ours, theirs in zip(got, want, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     whole = saved(tmp_path / "all", import_of(population[0], triggered=all_to_all(images())))
@@ -128,23 +128,23 @@ def test_a_trigger_that_differs_between_members(tmp_path):
     name, out = f"{file}:mine", tmp_path / "out"
     grid = dataclasses.replace(GRID, attacks=(name,), defenses=("clp",), poison_ratios=(0.1,), hyper={}, defense_config={})
     go(dataclasses.replace(grid, epochs=2), out)
-    found = [trained.find(out, {"seed": seed}) for seed in (0, 1)]
-    corners = [trained.triggered(one, images()).images[:, -1, -1] for one in found]
+    found = [member.find(out, {"seed": seed}) for seed in (0, 1)]
+    corners = [member.triggered(one, images()).images[:, -1, -1] for one in found]
     assert all((corner == corner[0]).all() for corner in corners)
     assert (corners[0][0] != corners[1][0]).any()
     for seed in (0, 1):
         check_repair(out, images(), defense="clp", seed=seed)
     file.write_text(file.read_text().replace("HIT = 1.0", "HIT = 0.5"))
     with pytest.raises(UserError, match="was edited since the record was made"):
-        trained.triggered(found[0], images())
+        member.triggered(found[0], images())
 
 
 def test_a_network_is_found_by_what_tells_it_apart(population):
     out, frame = population
-    found = trained.find(out, {"seed": 1, "ratio": 0.0, "defense": None, "spc": None})
+    found = member.find(out, {"seed": 1, "ratio": 0.0, "defense": None, "spc": None})
     assert (found.row["defense"], found.row["seed"], found.row["ratio"]) == ("none", 1, 0.0)
     cell = frame.filter(frame["defense"] == "clp")["cell"][0]
-    assert trained.find(out, {"cell": cell, "defense": "clp", "seed": 0, "ratio": 0.1}).row["cell"] == cell
+    assert member.find(out, {"cell": cell, "defense": "clp", "seed": 0, "ratio": 0.1}).row["cell"] == cell
     for wanted, text in (
         ({}, r"^4 networks of .* match defense none; it holds seed: 0, 1; ratio: 0\.0, 0\.1$"),
         ({"defense": "ft", "seed": 0, "ratio": 0.1}, r"^2 networks .*; it holds hyper: \{.*0\.01.*\{.*0\.1.*\}$"),
@@ -154,28 +154,28 @@ def test_a_network_is_found_by_what_tells_it_apart(population):
         ({"model": "vgg19_bn"}, "no networks of .* match defense none, model vgg19_bn"),
     ):
         with pytest.raises(UserError, match=text):
-            trained.find(out, wanted)
+            member.find(out, wanted)
     with pytest.raises(UserError, match="is no folder of results"):
-        trained.find(out / "nowhere", {})
+        member.find(out / "nowhere", {})
 
 
 def test_weights_that_are_gone_are_said_to_be(population, tmp_path):
     out = shutil.copytree(population[0], tmp_path / "out")
     shutil.rmtree(out / "models")
     with pytest.raises(UserError, match="the weights of this member are no longer in"):
-        trained.find(out, {"seed": 0, "ratio": 0.1, "defense": "clp"})
+        member.find(out, {"seed": 0, "ratio": 0.1, "defense": "clp"})
 
 
 def test_other_images_are_refused(population, imported, tmp_path):
-    found = trained.find(population[0], {"seed": 0, "ratio": 0.1, "defense": "clp"})
+    found = member.find(population[0], {"seed": 0, "ratio": 0.1, "defense": "clp"})
     other = data.load("digits", train_images=200, test_images=50)
-    for make in (lambda: trained.triggered(found, other), lambda: trained.repaired(found, trained.network(found), other)):
+    for make in (lambda: member.triggered(found, other), lambda: member.repaired(found, member.network(found), other)):
         with pytest.raises(UserError, match="these images of digits are not those of the record"):
             make()
     go(grid_of(imported, defenses=("clp",), seeds=(0,), poison_ratios=(0.1,)), tmp_path / "out")
-    found = trained.find(tmp_path / "out", {"defense": "clp"})
+    found = member.find(tmp_path / "out", {"defense": "clp"})
     with pytest.raises(UserError, match="name it with --imported"):
-        trained.triggered(found, images())
+        member.triggered(found, images())
     changed = saved(tmp_path / "in", import_of(population[0], triggered=all_to_all(images())))
     with pytest.raises(UserError, match="is not what this network was imported from"):
-        trained.triggered(found, images(), str(changed))
+        member.triggered(found, images(), str(changed))

@@ -1,0 +1,145 @@
+"""Grad-Prune's second part: fine-tune on clean and triggered images alike until the clean validation loss stops falling."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bdjax.defenses.grad_prune.filters import Filters, pruned
+from bdjax.defenses.grad_prune.passes import measurer, pixels, validation_plans
+from bdjax.defenses.grad_prune.rounds import Ended
+from bdjax.defenses.grad_prune.settings import Config
+from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
+from bdjax.keys import Stream, step_key, stream
+from bdjax.train import descent
+from bdjax.train.descent import SGD, State
+from bdjax.train.loops import leading
+from bdjax.train.trainer import cross_entropy
+from bdjax.types import Array, CleanSet, Key, Model, Variables
+
+
+class Tuned(NamedTuple):
+    """The network of the best epoch, and what happened."""
+
+    variables: Variables
+    loss: Array  # f32[epochs]: mean over the batches of the epoch; NaN after the last
+    validated: Array  # f32[epochs]: clean validation loss; NaN likewise
+    epochs: Array  # i32[]: epochs made
+    kept: Array  # i32[]: the epoch that is kept; 0 = the network before all
+    ended: Array  # i32[]: :class:`Ended`
+    stopped: Array  # i32[]: the step that was not finite; -1 = none
+
+
+class _Carry(NamedTuple):
+    state: State
+    best: Variables
+    least: Array  # f[]: its validation loss
+    waited: Array  # i32[]: epochs since it
+    told: Tuned  # its variables are empty
+
+
+def untuned(variables: Variables, epochs: int) -> Tuned:
+    """The network as it is, after no epoch."""
+    nothing, none = jnp.full(epochs, jnp.nan, jnp.float32), jnp.int32(-1)
+    return Tuned(variables, nothing, nothing, jnp.int32(0), jnp.int32(0), none, none)
+
+
+def gradient(model: Model) -> Callable[..., tuple[Any, Any, Array]]:
+    """Build ``slope(variables, images, triggered, labels, mask, keys) -> (gradient, running statistics, loss f[])``.
+
+    The loss is CE(x) + CE(x~), each the mean over the rows that count in a forward pass of its own in train mode: first the clean
+    images, then the triggered ones, which continue from the running statistics that the clean ones leave.
+    """
+
+    def slope(
+        variables: Variables, images: Array, triggered: Array, labels: Array, mask: Array, keys: Any
+    ) -> tuple[Any, Any, Array]:
+        def loss(params: Any) -> tuple[Array, Any]:
+            statistics, total = variables["batch_stats"], jnp.float32(0)
+            for shown, key in zip((images, triggered), keys, strict=True):
+                now = {**variables, "params": params, "batch_stats": statistics}
+                out = model.apply(now, shown, train=True, mask=mask, key=key)
+                entropy = masked_mean(cross_entropy(out.logits, labels), mask)
+                statistics, total = out.variables["batch_stats"], total.astype(entropy.dtype) + entropy
+            return total, statistics
+
+        (value, statistics), found = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return found, statistics, value
+
+    return slope
+
+
+def tuner(model: Model, config: Config) -> Callable[..., Tuned]:
+    """Build ``tune(key, variables, table, keep, least, clean, triggered, hyper) -> Tuned``.
+
+    ``least`` f[] is the clean validation loss before; the filters that ``keep`` f[F] of ``table`` leaves out stay 0 if they are
+    frozen.
+    """
+    measure, slope = measurer(model), gradient(model)
+
+    def tune(
+        key: Key,
+        variables: Variables,
+        table: Filters,
+        keep: Array,
+        least: Array,
+        clean: CleanSet,
+        triggered: Array,
+        hyper: Any,
+    ) -> Tuned:
+        ordering, judging, network = jax.random.split(key, 3)
+        validate_at = validation_plans(config, clean, model.spec.classes)
+        dtype = jax.tree.leaves(variables["params"])[0].dtype
+
+        def step(shared: Any, state: State, x: tuple[Array, Array]) -> State:
+            clean, triggered, keep, hyper, network = shared
+            rows, mask = x
+            keys = jax.random.split(step_key(stream(network, Stream.NETWORK), state.step))
+            images, there = (pixels(each[rows], dtype) for each in (clean.images, triggered))
+            found, statistics, loss = slope(state.variables, images, there, clean.labels[rows], mask, keys)
+            return descent.descend(
+                state,
+                SGD,
+                hyper,
+                hyper.lr,
+                found,
+                loss[None],
+                mask,
+                project=(lambda params: pruned(table, params, keep)) if config.freeze_pruned else None,
+                learned={"batch_stats": statistics},
+            )
+
+        def epoch(carry: _Carry) -> _Carry:
+            told = carry.told
+            number = told.epochs + 1
+            rows, mask = epoch_plan(step_key(stream(ordering, Stream.ORDER), told.epochs), training_rows(clean), config.batch)
+            trips = jnp.sum(jnp.sum(mask, 1) > 0, dtype=jnp.int32)
+            shared = (clean, triggered, keep, hyper, network)
+            state, means = descent.close(leading(step, carry.state, (rows, mask), trips, shared, model.loop))
+            loss = measure(state.variables, (clean.images,), clean.labels, validate_at(judging, number))[1][0]
+            better = state.alive & (loss < carry.least)
+            waited = jnp.where(better, 0, carry.waited + 1)
+            ended = jnp.select(
+                [~state.alive, waited >= config.tuning_patience, number >= config.epochs],
+                [jnp.int32(reason) for reason in (Ended.NON_FINITE, Ended.PATIENCE, Ended.CAP)],
+                jnp.int32(Ended.NOT_RUN),
+            )
+            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.variables, carry.best)
+            told = told._replace(
+                loss=told.loss.at[told.epochs].set(means[0]),
+                validated=told.validated.at[told.epochs].set(loss.astype(jnp.float32)),
+                epochs=number,
+                kept=jnp.where(better, number, told.kept),
+                ended=ended,
+                stopped=state.stopped,
+            )
+            return _Carry(state, best, jnp.where(better, loss, carry.least), waited, told)
+
+        variables = dict(variables)
+        begun = descent.begin(SGD, variables, hyper, measured=0)
+        start = _Carry(begun, variables, least, jnp.int32(0), untuned({}, config.epochs))
+        last = jax.lax.while_loop(lambda carry: carry.told.ended == Ended.NOT_RUN, epoch, start)
+        return last.told._replace(variables=last.best)
+
+    return tune

@@ -1,0 +1,211 @@
+"""What is kept of a sweep: a Parquet file per finished cell and member set.
+
+``out/records/<cell>/<members>.parquet`` appears complete or not at all (:mod:`bdjax.store.atomic`). A file whose checksums do not
+match is named on stderr and moved aside as ``*.corrupt``; the next run does its work again.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from bdjax.errors import UserError
+from bdjax.population import hosts
+from bdjax.store import location
+from bdjax.store.atomic import Corrupt, replace_file, set_aside, writing
+from bdjax.store.hashing import json_digest
+from bdjax.store.location import Location
+from bdjax.store.rows import ADDED, COLUMNS, ORDER, Row, arrow_schema
+
+_DIGEST = b"bdjax.rows.sha256"
+
+
+def record_path(out: Location, cell: str, members: str) -> Location:
+    """Where the rows of one finished cell and member set lie."""
+    return out / "records" / cell / f"{members}.parquet"
+
+
+def write_rows(out: Location, cell: str, members: str, rows: Sequence[Row]) -> Location:
+    """Store the rows of a finished cell and member set, replacing what lay there.
+
+    Args:
+      out: folder of the sweep.
+      cell: hash of the cell.
+      members: hash of the member set.
+      rows: with every column of :data:`bdjax.store.rows.COLUMNS`.
+
+    Raises:
+      UserError: the folder cannot be written or the disk is full.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = arrow_schema()
+    table = pa.Table.from_pylist(list(rows), schema)
+    table = table.replace_schema_metadata({_DIGEST: _rows_digest(table.to_pylist())})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    path = record_path(out, cell, members)
+    replace_file(path, buffer.getvalue())
+    if hosts.leads():
+        with writing(path):
+            location.write_bytes(_seal(path), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
+    return path
+
+
+def _seal(path: Location) -> Location:
+    """Where the sha256 of a file of rows lies; one that is missing or old says nothing, and the file is checked row by row."""
+    return path.with_suffix(".sha256")
+
+
+def _sealed(data: bytes | OSError, seal: bytes | OSError) -> bool:
+    """Whether these are the bytes that were written."""
+    return isinstance(data, bytes) and seal == hashlib.sha256(data).hexdigest().encode()
+
+
+def _rows_digest(rows: Sequence[Row]) -> bytes:
+    return json_digest(list(rows)).encode()
+
+
+def read_file(path: Location) -> list[Row]:
+    """The rows of one file.
+
+    Raises:
+      Corrupt: it is truncated, or a checksum does not match.
+      UserError: the store it lies in cannot be reached.
+    """
+    data, seal = location.read_many([path, _seal(path)])
+    return _rows_of(data, seal)
+
+
+def _rows_of(data: bytes | OSError, seal: bytes | OSError) -> list[Row]:
+    """The rows in the bytes of a file; raises Corrupt. The pages' checksums do not cover the footer: the rows have their own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if isinstance(data, OSError):
+            raise data
+        # A few rows need no threads, and a short process that ends beside pyarrow's aborts now and then (3 in 18, machine busy).
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
+        rows = table.to_pylist()
+        if not _of_a_record(table.schema):
+            raise Corrupt("its columns are not those of a record")
+        if not _sealed(data, seal) and (table.schema.metadata or {}).get(_DIGEST) != _rows_digest(rows):
+            raise Corrupt("its rows do not match their checksum")
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        raise Corrupt(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    return rows if len(table.schema) == len(COLUMNS) else [{name: row.get(name) for name in COLUMNS} for row in rows]
+
+
+def _of_a_record(schema: Any) -> bool:
+    """Whether these are the columns of a record, of this version or of one that did not have some of them yet."""
+    full = arrow_schema()
+    if not set(COLUMNS) - ADDED <= set(schema.names) <= set(COLUMNS):
+        return False
+    return list(schema) == [full.field(name) for name in COLUMNS if name in schema.names]
+
+
+class _File(NamedTuple):
+    path: Location
+    data: bytes | OSError  # why it cannot be read
+    seal: bytes | OSError
+
+
+def _files(folder: Location, pattern: str) -> list[_File]:
+    """Files of rows with their seals; without those that another process moved meanwhile."""
+    paths = location.files(folder, pattern)
+    contents = location.read_many(paths)
+    seals = location.read_many([_seal(path) for path in paths])
+    found = zip(paths, contents, seals, strict=True)
+    return [_File(path, data, seal) for path, data, seal in found if not isinstance(data, FileNotFoundError)]
+
+
+def read_cell(out: Location, cell: str) -> list[tuple[str, Row]]:
+    """All (member set, row) of a cell, in the order of file names; corrupt files are set aside."""
+    return [(file.path.stem, row) for file in _files(out / "records" / cell, "*.parquet") for row in _checked(file)]
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """One row per cell and member: a failed one only where no other is stored, then the newest."""
+    best: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row["cell"], row["member"])
+        if key not in best or _rank(row) > _rank(best[key]):
+            best[key] = row
+    return list(best.values())
+
+
+def _rank(row: Row) -> tuple[bool, str]:
+    return row["status"] != "failed", row["created"]
+
+
+def read_rows(out: Location) -> list[Row]:
+    """All rows of a sweep, one per cell and member, in the order of their scenario; corrupt files are set aside."""
+    rows: list[Row] = _collect(out).to_dicts()
+    return rows
+
+
+def _collect(out: Location) -> Any:
+    """All rows of a sweep as :func:`read` gives them: whole files at once where they are sealed, the others one by one."""
+    import polars as pl
+
+    sealed: list[_File] = []
+    rest: list[_File] = []
+    for file in _files(out / "records", "*/*.parquet"):
+        (sealed if _sealed(file.data, file.seal) else rest).append(file)
+    try:
+        frames = (
+            [pl.scan_parquet([file.data for file in sealed if isinstance(file.data, bytes)], glob=False).collect()]
+            if sealed
+            else []
+        )
+        frames = [_with_every_column(found) for found in frames]
+    except pl.exceptions.PolarsError:  # another version wrote some of them: which, is found one by one
+        frames, rest = [], sorted((*sealed, *rest))
+    rows = [row for file in rest for row in _checked(file)]
+    every = pl.concat([*frames, frame(rows)])
+    finished = pl.col("status") != "failed"
+    newest = every.sort(finished, "created", descending=True, maintain_order=True)
+    best = newest.unique(["cell", "member"], keep="first", maintain_order=True)
+    return best.sort(*ORDER, "member")
+
+
+def _with_every_column(found: Any) -> Any:
+    """Rows with the columns of a record, those that their version did not have yet null; raises SchemaError for others."""
+    import polars as pl
+
+    there = [name for name in COLUMNS if name in found.columns]
+    if found.columns != there or set(COLUMNS) - set(there) - ADDED:
+        raise pl.exceptions.SchemaError
+    empty = frame([]).schema
+    return found.with_columns(pl.lit(None, empty[name]).alias(name) for name in COLUMNS if name not in there).select(COLUMNS)
+
+
+def _checked(file: _File) -> list[Row]:
+    """The rows of a file; none where it is corrupt, and then it is set aside."""
+    try:
+        return _rows_of(file.data, file.seal)
+    except Corrupt as reason:
+        set_aside(file.path, str(reason))
+        return []
+
+
+def frame(rows: Sequence[Row]) -> Any:
+    """Rows as a polars data frame with the columns of a record, also where there are none."""
+    import polars as pl
+    import pyarrow as pa
+
+    return pl.from_arrow(pa.Table.from_pylist(list(rows), arrow_schema()))
+
+
+def read(out: "str | Location") -> Any:
+    """All rows of a sweep as a polars data frame.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    folder = location.locate(out)
+    if not location.is_folder(folder):
+        raise UserError(f"{folder} is no folder of records; write one with: bdjax sweep FILE.py --out {folder}")
+    return _collect(folder)
