@@ -167,7 +167,7 @@ class DefenderView(NamedTuple):
     test_accuracy: Array | None = None  # f32[] ("test_accuracy" in needs)
 
 
-class Repair(NamedTuple):
+class Defended(NamedTuple):
     """What a defense returns."""
 
     variables: Variables
@@ -188,7 +188,7 @@ class Curve(NamedTuple):
 class Defense(NamedTuple):
     """A backdoor defense; built by a factory ``ft(model, config=None, *, profile="corrected")``."""
 
-    repair: Callable[..., Repair]  # (key, DefenderView, hyper) -> Repair
+    defend: Callable[..., Defended]  # (key, DefenderView, hyper) -> Defended
     hyper: Any  # default NamedTuple of traced leaves
     needs: frozenset[str]  # of {"clean", "triggered", "test_accuracy"}; empty = data-free
     config: Any = None  # the static configuration it was built with, for the record

@@ -41,14 +41,14 @@ def ours(args: argparse.Namespace, work: str, count: int, execution: Execution) 
 
         def defended() -> int:
             result = jax.block_until_ready(run(defend, subjects, (data,), execution))
-            return result.repair.trace.loss.size * args.spc * CLASSES + 2 * int(np.sum(np.asarray(result.counts.clean)))
+            return result.defended.trace.loss.size * args.spc * CLASSES + 2 * int(np.sum(np.asarray(result.counts.clean)))
 
         return defended
 
     draw = jax.jit(lambda member, data: draw_clean(member, data.train, CLASSES, args.spc)[0])
 
-    def repair(subject: Subject, data: Data) -> Any:
+    def defend(subject: Subject, data: Data) -> Any:
         view = DefenderView(subject.variables, clean=draw(subject.member, data))
-        return defense.repair(stream(subject.member.key, Stream.DEFENSE), view, subject.member.hyper)
+        return defense.defend(stream(subject.member.key, Stream.DEFENSE), view, subject.member.hyper)
 
-    return lambda: jax.block_until_ready(run(repair, subjects, (data,), execution)).trace.loss.size * args.spc * CLASSES
+    return lambda: jax.block_until_ready(run(defend, subjects, (data,), execution)).trace.loss.size * args.spc * CLASSES

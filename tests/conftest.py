@@ -40,6 +40,8 @@ import numpy as np
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.populations import imported, population, shared_programs, together  # noqa: F401  fixtures
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that stay: looking at them every 700 took 9 % of the time

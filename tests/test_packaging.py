@@ -56,6 +56,6 @@ def test_the_example_defense_runs_as_printed(examples):
     for part in norm.split("/"):
         node = node[part]
     node["scale"] = jnp.asarray(np.r_[[9.0], np.ones(node["scale"].shape[0] - 1)], jnp.float32)
-    repair = defense.repair(jax.random.key(0), DefenderView(variables), defense.hyper)
-    assert repair.trace.pruned.tolist() == [1] + [0] * (len(model.arch.norms) - 1)
-    assert repair.masks[norm].tolist()[:2] == [0.0, 1.0]
+    defended = defense.defend(jax.random.key(0), DefenderView(variables), defense.hyper)
+    assert defended.trace.pruned.tolist() == [1] + [0] * (len(model.arch.norms) - 1)
+    assert defended.masks[norm].tolist()[:2] == [0.0, 1.0]

@@ -163,7 +163,7 @@ def repaired(trained, tiny_dataset):
         view = DefenderView(variables, clean if "clean" in defense.needs else None, triggered)
         # With a weight of a thousand rounding would decide.
         hyper = jax.tree.map(lambda x: np.where(x > 100, 1, x).astype(np.asarray(x).dtype), defense.hyper)
-        return jax.device_get(jax.jit(defense.repair)(jax.random.key(0), view, hyper))
+        return jax.device_get(jax.jit(defense.defend)(jax.random.key(0), view, hyper))
 
     return run
 

@@ -18,7 +18,7 @@ from bdjax.train.descent import SGD, State
 from bdjax.train.loops import inner
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, DefenderView, Defense, Key, Masks, Model, Repair, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
 STEP = 500  # between two thresholds, in 1 / GRID
 LIMITS = (-1, *range(0, 19 * STEP, STEP))  # the network as it is, then thresholds 0, 0.05 … 0.90
@@ -132,7 +132,7 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         masks = jnp.concatenate([whole[norm] for norm in norms]).astype(jnp.float32) / GRID
         return history[0], history[1], masks
 
-    def repair(key: Key, view: DefenderView, hyper: ANPHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: ANPHyper) -> Defended:
         assert view.clean is not None and (view.test_accuracy is not None or not config.judged_by_test)
         hyper = jax.tree.map(jnp.asarray, hyper)
         carry, rows, (drawing, network, judging), limits, trips, held = start(key, view, hyper)
@@ -144,11 +144,11 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         params, keep, seen = decide(view.variables, whole, limits, correct, held, test, hyper)
         natural, perturbed, masks = told(history, whole)
         trace = ANPTrace(*(natural, perturbed, *seen, masks, state.alive, state.stopped))
-        return Repair({**view.variables, "params": params}, keep, trace)
+        return Defended({**view.variables, "params": params}, keep, trace)
 
     needs = {"clean", "test_accuracy"} if config.judged_by_test else {"clean"}
     along = threshold_curve(norms, LIMITS, STEP, model, model.norm_eps)
-    return Defense(repair, ANPHyper(), frozenset(needs), config, validation=True, curve=along)
+    return Defense(defend, ANPHyper(), frozenset(needs), config, validation=True, curve=along)
 
 
 def chosen(correct: Array, rows: Array, test_accuracy: Array | None, tolerance: Array) -> Array:

@@ -19,7 +19,7 @@ from bdjax.train.descent import PLAIN, State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
 SPACES = ("pixel", "normalised")
 
@@ -126,7 +126,7 @@ def awn(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         soft = {**variables, "params": tree.mask_norms(variables["params"], masks, bias=False)}
         return seen_through(model, masked.norm_eps, soft)
 
-    def repair(key: Key, view: DefenderView, hyper: AWNHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: AWNHyper) -> Defended:
         assert view.clean is not None
         clean, hyper = view.clean, jax.tree.map(jnp.asarray, hyper)
 
@@ -141,9 +141,9 @@ def awn(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         loss, natural, robust = descent.by_number(means)
         masks = state.variables["params"]
         trace = AWNTrace(loss, natural, robust, size, kept, state.alive, state.stopped)
-        return Repair(finish(view.variables, masks), masks, trace)
+        return Defended(finish(view.variables, masks), masks, trace)
 
-    return Defense(repair, AWNHyper(), frozenset({"clean"}), config)
+    return Defense(defend, AWNHyper(), frozenset({"clean"}), config)
 
 
 def _logits(model: Model, variables: Variables, masks: Masks, images: Array) -> Array:

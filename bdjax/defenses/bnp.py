@@ -15,7 +15,7 @@ from bdjax.defenses.tuning import epoch_plan, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32, row
 from bdjax.train.loops import steps as run_steps
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
 
 
 class Config(NamedTuple):
@@ -105,16 +105,16 @@ def bnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         )
         return tree.mask_norms(variables["params"], masks, bias=True), masks, trace
 
-    def repair(key: Key, view: DefenderView, hyper: BNPHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: BNPHyper) -> Defended:
         assert view.clean is not None
         moments = measure(key, view.variables, view.clean)
         params, masks, trace = prune(view.variables, moments, jax.tree.map(jnp.asarray, hyper))
-        return Repair({**view.variables, "params": params}, masks, trace)
+        return Defended({**view.variables, "params": params}, masks, trace)
 
     u = 4 if model.spec.name == "tiny_imagenet" else 3
     along = outlier_curve(model.arch.norms, config.leave_out_non_finite)
     drawn = config.augment or not config.all_rows
-    return Defense(repair, BNPHyper(np.float32(u)), frozenset({"clean"}), config, curve=along, keyed=drawn)
+    return Defense(defend, BNPHyper(np.float32(u)), frozenset({"clean"}), config, curve=along, keyed=drawn)
 
 
 def divergence(moments: Moments, running: Mapping[str, Array], log_factor: float) -> Array:

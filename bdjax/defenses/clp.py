@@ -11,7 +11,7 @@ from jax import lax
 from bdjax import tree
 from bdjax.configure import configure
 from bdjax.defenses.channels import limit, outlier_curve
-from bdjax.types import ArchSpec, Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import ArchSpec, Array, Defended, DefenderView, Defense, Key, Model, Variables
 
 
 class Config(NamedTuple):
@@ -84,12 +84,12 @@ def clp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         )
         return params, masks, trace
 
-    def repair(key: Key, view: DefenderView, hyper: Hyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: Hyper) -> Defended:
         params, masks, trace = prune(view.variables, jax.tree.map(jnp.asarray, hyper))
-        return Repair({**view.variables, "params": params}, masks, trace)
+        return Defended({**view.variables, "params": params}, masks, trace)
 
     along = outlier_curve(tuple(norm for norm, _ in paired), config.leave_out_non_finite)
-    return Defense(repair, Hyper(), frozenset(), config, curve=along, keyed=False)
+    return Defense(defend, Hyper(), frozenset(), config, curve=along, keyed=False)
 
 
 def pairs(arch: ArchSpec) -> tuple[tuple[str, str], ...]:

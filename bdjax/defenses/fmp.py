@@ -19,7 +19,7 @@ from bdjax.train.evaluate import finite
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.schedules import cosine_between
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
 AT_ONCE = 512  # images of several channels that go through the network together
 PROJECTION = "shortcut_0"  # of a residual block: published networks run it first and register it last
@@ -157,7 +157,7 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         pruned = jnp.stack(list(tree.pruned_count(masks).values()))
         return {**variables, "params": project(params, masks)}, masks, pruned, sound
 
-    def repair(key: Key, view: DefenderView, hyper: FMPHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: FMPHyper) -> Defended:
         assert view.clean is not None
         scoring, tuning = jax.random.split(key)
         hyper = jax.tree.map(jnp.asarray, hyper)
@@ -165,10 +165,10 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         variables, masks, pruned, sound = prune(view.variables, correct, entropy, scored)
         tuned = tune(tuning, variables, view.clean, training_rows(view.clean), hyper, masks)
         trace = FMPTrace(correct, entropy, scored, pruned, tuned.loss, tuned.alive & sound, tuned.stopped)
-        return Repair(tuned.variables, masks, trace)
+        return Defended(tuned.variables, masks, trace)
 
     edition = 2 if config.in_place and model.arch.in_place else 1  # the first did not know of what is written over
-    return Defense(repair, FMPHyper(), frozenset({"clean"}), config, edition=edition)
+    return Defense(defend, FMPHyper(), frozenset({"clean"}), config, edition=edition)
 
 
 def _kept(correct: Array, entropy: Array, sizes: list[int], config: Config) -> Array:

@@ -16,7 +16,7 @@ from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.train.loops import steps
 from bdjax.train.schedules import cosine_by_epoch
-from bdjax.types import Array, CleanSet, Curve, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Curve, Defended, DefenderView, Defense, Key, Model, Variables
 
 HELD = 2**22  # numbers of masked head inputs that may exist at once while the levels are measured
 DECIMALS = 10_000  # the tolerance is a whole number of 1 / DECIMALS
@@ -113,7 +113,7 @@ def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
     def prune(variables: Variables, keep: Array) -> dict[str, Any]:
         return {**variables, "params": project(variables["params"], keep)}
 
-    def repair(key: Key, view: DefenderView, hyper: FPHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: FPHyper) -> Defended:
         assert view.clean is not None
         tuning, activation, validation = jax.random.split(key, 3)
         hyper = jax.tree.map(jnp.asarray, hyper)
@@ -122,9 +122,9 @@ def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
         rates = Hyper(hyper.lr, hyper.momentum, hyper.weight_decay)
         tuned = tune(tuning, prune(view.variables, keep), view.clean, training_rows(view.clean), rates, keep)
         trace = FPTrace(*seen, tuned.loss, tuned.alive, tuned.stopped)
-        return Repair(tuned.variables, {head: keep}, trace)
+        return Defended(tuned.variables, {head: keep}, trace)
 
-    return Defense(repair, FPHyper(), frozenset({"clean"}), config, validation=True, curve=_curve(head, config.granularity))
+    return Defense(defend, FPHyper(), frozenset({"clean"}), config, validation=True, curve=_curve(head, config.granularity))
 
 
 def _curve(head: str, granularity: float) -> Curve:

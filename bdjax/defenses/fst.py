@@ -14,7 +14,7 @@ from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, train
 from bdjax.errors import choose
 from bdjax.train.descent import SGD, Optimiser
 from bdjax.train.schedules import cosine_by_epoch
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
 
 VARIANTS = ("full", "head_only")
 
@@ -102,16 +102,16 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         old = {f"{head}/kernel": tree.get(params, head)["kernel"] for head in heads}
         return {**variables, "params": redrawn(key, params, heads, model.arch.copies, model.arch.heads[0])}, old
 
-    def repair(key: Key, view: DefenderView, hyper: FSTHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: FSTHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         drawing, tuning = jax.random.split(key)
         variables, old = begin(drawing, view.variables)
         tuned = tune(tuning, variables, view.clean, training_rows(view.clean), hyper, (old, hyper.alpha))
         (overlap,) = tuned.measured
-        return Repair(tuned.variables, None, FSTTrace(tuned.loss, overlap, tuned.alive, tuned.stopped))
+        return Defended(tuned.variables, None, FSTTrace(tuned.loss, overlap, tuned.alive, tuned.stopped))
 
-    return Defense(repair, FSTHyper(np.float32(lr), np.float32(alpha)), frozenset({"clean"}), config)
+    return Defense(defend, FSTHyper(np.float32(lr), np.float32(alpha)), frozenset({"clean"}), config)
 
 
 def redrawn(key: Key, params: Any, heads: tuple[str, ...], copies: float, first: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, t
 from bdjax.errors import choose
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.schedules import cosine_by_epoch, cosine_by_step
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
 
 SMALLEST = 1e-12  # added to the norm that divides the perturbation
 
@@ -85,14 +85,14 @@ def ft_sam(model: Model, config: Config | Mapping[str, Any] | None = None, *, pr
     gradient = _sharp(model, bool(config.adaptive))
     tune = tuner(model, epochs=config.epochs, batch=config.batch, schedule=schedule, gradient=gradient, measured=1)
 
-    def repair(key: Key, view: DefenderView, hyper: FTSAMHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: FTSAMHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         tuned = tune(key, view.variables, view.clean, training_rows(view.clean), hyper, (hyper.rho, hyper.smoothing))
         (perturbed,) = tuned.measured
-        return Repair(tuned.variables, None, FTSAMTrace(tuned.loss, perturbed, tuned.alive, tuned.stopped))
+        return Defended(tuned.variables, None, FTSAMTrace(tuned.loss, perturbed, tuned.alive, tuned.stopped))
 
-    return Defense(repair, FTSAMHyper(), frozenset({"clean"}), config)
+    return Defense(defend, FTSAMHyper(), frozenset({"clean"}), config)
 
 
 def smoothed_divergence(logits: Array, labels: Array, smoothing: Array) -> Array:

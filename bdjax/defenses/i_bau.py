@@ -19,7 +19,7 @@ from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import inner
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Loop, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Loop, Model, Variables
 
 PATCH_RULES, SPACES, OPTIMISERS = ("at_least_one", "floor"), ("pixel", "normalised"), ("amsgrad", "adam")
 CONVERGED = 1e-10  # ‖v_{k+1} - v_k‖ at which the fixed-point iteration stops
@@ -125,7 +125,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
         state, means = descent.close(state)
         return state, (means, jnp.sqrt(jnp.sum(jnp.square(delta))).astype(jnp.float32))
 
-    def repair(key: Key, view: DefenderView, hyper: IBAUHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: IBAUHyper) -> Defended:
         assert view.clean is not None
         clean, (kept_key, fresh_key, patch_key) = view.clean, jax.random.split(key, 3)
         hyper = jax.tree.map(jnp.asarray, hyper)
@@ -140,9 +140,9 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
 
         state, (means, size) = run_epochs(round_, start(view.variables, hyper), config.rounds, model.loop)
         loss, residual = descent.by_number(means)
-        return Repair(state.variables, None, IBAUTrace(loss, size, residual, state.alive, state.stopped))
+        return Defended(state.variables, None, IBAUTrace(loss, size, residual, state.alive, state.stopped))
 
-    return Defense(repair, IBAUHyper(), frozenset({"clean"}), config)
+    return Defense(defend, IBAUHyper(), frozenset({"clean"}), config)
 
 
 def patched(key: Key, mask: Array, config: Config) -> Array:

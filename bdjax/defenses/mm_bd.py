@@ -17,7 +17,7 @@ from bdjax.train import descent
 from bdjax.train.descent import ADAM, State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
 
 RULES = {"original": (2, 0.1), "survey": (1, 1e-3)}  # the fifth of the epochs after which the weight first moves, learning rate
 
@@ -140,14 +140,14 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
         told = (means[0], means[1], accuracy, weight, _size(state.variables["params"]).astype(jnp.float32))
         return (state, after), told
 
-    def repair(key: Key, view: DefenderView, hyper: MMBDHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: MMBDHyper) -> Defended:
         assert view.clean is not None
         clean, hyper = view.clean, jax.tree.map(jnp.asarray, hyper)
         batches, none = first_look(key, clean)
         largest, correct = run_steps(look, none, batches, (view.variables, clean), model.loop)
         carry, before, rows, at = start(view.variables, largest, correct, clean, hyper)
         if not config.active:
-            return Repair(view.variables, None, _idle(config.epochs, at, before, hyper.weight))
+            return Defended(view.variables, None, _idle(config.epochs, at, before, hyper.weight))
 
         def epoch(carry: tuple[State, Array], number: Array) -> Any:
             state, weight = carry
@@ -157,10 +157,10 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
 
         (state, _), told = run_epochs(epoch, carry, config.epochs, model.loop)
         bounded = {**view.variables, "bounds": _acting(state.variables["params"])}
-        return Repair(bounded, None, MMBDTrace(*(*told, at, before, state.alive, state.stopped)))
+        return Defended(bounded, None, MMBDTrace(*(*told, at, before, state.alive, state.stopped)))
 
     active = bool(config.active)
-    return Defense(repair, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=active, edition=1 + active)
+    return Defense(defend, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=active, edition=1 + active)
 
 
 def _size(bounds: Any) -> Array:

@@ -15,7 +15,7 @@ from bdjax.nn.folded_linear import pool_matrix
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.schedules import constant, cosine_by_epoch, plateau
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
 
 SMALLEST = 1e-6  # added to the norm of an attention map
 
@@ -103,7 +103,7 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         gradient = _distilling(model, taps, config)
         return tuner(model, epochs=config.epochs, batch=batch, schedule=constant(), gradient=gradient, measured=2)
 
-    def repair(key: Key, view: DefenderView, hyper: NADHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: NADHyper) -> Defended:
         assert view.clean is not None
         teaching, learning = jax.random.split(key)
         hyper = jax.tree.map(jnp.asarray, hyper)
@@ -114,9 +114,9 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         stopped = jnp.where(teacher.alive, student.stopped, teacher.stopped)
         entropy, attention = student.measured
         trace = NADTrace(teacher.loss, entropy, attention, teacher.alive & student.alive, stopped)
-        return Repair(student.variables, None, trace)
+        return Defended(student.variables, None, trace)
 
-    return Defense(repair, NADHyper(), frozenset({"clean"}), config)
+    return Defense(defend, NADHyper(), frozenset({"clean"}), config)
 
 
 class Tap(NamedTuple):

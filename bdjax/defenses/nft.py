@@ -13,7 +13,7 @@ from bdjax.defenses.channels import published_norms, seen_through
 from bdjax.defenses.tuning import Batch, Gradient, bits_by_index, masked_mean, training_rows, tuner
 from bdjax.train.schedules import cosine_between
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
 
 class Config(NamedTuple):
@@ -102,7 +102,7 @@ def nft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         params = tree.mask_norms(variables["params"], masks, bias=False)
         return seen_through(model, masked.norm_eps, {**variables, "params": params, "batch_stats": statistics})
 
-    def repair(key: Key, view: DefenderView, hyper: NFTHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: NFTHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         first, extra = start(view.variables, view.clean, hyper)
@@ -110,9 +110,9 @@ def nft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         mixed, kept = done.measured
         masks = done.variables["params"]
         trace = NFTTrace(done.loss, mixed, kept, done.alive, done.stopped)
-        return Repair(finish(view.variables, masks, done.variables["batch_stats"]), masks, trace)
+        return Defended(finish(view.variables, masks, done.variables["batch_stats"]), masks, trace)
 
-    return Defense(repair, NFTHyper(), frozenset({"clean"}), config)
+    return Defense(defend, NFTHyper(), frozenset({"clean"}), config)
 
 
 def partners(key: Key, mask: Array) -> Array:

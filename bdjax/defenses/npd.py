@@ -14,7 +14,7 @@ from bdjax.train.descent import PLAIN
 from bdjax.train.loops import inner
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
 
 LARGEST = 80.0  # a row's loss is cut to this in the search for a perturbation
 TRUE_LOGIT = -10.0  # what the true class's logit becomes before the strongest wrong class is looked for
@@ -105,7 +105,7 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         zero = jnp.zeros_like(hyper.momentum)
         return first_plug(model, variables), Hyper(hyper.warmup_lr, zero, zero)
 
-    def repair(key: Key, view: DefenderView, hyper: NPDHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: NPDHyper) -> Defended:
         assert view.clean is not None
         warming, polarising = jax.random.split(key)
         hyper = jax.tree.map(jnp.asarray, hyper)
@@ -117,9 +117,9 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         stopped = jnp.where(warmed.alive, done.stopped, warmed.stopped)
         trace = NPDTrace(warmed.loss, done.loss, clean, purified, fooled, warmed.alive & done.alive, stopped)
         plug = jax.tree.map(lambda new, old: jnp.where(warmed.alive, new, old), done.variables, warmed.variables)
-        return Repair(with_plug(view.variables, plug), None, trace)
+        return Defended(with_plug(view.variables, plug), None, trace)
 
-    return Defense(repair, NPDHyper(bound, weight, weight, weight), frozenset({"clean"}), config)
+    return Defense(defend, NPDHyper(bound, weight, weight, weight), frozenset({"clean"}), config)
 
 
 def first_plug(model: Model, variables: Variables) -> Variables:

@@ -18,7 +18,7 @@ from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import inner
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
 
 SPACES, MODES = ("pixel", "normalised"), ("eval", "mixed")
 
@@ -108,7 +108,7 @@ def pbe(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         state, means = descent.close(state)
         return state._replace(optimiser=SGD.init(hyper, state.variables["params"])), means[0]
 
-    def repair(key: Key, view: DefenderView, hyper: PBEHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: PBEHyper) -> Defended:
         assert view.clean is not None
         clean, hyper = view.clean, jax.tree.map(jnp.asarray, hyper)
         shared = (key, clean, hyper)
@@ -134,9 +134,9 @@ def pbe(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
                 told = _joined(told, later)
         else:
             state, told = run_epochs(epoch, state, config.epochs, model.loop)
-        return Repair(state.variables, None, PBETrace(told[0], told[1], state.alive, state.stopped))
+        return Defended(state.variables, None, PBETrace(told[0], told[1], state.alive, state.stopped))
 
-    return Defense(repair, PBEHyper(), frozenset({"clean"}), config)
+    return Defense(defend, PBEHyper(), frozenset({"clean"}), config)
 
 
 # Compiled: un-jitted, their constants are sent from the host.

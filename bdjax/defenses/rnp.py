@@ -28,7 +28,7 @@ from bdjax.train import descent
 from bdjax.train.descent import SGD, State
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.trainer import cosine, cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
 STEP = 200  # between two thresholds, in 1 / GRID
 LIMITS = (-1, *range(-1, 50 * STEP - 1, STEP))  # the network as it is, then masks below 0, 0.02 … 0.98
@@ -131,17 +131,17 @@ def rnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         repaired = {**variables, "params": tree.mask_norms(params, keep, bias=False)}
         return seen_through(model, masked.norm_eps, repaired), keep, (pruned, correct, rows, level, masks)
 
-    def repair(key: Key, view: DefenderView, hyper: RNPHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: RNPHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         trying, judging = jax.random.split(key)
         whole, limits, counted, told, alive, stopped = found(trying, view.variables, view.clean, hyper)
         correct = correct_by_level(judging, view.variables, view.clean, counted, whole, limits)
         variables, keep, seen = decide(view.variables, whole, limits, correct, counted, hyper)
-        return Repair(variables, keep, RNPTrace(*(*told, *seen, alive, stopped)))
+        return Defended(variables, keep, RNPTrace(*(*told, *seen, alive, stopped)))
 
     along = threshold_curve(norms, LIMITS, STEP, model, masked.norm_eps)
-    return Defense(repair, RNPHyper(), frozenset({"clean"}), config, curve=along)
+    return Defense(defend, RNPHyper(), frozenset({"clean"}), config, curve=along)
 
 
 def chosen(correct: Array, rows: Array, tolerance: Array) -> Array:

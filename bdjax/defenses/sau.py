@@ -14,7 +14,7 @@ from bdjax.train.amsgrad import amsgrad
 from bdjax.train.loops import inner
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
 
 LEAST = 1e-8  # of a probability in the divergence
 INSIDE, EDGE = 1e-6, 1e-3  # added inside the logarithms of the shared loss; where its probabilities are cut
@@ -98,14 +98,14 @@ def sau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         optimiser=amsgrad(model),
     )
 
-    def repair(key: Key, view: DefenderView, hyper: SAUHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: SAUHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         tuned = tune(key, view.variables, view.clean, training_rows(view.clean), hyper, (view.variables, hyper))
         clean, shared, fooled = tuned.measured
-        return Repair(tuned.variables, None, SAUTrace(tuned.loss, clean, shared, fooled, tuned.alive, tuned.stopped))
+        return Defended(tuned.variables, None, SAUTrace(tuned.loss, clean, shared, fooled, tuned.alive, tuned.stopped))
 
-    return Defense(repair, SAUHyper(), frozenset({"clean"}), config)
+    return Defense(defend, SAUHyper(), frozenset({"clean"}), config)
 
 
 def _probabilities(logits: Array) -> Array:

@@ -7,13 +7,13 @@ import numpy as np
 from bdjax.store.hashing import plain
 from bdjax.types import Attack, Recipe
 
-HOOKS = ("init", "select", "stamp", "relabel", "prepare", "batch", "update", "train_stamp", "repair")
+HOOKS = ("init", "select", "stamp", "relabel", "prepare", "batch", "update", "train_stamp", "defend")
 NEEDS = frozenset({"clean", "triggered", "test_accuracy"})
 
 
 def wrong_with(built: Any) -> str:
     """What of a user's attack or defense cannot be used, whatever its functions do; empty where everything can."""
-    required = ("init", "select", "stamp", "relabel") if isinstance(built, Attack) else ("repair",)
+    required = ("init", "select", "stamp", "relabel") if isinstance(built, Attack) else ("defend",)
     for hook in HOOKS:
         value = getattr(built, hook, None)
         if not callable(value) and (hook in required or value is not None):

@@ -34,7 +34,7 @@ class Trained(NamedTuple):
     trigger: tuple[np.ndarray, ...]  # leaves
 
 
-class Repaired(NamedTuple):
+class DefendedMember(NamedTuple):
     """A repaired network, made again."""
 
     variables: Variables  # on the host
@@ -123,7 +123,7 @@ def network(trained: Trained, dataset: str | None = None) -> Model:
     return by_name(told["name"], facts, width=told["width"], depth=told["depth"])
 
 
-def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | None = None) -> Repaired:
+def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | None = None) -> DefendedMember:
     """The variables after the defense of the record, which runs again from the same key: records do not hold repaired networks.
 
     On the device and with the versions of the record they are the same; elsewhere they may differ by float error.
@@ -149,7 +149,7 @@ def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | Non
     )
     found = run(defend_member(model, attack, defense, spc, keep=True), subject, (data,), execution)
     before = {name: row[f"{name}_before"] for name in ("acc", "asr", "ra", "one_class")}
-    return Repaired(one(found.repair.variables, 0), measured(one(found.counts, 0), before))
+    return DefendedMember(one(found.defended.variables, 0), measured(one(found.counts, 0), before))
 
 
 def _execution(row: Row, model: Model) -> Execution:

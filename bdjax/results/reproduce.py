@@ -14,7 +14,7 @@ from bdjax.store.location import Location
 from bdjax.store.rows import Row
 from bdjax.sweep import build, editions, pending
 from bdjax.sweep.build import DefenseCell, Point, TrainCell
-from bdjax.sweep.cells import place, repair
+from bdjax.sweep.cells import defend, place
 from bdjax.sweep.imported_cells import begin
 from bdjax.sweep.progress import Progress
 from bdjax.types import Dataset
@@ -79,7 +79,7 @@ def again(
                     held(out, row)  # says so if the weights are gone
                 places = checkpoints.find(source, placed.name)
                 there = checkpoints.load(source, placed.name, [places[member] for member in trained if member in places])
-                repair(placed, cell, row["cell"], points, (rows, there), copy, progress)
+                defend(placed, cell, row["cell"], points, (rows, there), copy, progress)
         found = pending.by_member([mine for _, mine in records.read_cell(copy, row["cell"])])[row["member"]]
     return judge(row, found, tolerance)
 

@@ -107,7 +107,7 @@ def _frozen(assets: Any, count: int) -> list[int]:
     return [-1] * count if told is None else np.asarray(told).tolist()
 
 
-def repair(
+def defend(
     attacked: Attacked,
     cell: DefenseCell,
     name: str,
@@ -154,13 +154,13 @@ def repair(
             for at, i in enumerate(going):
                 row, mine = records[i], one(defended, at)
                 row.update(timing(call, len(going), execution))
-                row.update(masks=told_masks(mine.repair.masks))
-                if hasattr(mine.repair.trace, "_asdict"):
-                    told_fields, large = arrays.parted(mine.repair.trace)
+                row.update(masks=told_masks(mine.defended.masks))
+                if hasattr(mine.defended.trace, "_asdict"):
+                    told_fields, large = arrays.parted(mine.defended.trace)
                     row["trace"] = canonical(told_fields)
                     if large:
                         arrays.write(out, name, row["member"], large)
-                if mine.finite and getattr(mine.repair.trace, "alive", True):
+                if mine.finite and getattr(mine.defended.trace, "alive", True):
                     row.update(measured(mine.counts, base[i]))
                 else:
                     what = "a loss or gradient of the repair" if mine.finite else "the repaired network"

@@ -148,18 +148,18 @@ def overview(
 
 
 def _total(cells: Sequence[Training]) -> Overview:
-    repairs = [repair for cell in cells for repair in cell.repairs]
+    repairs = [run for cell in cells for run in cell.repairs]
     missing = any(cell.rate is None for cell in cells)
-    estimated = [repair for repair in repairs if repair.images is not None]
+    estimated = [run for run in repairs if run.images is not None]
     return Overview(
         training_cells=len(cells),
         defense_cells=len(repairs),
         compile_buckets=len(cells) + len(repairs),
         members=sum(cell.members for cell in cells),
-        experiments=sum(repair.members for repair in repairs),
+        experiments=sum(run.members for run in repairs),
         images=sum(cell.images for cell in cells),
         training_hours=None if missing else math.fsum(cell.hours or 0.0 for cell in cells),
-        repair_hours=None if missing else math.fsum(repair.hours or 0.0 for repair in estimated),
+        repair_hours=None if missing else math.fsum(run.hours or 0.0 for run in estimated),
         not_estimated=len(repairs) - len(estimated),
         cells=tuple(cells),
     )
@@ -239,10 +239,10 @@ def lines(found: Overview) -> list[str]:
         told.append(f"  execution: {cell.origin}: {population.named(cell.execution)}")
         rate = "not measured" if cell.rate is None else f"{cell.rate:,.0f} images/s ({cell.measured})"
         told.append(f"  training: {rate}{_hours(cell.hours)}")
-        for repair in cell.repairs:
-            spc = "" if repair.spc is None else f", spc {repair.spc}"
-            seen = "not estimated" if repair.images is None else f"at least {repair.images:,} images{_hours(repair.hours)}"
-            told.append(f"  {repair.defense}{spc}: {repair.members} members, {seen}")
+        for run in cell.repairs:
+            spc = "" if run.spc is None else f", spc {run.spc}"
+            seen = "not estimated" if run.images is None else f"at least {run.images:,} images{_hours(run.hours)}"
+            told.append(f"  {run.defense}{spc}: {run.members} members, {seen}")
     total = "unknown, for want of a measured rate" if found.training_hours is None else f"{found.training_hours:.3g} device-hours"
     told.append(f"training in all: {found.images:,} images, {total}")
     if found.repair_hours is not None and found.defense_cells > found.not_estimated:

@@ -77,7 +77,7 @@ def opened(mine: Work, out: Location, tries: Tries) -> Open:
     Trained are those without a record, and those whose weights are gone though a repair needs them, exactly as they were.
     """
     wanted = [(cell, name, missing(name, points, out, tries)) for cell, name, points in mine.repairs]
-    repairs = tuple(repair for repair in wanted if repair[2])
+    repairs = tuple(defense for defense in wanted if defense[2])
     files = records.read_cell(out, mine.cell)
     rows = by_member([row for _, row in files])
     tries.see(mine.cell, rows)

@@ -19,7 +19,7 @@ from bdjax.store.leases import PATIENCE, Claims
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
 from bdjax.sweep import build, expand, manifest, outdated, pending
-from bdjax.sweep.cells import clean_reason, place, repair
+from bdjax.sweep.cells import clean_reason, defend, place
 from bdjax.sweep.execution import Chosen, chosen
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
@@ -192,7 +192,7 @@ def _advance(work: Work, out: Location, execution: Execution, tries: Tries, clai
             # Another process may have made it before it was claimed.
             points = hosts.agree(pending.missing(name, points, out, tries))
             if points:
-                repair(attacked(), cell, name, points, trained(), out, progress)
+                defend(attacked(), cell, name, points, trained(), out, progress)
                 tries.made(name)
                 moved = True
     return moved

@@ -24,7 +24,7 @@ from bdjax.sweep.build import DefenseCell, TrainCell
 from bdjax.train import assets
 from bdjax.train.evaluate import EvalSet
 from bdjax.train.experiment import Data, preparation
-from bdjax.types import Attack, CleanSet, Dataset, DefenderView, Defense, Model, Repair, Split
+from bdjax.types import Attack, CleanSet, Dataset, Defended, DefenderView, Defense, Model, Split
 
 ADDED = frozenset({"plug", "plug_stats", "bounds"})  # collections of variables that a defense may add
 UNKNOWN = object()  # assets whose shapes only the preparation itself tells
@@ -90,16 +90,16 @@ def defense(cell: DefenseCell, model: Model, dataset: Dataset) -> None:
         return
     made = build.defended(cell, model)
     name = cell.defense.rpartition(":")[2]
-    here = place(made.repair) or cell.defense
+    here = place(made.defend) or cell.defense
     before = shapes(model)
     view = _view(made, before, cell, dataset)
     read: dict[str, None] = {}
     watched = _watched(read)
 
-    def run(key: Any, seen: DefenderView, hyper: Any) -> Repair:
-        found = made.repair(key, watched(*seen), hyper)
-        if not isinstance(found, Repair):
-            raise PluginError(here, f"{name} returns {described(found)}; a defense returns bdjax.types.Repair(variables)")
+    def run(key: Any, seen: DefenderView, hyper: Any) -> Defended:
+        found = made.defend(key, watched(*seen), hyper)
+        if not isinstance(found, Defended):
+            raise PluginError(here, f"{name} returns {described(found)}; a defense returns bdjax.types.Defended(variables)")
         return found
 
     try:
@@ -185,7 +185,7 @@ def _variables(here: str, name: str, model: Model, before: Any, after: Any) -> N
         ) from error
 
 
-def _details(here: str, name: str, found: Repair) -> None:
+def _details(here: str, name: str, found: Defended) -> None:
     """Refuse masks and a trace that no record can tell."""
     masks = {} if found.masks is None else found.masks
     if not isinstance(masks, Mapping) or any(len(getattr(keep, "shape", ())) != 1 for keep in masks.values()):

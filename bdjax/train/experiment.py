@@ -15,7 +15,7 @@ from bdjax.keys import Stream, stream
 from bdjax.train.assets import prepared
 from bdjax.train.evaluate import Counts, EvalSet, evaluator, finite, stamp_images
 from bdjax.train.trainer import Report, Trained, trainer
-from bdjax.types import Array, Attack, CleanSet, Dataset, DefenderView, Defense, Key, Member, Model, Repair, Split, Variables
+from bdjax.types import Array, Attack, CleanSet, Dataset, Defended, DefenderView, Defense, Key, Member, Model, Split, Variables
 
 CHUNK = 1000  # rows stamped at once
 
@@ -37,10 +37,10 @@ class Subject(NamedTuple):
     trigger: Any
 
 
-class Defended(NamedTuple):
+class DefenseRun(NamedTuple):
     """A repaired member. ``repair.variables`` is empty unless asked for: a population of networks is large."""
 
-    repair: Repair
+    defended: Defended
     counts: Counts
     finite: Array  # bool[]: the repaired parameters are finite
 
@@ -130,8 +130,8 @@ def draw_clean(member: Member, train: Split, classes: int, spc: int, validation:
     return CleanSet(train.images[index], train.labels[index], role, member.spc), index
 
 
-def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, keep: bool = False) -> Callable[..., Defended]:
-    """Repair one trained member and measure it: ``f(subject: Subject, data: Data) -> Defended``.
+def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, keep: bool = False) -> Callable[..., DefenseRun]:
+    """Repair one trained member and measure it: ``f(subject: Subject, data: Data) -> DefenseRun``.
 
     Args:
       model: the network of the members.
@@ -151,7 +151,7 @@ def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, k
             triggered = data.stamped[index] if data.stamped is not None else stamp_images(attack, trigger, copies, clean.images)
         return clean, triggered
 
-    def run(subject: Subject, data: Data) -> Defended:
+    def run(subject: Subject, data: Data) -> DefenseRun:
         member, variables, trigger = subject
         copies = stream(member.key, Stream.TRIGGER)
         view = DefenderView(variables)
@@ -161,9 +161,9 @@ def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, k
         if "test_accuracy" in defense.needs:
             before = evaluate(variables, data.test, trigger, copies)
             view = view._replace(test_accuracy=before.correct / before.clean)
-        repair = defense.repair(stream(member.key, Stream.DEFENSE), view, member.hyper)
-        counts = evaluate(repair.variables, data.test, trigger, copies)
-        ok = jax.jit(finite)(repair.variables)
-        return Defended(repair if keep else repair._replace(variables={}), counts, ok)
+        defended = defense.defend(stream(member.key, Stream.DEFENSE), view, member.hyper)
+        counts = evaluate(defended.variables, data.test, trigger, copies)
+        ok = jax.jit(finite)(defended.variables)
+        return DefenseRun(defended if keep else defended._replace(variables={}), counts, ok)
 
     return run

@@ -106,8 +106,8 @@ def by_hand(spec, start, images, labels, key, hyper, space, eps, epochs=3, batch
 
 @functools.cache
 def compiled(network, profile):
-    repair = awn(network, SHORT, profile=profile).repair
-    return jax.jit(lambda view, hyper: repair(KEY, view, hyper))
+    defend = awn(network, SHORT, profile=profile).defend
+    return jax.jit(lambda view, hyper: defend(KEY, view, hyper))
 
 
 @pytest.fixture
@@ -171,8 +171,8 @@ def test_without_a_row_nothing_is_masked(network, view, distance):
 
 @functools.cache
 def several(network):
-    repair = awn(network, SHORT).repair
-    return jax.jit(jax.vmap(lambda view, hyper: repair(KEY, view, hyper), in_axes=(None, 0)))
+    defend = awn(network, SHORT).defend
+    return jax.jit(jax.vmap(lambda view, hyper: defend(KEY, view, hyper), in_axes=(None, 0)))
 
 
 @pytest.mark.slow  # compiling a second program

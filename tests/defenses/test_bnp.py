@@ -25,7 +25,7 @@ def inputs(variables, images, spec, eps=EPS):
 @functools.cache
 def compiled(model, profile, config=(("batch", 8),)):
     defense = bnp(model, dict(config), profile=profile)
-    return jax.jit(lambda variables, rows, u: defense.repair(KEY, DefenderView(variables, rows), BNPHyper(u)))
+    return jax.jit(lambda variables, rows, u: defense.defend(KEY, DefenderView(variables, rows), BNPHyper(u)))
 
 
 def scores(statistics, measured, factor):

@@ -71,7 +71,7 @@ def known(uneven, variables, clean):
 @functools.cache
 def compiled(model, several):
     defense = bti_dbf(model, SEVERAL if several else SHORT)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 # The generator
@@ -318,9 +318,9 @@ def test_it_unlearns_a_backdoor_that_tuning_on_nothing_keeps(backdoored):
     network, known, images, labels, triggered, classes = backdoored
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.ones(80, jnp.int8), jnp.int32(20))
     defense = bti_dbf(network, {**LENGTHS, "rounds": 3, "generator_epochs": 30, "unlearn_epochs": 20})
-    repair = jax.jit(lambda hyper: defense.repair(jax.random.key(4), DefenderView(known, rows), hyper))
+    defend = jax.jit(lambda hyper: defense.defend(jax.random.key(4), DefenderView(known, rows), hyper))
     for lr, success in ((1e-3, 0), (0, 1)):
-        found = repair(jax.tree.map(jnp.asarray, BTIDBFHyper(lr=np.float32(lr), **FAST)))
+        found = defend(jax.tree.map(jnp.asarray, BTIDBFHyper(lr=np.float32(lr), **FAST)))
         assert int(found.trace.target) == 2 and np.mean(classes(found.variables, images) == labels) == 1
         assert np.mean(classes(found.variables, triggered[labels != 2]) == 2) == success
 
@@ -352,7 +352,7 @@ def test_a_dispatched_loop_is_the_same_loop(network, known, clean, padded, wide,
     rows, variables = padded(clean(5), 20), wide(known)
     there = compiled(network, True)(variables, rows, hyper(**OTHERWISE))
     defense = bti_dbf(network.rebuild(loop=Loop("dispatch")), SEVERAL)
-    found = defense.repair(KEY, DefenderView(variables, rows), hyper(**OTHERWISE))
+    found = defense.defend(KEY, DefenderView(variables, rows), hyper(**OTHERWISE))
     assert distance(found.variables, there.variables) < 1e-9 and distance(found.trace, there.trace) < 1e-5
 
 

@@ -41,7 +41,7 @@ def compiled(model, profile="corrected", **config):
 @functools.cache
 def _compiled(model, profile, **config):
     defense = fmp(model, {**SHORT, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +309,7 @@ def faked(monkeypatch, model, profile, scores, **config):
     defense = fmp(model, config, profile=profile)
     rows = CleanSet(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int32), np.ones(1, np.int8), np.int32(1))
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes(model))
-    return variables, jax.jit(defense.repair)(KEY, DefenderView(variables, rows), defense.hyper), seen
+    return variables, jax.jit(defense.defend)(KEY, DefenderView(variables, rows), defense.hyper), seen
 
 
 def rising(variables, convs):
@@ -427,7 +427,7 @@ def test_mistakes_are_named(model):
 def test_a_dispatched_loop_is_the_same_loop(model, start, among, distance):
     there = compiled(model)(start, among, hyper())
     defense = fmp(model.rebuild(loop=Loop("dispatch")), SHORT)
-    found = defense.repair(KEY, DefenderView(start, among), hyper())
+    found = defense.defend(KEY, DefenderView(start, among), hyper())
     assert distance(found.variables, there.variables) < 1e-10 and distance(found.masks, there.masks) == 0
     assert distance(found.trace, there.trace) < 1e-6
 
@@ -446,7 +446,7 @@ def test_it_runs_on_every_network(name, profile):
     before, rows = drawn(model), clean_rows()
     defense = fmp(model, {"epochs": 2, "batch": 15, "prune_one_in": 4}, profile=profile)
     hyper = jax.tree.map(jnp.asarray, defense.hyper)
-    found = jax.jit(defense.repair)(KEY, DefenderView(before, rows), hyper)
+    found = jax.jit(defense.defend)(KEY, DefenderView(before, rows), hyper)
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.variables))
     assert bool(found.trace.alive) and int(found.trace.scored) == 10
     norms = {conv: norm for norm, conv in model.arch.feeds}

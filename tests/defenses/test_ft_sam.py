@@ -23,7 +23,7 @@ def compiled(model, profile="corrected", **config):
 @functools.cache
 def _compiled(model, profile, **config):
     defense = ft_sam(model, {"epochs": 3, "batch": 8, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 def hyper64(**fields):
@@ -103,7 +103,7 @@ def test_without_a_radius_and_smoothing_it_is_fine_tuning(model, variables, clea
     rows, start, off = clean(5), wide(variables), hyper64(rho=0, smoothing=0)
     same = Hyper(*(np.float64(x) for x in Hyper()))
     short = {"epochs": 3, "batch": 8}
-    expected = jax.jit(ft(model, short).repair)(KEY, DefenderView(start, rows), same)
+    expected = jax.jit(ft(model, short).defend)(KEY, DefenderView(start, rows), same)
     found = compiled(model)(start, rows, off)
     assert distance(found.variables, expected.variables) < 1e-12 and distance(found.trace.loss, expected.trace.loss) < 1e-6
     by_step = jax.jit(tuner(model, **short, schedule=cosine_by_step(4)))(KEY, start, rows, np.asarray(rows.role) == 1, same)
@@ -189,13 +189,13 @@ def test_both_gradients_see_the_batch_and_draw_on_their_own(plain_spec, clean):
     rows, hyper = clean(2), FTSAMHyper(rho=np.float32(0.5))
     watching = ft_sam(network._replace(apply=watched), {"epochs": 2, "batch": 8})
     one = ft_sam(network._replace(apply=watched), {"epochs": 1, "batch": 8})
-    after = jax.jit(one.repair)(KEY, DefenderView(start, rows), hyper)
+    after = jax.jit(one.defend)(KEY, DefenderView(start, rows), hyper)
     assert float(after.variables["batch_stats"]["w"]) == pytest.approx(
         float(np.sum(np.asarray(start["params"]["last"]["kernel"]))), rel=1e-5
     )
     jax.effects_barrier()
     seen.clear()
-    jax.jit(watching.repair)(KEY, DefenderView(start, rows), hyper)
+    jax.jit(watching.defend)(KEY, DefenderView(start, rows), hyper)
     jax.effects_barrier()
     assert len(seen) == 4
     for first, second in (seen[:2], seen[2:]):

@@ -58,10 +58,10 @@ def repairing(model, profile="corrected", **changed):
     """(configuration, repair of one member, the same not compiled); one program for all that has the same shapes."""
     defense = grad_prune(model, {**SHORT, **changed}, profile=profile)
 
-    def repair(variables, rows, triggered, hyper):
-        return defense.repair(KEY, DefenderView(variables, rows, triggered), hyper)
+    def defend(variables, rows, triggered, hyper):
+        return defense.defend(KEY, DefenderView(variables, rows, triggered), hyper)
 
-    return defense.config, jax.jit(repair), repair
+    return defense.config, jax.jit(defend), defend
 
 
 # The whole method
@@ -81,8 +81,8 @@ CASES = [
 @pytest.mark.parametrize(("profile", "changed", "values", "ends"), CASES)
 def test_the_result_is_what_is_written_out(profile, changed, values, ends, model, known, rows, wide, distance, plain_spec):
     start, hyper, triggered = wide(known), hyper64(**values), marked(rows.images)
-    config, repair, _ = repairing(model, profile, **changed)
-    found = repair(start, rows, triggered, hyper)
+    config, defend, _ = repairing(model, profile, **changed)
+    found = defend(start, rows, triggered, hyper)
     images, there = (pixels(rows._replace(images=each)) for each in (rows.images, triggered))
     hand = Unlearning(plain_spec, start, rows, images, there, hyper, config)
     (params, statistics, clean, kept, gone), course, why = hand.rounds(PRUNING)
@@ -127,13 +127,13 @@ def small(plain_spec, rows):
 def test_absent_rows_change_nothing(small, wide):
     """Other garbage in their images, triggered images and labels."""
     network, start, rows, red = small
-    _, repair, _ = repairing(network)
+    _, defend, _ = repairing(network)
     absent = (np.asarray(rows.role) == 0)[:, None, None, None]
     garbage = np.random.default_rng(1).integers(0, 256, rows.images.shape, dtype=np.uint8)
     images, there = (np.where(absent, other, known) for other, known in ((garbage, rows.images), (255 - garbage, red)))
     other = rows._replace(images=images, labels=np.where(absent[:, 0, 0, 0], np.int32(3), rows.labels))
-    found = repair(wide(start), rows, red, hyper64(tolerance=1.5))
-    again = repair(wide(start), other, there, hyper64(tolerance=1.0))
+    found = defend(wide(start), rows, red, hyper64(tolerance=1.5))
+    again = defend(wide(start), other, there, hyper64(tolerance=1.0))
     assert int(found.trace.rounds) > 1 and int(found.trace.epochs) > 1
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
@@ -142,9 +142,9 @@ def test_absent_rows_change_nothing(small, wide):
 @pytest.mark.slow
 def test_without_rows_the_network_stays(small, wide, distance):
     network, start, rows, red = small
-    _, repair, _ = repairing(network)
+    _, defend, _ = repairing(network)
     for role in (0, 1, 2):  # none at all, none to validate on, none to train on
-        found = repair(wide(start), rows._replace(role=np.full_like(rows.role, role)), red, hyper64())
+        found = defend(wide(start), rows._replace(role=np.full_like(rows.role, role)), red, hyper64())
         assert distance(found.variables, wide(start)) == 0 and int(found.trace.rounds) == 0 and bool(found.trace.alive)
         assert Ended(int(found.trace.ended)) == (Ended.NO_FILTER if role == 2 else Ended.ACCURACY)
 
@@ -234,13 +234,13 @@ def test_members_go_their_own_way(small, members, alone, wide, distance):
 def test_a_filter_that_still_has_a_gradient_wins_again_unless_it_is_left_out(exclude, small):
     """As in VGG: the bias goes with the kernel, the norm's scale does not."""
     network, start, rows, red = small
-    _, repair, _ = repairing(network, "reference", rounds=4, batch=40, tune=False, exclude_pruned=exclude)
+    _, defend, _ = repairing(network, "reference", rounds=4, batch=40, tune=False, exclude_pruned=exclude)
     hyper = jax.tree.map(jnp.asarray, GradPruneHyper(tolerance=np.float32(2)))
 
     def chosen(beta):
         biases = {f"{norm}/bias": np.full_like(start["params"][norm]["bias"], beta) for norm in ("bn1", "bn2")}
         changed = {**start, "params": tree.replace(start["params"], biases)}
-        address, channel, score = (np.asarray(x)[1:] for x in repair(changed, rows, red, hyper).trace[:3])
+        address, channel, score = (np.asarray(x)[1:] for x in defend(changed, rows, red, hyper).trace[:3])
         return list(zip(address.tolist(), channel.tolist(), strict=True)), score
 
     found, scores = chosen(0.3)
@@ -291,8 +291,8 @@ def test_published_rounds_zero_what_wins_and_leave_everything_else(model, known,
     """Also with images that weigh alike, filters that take their norms along and are never chosen again."""
     changed = {"batch_weighting": "per_image", "companion": "own_bn", "exclude_pruned": True, "tune": False}
     start, triggered, hyper = wide(known), marked(rows.images), hyper64(tolerance=1.0)
-    config, repair, _ = repairing(model, "reference", **changed)
-    found = repair(start, rows, triggered, hyper)
+    config, defend, _ = repairing(model, "reference", **changed)
+    found = defend(start, rows, triggered, hyper)
     images, there = (pixels(rows._replace(images=each)) for each in (rows.images, triggered))
     (_, statistics, _, kept, gone), course, _ = Unlearning(plain_spec, start, rows, images, there, hyper, config).rounds(PRUNING)
     assert int(found.trace.kept) == kept > 1 and int(found.trace.rounds) == len(course) - 1
@@ -309,8 +309,8 @@ def test_the_statistics_drift_once_in_every_round(small, wide, distance):
     """By the first of its batches, in the order of the round; nothing else happens."""
     network, start, rows, red = small
     start = wide(start)
-    config, repair, _ = repairing(network, **DRIFT, rounds=3)
-    found = repair(start, rows, red, hyper64(tolerance=1.5))
+    config, defend, _ = repairing(network, **DRIFT, rounds=3)
+    found = defend(start, rows, red, hyper64(tolerance=1.5))
     assert distance(found.variables["params"], start["params"]) == 0 and set(np.asarray(found.trace.address).tolist()) == {-1}
     assert np.isnan(np.asarray(found.trace.loss)).all() and int(found.trace.tuning_ended) == Ended.NOT_RUN
     assert int(found.trace.rounds) == 3 and Ended(int(found.trace.ended)) == Ended.CAP
@@ -496,7 +496,7 @@ def test_the_planted_detector_is_pruned_first(plain_spec, variables):
     role = np.where(np.arange(40) % 10 == 0, 2, 1).astype(np.int8)
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.asarray(role), jnp.int32(10))
     defense = grad_prune(cnn(plainly, 4, lowering="patches"), {"tune": False})
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows, jnp.asarray(triggered)), GradPruneHyper())
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows, jnp.asarray(triggered)), GradPruneHyper())
 
     def share(variables, images, labels):
         return correct(plainly, variables, jnp.asarray(images / np.float32(255), jnp.float32), labels) / len(images)
@@ -549,7 +549,7 @@ def test_it_runs_on_every_network(name, profile):
     rows = CleanSet(images, np.arange(15, dtype=np.int32) // 3, role, jnp.int32(3))
     defense = grad_prune(model, {"rounds": 3, "epochs": 2, "batch": 8}, profile=profile)
     hyper = jax.tree.map(jnp.asarray, defense.hyper._replace(tolerance=np.float32(2)))
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows, marked(images)), hyper)
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows, marked(images)), hyper)
     assert jax.tree.structure(found.variables) == jax.tree.structure(start) and bool(found.trace.alive)
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(start), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype and np.isfinite(np.asarray(a)).all()

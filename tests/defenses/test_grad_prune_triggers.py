@@ -39,8 +39,8 @@ def making(network, kind):
 
 @functools.cache
 def repairing(network, kind):
-    repair = grad_prune(network, {**SHORT, "triggers": kind}).repair
-    return jax.jit(lambda key, variables, rows, hyper: repair(key, DefenderView(variables, rows), hyper))
+    defend = grad_prune(network, {**SHORT, "triggers": kind}).defend
+    return jax.jit(lambda key, variables, rows, hyper: defend(key, DefenderView(variables, rows), hyper))
 
 
 def arrays(hyper):
@@ -121,7 +121,7 @@ def test_a_source_takes_the_place_of_the_true_copies(kind, small, model, variabl
     hyper = arrays(defense.hyper)
     found = repairing(network, kind)(KEY, start, rows, hyper)
     images = make(jax.random.split(KEY)[0], start, rows, hyper)
-    expected = jax.jit(given.repair)(KEY, DefenderView(start, rows, images), arrays(given.hyper))
+    expected = jax.jit(given.defend)(KEY, DefenderView(start, rows, images), arrays(given.hyper))
     assert distance(found.variables, expected.variables) < 1e-6 and distance(found.masks, expected.masks) == 0
     assert int(found.trace.rounds) > 0 and bool(found.trace.alive)
 
@@ -171,7 +171,7 @@ def test_a_source_is_one_function_and_images_that_are_not_finite_mark_the_repair
     shade = Source(lambda key, variables, clean, hyper: jnp.full(clean.images.shape, hyper.lr), grad_prune(network).hyper)
     monkeypatch.setitem(SOURCES, "shade", lambda model, config: shade)
     defense = grad_prune(network, {**SHORT, "triggers": "shade"})  # which does not tune: the rate is for the source alone
-    run = jax.jit(lambda hyper: defense.repair(KEY, DefenderView(start, clean(5, 3)), hyper).trace)
+    run = jax.jit(lambda hyper: defense.defend(KEY, DefenderView(start, clean(5, 3)), hyper).trace)
     white, lost = (run(arrays(defense.hyper._replace(lr=np.float32(lr)))) for lr in (1, np.nan))
     assert float(white.unlearning[0]) > 0 and bool(white.alive) and not bool(lost.alive) and defense.needs == {"clean"}
 
@@ -183,7 +183,7 @@ def test_the_images_of_a_source_may_be_bytes(small, clean, monkeypatch):
     white = Source(lambda key, variables, clean, hyper: jnp.full_like(clean.images, 255), grad_prune(network).hyper)
     monkeypatch.setitem(SOURCES, "white", lambda model, config: white)
     defense = grad_prune(network, {**SHORT, "triggers": "white"})
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), arrays(defense.hyper))
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows), arrays(defense.hyper))
     assert float(found.trace.unlearning[0]) > 0 and defense.needs == {"clean"}
 
 
@@ -194,7 +194,7 @@ def test_the_searched_pattern_finds_the_planted_detector(plain_spec, variables):
     role = np.where(np.arange(40) % 10 == 0, 2, 1).astype(np.int8)
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.asarray(role), jnp.int32(10))
     defense = grad_prune(cnn(plainly, 4, lowering="patches"), {"tune": False, "triggers": "universal", "search_epochs": 40})
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), arrays(defense.hyper))
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows), arrays(defense.hyper))
 
     def share(variables, images, labels):
         return correct(plainly, variables, jnp.asarray(images / np.float32(255), jnp.float32), labels) / len(images)

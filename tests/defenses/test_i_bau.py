@@ -30,7 +30,7 @@ def hyper64(**changed):
 @functools.cache
 def built(model, profile, *config):
     defense = i_bau(model, dict(config), profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 def repaired(model, name, variables, rows, hyper):
@@ -170,7 +170,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(
     lively, model, variables, clean, padded, wide, distance
 ):
     rows, defense = padded(clean(5), 6), i_bau(model, dict(CASES["corrected"][1]))
-    together = jax.jit(jax.vmap(lambda hyper: defense.repair(KEY, DefenderView(wide(variables), rows), hyper)))
+    together = jax.jit(jax.vmap(lambda hyper: defense.defend(KEY, DefenderView(wide(variables), rows), hyper)))
 
     def run(*hypers):
         return jax.tree.map(np.asarray, together(jax.tree.map(lambda *x: np.stack(x), *hypers)))
@@ -186,7 +186,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(
 def test_a_dispatched_loop_is_the_same_loop(lively, model, variables, clean, padded, wide, distance):
     rows = padded(clean(5), 6)
     defense = i_bau(model.rebuild(loop=Loop("dispatch")), dict(CASES["corrected"][1]))
-    found = defense.repair(KEY, DefenderView(wide(variables), rows), hyper64())
+    found = defense.defend(KEY, DefenderView(wide(variables), rows), hyper64())
     assert distance(found, lively) < 1e-6 and distance(found.variables, lively.variables) < 1e-11
 
 

@@ -39,8 +39,8 @@ def stacked(members):
 @functools.cache
 def compiled(model, **config):
     """``repair(variables, rows, hyper)``."""
-    repair = ims(model, {**SHORT, **config}).repair
-    return jax.jit(lambda variables, rows, hyper: repair(KEY, DefenderView(variables, rows), hyper))
+    defend = ims(model, {**SHORT, **config}).defend
+    return jax.jit(lambda variables, rows, hyper: defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -273,8 +273,8 @@ def test_every_hyper_parameter_counts(alone, known, distance):
 @pytest.mark.slow  # another program
 def test_members_go_their_own_way(model, alone, known, clean, padded, wide, distance):
     """Together each makes as many rounds as alone, and does not notice the one that is not finite."""
-    repair, rows, start = ims(model, SHORT).repair, padded(murky(clean(5)), 13), wide(known)
-    together = jax.jit(jax.vmap(lambda hyper: repair(KEY, DefenderView(start, rows), hyper)))
+    defend, rows, start = ims(model, SHORT).defend, padded(murky(clean(5)), 13), wide(known)
+    together = jax.jit(jax.vmap(lambda hyper: defend(KEY, DefenderView(start, rows), hyper)))
     found, well = (
         plain(together(stacked([hyper64(**changed) for changed in every]))) for every in (CHANGES, [*CHANGES[:-1], CHANGES[0]])
     )
@@ -287,11 +287,11 @@ def test_members_go_their_own_way(model, alone, known, clean, padded, wide, dist
 def test_labels_and_absent_rows_are_not_read(model, alone, known, clean, padded, wide, distance):
     start, hyper, more = wide(known), hyper64(), padded(murky(clean(5)), 13)
     there = (np.asarray(more.role) == 1)[:, None, None, None]
-    repair, images = compiled(model, batch=8), np.asarray(more.images)
+    defend, images = compiled(model, batch=8), np.asarray(more.images)
     other = more._replace(labels=np.zeros_like(more.labels), images=np.where(there, images, 255 - images))
-    for a, b in zip(jax.tree.leaves(alone[0]), jax.tree.leaves(repair(start, other, hyper)), strict=True):
+    for a, b in zip(jax.tree.leaves(alone[0]), jax.tree.leaves(defend(start, other, hyper)), strict=True):
         np.testing.assert_array_equal(a, np.asarray(b))
-    empty = repair(start, more._replace(role=np.zeros_like(more.role)), hyper)
+    empty = defend(start, more._replace(role=np.zeros_like(more.role)), hyper)
     assert distance(empty.variables, start) == 0 and bool(empty.trace.alive)
 
 
@@ -326,7 +326,7 @@ def test_it_finds_a_planted_shortcut(plain_spec, variables):
     defense = ims(
         cnn(spec, 4, lowering="patches"), {"start_rounds": 60, "search_rounds": 60, "settle_rounds": 60, "patience": 60}
     )
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), IMSHyper(l1=np.float32(0.1)))
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows), IMSHyper(l1=np.float32(0.1)))
 
     def right(variables, images, labels):
         return correct(spec, variables, jnp.asarray(images / np.float32(255)), labels)

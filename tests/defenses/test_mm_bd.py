@@ -29,7 +29,7 @@ SHORT = {"epochs": 10}  # the program that most of these tests run
 @functools.cache
 def compiled(model, profile="corrected", **config):
     defense = mm_bd(model, {"batch": 8, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked(model, known, clean, p
 @pytest.mark.slow  # another program
 def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(model, known, clean, distance):
     defense, rows = mm_bd(model, {"batch": 8, "epochs": 3}), clean(5)
-    run = jax.jit(jax.vmap(lambda weight: defense.repair(KEY, DefenderView(known, rows), MMBDHyper(np.float32(0.01), weight))))
+    run = jax.jit(jax.vmap(lambda weight: defense.defend(KEY, DefenderView(known, rows), MMBDHyper(np.float32(0.01), weight))))
     found, well = (plain(run(np.array([0.5, weight], np.float32))) for weight in (np.inf, 0.5))
     assert found.trace.alive.tolist() == [True, False] and found.trace.stopped.tolist() == [-1, 0]
     bounds, others = found.variables["bounds"], well.variables["bounds"]

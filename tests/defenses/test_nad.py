@@ -24,7 +24,7 @@ SHORT = {"teacher_epochs": 2, "epochs": 2, "batch": 8}
 @functools.cache
 def compiled(model, profile="corrected", **config):
     defense = nad(model, {**SHORT, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 def hyper(dtype=np.float64, **fields):
@@ -240,7 +240,7 @@ def test_where_nothing_has_two_positions_the_teacher_has_no_influence(plain_spec
     one, two = (compiled(network, "reference", epochs=1, teacher_epochs=n)(start, rows, given) for n in (1, 2))
     assert distance(one.variables, two.variables) == 0 and one.trace.attention.tolist() == [0]
     # One epoch of plain fine-tuning at that rate.
-    tuned = ft(network, {"epochs": 1, "batch": 8}).repair(LEARNING, DefenderView(start, rows), Hyper(lr=np.float32(0.05)))
+    tuned = ft(network, {"epochs": 1, "batch": 8}).defend(LEARNING, DefenderView(start, rows), Hyper(lr=np.float32(0.05)))
     assert distance(one.variables, tuned.variables) < 1e-6 < 1e-2 < distance(one.variables, start)
 
 

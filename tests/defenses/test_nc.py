@@ -46,7 +46,7 @@ def hyper64(**changed):
 @functools.cache
 def built(model, *config):
     defense = nc(model, dict(config))
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_a_planted_backdoor_is_found_and_unlearned(plain_spec):
     patched[:, 5:, 5:] = 1
     assert not np.asarray(logits(variables, patched)).argmax(-1).any(), "and the patch must work"
     defense = nc(model, {"search_epochs": 60, "epochs": 30})
-    found = jax.jit(lambda v, r: defense.repair(KEY, DefenderView(v, r), NCHyper(lr=np.float32(0.005))))(variables, rows)
+    found = jax.jit(lambda v, r: defense.defend(KEY, DefenderView(v, r), NCHyper(lr=np.float32(0.005))))(variables, rows)
     assert found.trace.flagged.tolist() == [True, False, False, False] and int(found.trace.unlearned) == 1
     for x in (images, patched):  # the patch works no more, though the tuning never saw it
         assert np.mean(np.asarray(logits(found.variables, x)).argmax(-1) == labels) > 0.9

@@ -32,8 +32,8 @@ def stacked(members):
 @functools.cache
 def compiled(network, profile="corrected"):
     """``repair(variables, rows, hyper)``."""
-    repair = nft(network, SHORT, profile=profile).repair
-    return jax.jit(lambda variables, rows, hyper: repair(KEY, DefenderView(variables, rows), hyper))
+    defend = nft(network, SHORT, profile=profile).defend
+    return jax.jit(lambda variables, rows, hyper: defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +149,8 @@ def test_every_hyper_parameter_counts_and_a_member_that_is_not_finite_is_frozen(
 
 @pytest.mark.slow  # another program
 def test_members_do_not_notice_one_that_is_not_finite(network, known, clean):
-    view, repair = DefenderView(known, murky(clean(5))), nft(network, SHORT).repair
-    together = jax.jit(jax.vmap(lambda hyper: repair(KEY, view, hyper)))
+    view, defend = DefenderView(known, murky(clean(5))), nft(network, SHORT).defend
+    together = jax.jit(jax.vmap(lambda hyper: defend(KEY, view, hyper)))
     members = [*HALVES, hyper64(l1=np.nan)]
     found, well = (plain(together(jax.tree.map(np.float32, stacked(m)))) for m in (members, [*HALVES, HALVES[0]]))
     assert found.trace.alive.tolist() == [True] * len(HALVES) + [False]
@@ -161,9 +161,9 @@ def test_members_do_not_notice_one_that_is_not_finite(network, known, clean):
 @pytest.mark.slow  # another program
 def test_a_mask_of_one_is_not_pulled(network, known, clean):
     """However heavy, the pull changes nothing in the first step: masks start at 1, where |1 - m| has the slope 0."""
-    repair = jax.jit(nft(network, {"epochs": 1, "batch": 20}).repair)  # one step
+    defend = jax.jit(nft(network, {"epochs": 1, "batch": 20}).defend)  # one step
     view = DefenderView(known, murky(clean(5)))
-    heavy, light = (plain(repair(KEY, view, jax.tree.map(np.float32, hyper64(l1=l1)))) for l1 in (50, 0))
+    heavy, light = (plain(defend(KEY, view, jax.tree.map(np.float32, hyper64(l1=l1)))) for l1 in (50, 0))
     assert any(np.any(m < 1) for m in heavy.masks.values())
     for norm in NORMS:
         np.testing.assert_array_equal(heavy.masks[norm], light.masks[norm])
@@ -214,7 +214,7 @@ def test_a_planted_detector_is_held_down_as_far_as_the_bound_allows(plain_spec, 
     spec = plain_spec._replace(mean=(0.0,) * 3, std=(1.0,) * 3)
     start, images, labels, _ = backdoored(spec, variables)
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.ones(40, jnp.int8), jnp.int32(10))
-    found = jax.jit(nft(cnn(spec, 4, lowering="patches"), {"batch": 32}).repair)(KEY, DefenderView(start, rows), NFTHyper())
+    found = jax.jit(nft(cnn(spec, 4, lowering="patches"), {"batch": 32}).defend)(KEY, DefenderView(start, rows), NFTHyper())
     last = np.asarray(found.masks["bn3"])
     assert 0.8 * np.exp(-1.5) <= last[0] < 0.19, "channel 0 is the detector's"
     assert last[1:].min() > 0.9

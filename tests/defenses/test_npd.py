@@ -29,7 +29,7 @@ HYPER = NPDHyper(
 @functools.cache
 def built(model, **config):
     defense = npd(model, {**SHORT, **config})
-    return lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper)
+    return lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ HYPER = PBEHyper(lr=0.03, momentum=0.8, weight_decay=1e-2, radius=0.05, step=0.3
 @functools.cache
 def compiled(model, profile="corrected", **config):
     defense = pbe(model, {**SHORT, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked(model, known, clean, p
 @pytest.mark.slow  # another program
 def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(model, known, clean, distance):
     rows, defense = clean(5), pbe(model, SHORT)
-    run = jax.jit(jax.vmap(lambda lr: defense.repair(KEY, DefenderView(known, rows), PBEHyper(lr))))
+    run = jax.jit(jax.vmap(lambda lr: defense.defend(KEY, DefenderView(known, rows), PBEHyper(lr))))
     found, well = (plain(run(np.array([0.01, lr], np.float32))) for lr in (1e30, 0.01))
     assert found.trace.alive.tolist() == [True, False] and found.trace.stopped[0] == -1 and 0 < found.trace.stopped[1] < 18
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.variables))

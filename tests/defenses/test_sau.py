@@ -37,7 +37,7 @@ def hyper64(**changed):
 @functools.cache
 def built(model, *config):
     defense = sau(model, dict(config))
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 def case(model, name):

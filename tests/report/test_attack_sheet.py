@@ -278,13 +278,13 @@ def test_a_learned_trigger_is_trained_here_or_taken_from_a_run(results, file, tm
 
 
 def test_no_name_means_every_attack_that_fits_the_data(tmp_path, monkeypatch):
-    from bdjax import attacks
+    from bdjax.attacks import ATTACKS
 
     def picky(spec, config=None, *, profile="corrected"):
         raise UserError("picky needs larger images")
 
-    some = {"badnets": attacks.badnets, "blended": attacks.blended, "picky": picky}
-    for module in ("bdjax.attacks", "bdjax.cli.show_attack"):
+    some = {"badnets": ATTACKS["badnets"], "blended": ATTACKS["blended"], "picky": picky}
+    for module in ("bdjax.attacks.table", "bdjax.cli.show_attack"):
         monkeypatch.setattr(f"{module}.ATTACKS", some)
     told = []
     made = show([], "digits", out=tmp_path / "all.png", images=2, say=told.append)

@@ -65,7 +65,7 @@ def test_a_plan_says_so_and_does_not_count_the_members():
     found = estimate.overview(grid, measuring=estimate.Measuring(tune=False, memory=False))
     badnets, wanet = found.cells
     assert (badnets.members, len(badnets.infeasible), wanet.members, len(wanet.infeasible)) == (4, 1, 4, 1)
-    assert found.members == 8 and {repair.members for repair in badnets.repairs} == {4}
+    assert found.members == 8 and {defend.members for defend in badnets.repairs} == {4}
     text = "\n".join(estimate.lines(found))
     assert "infeasible, and not counted: badnets poisons no row at ratio 0.0003" in text and "target 0, 4 members" in text
     longer = estimate.overview(

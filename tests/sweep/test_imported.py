@@ -19,15 +19,15 @@ from bdjax.sweep.expand import cells
 from tests.sweep.small import POINTS, all_to_all, go, grid_of, images, import_of, metrics, saved, stable
 
 KNOWS = """
-from bdjax.types import Defense, Repair
+from bdjax.types import Defense, Defended
 
 
 def mine(model, config=None, *, profile="corrected"):
-    def repair(key, view, hyper):
+    def defend(key, view, hyper):
         assert view.triggered.shape == view.clean.images.shape
-        return Repair(view.variables)
+        return Defended(view.variables)
 
-    return Defense(repair, (), frozenset({"clean", "triggered"}))
+    return Defense(defend, (), frozenset({"clean", "triggered"}))
 """
 
 

@@ -140,7 +140,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bdjax.types import Defense, Repair
+from bdjax.types import Defense, Defended
 
 
 class Hyper(NamedTuple):
@@ -152,18 +152,18 @@ class Trace(NamedTuple):
 
 
 def mine(model, config=None, *, profile="corrected"):
-    def repair(key, view, hyper):
+    def defend(key, view, hyper):
         {body}
 
-    return Defense(repair, Hyper(), frozenset())
+    return Defense(defend, Hyper(), frozenset())
 """
 FAIL = """def fail():  # it can be traced, and fails when it runs
             raise RuntimeError("no idea")
 
         one = jax.pure_callback(fail, jax.ShapeDtypeStruct((), "float32"), vmap_method="sequential")
-        return Repair(jax.tree.map(lambda p: p * one, view.variables))"""
+        return Defended(jax.tree.map(lambda p: p * one, view.variables))"""
 SCALE = """params = jax.tree.map(lambda p: p * hyper.factor * hyper.factor, view.variables["params"])
-        return Repair({**view.variables, "params": params}, None, Trace(hyper.factor))"""
+        return Defended({**view.variables, "params": params}, None, Trace(hyper.factor))"""
 
 
 def test_a_failing_defense_leaves_failed_rows_and_the_others_go_on(first, tmp_path, capfd):

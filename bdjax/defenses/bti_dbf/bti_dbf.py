@@ -15,7 +15,7 @@ from bdjax.defenses.tuning import Batch, Gradient, bits_by_index, interruptible,
 from bdjax.train.amsgrad import plain_adam
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
 
 
 class Config(NamedTuple):
@@ -117,14 +117,14 @@ def bti_dbf(model: Model, config: Config | Mapping[str, Any] | None = None, *, p
     )
     search = searcher(model, rules, unlearn)
 
-    def repair(key: Key, view: DefenderView, hyper: BTIDBFHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: BTIDBFHyper) -> Defended:
         assert view.clean is not None
         found = search(key, view.variables, view.clean, hyper)
         (loss, entropy, apart), end = found.beside, found.network
         trace = BTIDBFTrace(*found.told, loss, entropy, apart, found.target, end.alive, end.stopped)
-        return Repair(end.variables, None, trace)
+        return Defended(end.variables, None, trace)
 
-    return Defense(repair, BTIDBFHyper(), frozenset({"clean"}), config)
+    return Defense(defend, BTIDBFHyper(), frozenset({"clean"}), config)
 
 
 def replacements(key: Key, mask: Array, share: float) -> tuple[Array, Array]:

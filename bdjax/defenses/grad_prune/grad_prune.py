@@ -14,7 +14,7 @@ from bdjax.defenses.grad_prune.rounds import Ended, pruner
 from bdjax.defenses.grad_prune.settings import Config
 from bdjax.defenses.grad_prune.triggers import SOURCES
 from bdjax.errors import UserError, choose
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
 
 SCORE_BN, WEIGHTINGS = ("eval", "first_batch_train"), ("per_image", "sum_of_batch_means")
 
@@ -126,7 +126,7 @@ def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *
     source = SOURCES[config.triggers](model, config) if config.triggers != "true" else None
 
     @jax.jit
-    def mitigate(key: Key, variables: Variables, clean: CleanSet, triggered: Array, hyper: Any) -> Repair:
+    def mitigate(key: Key, variables: Variables, clean: CleanSet, triggered: Array, hyper: Any) -> Defended:
         pruning, tuning = jax.random.split(key)
         best, table, told, (held, rounds, ended) = prune(pruning, variables, clean, triggered, hyper)
         masks = masks_of(table, best.keep)
@@ -141,9 +141,9 @@ def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *
             *(tuned.loss, tuned.validated, best.clean.astype(jnp.float32), tuned.epochs, tuned.kept, tuned.ended),
             *(alive, tuned.stopped),
         )
-        return Repair(tuned.variables, masks, trace)
+        return Defended(tuned.variables, masks, trace)
 
-    def repair(key: Key, view: DefenderView, hyper: Any) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: Any) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         making, going = jax.random.split(key)
@@ -152,4 +152,4 @@ def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *
         return mitigate(going, view.variables, view.clean, triggered, hyper)
 
     needs = {"clean", "triggered"} if source is None else {"clean"}
-    return Defense(repair, GradPruneHyper() if source is None else source.hyper, frozenset(needs), config, validation=True)
+    return Defense(defend, GradPruneHyper() if source is None else source.hyper, frozenset(needs), config, validation=True)

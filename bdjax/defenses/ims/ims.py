@@ -19,7 +19,7 @@ from bdjax.nn.normalisation import at_least_float32
 from bdjax.train import descent
 from bdjax.train.descent import State
 from bdjax.train.loops import steps as run_steps
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Loop, Masks, Model, Repair, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Loop, Masks, Model, Variables
 
 
 class Config(NamedTuple):
@@ -106,7 +106,7 @@ def ims(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     start, search = _stage(model, config, perturbed=False), _stage(model, config, perturbed=True)
 
     @jax.jit
-    def repair(key: Key, view: DefenderView, hyper: IMSHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: IMSHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         channels = _channels(model, view.variables)
@@ -124,9 +124,9 @@ def ims(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         params = tree.scale_convs(view.variables["params"], masks)
         last = (free[name].astype(jnp.float32) for name in ("masks", "selections"))
         trace = IMSTrace(*(*told, rounds, *last, state.alive, state.stopped))
-        return Repair({**view.variables, "params": params}, masks, trace)
+        return Defended({**view.variables, "params": params}, masks, trace)
 
-    return Defense(repair, IMSHyper(), frozenset({"clean"}), config)
+    return Defense(defend, IMSHyper(), frozenset({"clean"}), config)
 
 
 TOLD = IMSTrace._fields[:7]  # what is told of every round

@@ -13,7 +13,7 @@ from bdjax.defenses.nc.search import Rules, searcher, stamp
 from bdjax.defenses.tuning import Tuned, bits_by_index, training_rows, tuner
 from bdjax.errors import UserError
 from bdjax.train.schedules import cosine_by_epoch, plateau
-from bdjax.types import PROFILES, Array, CleanSet, DefenderView, Defense, Key, Model, Repair
+from bdjax.types import PROFILES, Array, CleanSet, Defended, DefenderView, Defense, Key, Model
 
 CONSISTENCY = 1.4826  # median absolute deviation of a normal distribution, as a standard deviation
 
@@ -129,7 +129,7 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
         same = Tuned(dict(variables), none, (), jnp.bool_(True), jnp.int32(-1), jnp.int32(0))
         return jax.lax.cond(count > 0, lambda: tune(*args), lambda: same)
 
-    def repair(key: Key, view: DefenderView, hyper: NCHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: NCHyper) -> Defended:
         assert view.clean is not None
         searching, splitting, tuning = jax.random.split(key, 3)
         hyper = jax.tree.map(jnp.asarray, hyper)
@@ -140,9 +140,9 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
             *(found.mask, found.pattern, found.norm, index, flagged, found.success, found.size, found.cost),
             *(count, tuned.loss, tuned.alive & jnp.all(found.alive), tuned.stopped),
         )
-        return Repair(tuned.variables, None, seen)
+        return Defended(tuned.variables, None, seen)
 
-    return Defense(repair, NCHyper(), frozenset({"clean"}), config)
+    return Defense(defend, NCHyper(), frozenset({"clean"}), config)
 
 
 def outliers(norm: Array, threshold: Array) -> tuple[Array, Array]:

@@ -50,10 +50,10 @@ def build(tiny_dataset):
         defense = ft(model, {"epochs": 2, "batch": 8})
         clean = CleanSet(split.images[:16], split.labels[:16], jnp.ones(16, jnp.int8), jnp.int32(4))
 
-        def repair(key, variables, clean, hyper):
-            return defense.repair(key, DefenderView(variables, clean), hyper)
+        def defend(key, variables, clean, hyper):
+            return defense.defend(key, DefenderView(variables, clean), hyper)
 
-        return repair, (stacked.key, variables), (clean, jax.tree.map(jnp.asarray, defense.hyper))
+        return defend, (stacked.key, variables), (clean, jax.tree.map(jnp.asarray, defense.hyper))
 
     return make
 

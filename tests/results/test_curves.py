@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from tests.results.test_member import accuracy
 
 from bdjax import tree
 from bdjax.cli.main import main
@@ -18,7 +19,6 @@ from bdjax.results import curves, member
 from bdjax.store import records
 from tests.later import some_later
 from tests.sweep.small import GRID, go, images
-from tests.sweep.test_trained import accuracy
 
 U = 0.5  # prunes several channels of so small a network, and is a level of the curve
 

@@ -177,13 +177,13 @@ def test_a_failed_cell_makes_the_exit_code(results, tmp_path, capsys):
     out = shutil.copytree(results, tmp_path / "out")
     file = tmp_path / "mine.py"
     file.write_text(
-        "import jax\nimport numpy as np\nfrom bdjax.types import Defense, Repair\n\n\n"
+        "import jax\nimport numpy as np\nfrom bdjax.types import Defense, Defended\n\n\n"
         "def fail():\n    raise RuntimeError('no idea')\n\n\n"
         "def mine(model, config=None, *, profile):\n"
-        "    def repair(key, view, hyper):  # it traces, and fails when it runs\n"
+        "    def defend(key, view, hyper):  # it traces, and fails when it runs\n"
         "        one = jax.pure_callback(fail, jax.ShapeDtypeStruct((), np.float32), vmap_method='sequential')\n"
-        "        return Repair(jax.tree.map(lambda x: x * one, view.variables))\n\n"
-        "    return Defense(repair, (), frozenset())\n"
+        "        return Defended(jax.tree.map(lambda x: x * one, view.variables))\n\n"
+        "    return Defense(defend, (), frozenset())\n"
     )
     assert cli.main(["run", *FAST, *LOOP, "--defense", f"{file}:mine", "--out", str(out)]) == 1
     assert "2 rows failed" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.store.test_remote_leases import HOLD
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
@@ -12,7 +13,6 @@ from bdjax.store import atomic, location, objects
 from bdjax.store import records as store
 from tests.sweep import claimed, small
 from tests.sweep.small import GRID, refused, stable
-from tests.sweep.test_remote_claims import HOLD
 
 pytestmark = pytest.mark.s3
 URL = "s3://results/run"

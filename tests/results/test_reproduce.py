@@ -21,10 +21,10 @@ def again(out, row, **options):
 
 def test_a_repair_and_a_training_are_identical(population):
     out, _ = population
-    repair = record(out, defense="clp", seed=1, ratio=0.1)
-    found = again(out, repair)
+    defend = record(out, defense="clp", seed=1, ratio=0.1)
+    found = again(out, defend)
     assert (found.verdict, found.differing, found.reasons) == ("identical", (), ())
-    assert found.again["masks"] == repair["masks"] is not None
+    assert found.again["masks"] == defend["masks"] is not None
     assert again(out, record(out, seed=0, ratio=0.1)).verdict == "identical"
 
 

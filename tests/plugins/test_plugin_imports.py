@@ -18,12 +18,12 @@ from bdjax.types import DefenderView
 FACTORY = """
 
 def mine(model, config=None, *, profile="corrected"):
-    from bdjax.types import Defense, Repair
+    from bdjax.types import Defense, Defended
 
-    def repair(key, view, hyper):
-        return Repair({**view.variables, "seen": value()})
+    def defend(key, view, hyper):
+        return Defended({**view.variables, "seen": value()})
 
-    return Defense(repair, (), frozenset(), None)
+    return Defense(defend, (), frozenset(), None)
 """
 INSERTED = "import pathlib, sys\nsys.path.insert(0, str(pathlib.Path(__file__).parent))\nfrom factor import FACTOR\n"
 VALUE = "\n\ndef value():\n    return FACTOR\n"
@@ -46,7 +46,7 @@ def model(tiny_spec):
 def seen(name, model):
     """What the repair of a method puts into the variables."""
     made = factory("defense", name, {})(model, None, profile="corrected")
-    return made.repair(None, DefenderView({}), ()).variables["seen"]
+    return made.defend(None, DefenderView({}), ()).variables["seen"]
 
 
 LAZY = "def value():\n    from factor import FACTOR\n    return FACTOR\n"

@@ -50,7 +50,7 @@ def complaint(tmp_path, dataset, text, kind="defense"):
 
 
 PARAMS = "view.variables['params']"
-STATIC = "Repair({**view.variables, 'params': new})"
+STATIC = "Defended({**view.variables, 'params': new})"
 WRONG = {
     "a Python if": (defense("if hyper.factor > 0:", "    pass"), r"mine\.py, line 14: .*a Python `if`.*use jnp\.where"),
     "a Python while": (defense("while hyper.factor > 0:", "    pass"), r"line 14: .*`while`.*jax\.lax\.while_loop"),
@@ -77,28 +77,28 @@ WRONG = {
     "unnamed accuracy": (defense("view.test_accuracy + 1"), r"reads view\.test_accuracy"),
     "unknown needs": (defense(needs="'cleen'"), "needs names 'cleen'; allowed: a frozenset of clean, test_accuracy"),
     "needs as a text": (
-        HEAD + FACTORY + "    return Defense(lambda k, v, h: Repair(v.variables), (), 'clean')\n",
+        HEAD + FACTORY + "    return Defense(lambda k, v, h: Defended(v.variables), (), 'clean')\n",
         "needs is a str and has to be a frozenset of clean",
     ),
-    "no repair": (HEAD + FACTORY + "    return Defense(None, (), frozenset())\n", "repair has to be a function and is nothing"),
+    "no defend": (HEAD + FACTORY + "    return Defense(None, (), frozenset())\n", "defend has to be a function and is nothing"),
     "a text as hyper-parameter": (defense().replace("np.float32(2)", "'2'"), "numbers, and factor is a str"),
     "another error than that of what is not named": (
         defense("view.triggered is None", "view.variables['parms']"),
         "line 15: mine fails: KeyError: 'parms'$",
     ),
-    "another type": (defense(result="view.variables"), r"line 13: mine returns a dict; a defense returns bdjax\.types\.Repair"),
+    "another type": (defense(result="view.variables"), r"line 13: mine returns a dict; a defense returns bdjax\.types.Defended"),
     "nothing": (defense(result="None"), "line 13: mine returns nothing"),
     "a tuple": (defense(result="(view.variables, None)"), "mine returns a tuple"),
-    "another tree": (defense(result=f"Repair({PARAMS})"), "batch_stats/bn1/mean is missing"),
-    "no dict": (defense(result="Repair(jnp.ones(3))"), r"the variables that mine returns are"),
+    "another tree": (defense(result=f"Defended({PARAMS})"), "batch_stats/bn1/mean is missing"),
+    "no dict": (defense(result="Defended(jnp.ones(3))"), r"the variables that mine returns are"),
     "a collection too many": (
-        defense(result="Repair({**view.variables, 'seen': jnp.ones(3)})"),
+        defense(result="Defended({**view.variables, 'seen': jnp.ones(3)})"),
         "with seen that does not belong",
     ),
     "another dtype": (
         defense(
             f"half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), {PARAMS})",
-            result="Repair({**view.variables, 'params': half})",
+            result="Defended({**view.variables, 'params': half})",
         ),
         r"bfloat16\[4\] at params/bn1/bias; it has to be float32\[4\]",
     ),
@@ -106,13 +106,13 @@ WRONG = {
         defense(f"new = jax.tree.map(lambda x: x[:1], {PARAMS})", result=STATIC),
         r"float32\[1\] at params/bn1/bias; it has to be float32\[4\]",
     ),
-    "no arrays": (defense(result="Repair({**view.variables, 'batch_stats': 'x'})"), "returns something that holds no arrays"),
+    "no arrays": (defense(result="Defended({**view.variables, 'batch_stats': 'x'})"), "returns something that holds no arrays"),
     "a plug that does not fit": (
-        defense(result="Repair({**view.variables, 'plug': {'kernel': jnp.ones(3)}})"),
+        defense(result="Defended({**view.variables, 'plug': {'kernel': jnp.ones(3)}})"),
         "the network cannot run with the plug that mine returns",
     ),
-    "masks of two axes": (defense(result="Repair(view.variables, {'bn1': jnp.ones((2, 2))})"), "masks that mine returns"),
-    "a trace without names": (defense(result="Repair(view.variables, None, [jnp.ones(2)])"), "it is a NamedTuple of arrays"),
+    "masks of two axes": (defense(result="Defended(view.variables, {'bn1': jnp.ones((2, 2))})"), "masks that mine returns"),
+    "a trace without names": (defense(result="Defended(view.variables, None, [jnp.ones(2)])"), "it is a NamedTuple of arrays"),
     "a syntax error": ("def mine(:\n", "mine.py, line 1: defense file .* fails when imported: SyntaxError"),
     "a missing import": ("import os\nimport nothing_such\n", "mine.py, line 2: .*ModuleNotFoundError: .*'nothing_such'"),
     "a file that exits": ("import sys\nsys.exit(0)\n", "mine.py, line 2: .*it ends the program"),
@@ -131,11 +131,11 @@ WRONG = {
         "it returns an Attack; name it with --attack",
     ),
     "hyper-parameters without names": (
-        HEAD + FACTORY + "    return Defense(lambda k, v, h: Repair(v.variables), {'lr': 1.0}, frozenset())\n",
+        HEAD + FACTORY + "    return Defense(lambda k, v, h: Defended(v.variables), {'lr': 1.0}, frozenset())\n",
         "Defense.hyper of .* is a dict; it must be a NamedTuple",
     ),
     "a configuration that is not plain": (
-        HEAD + FACTORY + "    return Defense(lambda k, v, h: Repair(v.variables), (), frozenset(), len)\n",
+        HEAD + FACTORY + "    return Defense(lambda k, v, h: Defended(v.variables), (), frozenset(), len)\n",
         "a configuration is part of every record and holds plain values alone",
     ),
 }
@@ -226,7 +226,7 @@ def test_methods_that_can_run_are_accepted(tmp_path, dataset):
     (tmp_path / "d.py").write_text(
         defense("x = view.triggered.sum() + view.test_accuracy.astype(jnp.uint32)", needs=every, name="d")
     )
-    (tmp_path / "j.py").write_text(defense(name="j").replace("    def repair", "    @jax.jit\n    def repair"))
+    (tmp_path / "j.py").write_text(defense(name="j").replace("    def defend", "    @jax.jit\n    def defend"))
     look(dataset, attacks=(f"{tmp_path}/a.py:a", "badnets"), defenses=(f"{tmp_path}/d.py:d", f"{tmp_path}/j.py:j"))
 
 

@@ -11,7 +11,7 @@ from bdjax.keys import Stream, root, stream
 from bdjax.models.cnn import cnn
 from bdjax.train import assets
 from bdjax.train.experiment import Subject, attack_member, defend_member, stage, trigger_form
-from bdjax.types import Defense, Repair
+from bdjax.types import Defended, Defense
 from tests.toy import patch_attack
 
 CALLS = []
@@ -108,7 +108,7 @@ def test_the_members_assets_reach_training_and_the_stored_trigger(tiny_dataset):
     np.testing.assert_array_equal(trained.trigger["level"], stack.assets["trigger"]["level"])
     form = trigger_form(attack, tiny_dataset, data)
     assert jax.tree.structure(form) == jax.tree.structure(trained.trigger)
-    nothing = Defense(lambda key, view, hyper: Repair(view.variables), (), frozenset())
+    nothing = Defense(lambda key, view, hyper: Defended(view.variables), (), frozenset())
     subjects = Subject(stack._replace(assets=None), trained.variables, trained.trigger)  # a repair needs no assets
     repaired = population.run(defend_member(model, attack, nothing, 0), subjects, (data,))
     assert repaired.counts.attacked.tolist() == counts.attacked.tolist()

@@ -9,8 +9,8 @@ from bdjax import population
 from bdjax.errors import UserError
 from bdjax.models.cnn import cnn
 from bdjax.population import Execution, default_execution, execute, forms, remembered
-from bdjax.population.autotune import cache, candidates, tune
-from bdjax.population.autotune import tune as tune_function
+from bdjax.population.autotune import cache, candidates
+from bdjax.population.autotune.tune import tune
 
 ONE = Execution("loop", "native", "scan")
 TWO = Execution("vmap", "patches", "scan", chunk=2)
@@ -198,7 +198,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_anything_is_measured(mode
 )
 def test_mistakes_are_one_line(model, fields, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")) as error:
-        tune_function(model, **{"batch": 4, "members": 2, **fields})
+        tune(model, **{"batch": 4, "members": 2, **fields})
     assert "\n" not in str(error.value)
 
 
