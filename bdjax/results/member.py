@@ -19,6 +19,7 @@ from bdjax.store.import_folder import Triggered
 from bdjax.store.location import Location
 from bdjax.store.rows import Row, measured, one
 from bdjax.sweep import build, editions, imported
+from bdjax.sweep.cell import Point, member_hash
 from bdjax.train.experiment import Data, Subject, defend_member, stage, stage_stored, stamp_all, trigger_form
 from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Variables
 
@@ -90,7 +91,7 @@ def held(folder: Location, row: Row) -> Trained:
       UserError: its weights are gone.
     """
     config = {key: value for key, value in json.loads(row["config"]).items() if key not in ("defense", "spc")}
-    cell, member = hashing.short_hash(config), build.member_hash(build.Point(row["seed"], row["ratio"], {}))
+    cell, member = hashing.short_hash(config), member_hash(Point(row["seed"], row["ratio"], {}))
     places = checkpoints.find(folder, cell)
     if member not in places:
         raise UserError(f"the weights of this member are no longer in {folder / 'models' / cell}; the same run makes them")
@@ -139,7 +140,7 @@ def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | Non
     """
     row, config = trained.row, json.loads(trained.row["config"])
     model, defense, execution = defended(row, model)
-    hyper = build.stack_hyper(defense, [build.Point(row["seed"], row["ratio"], json.loads(row["hyper"]))])
+    hyper = build.stack_hyper(defense, [Point(row["seed"], row["ratio"], json.loads(row["hyper"]))])
     rows, spc = len(dataset.train.labels), row["spc"] or 0
     stack, _ = members([row["seed"]], [row["ratio"]], rows, root_number=config["root"], spc=spc)
     attack, data = staged(row, dataset, folder)

@@ -15,7 +15,7 @@ from bdjax.models.build import shapes
 from bdjax.population import device_memory
 from bdjax.store import atomic
 from bdjax.store.location import Location
-from bdjax.sweep import build, expand, feasible, goal, outdated
+from bdjax.sweep import expand, feasible, goal, outdated
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
 from bdjax.sweep.pending import Tries, opened, work
@@ -57,14 +57,13 @@ def validate(
 
 def _goal(branch: Branch, dataset: Dataset) -> str:
     """What triggered images are to be called."""
-    return goal.told(build.attacked(branch.train)[1], branch.train.target, dataset.spec)
+    return goal.told(branch.attack, branch.train.target, dataset.spec)
 
 
 def _infeasible(branch: Branch, grid: Grid, dataset: Dataset) -> list[str]:
     if branch.train.imported is not None:  # whatever poisoned these networks did it elsewhere
         return []
-    attack = build.attacked(branch.train)[1]
-    return feasible.infeasible(attack, branch.train.attack, grid.poison_ratios, dataset.train.labels)
+    return feasible.infeasible(branch.attack, branch.train.attack, grid.poison_ratios, dataset.train.labels)
 
 
 def _data(dataset: Dataset) -> str:
@@ -84,7 +83,7 @@ def _data(dataset: Dataset) -> str:
 
 
 def _shapes(branch: Branch, dataset: Dataset) -> str:
-    model, attack = build.attacked(branch.train)
+    model, attack = branch.model, branch.attack
     spec = dataset.spec
     variables = shapes(model)
     rows = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32)
@@ -103,8 +102,7 @@ def _shapes(branch: Branch, dataset: Dataset) -> str:
 
 
 def _memory(branch: Branch, dataset: Dataset) -> str:
-    model, _ = build.attacked(branch.train)
-    each, shared, limit = member_bytes(model), data_bytes(dataset), device_memory()
+    each, shared, limit = member_bytes(branch.model), data_bytes(dataset), device_memory()
     if each + shared > limit:
         raise UserError(
             f"one member and the images need {(each + shared) / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used; "

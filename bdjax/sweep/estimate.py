@@ -12,8 +12,9 @@ from bdjax.data.clean_subset import rows_per_class
 from bdjax.data.room import size_told
 from bdjax.population import Execution, Tuned
 from bdjax.sweep import build, expand, feasible, goal
-from bdjax.sweep.build import DefenseCell, TrainCell
+from bdjax.sweep.cell import DefenseCell
 from bdjax.sweep.execution import Chosen, chosen, origin, over, training_batch
+from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
 from bdjax.sweep.run import sizes_of
 from bdjax.sweep.summary import member_bytes
@@ -114,16 +115,15 @@ def overview(
     measuring = measuring or Measuring()
     branches = expand.select(expand.cells(grid), only or {}, limit)
     asked = len(grid.seeds) * len(grid.poison_ratios)
-    built = build.Built()
     rated: dict[Any, tuple[Chosen, Tuned | None]] = {}
     needs: dict[Any, tuple[int, int] | None] = {}
     cells = []
-    for cell, defenses in branches:
+    for branch in branches:
+        cell, model, attack = branch.train, branch.model, branch.attack
         rows = sizes_of(grid, cell.dataset, data_dir)
-        model, attack = build.attacked(cell)
         batch = training_batch(attack, rows[0])
         if (work := (cell.dataset, cell.model, batch)) not in rated:
-            rated[work] = _rated(cell, rows[0], asked, execution, tuned, measuring, say)
+            rated[work] = _rated(branch, rows[0], asked, execution, tuned, measuring, say)
         choice, found = rated[work]
         kind = (*work, choice.execution.lowering, cell.attack if attack.batch else attack.recipe.augment)
         if measuring.memory and kind not in needs and cell.imported is None:
@@ -134,7 +134,10 @@ def overview(
         epochs = attack.recipe.epochs if cell.imported is None else 0
         images = epochs * (rows[0] // batch * batch) * members
         hours = None if found is None else choice.execution.devices / found.rate / 3600
-        repairs = tuple(_repairs(defense, built.defense(defense), model, grid, members, hours) for defense in defenses)
+        repairs = tuple(
+            _repairs(one, defense, model, grid, members, hours)
+            for one, defense in zip(branch.defenses, branch.built, strict=True)
+        )
         told = "not measured" if found is None else f"measured on {found.date}"
         each, fitting = needs.get(kind) or (None, None)
         cells.append(
@@ -166,7 +169,7 @@ def _total(cells: Sequence[Training]) -> Overview:
 
 
 def _rated(
-    cell: TrainCell,
+    branch: Branch,
     rows: int,
     members: int,
     execution: Mapping[str, Any] | None,
@@ -175,7 +178,7 @@ def _rated(
     say: Callable[[str], None] | None,
 ) -> tuple[Chosen, Tuned | None]:
     """The execution a cell will run with, and the measurement of its rate."""
-    model, attack = build.attacked(cell)
+    cell, model, attack = branch.train, branch.model, branch.attack
     batch = training_batch(attack, rows)
     options: dict[str, Any] = dict(batch=batch, members=members, budget_seconds=measuring.budget, refresh=measuring.refresh)
 
@@ -188,7 +191,7 @@ def _rated(
     if tuned and not execution:
         found = measure(None)
         return over(found, model, None), found
-    choice = chosen(cell, rows, members, execution, tuned=tuned)
+    choice = chosen(model, attack, rows, members, execution, tuned=tuned)
     if choice.tuned is not None and choice.execution == choice.tuned.execution and not measuring.refresh:
         return choice, choice.tuned
     return choice, measure([choice.execution])  # what the user set is what has to be measured

@@ -11,19 +11,23 @@ from typing import Any, NamedTuple
 from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, choose, unknown
 from bdjax.plugins.load import spelled
+from bdjax.store.hashing import canonical
 from bdjax.sweep import build, imported_grid
-from bdjax.sweep.build import DefenseCell, TrainCell
+from bdjax.sweep.cell import DefenseCell, TrainCell
 from bdjax.sweep.grid import Grid
-from bdjax.types import PROFILES, Recipe
+from bdjax.types import PROFILES, Attack, Defense, Model, Recipe
 
 AXES = ("dataset", "model", "attack", "defense", "spc")  # what `only` can select
 
 
 class Branch(NamedTuple):
-    """A training cell and the defense cells that read it."""
+    """A training cell and the defense cells that read it, with what was built for them."""
 
     train: TrainCell
     defenses: tuple[DefenseCell, ...]
+    model: Model  # not yet adapted to an execution
+    attack: Attack
+    built: tuple[Defense, ...]  # for `model`, in the order of `defenses`
 
 
 def check(grid: Grid) -> Grid:
@@ -84,7 +88,8 @@ def cells(grid: Grid) -> list[Branch]:
       UserError: the grid is not valid, or a method refuses its configuration.
     """
     check(grid)
-    branches, built = [], build.Built()
+    branches: list[Branch] = []
+    built: dict[Any, Defense] = {}  # cells that differ in attack or clean samples alone share a defense
     for dataset in grid.datasets:
         for name in grid.models:
             for attack in grid.attacks:
@@ -104,9 +109,13 @@ def cells(grid: Grid) -> list[Branch]:
                     depth=grid.depth,
                     imported=grid.imported,
                 )
-                train = build.pinned(train)
-                _ratios_fit(train, grid)
-                branches.append(Branch(train, tuple(_defenses(grid, train, built))))
+                model, made = build.attacked(train)
+                train = build.pinned(train, made)
+                _ratios_fit(train, model, made, grid)
+                defenses = _defenses(grid, train, model, built)
+                branches.append(
+                    Branch(train, tuple(cell for cell, _ in defenses), model, made, tuple(defense for _, defense in defenses))
+                )
     return branches
 
 
@@ -126,13 +135,13 @@ def select(branches: Sequence[Branch], only: Mapping[str, str], limit: int | Non
     for branch in branches:
         if left < 1 or any(getattr(branch.train, axis) != value for axis, value in wanted.items()):
             continue
-        defenses = [cell for cell in branch.defenses if _matches(cell, only)]
+        defenses = [pair for pair in zip(branch.defenses, branch.built, strict=True) if _matches(pair[0], only)]
         if {"defense", "spc"} & only.keys() and not defenses and only.get("defense") != "none":
             continue
         left -= 1
         kept = defenses[: int(min(left, len(defenses)))]
         left -= len(kept)
-        chosen.append(Branch(branch.train, tuple(kept)))
+        chosen.append(branch._replace(defenses=tuple(cell for cell, _ in kept), built=tuple(defense for _, defense in kept)))
     if not chosen:
         asked = " ".join(f"{axis}={value}" for axis, value in only.items())
         raise UserError(f"no cell of this grid is left by only {asked or '(nothing)'} and limit {limit}")
@@ -159,8 +168,7 @@ def _recipe(grid: Grid, attack: str) -> dict[str, Any]:
     return {field: value for field, value in given.items() if value is not None}
 
 
-def _ratios_fit(train: TrainCell, grid: Grid) -> None:
-    model, attack = build.attacked(train)
+def _ratios_fit(train: TrainCell, model: Model, attack: Attack, grid: Grid) -> None:
     if not 0 <= grid.target < model.spec.classes:
         raise UserError(f"target {grid.target} is not a class of {train.dataset}; allowed: 0 … {model.spec.classes - 1}")
     most = getattr(attack.config, "max_ratio", 1)  # attacks that poison inside the batch make room for so much and no more
@@ -172,22 +180,26 @@ def _ratios_fit(train: TrainCell, grid: Grid) -> None:
         )
 
 
-def _defenses(grid: Grid, train: TrainCell, built: build.Built) -> list[DefenseCell]:
+def _defenses(grid: Grid, train: TrainCell, model: Model, built: dict[Any, Defense]) -> list[tuple[DefenseCell, Defense]]:
+    """The defense cells of a training cell, each with its defense; ``built`` keeps those that other branches share."""
+    network = (train.dataset, train.model, train.width, train.depth, train.precision, train.imported, train.profile)
     found = []
     for name in grid.defenses:
         if name == "none":  # every training cell has its rows without a defense
             continue
         cell = DefenseCell(train, name, dict(grid.defense_config.get(name, {})), None)
-        defense = built.defense(cell)
+        if (key := (*network, name, canonical(cell.config))) not in built:
+            built[key] = build.defended(cell, model)
+        defense = built[key]
         if train.attack == STORED and "triggered" in defense.needs:
             raise UserError(f"{name} sees triggered images: name the attack of the imported networks with --attack")
         build.hyper_points(defense, grid.hyper.get(name, {}), name)
         if defense.needs & {"clean", "triggered"}:
             if not grid.spc:
                 raise UserError(f"{name} needs clean samples; spc is empty")
-            found += [cell._replace(spc=spc) for spc in grid.spc]
+            found += [(cell._replace(spc=spc), defense) for spc in grid.spc]
         else:
-            found.append(cell)
+            found.append((cell, defense))
     return found
 
 

@@ -9,7 +9,7 @@ from bdjax.store.atomic import replace_file
 from bdjax.store.hashing import canonical, short_hash
 from bdjax.store.leases import Claims
 from bdjax.store.location import Location
-from bdjax.sweep import build
+from bdjax.sweep.cell import Point, member_hash, set_hash
 from bdjax.sweep.pending import Work
 
 
@@ -30,9 +30,9 @@ def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
     """Note what a sweep asks for; the same sweep is noted once."""
     sets: dict[str, list[str]] = {}
 
-    def named(points: Sequence[build.Point]) -> str:
-        members = [build.member_hash(point) for point in points]
-        name = build.set_hash(members)
+    def named(points: Sequence[Point]) -> str:
+        members = [member_hash(point) for point in points]
+        name = set_hash(members)
         sets[name] = members
         return name
 

@@ -10,9 +10,10 @@ from bdjax.store.hashing import short_hash
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
 from bdjax.sweep import build, editions
+from bdjax.sweep.cell import DefenseCell, Point, member_hash
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
-from bdjax.types import Dataset
+from bdjax.types import Dataset, Defense
 
 
 class Work(NamedTuple):
@@ -21,8 +22,8 @@ class Work(NamedTuple):
     branch: Branch
     dataset: Dataset
     cell: str  # hash of the training cell
-    points: tuple[build.Point, ...]  # its members
-    repairs: tuple[tuple[build.DefenseCell, str, tuple[build.Point, ...]], ...]  # defense cell, its hash, its members
+    points: tuple[Point, ...]  # its members
+    repairs: tuple[tuple[DefenseCell, str, tuple[Point, ...]], ...]  # defense cell, its hash, its members
     earlier: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {hash of a cell: those it had with earlier editions}
 
 
@@ -31,8 +32,8 @@ class Open(NamedTuple):
 
     branch: Branch
     dataset: Dataset
-    training: tuple[tuple[build.Point, ...], ...]  # member sets to train
-    repairs: tuple[tuple[build.DefenseCell, str, tuple[build.Point, ...]], ...]  # defense cell, its hash, members to repair
+    training: tuple[tuple[Point, ...], ...]  # member sets to train
+    repairs: tuple[tuple[DefenseCell, str, tuple[Point, ...]], ...]  # defense cell, its hash, members to repair
 
 
 class Tries:
@@ -54,20 +55,26 @@ class Tries:
         """This call ran a cell."""
         self._made.add(cell)
 
-    def lacks(self, cell: str, rows: Mapping[str, Row], point: build.Point) -> bool:
+    def lacks(self, cell: str, rows: Mapping[str, Row], point: Point) -> bool:
         """Whether a member of a cell is to be made; ``rows`` are those stored of the cell, by member."""
-        row = rows.get(build.member_hash(point))
+        row = rows.get(member_hash(point))
         if cell in self._made or (row is not None and row["status"] != "failed"):
             return False
         return row is None or self._before[cell].get(row["member"]) == row["created"]
 
 
 def work(branch: Branch, dataset: Dataset, grid: Grid) -> Work:
-    """What a branch asks for."""
-    told = [build.describe(branch.train, dataset.digest), *(build.describe(cell, dataset.digest) for cell in branch.defenses)]
-    names = [short_hash(one) for one in told]
-    repairs = [(cell, name, _defense_points(cell, grid)) for cell, name in zip(branch.defenses, names[1:], strict=True)]
-    before = {name: found for name, one in zip(names, told, strict=True) if (found := editions.earlier(one))}
+    """Return what a branch asks for: the names of its cells and their members."""
+    built = (branch.model, branch.attack)
+    settings = [build.described(branch.train, dataset.digest, *built)]
+    settings += [
+        build.described(cell, dataset.digest, *built, defense)
+        for cell, defense in zip(branch.defenses, branch.built, strict=True)
+    ]
+    names = [short_hash(one) for one in settings]
+    defenses = zip(branch.defenses, names[1:], branch.built, strict=True)
+    repairs = [(cell, name, _defense_points(cell, defense, grid)) for cell, name, defense in defenses]
+    before = {name: found for name, one in zip(names, settings, strict=True) if (found := editions.earlier(one))}
     return Work(branch, dataset, names[0], _points(grid, [{}]), tuple(repairs), before)
 
 
@@ -88,7 +95,7 @@ def opened(mine: Work, out: Location, tries: Tries) -> Open:
     return Open(mine.branch, mine.dataset, tuple(sets), repairs)
 
 
-def missing(cell: str, points: Sequence[build.Point], out: Location, tries: Tries) -> tuple[build.Point, ...]:
+def missing(cell: str, points: Sequence[Point], out: Location, tries: Tries) -> tuple[Point, ...]:
     """The members of a cell that lack a record."""
     rows = by_member([row for _, row in records.read_cell(out, cell)])
     tries.see(cell, rows)
@@ -100,29 +107,27 @@ def by_member(rows: Sequence[Row]) -> dict[str, Row]:
     return {row["member"]: row for row in records.latest(rows)}
 
 
-def _lost(out: Location, cell: str, files: list[tuple[str, Row]], needed: set[str]) -> list[tuple[build.Point, ...]]:
+def _lost(out: Location, cell: str, files: list[tuple[str, Row]], needed: set[str]) -> list[tuple[Point, ...]]:
     """Member sets whose trained members are needed again but no longer on disk, exactly as they were trained."""
     there = checkpoints.find(out, cell)
     gone = {name for name, row in files if row["status"] == "ok" and row["member"] in needed and row["member"] not in there}
-    return [tuple(build.Point(row["seed"], row["ratio"], {}) for at, row in files if at == name) for name in sorted(gone)]
+    return [tuple(Point(row["seed"], row["ratio"], {}) for at, row in files if at == name) for name in sorted(gone)]
 
 
-def trained_hash(point: build.Point) -> str:
+def trained_hash(point: Point) -> str:
     """The member of the training cell that a member of a defense cell was."""
-    return build.member_hash(point._replace(hyper={}))
+    return member_hash(point._replace(hyper={}))
 
 
-def all_points(mine: Work) -> list[build.Point]:
+def all_points(mine: Work) -> list[Point]:
     """Every member that a branch asks for, trained or repaired."""
     return [*mine.points, *(point for _, _, points in mine.repairs for point in points)]
 
 
-def _points(grid: Grid, hypers: list[dict[str, Any]]) -> tuple[build.Point, ...]:
+def _points(grid: Grid, hypers: list[dict[str, Any]]) -> tuple[Point, ...]:
     axes = itertools.product(grid.seeds, grid.poison_ratios, hypers)
-    return tuple(build.Point(seed, float(ratio), hyper) for seed, ratio, hyper in axes)
+    return tuple(Point(seed, float(ratio), hyper) for seed, ratio, hyper in axes)
 
 
-def _defense_points(cell: build.DefenseCell, grid: Grid) -> tuple[build.Point, ...]:
-    model, _ = build.attacked(cell.train)
-    defense = build.defended(cell, model)
+def _defense_points(cell: DefenseCell, defense: Defense, grid: Grid) -> tuple[Point, ...]:
     return _points(grid, build.hyper_points(defense, grid.hyper.get(cell.defense, {}), cell.defense))

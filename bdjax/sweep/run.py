@@ -18,8 +18,10 @@ from bdjax.store import records as store
 from bdjax.store.leases import PATIENCE, Claims
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
-from bdjax.sweep import build, expand, manifest, outdated, pending
-from bdjax.sweep.cells import clean_reason, defend, place
+from bdjax.sweep import expand, manifest, outdated, pending
+from bdjax.sweep.cell import member_hash
+from bdjax.sweep.cells import place
+from bdjax.sweep.defend_cell import clean_reason, defend
 from bdjax.sweep.execution import Chosen, chosen
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
@@ -99,7 +101,7 @@ def run(
         _run(unfinished, out, tries, claims, progress)
     records = store.read(out)
     cells = [cell for work in works for cell in (work.cell, *(name for _, name, _ in work.repairs))]
-    members = [build.member_hash(point) for work in works for point in pending.all_points(work)]
+    members = [member_hash(point) for work in works for point in pending.all_points(work)]
     return records.filter(records["cell"].is_in(cells) & records["member"].is_in(members))
 
 
@@ -131,10 +133,11 @@ def choices_of(
 ) -> list[Chosen]:
     """The execution of every branch; raises UserError for one that cannot run here."""
     members, found, choices = len(grid.seeds) * len(grid.poison_ratios), {}, []
-    for cell in (branch.train for branch in branches):
-        work = (cell.dataset, cell.model, build.attacked(cell)[1].recipe.batch)
+    for branch in branches:
+        work = (branch.train.dataset, branch.train.model, branch.attack.recipe.batch)
         if work not in found:  # attacks share what was tuned
-            found[work] = chosen(cell, sizes_of(grid, cell.dataset, data_dir)[0], members, execution, tuned=tuned)
+            rows = sizes_of(grid, branch.train.dataset, data_dir)[0]
+            found[work] = chosen(branch.model, branch.attack, rows, members, execution, tuned=tuned)
         choices.append(found[work])
     return choices
 
@@ -146,9 +149,8 @@ def sizes_of(grid: Grid, name: str, data_dir: str | None) -> tuple[int, int]:
 
 def refuse_infeasible(branch: Branch, dataset: Dataset) -> None:
     """Raise UserError where a defense asks for more clean samples than a class holds."""
-    model, _ = build.attacked(branch.train)
-    for cell in branch.defenses:
-        reason = clean_reason(cell, dataset, build.defended(cell, model))
+    for cell, defense in zip(branch.defenses, branch.built, strict=True):
+        reason = clean_reason(cell, dataset, defense)
         if reason:
             raise UserError(f"{cell.defense}: {reason}")
 
@@ -175,7 +177,8 @@ def _run(unfinished: list[tuple[Work, Execution]], out: Location, tries: Tries, 
 def _advance(work: Work, out: Location, execution: Execution, tries: Tries, claims: Claims, progress: Progress) -> bool:
     """Make what a branch lacks and nobody else is making; gives whether there was anything."""
     found, moved = _opened(work, out, tries), False
-    attacked = functools.cache(lambda: place(work.branch.train, work.cell, work.dataset, execution))
+    branch = work.branch
+    attacked = functools.cache(lambda: place(branch.train, branch.model, branch.attack, work.cell, work.dataset, execution))
     if found.training:
         with _holding(claims, work.cell) as got:
             if not got:  # what is to be repaired is only just being trained

@@ -9,7 +9,8 @@ from bdjax.data import spec
 from bdjax.data.room import size_told
 from bdjax.models.build import shapes
 from bdjax.population import device_memory, named
-from bdjax.sweep import build, goal
+from bdjax.sweep import goal
+from bdjax.sweep.cell import TrainCell
 from bdjax.sweep.execution import Chosen, origin
 from bdjax.sweep.pending import Open
 from bdjax.types import Dataset, Model
@@ -28,7 +29,7 @@ def summary(works: Sequence[Open], choices: Sequence[Chosen]) -> list[str]:
     ]
     for work in works:
         if work.training or work.repairs:
-            model, attack = build.attacked(work.branch.train)
+            model, attack = work.branch.model, work.branch.attack
             each, shared = member_bytes(model), data_bytes(work.dataset)
             length = "imported" if work.branch.train.imported else f"{attack.recipe.epochs} epochs"
             length += f", {goal.told(attack, work.branch.train.target, work.dataset.spec)}"
@@ -45,7 +46,7 @@ def summary(works: Sequence[Open], choices: Sequence[Chosen]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def title(cell: build.TrainCell) -> str:
+def title(cell: TrainCell) -> str:
     """A training cell in words."""
     return f"{spec(cell.dataset).name} / {cell.model} / {cell.attack}"
 

@@ -19,8 +19,7 @@ from bdjax.models.build import shapes
 from bdjax.plugins.load import is_path, place
 from bdjax.plugins.returned import difference, leaf_of, returns, shape_of, shapes_of
 from bdjax.plugins.usable import described
-from bdjax.sweep import build
-from bdjax.sweep.build import DefenseCell, TrainCell
+from bdjax.sweep.cell import DefenseCell, TrainCell
 from bdjax.train import assets
 from bdjax.train.evaluate import EvalSet
 from bdjax.train.experiment import Data, preparation
@@ -30,11 +29,12 @@ ADDED = frozenset({"plug", "plug_stats", "bounds"})  # collections of variables 
 UNKNOWN = object()  # assets whose shapes only the preparation itself tells
 
 
-def attack(cell: TrainCell, dataset: Dataset) -> None:
+def attack(cell: TrainCell, made: Attack, dataset: Dataset) -> None:
     """Trace the functions of a cell's attack on the shapes of the data set.
 
     Args:
       cell: what is to be trained, or measured where its networks are imported.
+      made: the attack that was built for it.
       dataset: facts and sizes are read, and no images.
 
     Raises:
@@ -42,7 +42,6 @@ def attack(cell: TrainCell, dataset: Dataset) -> None:
     """
     if cell.attack == STORED:
         return
-    _, made = build.attacked(cell)
     own = is_path(cell.attack)
     if not own and (made.batch is None or cell.imported is not None):
         return
@@ -75,11 +74,12 @@ def attack(cell: TrainCell, dataset: Dataset) -> None:
         returns(where("update"), "update", lambda t: update(t, jax.tree.map(_slope, t)), (trigger,), trigger)
 
 
-def defense(cell: DefenseCell, model: Model, dataset: Dataset) -> None:
+def defense(cell: DefenseCell, made: Defense, model: Model, dataset: Dataset) -> None:
     """Trace a user's own defense on the shapes of a network and of what it is shown; the methods of this package are not traced.
 
     Args:
       cell: what is to run.
+      made: the defense that was built for it.
       model: the network of its training cell.
       dataset: facts are read.
 
@@ -88,7 +88,6 @@ def defense(cell: DefenseCell, model: Model, dataset: Dataset) -> None:
     """
     if not is_path(cell.defense):
         return
-    made = build.defended(cell, model)
     name = cell.defense.rpartition(":")[2]
     here = place(made.defend) or cell.defense
     before = shapes(model)

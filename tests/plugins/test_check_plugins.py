@@ -9,7 +9,7 @@ import pytest
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.sweep import build, expand, run, trace
+from bdjax.sweep import expand, run, trace
 from bdjax.sweep.grid import Grid
 from bdjax.sweep.ready import Ready
 from bdjax.types import Dataset, Split
@@ -281,9 +281,9 @@ def test_the_methods_of_the_package_are_traced_only_where_the_cell_decides(datas
     traced = []
     monkeypatch.setattr(jax, "eval_shape", lambda *a, **k: traced.append(a))
     branch = expand.cells(dataclasses.replace(GRID, defenses=("ft", "fp")))[0]
-    trace.attack(branch.train, dataset)
-    for cell in branch.defenses:
-        trace.defense(cell, build.attacked(branch.train)[0], dataset)
+    trace.attack(branch.train, branch.attack, dataset)
+    for cell, made in zip(branch.defenses, branch.built, strict=True):
+        trace.defense(cell, made, branch.model, dataset)
     assert traced == []
 
 

@@ -24,7 +24,7 @@ from bdjax.results import member
 from bdjax.results.scenarios import scenarios
 from bdjax.store import hashing
 from bdjax.sweep import build, run
-from bdjax.sweep.build import TrainCell
+from bdjax.sweep.cell import TrainCell
 from bdjax.sweep.grid import Grid
 from bdjax.train.experiment import stage, stamp_all
 from tests.report.made_up import SOURCE

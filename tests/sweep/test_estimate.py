@@ -130,18 +130,19 @@ def test_models_are_tuned_once_each_and_what_the_user_set_is_what_is_measured(me
 
 
 def test_a_remembered_winner_is_taken_unless_the_user_says_otherwise(capsys):
-    cell = expand.cells(GRID)[0].train
+    branch = expand.cells(GRID)[0]
+    built = branch.model, branch.attack
     default = resolve(None, "cnn")
-    assert chosen(cell, 100, 6, {}) == (default, None)
+    assert chosen(*built, 100, 6, {}) == (default, None)
     tuned = remember_a_winner(members=6)
-    assert chosen(cell, 100, 6, {}) == chosen(cell, 100, 6, None) == (WINNER, tuned)
-    assert chosen(cell, 100, 6, {"lowering": "native"}).execution == WINNER._replace(lowering="native")
-    assert chosen(cell, 100, 6, {}, tuned=False) == (default, None)
-    assert chosen(cell, 100, 6, Execution("map", chunk=2)) == (Execution("map", chunk=2), None)
-    assert chosen(cell, 100, 7, {}) == (default, None)  # tuned for fewer members
-    assert chosen(cell, 20, 6, {}) == (default, None)  # another batch: there are only 20 rows
+    assert chosen(*built, 100, 6, {}) == chosen(*built, 100, 6, None) == (WINNER, tuned)
+    assert chosen(*built, 100, 6, {"lowering": "native"}).execution == WINNER._replace(lowering="native")
+    assert chosen(*built, 100, 6, {}, tuned=False) == (default, None)
+    assert chosen(*built, 100, 6, Execution("map", chunk=2)) == (Execution("map", chunk=2), None)
+    assert chosen(*built, 100, 7, {}) == (default, None)  # tuned for fewer members
+    assert chosen(*built, 20, 6, {}) == (default, None)  # another batch: there are only 20 rows
     with pytest.raises(UserError, match="Did you mean 'native'"):
-        chosen(cell, 100, 6, {"lowering": "natve"})
+        chosen(*built, 100, 6, {"lowering": "natve"})
     assert not capsys.readouterr().err
 
 

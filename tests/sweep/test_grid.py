@@ -8,6 +8,7 @@ import pytest
 from bdjax.cli.flags import Scenario, grid_of, pairs
 from bdjax.errors import UserError
 from bdjax.sweep import build, expand
+from bdjax.sweep.cell import Point, member_hash
 from bdjax.sweep.grid import Grid
 
 SMALL = Grid(width=4, epochs=2, train_images=100, test_images=50)
@@ -65,8 +66,8 @@ def test_hyper_parameters_are_every_combination_and_the_same_number_has_one_name
     assert [(p["lr"], p["momentum"]) for p in points] == [(0.1, 0.0), (0.1, 0.5), (1.0, 0.0), (1.0, 0.5)]
     (default,) = build.hyper_points(defense, {}, "ft")
     (written,) = build.hyper_points(defense, {"lr": (0.01,)}, "ft")
-    assert build.member_hash(build.Point(0, 0.1, default)) == build.member_hash(build.Point(0, 0.1, written))
-    stacked = build.stack_hyper(defense, [build.Point(0, 0.1, p) for p in points])
+    assert member_hash(Point(0, 0.1, default)) == member_hash(Point(0, 0.1, written))
+    stacked = build.stack_hyper(defense, [Point(0, 0.1, p) for p in points])
     assert type(stacked) is type(defense.hyper) and stacked.lr.shape == (4,) and stacked.lr.dtype == "float32"
 
 

@@ -32,7 +32,7 @@ def record(out, cell, points, **fields):
     """Rows of a cell as a run would leave them."""
     rows = []
     for point in points:
-        member = pending.build.member_hash(point)
+        member = pending.member_hash(point)
         given = {"status": "ok", "seconds": 3.0, "compile_seconds": 1.0, "created": "2026-01-01T00:00:00+00:00", **fields}
         rows.append(blank(cell=cell, member=member, seed=point.seed, ratio=point.ratio, hyper="{}", **given))
     records.write_rows(out, cell, cell, rows)
