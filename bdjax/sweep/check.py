@@ -18,7 +18,7 @@ from bdjax.store.location import Location
 from bdjax.sweep import expand, feasible, goal, outdated
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
-from bdjax.sweep.pending import Tries, opened, work
+from bdjax.sweep.pending import Tries, pending, work_of
 from bdjax.sweep.ready import Ready
 from bdjax.sweep.run import choices_of, load, refuse_infeasible
 from bdjax.sweep.summary import data_bytes, member_bytes, summary, title
@@ -50,8 +50,8 @@ def validate(
         found = [_data(dataset), _goal(branch, dataset), _shapes(branch, dataset), _memory(branch, dataset)]
         lines += [f"{title(branch.train)}: {line}" for line in found]
         lines += [f"{INFEASIBLE}{title(branch.train)}: {reason}" for reason in _infeasible(branch, grid, dataset)]
-        asked.append(work(branch, dataset, grid))
-        works.append(opened(asked[-1], folder, Tries()))
+        asked.append(work_of(branch, dataset, grid))
+        works.append(pending(asked[-1], folder, Tries()))
     return [*lines, f"{folder} is writable", *summary(works, choices), *outdated.lines(asked, folder)]
 
 

@@ -41,7 +41,7 @@ def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
         train = work.branch.train
         facts = (work.dataset.spec.name, train.model, train.attack)
         cells.append([work.cell, *facts, "none", None, named(work.points)])
-        cells += [[name, *facts, cell.defense, cell.spc, named(points)] for cell, name, points in work.repairs]
+        cells += [[run.name, *facts, run.cell.defense, run.cell.spc, named(run.points)] for run in work.defenses]
     earlier = {name: list(hashes) for work in works for name, hashes in work.earlier.items()}
     text = canonical({"cells": cells, "sets": sets, **({"earlier": earlier} if earlier else {})})
     name = short_hash(text)
@@ -61,10 +61,10 @@ def read(out: Location) -> list[Asked]:
         try:
             if isinstance(content, OSError):
                 continue
-            told = json.loads(content)
-            for values in told["cells"]:
-                earlier = tuple(told.get("earlier", {}).get(values[0], ()))
-                asked = Asked._make([*values[:-1], tuple(told["sets"][values[-1]]), earlier])
+            sweep = json.loads(content)
+            for values in sweep["cells"]:
+                earlier = tuple(sweep.get("earlier", {}).get(values[0], ()))
+                asked = Asked._make([*values[:-1], tuple(sweep["sets"][values[-1]]), earlier])
                 before = found.get(asked.cell)
                 members = dict.fromkeys((*(before.members if before else ()), *asked.members))
                 found[asked.cell] = asked._replace(members=tuple(members))

@@ -166,5 +166,5 @@ def test_what_only_an_export_needs_is_not_read(population, tmp_path):
     folder = saved(tmp_path / "in", import_of(population[0], kept=kept))
     (folder / "kept_0.npz").write_bytes(b"harmed")
     assert imports.opened(str(folder)).kept == ({},) * 4
-    work = pending.work(cells(grid_of(folder))[0], images(), grid_of(folder))
-    assert pending.opened(work, tmp_path / "out", pending.Tries()).training
+    work = pending.work_of(cells(grid_of(folder))[0], images(), grid_of(folder))
+    assert pending.pending(work, tmp_path / "out", pending.Tries()).training
