@@ -89,7 +89,7 @@ def make(folder: Path, count: int) -> None:
     branches = expand.cells(grid)
     cells = sum(1 + len(branch.defenses) for branch in branches)
     each = -(-count // cells)
-    points = [Point(seed, float(ratio), {}) for seed in grid.seeds for ratio in grid.poison_ratios][:each]
+    points = [Point(seed, float(ratio), {}) for seed in grid.seeds for ratio in grid.poison_ratio][:each]
     names = [member_hash(point) for point in points]
     draw, left = np.random.default_rng(0), count
     for branch in branches:

@@ -23,11 +23,11 @@ from bdjax.store import location
 from bdjax.sweep.grid import Grid
 
 QUICKSTART = Grid(
-    datasets=("digits",),
-    models=("cnn",),
-    attacks=("badnets",),
-    defenses=("ft", "fp", "clp"),
-    poison_ratios=(0.0, 0.05, 0.1),
+    dataset=("digits",),
+    model=("cnn",),
+    attack=("badnets",),
+    defense=("ft", "fp", "clp"),
+    poison_ratio=(0.0, 0.05, 0.1),
     seeds=(0, 1, 2, 3),
     spc=(10,),
     width=8,

@@ -63,7 +63,7 @@ def _goal(branch: Branch, dataset: Dataset) -> str:
 def _infeasible(branch: Branch, grid: Grid, dataset: Dataset) -> list[str]:
     if branch.train.imported is not None:  # whatever poisoned these networks did it elsewhere
         return []
-    return feasible.infeasible(branch.attack, branch.train.attack, grid.poison_ratios, dataset.train.labels)
+    return feasible.infeasible(branch.attack, branch.train.attack, grid.poison_ratio, dataset.train.labels)
 
 
 def _data(dataset: Dataset) -> str:

@@ -114,7 +114,7 @@ def overview(
     """
     measuring = measuring or Measuring()
     branches = expand.select(expand.cells(grid), only or {}, limit)
-    asked = len(grid.seeds) * len(grid.poison_ratios)
+    asked = len(grid.seeds) * len(grid.poison_ratio)
     rated: dict[Any, tuple[Chosen, Tuned | None]] = {}
     needs: dict[Any, tuple[int, int] | None] = {}
     cells = []
@@ -128,7 +128,7 @@ def overview(
         kind = (*work, choice.execution.lowering, cell.attack if attack.batch else attack.recipe.augment)
         if measuring.memory and kind not in needs and cell.imported is None:
             needs[kind] = _bytes(model, attack, rows, choice.execution)
-        idle = [] if cell.imported else [feasible.idle(attack, cell.attack, ratio, rows[0]) for ratio in grid.poison_ratios]
+        idle = [] if cell.imported else [feasible.idle(attack, cell.attack, ratio, rows[0]) for ratio in grid.poison_ratio]
         infeasible = tuple(reason for reason in idle if reason)
         members = asked - len(grid.seeds) * len(infeasible)
         epochs = attack.recipe.epochs if cell.imported is None else 0

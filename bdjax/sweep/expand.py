@@ -39,20 +39,20 @@ def check(grid: Grid) -> Grid:
     from bdjax.data import known
     from bdjax.models import MODELS, PRECISIONS
 
-    for axis in ("datasets", "models", "attacks", "poison_ratios", "seeds"):
+    for axis in ("dataset", "model", "attack", "poison_ratio", "seeds"):
         values = getattr(grid, axis)
         if not values:
             raise UserError(f"{axis} is empty; a grid needs at least one")
         _distinct(axis, values)
-    _distinct("defenses", grid.defenses)
+    _distinct("defense", grid.defense)
     _distinct("spc", grid.spc)
-    for dataset in grid.datasets:
+    for dataset in grid.dataset:
         known(dataset)
-    for model in grid.models:
+    for model in grid.model:
         choose("model", model, MODELS)
     choose("precision", grid.precision, PRECISIONS)
     choose("profile", grid.profile, PROFILES)
-    for ratio in grid.poison_ratios:
+    for ratio in grid.poison_ratio:
         if not 0.0 <= ratio <= 1.0 or math.isnan(ratio):
             raise UserError(f"poison ratio {ratio} is not a fraction of the training rows; allowed: 0 … 1")
     for seed in grid.seeds:
@@ -65,10 +65,10 @@ def check(grid: Grid) -> Grid:
         if getattr(grid, field) is not None:
             _whole(field.replace("_", " "), getattr(grid, field), 1)
     _whole("root", grid.root, 0)
-    _named("attack_config", grid.attack_config, grid.attacks)
-    _named("defense_config", grid.defense_config, grid.defenses)
-    _named("hyper", grid.hyper, grid.defenses)
-    _named("attack_recipe", grid.attack_recipe, grid.attacks)
+    _named("attack_config", grid.attack_config, grid.attack)
+    _named("defense_config", grid.defense_config, grid.defense)
+    _named("hyper", grid.hyper, grid.defense)
+    _named("attack_recipe", grid.attack_recipe, grid.attack)
     for field in (*grid.recipe, *(field for given in grid.attack_recipe.values() for field in given)):
         choose("recipe field", field, Recipe._fields)
     for field in grid.recipe:
@@ -76,7 +76,7 @@ def check(grid: Grid) -> Grid:
             raise UserError(f"{field} of the training is a field of the grid (--{field}), not of its recipe")
     if grid.imported is not None:
         imported_grid.check(grid)
-    elif STORED in grid.attacks:
+    elif STORED in grid.attack:
         raise UserError(f"the attack {STORED!r} is that of an import folder: name the folder with --imported")
     return grid
 
@@ -90,9 +90,9 @@ def cells(grid: Grid) -> list[Branch]:
     check(grid)
     branches: list[Branch] = []
     built: dict[Any, Defense] = {}  # cells that differ in attack or clean samples alone share a defense
-    for dataset in grid.datasets:
-        for name in grid.models:
-            for attack in grid.attacks:
+    for dataset in grid.dataset:
+        for name in grid.model:
+            for attack in grid.attack:
                 train = TrainCell(
                     dataset=dataset,
                     train_images=grid.train_images,
@@ -172,7 +172,7 @@ def _ratios_fit(train: TrainCell, model: Model, attack: Attack, grid: Grid) -> N
     if not 0 <= grid.target < model.spec.classes:
         raise UserError(f"target {grid.target} is not a class of {train.dataset}; allowed: 0 … {model.spec.classes - 1}")
     most = getattr(attack.config, "max_ratio", 1)  # attacks that poison inside the batch make room for so much and no more
-    over = [ratio for ratio in grid.poison_ratios if ratio > most]
+    over = [ratio for ratio in grid.poison_ratio if ratio > most]
     if over:
         raise UserError(
             f"poison ratio {over[0]} is above the {most} that {train.attack} makes room for in a batch; "
@@ -184,7 +184,7 @@ def _defenses(grid: Grid, train: TrainCell, model: Model, built: dict[Any, Defen
     """The defense cells of a training cell, each with its defense; ``built`` keeps those that other branches share."""
     network = (train.dataset, train.model, train.width, train.depth, train.precision, train.imported, train.profile)
     found = []
-    for name in grid.defenses:
+    for name in grid.defense:
         if name == "none":  # every training cell has its rows without a defense
             continue
         cell = DefenseCell(train, name, dict(grid.defense_config.get(name, {})), None)
@@ -204,8 +204,6 @@ def _defenses(grid: Grid, train: TrainCell, model: Model, built: dict[Any, Defen
 
 
 def _distinct(axis: str, values: Sequence[Any]) -> None:
-    if isinstance(values, str):
-        raise UserError(f"{axis} is a tuple; write ({values!r},)")
     seen = set()
     for value in values:
         if value in seen:

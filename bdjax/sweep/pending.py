@@ -140,7 +140,7 @@ def all_points(work: Work) -> list[Point]:
 
 
 def _points(grid: Grid, hypers: list[dict[str, Any]]) -> tuple[Point, ...]:
-    axes = itertools.product(grid.seeds, grid.poison_ratios, hypers)
+    axes = itertools.product(grid.seeds, grid.poison_ratio, hypers)
     return tuple(Point(seed, float(ratio), hyper) for seed, ratio, hyper in axes)
 
 

@@ -125,7 +125,7 @@ def choices_of(
     data_dir: str | None = None,
 ) -> list[Chosen]:
     """The execution of every branch; raises UserError for one that cannot run here."""
-    members, found, choices = len(grid.seeds) * len(grid.poison_ratios), {}, []
+    members, found, choices = len(grid.seeds) * len(grid.poison_ratio), {}, []
     for branch in branches:
         work = (branch.train.dataset, branch.train.model, branch.attack.recipe.batch)
         if work not in found:  # attacks share what was tuned

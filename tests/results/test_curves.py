@@ -42,7 +42,7 @@ def repaired(population, tmp_path_factory):
 
     def repaired(*defenses):
         settings, hyper = ({name: told[name] for name in defenses if name in told} for told in (SETTINGS, HYPER))
-        go(dataclasses.replace(GRID, defenses=defenses, seeds=(0,), defense_config=settings, hyper=hyper), folder)
+        go(dataclasses.replace(GRID, defense=defenses, seeds=(0,), defense_config=settings, hyper=hyper), folder)
         return folder
 
     return repaired

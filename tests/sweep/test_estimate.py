@@ -19,7 +19,7 @@ from bdjax.sweep.grid import Grid
 from tests.sweep import small
 
 GRID = Grid(
-    attacks=("badnets", "blended"), defenses=("ft", "fp", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1, 2), spc=(2, 10), width=4,
+    attack=("badnets", "blended"), defense=("ft", "fp", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1, 2), spc=(2, 10), width=4,
     epochs=3, batch=30, train_images=100, test_images=50, defense_config={"ft": {"epochs": 7}}, hyper={"ft": {"lr": (0.1, 0.01)}},
 )  # fmt: skip
 COUNT = Measuring(tune=False, memory=False)
@@ -76,7 +76,7 @@ def test_numbers_agree_with_the_cells_of_the_grid():
 
 @pytest.mark.slow
 def test_bytes_are_those_of_the_compiled_training(monkeypatch):
-    grid = dataclasses.replace(GRID, epochs=1, defenses=(), hyper={}, defense_config={}, test_images=10)
+    grid = dataclasses.replace(GRID, epochs=1, defense=(), hyper={}, defense_config={}, test_images=10)
     shapes = []
     real = population.footprint
 
@@ -148,7 +148,7 @@ def test_a_remembered_winner_is_taken_unless_the_user_says_otherwise(capsys):
 
 @pytest.mark.slow
 def test_a_run_uses_the_winner_says_so_and_records_it(tmp_path, capsys):
-    grid = dataclasses.replace(small.GRID, defenses=("clp",), seeds=(0,), hyper={}, defense_config={})
+    grid = dataclasses.replace(small.GRID, defense=("clp",), seeds=(0,), hyper={}, defense_config={})
     remember_a_winner(execution=small.HOW, batch=25)
     frame = sweep.run(grid, tmp_path / "out")
     assert "execution of cnn: tuned on 2031-02-03: loop/native/dispatch (cpu)" in capsys.readouterr().err.splitlines()
