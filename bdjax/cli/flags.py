@@ -91,11 +91,11 @@ class Picked:
     attack: str | None = None
     """Attack it was trained with."""
     defense: str | None = None
-    """The repaired network, which is made again from its key; default: as it was trained."""
+    """The defended network, which is made again from its key; default: as it was trained."""
     spc: int | None = None
     """Clean samples per class the defender held."""
     hyper: str | None = None
-    """Traced hyper-parameters of the repair as its record tells them, e.g. '{"lr":0.01}'."""
+    """Traced hyper-parameters of the defense as its record has them, e.g. '{"lr":0.01}'."""
     seed: int | None = None
     """Of the member."""
     poison_ratio: float | None = None
@@ -103,13 +103,13 @@ class Picked:
     profile: str | None = None
     """corrected or reference."""
     cell: str | None = None
-    """Hash of the cell, as the records tell it."""
+    """Hash of the cell, as the records have it."""
 
     def facts(self) -> dict[str, Any]:
         """What a record has to say, {fact: value} as :func:`bdjax.results.member.record` takes it; None = anything.
 
         Raises:
-          UserError: an unknown data set, or hyper-parameters that no record tells so.
+          UserError: an unknown data set, or hyper-parameters in another form than a record's.
         """
         from bdjax.data import spec
 

@@ -45,7 +45,7 @@ def run(
     out: str = "bdjax-results",
     report: bool = False,
 ) -> int:
-    """Train one backdoored population and repair it with every defense named; resumes what is in the folder.
+    """Train one backdoored population and run every defense named on it; resumes what is in the folder.
 
     Args:
       scenario: what to run.
@@ -134,7 +134,7 @@ def plan(
       scenario: what would run.
       executed: how.
       file: Python file of a sweep; without one, the plan is of `run` with the same flags.
-      data_dir: folder of the data archives, which tell which edition is at hand; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives, which show which edition is at hand; default: the environment's BDJAX_DATA_DIR.
       scale: which grid of the file.
       only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
       limit_cells: number of cells at most.

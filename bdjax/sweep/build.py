@@ -71,7 +71,7 @@ def pinned(cell: TrainCell, attack: Attack) -> TrainCell:
 
 
 def asks_architecture(attack: Attack) -> bool:
-    """Whether the configuration of an attack wants to be told the network's name."""
+    """Return whether the configuration of an attack has a field for the name of the network."""
     return "architecture" in getattr(attack.config, "_fields", ())
 
 

@@ -33,7 +33,7 @@ def validate(
 ) -> list[str]:
     """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
 
-    A line that begins with :data:`INFEASIBLE` tells of members that a run would record as infeasible and not train.
+    A line that begins with :data:`INFEASIBLE` is about members that a run would record as infeasible and not train.
 
     Raises:
       UserError: the first thing that would stop or spoil a run.
@@ -57,7 +57,7 @@ def validate(
 
 def _goal(branch: Branch, dataset: Dataset) -> str:
     """What triggered images are to be called."""
-    return goal.told(branch.attack, branch.train.target, dataset.spec)
+    return goal.in_words(branch.attack, branch.train.target, dataset.spec)
 
 
 def _infeasible(branch: Branch, grid: Grid, dataset: Dataset) -> list[str]:
@@ -93,9 +93,11 @@ def _shapes(branch: Branch, dataset: Dataset) -> str:
     if attack.prepare is None and branch.train.attack != STORED:
         bytes_ = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
         key = stream(root(branch.train.root), Stream.TRIGGER)
-        stamped = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)
-        if stamped.shape != bytes_.shape or stamped.dtype != bytes_.dtype:
-            raise UserError(f"{branch.train.attack} turns images {list(bytes_.shape)} into {stamped.dtype}{list(stamped.shape)}")
+        triggered = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)
+        if triggered.shape != bytes_.shape or triggered.dtype != bytes_.dtype:
+            raise UserError(
+                f"{branch.train.attack} turns images {list(bytes_.shape)} into {triggered.dtype}{list(triggered.shape)}"
+            )
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     shape = "x".join(map(str, spec.image_shape))
     return f"{model.name} width {model.width} maps {shape} to {spec.classes} classes, {count:,} parameters"

@@ -1,4 +1,4 @@
-"""What sweeps were asked of a folder: a file per grid with its cells and members, so that others can tell how far it is."""
+"""What sweeps were asked of a folder: a file per grid with its cells and members, so that others see how far it is."""
 
 import json
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
 def read(out: Location) -> list[Asked]:
     """Every cell that any sweep asked of a folder, with all members asked of it, in the order they were asked for.
 
-    A file that cannot be read is left out: it tells of plans and holds no result.
+    A file that cannot be read is left out: it is about plans and holds no result.
     """
     found: dict[str, Asked] = {}
     for content in location.read_many(location.oldest_first(out / "sweeps", "*.json")):

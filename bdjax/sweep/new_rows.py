@@ -81,6 +81,6 @@ def defense_row(
 
 
 def timing(call: provenance.Timed, members: int, execution: Execution) -> Row:
-    """The columns that tell how a call ran."""
+    """The columns about how a call ran."""
     times = {"seconds": call.seconds, "compile_seconds": call.compile_seconds}
     return {**times, "members": members, "execution": canonical(execution)}

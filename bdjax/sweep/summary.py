@@ -32,7 +32,7 @@ def summary(works: Sequence[Pending], choices: Sequence[Chosen]) -> list[str]:
             model, attack = work.branch.model, work.branch.attack
             each, shared = member_bytes(model), data_bytes(work.dataset)
             length = "imported" if work.branch.train.imported else f"{attack.recipe.epochs} epochs"
-            length += f", {goal.told(attack, work.branch.train.target, work.dataset.spec)}"
+            length += f", {goal.in_words(attack, work.branch.train.target, work.dataset.spec)}"
             lines += [
                 f"{title(work.branch.train)}: width {model.width}, {len(work.dataset.train.labels)} training images, "
                 f"{length}; per member {size_told(each)} of parameters and momentum, shared {size_told(shared)} of images, "

@@ -1,4 +1,4 @@
-"""Trace the methods of a cell on its shapes before anything is trained: what cannot run is told at once, with its place.
+"""Trace the methods of a cell on its shapes before anything is trained: what cannot run is refused at once, with its place.
 
 Nothing is computed: every function is evaluated on shapes alone, as JAX does when it compiles. Of the methods of this package
 only what depends on the cell is traced: poison inside the batch, whose places have to fit into it.
@@ -26,7 +26,7 @@ from bdjax.train.experiment import Data, preparation
 from bdjax.types import Attack, CleanSet, Dataset, Defended, DefenderView, Defense, Model, Split
 
 ADDED = frozenset({"plug", "plug_stats", "bounds"})  # collections of variables that a defense may add
-UNKNOWN = object()  # assets whose shapes only the preparation itself tells
+UNKNOWN = object()  # assets whose shapes only the preparation itself shows
 
 
 def attack(cell: TrainCell, made: Attack, dataset: Dataset) -> None:
@@ -84,7 +84,7 @@ def defense(cell: DefenseCell, made: Defense, model: Model, dataset: Dataset) ->
       dataset: facts are read.
 
     Raises:
-      UserError: it fails, reads what it does not name, or returns something else than repaired variables.
+      UserError: it fails, reads what it does not name, or returns something else than defended variables.
     """
     if not is_path(cell.defense):
         return
@@ -115,7 +115,7 @@ def defense(cell: DefenseCell, made: Defense, model: Model, dataset: Dataset) ->
 
 
 def _prepared(made: Attack, dataset: Dataset, number: int) -> Any:
-    """What an attack prepares, as shapes: None where it prepares nothing, :data:`UNKNOWN` where only running it would tell."""
+    """What an attack prepares, as shapes: None where it prepares nothing, :data:`UNKNOWN` where only running it would show."""
     if made.prepare is None:
         return None
     if made.recipe.prepare_per == "seed":
@@ -185,7 +185,7 @@ def _variables(here: str, name: str, model: Model, before: Any, after: Any) -> N
 
 
 def _details(here: str, name: str, found: Defended) -> None:
-    """Refuse masks and a trace that no record can tell."""
+    """Refuse masks and a trace that no record can hold."""
     masks = {} if found.masks is None else found.masks
     if not isinstance(masks, Mapping) or any(len(getattr(keep, "shape", ())) != 1 for keep in masks.values()):
         raise PluginError(

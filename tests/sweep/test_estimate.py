@@ -64,11 +64,11 @@ def test_numbers_agree_with_the_cells_of_the_grid():
     assert found.images == 2 * 3 * 90 * 6  # three whole batches of 30 in 100 rows
     cell = found.cells[0]
     assert cell.parameter_bytes == summary.member_bytes(grid_model()) and cell.width == 4
-    repairs = {(r.defense, r.spc): r for r in cell.repairs}
+    defenses = {(r.defense, r.spc): r for r in cell.defenses}
     assert repairs["ft", 10].images == 7 * 100 * 12 and repairs["ft", 2].images == 7 * 20 * 12
     assert repairs["fp", 10].images == 100 * 90 * 6  # a tenth of the rows is for validation
     assert repairs["clp", None].images is None and found.not_estimated == 2
-    assert found.training_hours is None and found.repair_hours is None and cell.rate is None
+    assert found.training_hours is None and found.defense_hours is None and cell.rate is None
     fewer = overview(GRID, measuring=COUNT, only={"attack": "blended", "defense": "clp"})
     assert (fewer.training_cells, fewer.defense_cells, fewer.experiments) == (1, 1, 6)
     assert overview(GRID, measuring=COUNT, limit=3).compile_buckets == 3
@@ -100,8 +100,8 @@ def test_hours_follow_from_the_remembered_rate_and_nothing_is_measured(measured)
     assert not measured and cell.execution == WINNER and cell.origin == "tuned on 2031-02-03"
     assert cell.hours == pytest.approx(cell.images / 3600 / 3600)
     assert found.training_hours == pytest.approx(found.images / 3600**2)
-    images = sum(r.images or 0 for c in found.cells for r in c.repairs)
-    assert found.repair_hours == pytest.approx(images / 3600**2)
+    images = sum(r.images or 0 for c in found.cells for r in c.defenses)
+    assert found.defense_hours == pytest.approx(images / 3600**2)
     text = "\n".join(lines(found))
     for part in ("12 compile buckets", "12 members to train", "84 experiments", "3,600 images/s (measured on 2031-02-03)"):
         assert part in text
