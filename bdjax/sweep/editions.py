@@ -106,7 +106,7 @@ def same(row: Mapping[str, Any], what: str) -> None:
 
 
 def _today(kind: str, config: str) -> int | None:
-    """Today's edition of a method of a description; None where it is not known: the method is a user's own, or no longer there."""
+    """Today's edition of a method of a description; None where it is not known: a user's own, or no longer there."""
     description = json.loads(config)
     name, own = description[kind].get("name"), description[kind].get("config")
     if not isinstance(name, str) or name == STORED or is_path(name):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bdjax import population
 from bdjax.data.clean_subset import rows_per_class
+from bdjax.data.room import size_told
 from bdjax.population import Execution, Tuned
 from bdjax.sweep import build, expand, feasible, goal
 from bdjax.sweep.cell import DefenseCell
@@ -142,7 +143,8 @@ def overview(
         cells.append(
             Training(
                 model.spec.name, cell.model, model.width, cell.attack, batch, epochs, members, images,
-                member_bytes(model), each, fitting, choice.execution, origin(choice), None if found is None else found.rate, measured,
+                member_bytes(model), each, fitting, choice.execution, origin(choice),
+                None if found is None else found.rate, measured,
                 None if hours is None else hours * images, defenses, goal.in_words(attack, cell.target, model.spec), infeasible,
             )
         )  # fmt: skip

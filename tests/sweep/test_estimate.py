@@ -65,9 +65,9 @@ def test_numbers_agree_with_the_cells_of_the_grid():
     cell = found.cells[0]
     assert cell.parameter_bytes == summary.member_bytes(grid_model()) and cell.width == 4
     defenses = {(r.defense, r.spc): r for r in cell.defenses}
-    assert repairs["ft", 10].images == 7 * 100 * 12 and repairs["ft", 2].images == 7 * 20 * 12
-    assert repairs["fp", 10].images == 100 * 90 * 6  # a tenth of the rows is for validation
-    assert repairs["clp", None].images is None and found.not_estimated == 2
+    assert defenses["ft", 10].images == 7 * 100 * 12 and defenses["ft", 2].images == 7 * 20 * 12
+    assert defenses["fp", 10].images == 100 * 90 * 6  # a tenth of the rows is for validation
+    assert defenses["clp", None].images is None and found.not_estimated == 2
     assert found.training_hours is None and found.defense_hours is None and cell.rate is None
     fewer = overview(GRID, measuring=COUNT, only={"attack": "blended", "defense": "clp"})
     assert (fewer.training_cells, fewer.defense_cells, fewer.experiments) == (1, 1, 6)
