@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bdjax.errors import UserError
 from bdjax.population import hosts
 from bdjax.store import location
-from bdjax.store.atomic import Corrupt, replace_file, set_aside, writing
+from bdjax.store.atomic import Corrupt, quarantine, replace_file, writing
 from bdjax.store.hashing import json_digest
 from bdjax.store.location import Location
 from bdjax.store.rows import ADDED, COLUMNS, ORDER, Row, arrow_schema
@@ -187,7 +187,7 @@ def _checked(file: _File) -> list[Row]:
     try:
         return _rows_of(file.data, file.seal)
     except Corrupt as reason:
-        set_aside(file.path, str(reason))
+        quarantine(file.path, str(reason))
         return []
 
 

@@ -116,21 +116,14 @@ def _null(value: Any) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def told_masks(masks: Mapping[str, Any] | None) -> str | None:
-    """Keep factors f[d] per address as JSON: the width d and the pruned channels; factors other than 0 and 1 are listed too."""
+def encoded_masks(masks: Mapping[str, Any] | None) -> str | None:
+    """Return keep factors f[d] per address as JSON: the width d, the pruned channels, and all factors unless each is 0 or 1."""
     if masks is None:
         return None
-    told = {}
+    layers = {}
     for address, keep in masks.items():
         factors = np.asarray(keep)
-        told[address] = {"d": len(factors), "pruned": np.flatnonzero(factors == 0).tolist()}
+        layers[address] = {"d": len(factors), "pruned": np.flatnonzero(factors == 0).tolist()}
         if not np.isin(factors, (0, 1)).all():
-            told[address]["factors"] = factors
-    return canonical(told)
-
-
-def one(stacked: Any, index: int) -> Any:
-    """Member ``index`` of a stack of host arrays."""
-    import jax
-
-    return jax.tree.map(lambda x: np.asarray(x)[index], stacked)
+            layers[address]["factors"] = factors
+    return canonical(layers)

@@ -20,7 +20,7 @@ from bdjax.store import arrays, atomic, checkpoints, provenance
 from bdjax.store import records as store
 from bdjax.store.hashing import array_digest, canonical, short_hash
 from bdjax.store.location import Location
-from bdjax.store.rows import Row, blank, measured, now, one, told_masks
+from bdjax.store.rows import Row, blank, encoded_masks, measured, now
 from bdjax.sweep import build, feasible, goal, imported
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, member_hash
 from bdjax.sweep.progress import Progress
@@ -87,12 +87,12 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
             checkpoints.save(out, attacked.name, name, checkpoints.Stored(members, trained.variables, leaves))
             processed = attack.recipe.epochs * per_epoch * len(going)
             for at, i in enumerate(going):
-                row, mine = records[i], one(trained._replace(variables=None), at)
+                row, mine = records[i], population.take(trained._replace(variables=None), at)
                 row.update(timing(call, len(going), execution), images=processed, loss=canonical(mine.loss))
                 if attacked.trigger_digest is None and leaves:
                     row["trigger_digest"] = array_digest(jax.tree.leaves(mine.trigger))
                 if mine.alive and frozen[at] < 0:
-                    row.update(measured(one(counts, at)))
+                    row.update(measured(population.take(counts, at)))
                 else:
                     what, step = ("training", mine.stopped) if frozen[at] < 0 else ("the attack's preparation", frozen[at])
                     row.update(status="non_finite", reason=f"loss or gradient is not finite from step {step} of {what}")
@@ -152,9 +152,9 @@ def defend(
         else:
             defended = jax.device_get(call.result)
             for at, i in enumerate(going):
-                row, mine = records[i], one(defended, at)
+                row, mine = records[i], population.take(defended, at)
                 row.update(timing(call, len(going), execution))
-                row.update(masks=told_masks(mine.defended.masks))
+                row.update(masks=encoded_masks(mine.defended.masks))
                 if hasattr(mine.defended.trace, "_asdict"):
                     told_fields, large = arrays.parted(mine.defended.trace)
                     row["trace"] = canonical(told_fields)
@@ -210,7 +210,7 @@ def _subjects(
     hyper = jax.tree.map(jnp.asarray, build.stack_hyper(defense, points))
     member = members_of(attacked, points, spc)._replace(hyper=hyper)
     index = [stored.members.index(name) for name in hashes]
-    variables, leaves = jax.tree.map(lambda x: jnp.asarray(x[index]), (stored.variables, stored.trigger))
+    variables, leaves = jax.tree.map(jnp.asarray, population.take((stored.variables, stored.trigger), index))
     form = trigger_form(attacked.attack, attacked.dataset, attacked.data)
     return Subject(member, variables, jax.tree.unflatten(jax.tree.structure(form), leaves))
 

@@ -13,7 +13,7 @@ from bdjax.keys import Stream, stream
 from bdjax.store import checkpoints, hashing, provenance
 from bdjax.store import records as store
 from bdjax.store.location import Location
-from bdjax.store.rows import Row, measured, one
+from bdjax.store.rows import Row, measured
 from bdjax.sweep import build, foreign_trigger, imported
 from bdjax.sweep.build import Point, member_hash
 from bdjax.sweep.cells import Attacked, fail, members_of, row_of, stamped, timing, told, train
@@ -47,7 +47,7 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
     stacked = members_of(attacked, points)
     stacked = population.prepare(attack, stacked, attacked.dataset, attacked.data, attacked.execution, progress.say)
     networks = [imported.network(cell.imported, point.seed, point.ratio) for point in points]
-    variables = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *networks)
+    variables = population.stack(jax.tree.map(jnp.asarray, networks))
     evaluate = evaluator(attacked.model, attack)
 
     ours = cell.attack != STORED  # the images that were imported carry the trigger the network was trained with
@@ -73,14 +73,16 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
         for at, row in enumerate(records):
             row.update(timing(call, len(points), attacked.execution))
             if whole[at]:
-                row.update(measured(one(counts, at)))
+                row.update(measured(population.take(counts, at)))
                 if clean is not None:
-                    _warn(attacked, row, one(clean, at), f"{title}: seed {row['seed']} ratio {row['ratio']:g}", progress)
+                    _warn(
+                        attacked, row, population.take(clean, at), f"{title}: seed {row['seed']} ratio {row['ratio']:g}", progress
+                    )
             else:
                 row.update(status="non_finite", reason="the imported network is not finite")
                 progress.say(f"{title}: seed {row['seed']} ratio {row['ratio']:g}: {row['reason']}; the others go on")
             if attacked.trigger_digest is None and leaves:
-                row["trigger_digest"] = hashing.array_digest([leaf[at] for leaf in leaves])
+                row["trigger_digest"] = hashing.array_digest(population.take(leaves, at))
     store.write_rows(out, attacked.name, name, stamped(records))
     progress.finish(f"{title}: measured, {told(records)}")
 

@@ -15,7 +15,7 @@ from bdjax.plugins.load import settled
 from bdjax.population import Execution, device_memory, hosts
 from bdjax.store import atomic, checkpoints, location
 from bdjax.store import records as store
-from bdjax.store.leases import PATIENCE, Claims
+from bdjax.store.leases import TIMEOUT, Leases
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
 from bdjax.sweep import build, expand, manifest, outdated, pending
@@ -44,7 +44,7 @@ def run(
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
     strict: bool = False,
-    patience: float = PATIENCE,
+    patience: float = TIMEOUT,
     stream: TextIO | None = None,
 ) -> Any:
     """Run what a grid lacks and return its records; the same call resumes after any interruption.
@@ -93,10 +93,10 @@ def run(
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if _kinds(one)]
     progress = Progress([kind for one in found for kind in _kinds(one)], stream)
-    with progress, Claims(out, patience=patience, say=progress.say) as claims:
+    with progress, Leases(out, timeout=patience, say=progress.say) as leases:
         if hosts.leads():
-            manifest.write(out, works, claims)
-        _run(unfinished, out, tries, claims, progress)
+            manifest.write(out, works, leases)
+        _run(unfinished, out, tries, leases, progress)
     records = store.read(out)
     cells = [cell for work in works for cell in (work.cell, *(name for _, name, _ in work.repairs))]
     members = [build.member_hash(point) for work in works for point in pending.all_points(work)]
@@ -153,11 +153,11 @@ def refuse_infeasible(branch: Branch, dataset: Dataset) -> None:
             raise UserError(f"{cell.defense}: {reason}")
 
 
-def _run(unfinished: list[tuple[Work, Execution]], out: Location, tries: Tries, claims: Claims, progress: Progress) -> None:
+def _run(unfinished: list[tuple[Work, Execution]], out: Location, tries: Tries, leases: Leases, progress: Progress) -> None:
     """Work on every cell that nobody else works on until none is left; wait where others are at work."""
     wait = POLL[0]
     while True:
-        moved = [_advance(work, out, execution, tries, claims, progress) for work, execution in unfinished]
+        moved = [_advance(work, out, execution, tries, leases, progress) for work, execution in unfinished]
         found = [(pair, kinds) for pair in unfinished if (kinds := _kinds(_opened(pair[0], out, tries)))]
         unfinished, kinds = [pair for pair, _ in found], [kind for _, some in found for kind in some]
         if not unfinished:
@@ -172,27 +172,30 @@ def _run(unfinished: list[tuple[Work, Execution]], out: Location, tries: Tries, 
         wait = min(2 * wait, POLL[1])
 
 
-def _advance(work: Work, out: Location, execution: Execution, tries: Tries, claims: Claims, progress: Progress) -> bool:
+def _advance(work: Work, out: Location, execution: Execution, tries: Tries, leases: Leases, progress: Progress) -> bool:
     """Make what a branch lacks and nobody else is making; gives whether there was anything."""
     found, moved = _opened(work, out, tries), False
     attacked = functools.cache(lambda: place(work.branch.train, work.cell, work.dataset, execution))
     if found.training:
-        with _holding(claims, work.cell) as got:
+        with _holding(leases, work.cell) as got:
             if not got:  # what is to be repaired is only just being trained
                 return False
             for points in _opened(work, out, tries).training:
                 begin(attacked(), points, out, progress)
                 moved = True
             tries.made(work.cell)
-    trained = functools.cache(lambda: _trained(work, out, found.repairs))
+    trained = functools.cache(lambda: _trained(work, out, found.repairs, tries))
     for cell, name, points in found.repairs:
-        with _holding(claims, name) as got:
+        with _holding(leases, name) as got:
             if not got:
                 continue
-            # Another process may have made it before it was claimed.
+            # Another process may have made it before its lease was granted.
             points = hosts.agree(pending.missing(name, points, out, tries))
             if points:
-                defend(attacked(), cell, name, points, trained(), out, progress)
+                found_trained = trained()
+                if found_trained is None:  # damaged, and quarantined: the next round trains these members again
+                    return True
+                defend(attacked(), cell, name, points, found_trained, out, progress)
                 tries.made(name)
                 moved = True
     return moved
@@ -206,23 +209,37 @@ def _opened(work: Work, out: Location, tries: Tries) -> Open:
 
 
 @contextlib.contextmanager
-def _holding(claims: Claims, cell: str) -> Iterator[bool]:
-    """Hold a cell; of several processes that work on it together the first one holds it, until all are done with it."""
-    with claims.holding(cell) if hosts.leads() else contextlib.nullcontext(False) as got:
+def _holding(leases: Leases, cell: str) -> Iterator[bool]:
+    """Hold the lease of a cell; of several processes that work on it together the first one does, until all are done with it."""
+    with leases.lease(cell) if hosts.leads() else contextlib.nullcontext(False) as got:
         yield hosts.agree(got)
         hosts.agree(None)
 
 
-def _trained(work: Work, out: Location, repairs: Sequence[Any]) -> tuple[dict[str, Row], checkpoints.Stored]:
-    """Rows by member of a training cell, and its trained members that ``repairs`` need."""
+def _trained(work: Work, out: Location, repairs: Sequence[Any], tries: Tries) -> tuple[dict[str, Row], checkpoints.Stored] | None:
+    """Return the rows by member of a training cell, and its trained members that ``repairs`` need.
+
+    None where these are damaged, or another process has just found that they are and has quarantined them.
+
+    Raises:
+      UserError: they were damaged before in this call and are damaged again.
+    """
     rows = pending.by_member([row for _, row in store.read_cell(out, work.cell)])
     places = checkpoints.find(out, work.cell)
     needed = dict.fromkeys(pending.trained_hash(point) for _, _, points in repairs for point in points)
     there = [name for name in needed if rows[name]["status"] == "ok"]
+    if hosts.agree(any(name not in places for name in there)):
+        return None
+    stored: checkpoints.Stored | atomic.Corrupt
     try:
-        return rows, checkpoints.load(out, work.cell, [places[name] for name in there])
-    except atomic.Corrupt as reason:
-        raise UserError(f"the trained members of cell {work.cell} in {out} changed while they were read: {reason}") from reason
+        stored = checkpoints.load(out, work.cell, [places[name] for name in there])
+    except atomic.Corrupt as damage:
+        stored = damage
+    if hosts.agree(isinstance(stored, atomic.Corrupt)) and tries.train_again(work.cell):
+        return None
+    if isinstance(stored, atomic.Corrupt):
+        raise stored
+    return rows, stored
 
 
 def _kinds(found: Open) -> list[str]:
