@@ -156,7 +156,7 @@ def defend(
                 row.update(timing(call, len(going), execution))
                 row.update(masks=encoded_masks(mine.defended.masks))
                 if hasattr(mine.defended.trace, "_asdict"):
-                    told_fields, large = arrays.parted(mine.defended.trace)
+                    told_fields, large = arrays.split(mine.defended.trace)
                     row["trace"] = canonical(told_fields)
                     if large:
                         arrays.write(out, name, row["member"], large)
