@@ -98,7 +98,7 @@ def _in_callback(frame: FrameType | None) -> bool:
 def _give_back() -> None:
     """What other processes would otherwise wait for, and what was printed."""
     if "bdjax.store.leases" in sys.modules:
-        sys.modules["bdjax.store.leases"].give_all_back()
+        sys.modules["bdjax.store.leases"].release_all()
     if "multiprocessing" in sys.modules:
         for child in sys.modules["multiprocessing"].active_children():
             child.kill()

@@ -4,8 +4,6 @@ import dataclasses
 import json
 from typing import Any, NamedTuple
 
-import jax
-
 from bdjax import population
 from bdjax.attacks.table import ATTACKS
 from bdjax.configure import recorded
@@ -97,7 +95,7 @@ def _trained_here(one: Named, dataset: Dataset, seed: int, ratio: float, executi
         return f"{int(hits[0]) / max(int(of[0]), 1):.3f}"
 
     say(f"{one.name}: ACC {rate(counts.correct, counts.clean)}, ASR {rate(counts.attacked, counts.triggered)}")
-    return Trigger(jax.tree.map(lambda leaf: leaf[0], done.trigger), stream(stacked.key[0], Stream.TRIGGER))
+    return Trigger(population.take(done.trigger, 0), stream(population.take(stacked.key, 0), Stream.TRIGGER))
 
 
 def _from_results(one: Named, dataset: Dataset, learning: Learning, seed: int) -> Ready:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bdjax.errors import UserError, choose
 from bdjax.keys import Stream, stream
-from bdjax.population import concatenate, members, run
+from bdjax.population import concatenate, members, run, stack
 from bdjax.results import member as trained
 from bdjax.store import arrays, location, records
 from bdjax.store.location import Location
@@ -93,7 +93,7 @@ def along(model: Model, attack: Attack, curve: Curve) -> Callable[..., Counts]:
 
 
 def _stacked(trees: list[Any]) -> Any:
-    return concatenate([jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], each) for each in trees])
+    return stack(jax.tree.map(jnp.asarray, trees))
 
 
 def _fields(out: "str | Location", row: Row, names: tuple[str, ...]) -> tuple[Any, ...]:

@@ -13,11 +13,11 @@ from bdjax.errors import UserError
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS, by_name
 from bdjax.plugins.load import factory, source_digest, spelled
-from bdjax.population import Execution, adapt, members, resolve, run
+from bdjax.population import Execution, adapt, members, resolve, run, stack, take
 from bdjax.store import checkpoints, hashing, location, provenance, records
 from bdjax.store.import_folder import Triggered
 from bdjax.store.location import Location
-from bdjax.store.rows import Row, measured, one
+from bdjax.store.rows import Row, measured
 from bdjax.sweep import build, editions, imported
 from bdjax.sweep.cell import Point, member_hash
 from bdjax.train.experiment import Data, Subject, defend_member, stage, stage_stored, stamp_all, trigger_form
@@ -96,7 +96,7 @@ def held(folder: Location, row: Row) -> Trained:
     if member not in places:
         raise UserError(f"the weights of this member are no longer in {folder / 'models' / cell}; the same run makes them")
     there = checkpoints.load(folder, cell, [places[member]])
-    variables, trigger = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (there.variables, there.trigger))
+    variables, trigger = take((there.variables, there.trigger), 0)
     return Trained(row, variables, trigger)
 
 
@@ -142,15 +142,15 @@ def repaired(trained: Trained, model: Model, dataset: Dataset, folder: str | Non
     model, defense, execution = defended(row, model)
     hyper = build.stack_hyper(defense, [Point(row["seed"], row["ratio"], json.loads(row["hyper"]))])
     rows, spc = len(dataset.train.labels), row["spc"] or 0
-    stack, _ = members([row["seed"]], [row["ratio"]], rows, root_number=config["root"], spc=spc)
+    stacked, _ = members([row["seed"]], [row["ratio"]], rows, root_number=config["root"], spc=spc)
     attack, data = staged(row, dataset, folder)
     subject = Subject(
-        stack._replace(hyper=hyper),
-        *jax.tree.map(lambda x: x[None], (trained.variables, trigger_of(trained, attack, dataset, data))),
+        stacked._replace(hyper=hyper),
+        *stack([(trained.variables, trigger_of(trained, attack, dataset, data))]),
     )
-    found = run(defend_member(model, attack, defense, spc, keep=True), subject, (data,), execution)
+    found = take(jax.device_get(run(defend_member(model, attack, defense, spc, keep=True), subject, (data,), execution)), 0)
     before = {name: row[f"{name}_before"] for name in ("acc", "asr", "ra", "one_class")}
-    return DefendedMember(one(found.defended.variables, 0), measured(one(found.counts, 0), before))
+    return DefendedMember(found.defended.variables, measured(found.counts, before))
 
 
 def _execution(row: Row, model: Model) -> Execution:

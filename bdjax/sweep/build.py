@@ -11,6 +11,7 @@ from bdjax.attacks.user_files import NAMED
 from bdjax.configure import configure, recorded
 from bdjax.errors import UserError, choose, unknown
 from bdjax.plugins.load import factory, source_digest
+from bdjax.population import stack
 from bdjax.store.hashing import plain, short_hash
 from bdjax.sweep import editions, imported
 from bdjax.sweep.cell import DefenseCell, Point, TrainCell
@@ -222,6 +223,7 @@ def stack_hyper(defense: Defense, points: Sequence[Point]) -> Any:
     def dtype(leaf: Any) -> Any:
         return leaf.dtype if hasattr(leaf, "dtype") else np.float32
 
-    return type(defense.hyper)(
-        **{name: np.stack([np.asarray(p.hyper[name], dtype(leaf)) for p in points]) for name, leaf in default.items()}
-    )
+    def one(point: Point) -> Any:
+        return type(defense.hyper)(**{name: np.asarray(point.hyper[name], dtype(leaf)) for name, leaf in default.items()})
+
+    return stack([one(point) for point in points])

@@ -13,7 +13,7 @@ from bdjax.population import Execution
 from bdjax.store import arrays, checkpoints, provenance
 from bdjax.store.hashing import canonical
 from bdjax.store.location import Location
-from bdjax.store.rows import Row, measured, one, told_masks
+from bdjax.store.rows import Row, encoded_masks, measured
 from bdjax.sweep import build
 from bdjax.sweep.cell import DefenseCell, Point, member_hash, set_hash
 from bdjax.sweep.cells import Attacked, attempted, finished, fitted, members_of, not_finite
@@ -83,10 +83,10 @@ def _fill(
 ) -> None:
     """Fill in what a defense did to each member, and what was measured."""
     for at, (row, base) in enumerate(zip(rows, bases, strict=True)):
-        mine = one(found, at)
-        row.update(masks=told_masks(mine.defended.masks))
+        mine = population.take(found, at)
+        row.update(masks=encoded_masks(mine.defended.masks))
         if hasattr(mine.defended.trace, "_asdict"):
-            fields, large = arrays.parted(mine.defended.trace)
+            fields, large = arrays.split(mine.defended.trace)
             row["trace"] = canonical(fields)
             if large:
                 arrays.write(out, cell, row["member"], large)
@@ -110,6 +110,6 @@ def _subjects(
     hyper = jax.tree.map(jnp.asarray, build.stack_hyper(defense, points))
     member = members_of(attacked, points, spc)._replace(hyper=hyper)
     index = [stored.members.index(name) for name in hashes]
-    variables, leaves = jax.tree.map(lambda x: jnp.asarray(x[index]), (stored.variables, stored.trigger))
+    variables, leaves = jax.tree.map(jnp.asarray, population.take((stored.variables, stored.trigger), index))
     form = trigger_form(attacked.attack, attacked.dataset, attacked.data)
     return Subject(member, variables, jax.tree.unflatten(jax.tree.structure(form), leaves))

@@ -12,7 +12,7 @@ from bdjax.attacks.stored import STORED
 from bdjax.keys import Stream, stream
 from bdjax.store import checkpoints, hashing, provenance
 from bdjax.store.location import Location
-from bdjax.store.rows import Row, measured, one
+from bdjax.store.rows import Row, measured
 from bdjax.sweep import build, foreign_trigger, imported
 from bdjax.sweep.cell import Point, set_hash
 from bdjax.sweep.cells import Attacked, attempted, finished, members_of, not_finite
@@ -49,7 +49,7 @@ def measure(attacked: Attacked, points: Sequence[Point], out: Location, progress
     stacked = members_of(attacked, points)
     stacked = population.prepare(attack, stacked, attacked.dataset, attacked.data, attacked.execution, progress.say)
     networks = [imported.network(cell.imported, point.seed, point.ratio) for point in points]
-    variables = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *networks)
+    variables = population.stack(jax.tree.map(jnp.asarray, networks))
     run = functools.partial(population.run, _measurer(attacked), (stacked, variables), (attacked.data,), attacked.execution)
     call = attempted(lambda: provenance.timed(run), rows, out, attacked.name, members)
     if call is not None:
@@ -60,13 +60,14 @@ def measure(attacked: Attacked, points: Sequence[Point], out: Location, progress
         for at, row in enumerate(rows):
             row.update(timing(call, len(points), attacked.execution))
             if sound[at]:
-                row.update(measured(one(counts, at)))
+                row.update(measured(population.take(counts, at)))
                 if clean is not None:
-                    _warn(attacked, row, one(clean, at), f"{title}: seed {row['seed']} ratio {row['ratio']:g}", progress)
+                    who = f"{title}: seed {row['seed']} ratio {row['ratio']:g}"
+                    _warn(attacked, row, population.take(clean, at), who, progress)
             else:
                 not_finite(row, "the imported network is not finite", title, progress)
             if attacked.trigger_digest is None and leaves:
-                row["trigger_digest"] = hashing.array_digest([leaf[at] for leaf in leaves])
+                row["trigger_digest"] = hashing.array_digest(population.take(leaves, at))
     finished(rows, f"{title}: measured, ", out, attacked.name, members, progress)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from bdjax.store import location
 from bdjax.store.atomic import replace_file
 from bdjax.store.hashing import canonical, short_hash
-from bdjax.store.leases import Claims
+from bdjax.store.leases import Leases
 from bdjax.store.location import Location
 from bdjax.sweep.cell import Point, member_hash, set_hash
 from bdjax.sweep.pending import Work
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
     earlier: tuple[str, ...] = ()  # hashes of this cell with earlier editions of its methods
 
 
-def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
+def write(out: Location, works: Sequence[Work], leases: Leases) -> None:
     """Note what a sweep asks for; the same sweep is noted once."""
     sets: dict[str, list[str]] = {}
 
@@ -46,8 +46,8 @@ def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
     text = canonical({"cells": cells, "sets": sets, **({"earlier": earlier} if earlier else {})})
     name = short_hash(text)
     path = out / "sweeps" / f"{name}.json"
-    with claims.holding(name) as got:  # so that what a process leaves that dies here is cleaned up by the next
-        if got and not location.exists(path):
+    with leases.lease(name) as granted:  # so that what a process leaves that dies here is cleaned up by the next
+        if granted and not location.exists(path):
             replace_file(path, text.encode())
 
 

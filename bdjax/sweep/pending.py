@@ -57,6 +57,7 @@ class Tries:
     def __init__(self) -> None:
         self._before: dict[str, dict[str, str]] = {}  # cell: {member: when it failed}
         self._made: set[str] = set()  # cells that this call ran
+        self._damaged: set[str] = set()  # training cells whose trained members were found damaged in this call
 
     def see(self, cell: str, rows: Mapping[str, Row]) -> None:
         """Look at the rows of a cell by member; the first look notes what had failed before."""
@@ -66,6 +67,12 @@ class Tries:
     def made(self, cell: str) -> None:
         """This call ran a cell."""
         self._made.add(cell)
+
+    def train_again(self, cell: str) -> bool:
+        """Return whether the trained members of a cell, which are damaged, are to be made again: once in a call."""
+        first = cell not in self._damaged
+        self._damaged.add(cell)
+        return first
 
     def open(self, cell: str, rows: Mapping[str, Row], point: Point) -> bool:
         """Return whether a member of a cell is to be made; ``rows`` are those stored of the cell, by member."""

@@ -1,7 +1,7 @@
 """A sweep on many machines: every Ray task is a worker that shares the folder of results with the others.
 
 Ray places the workers, gives each its accelerator and starts one again whose machine went away. Cells are handed out by the
-claims of :mod:`bdjax.store.leases`, and results go straight to the folder, which every machine must see under the same path
+leases of :mod:`bdjax.store.leases`, and results go straight to the folder, which every machine must see under the same path
 or URL.
 """
 

@@ -12,7 +12,7 @@ from bdjax.plugins.load import settled
 from bdjax.population import Execution, device_memory, hosts
 from bdjax.store import atomic, location
 from bdjax.store import records as store
-from bdjax.store.leases import PATIENCE, Claims
+from bdjax.store.leases import TIMEOUT, Leases
 from bdjax.store.location import Location
 from bdjax.sweep import expand, manifest, outdated
 from bdjax.sweep.cell import member_hash
@@ -39,7 +39,7 @@ def run(
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
     strict: bool = False,
-    patience: float = PATIENCE,
+    patience: float = TIMEOUT,
     stream: TextIO | None = None,
 ) -> Any:
     """Run what of a grid has no record yet and return its records; the same call resumes after any interruption.
@@ -88,10 +88,10 @@ def run(
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if one.kinds()]
     progress = Progress([kind for one in found for kind in one.kinds()], stream)
-    with progress, Claims(out, patience=patience, say=progress.say) as claims:
+    with progress, Leases(out, timeout=patience, say=progress.say) as leases:
         if hosts.leads():
-            manifest.write(out, works, claims)
-        work_off(unfinished, out, tries, claims, progress)
+            manifest.write(out, works, leases)
+        work_off(unfinished, out, tries, leases, progress)
     records = store.read(out)
     cells = [cell for work in works for cell in (work.cell, *(run.name for run in work.defenses))]
     members = [member_hash(point) for work in works for point in all_points(work)]

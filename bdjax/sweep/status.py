@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.store import leases, location
-from bdjax.store.leases import Claim
+from bdjax.store.leases import Lease
 from bdjax.store.location import Location
 from bdjax.sweep import editions, manifest
 from bdjax.sweep.manifest import Asked
@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     state: str  # one of STATES
     statuses: dict[str, int]  # of its members that have a record
     seconds: float | None  # wall time of its calls, compilation included; None = it has no record
-    claim: Claim | None  # of the process that works on it
+    claim: Lease | None  # of the process that works on it
     changed: str = ""  # which editions its records were made with, where these are no longer today's
 
 
@@ -91,7 +91,7 @@ class Watch:
         seconds = sum(spent + (compiling or 0.0) for _, spent, compiling in calls) if calls else None
         found = leases.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._claimed else None
         claim, changed = found[1] if found else None, self._changed(asked.cell)
-        if claim is not None and not leases.gone(claim):
+        if claim is not None and not leases.holder_is_dead(claim):
             state = "running"
         elif changed:
             state, claim = "outdated", None

@@ -15,7 +15,7 @@ from bdjax.population import Execution
 from bdjax.store import checkpoints, provenance
 from bdjax.store.hashing import array_digest, canonical
 from bdjax.store.location import Location
-from bdjax.store.rows import Row, measured, one
+from bdjax.store.rows import Row, measured
 from bdjax.sweep import build, feasible
 from bdjax.sweep.cell import Point, set_hash
 from bdjax.sweep.cells import Attacked, attempted, finished, fitted, members_of, not_finite
@@ -89,12 +89,12 @@ def _store(
     names = tuple(row["member"] for row in rows)
     checkpoints.save(out, attacked.name, members, checkpoints.Stored(names, trained.variables, leaves))
     for at, row in enumerate(rows):
-        mine = one(trained._replace(variables=None), at)
+        mine = population.take(trained._replace(variables=None), at)
         row.update(loss=canonical(mine.loss))
         if attacked.trigger_digest is None and leaves:
             row["trigger_digest"] = array_digest(jax.tree.leaves(mine.trigger))
         if mine.alive and frozen[at] < 0:
-            row.update(measured(one(counts, at)))
+            row.update(measured(population.take(counts, at)))
         else:
             what, step = ("training", mine.stopped) if frozen[at] < 0 else ("the attack's preparation", frozen[at])
             not_finite(row, f"loss or gradient is not finite from step {step} of {what}", title, progress)

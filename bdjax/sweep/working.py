@@ -5,11 +5,10 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 
-from bdjax.errors import UserError
 from bdjax.population import Execution, hosts
 from bdjax.store import atomic, checkpoints
 from bdjax.store import records as store
-from bdjax.store.leases import Claims
+from bdjax.store.leases import Leases
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
 from bdjax.sweep.cells import Attacked, place
@@ -29,7 +28,7 @@ def agreed(work: Work, out: Location, tries: Tries) -> Pending:
 
 
 def work_off(
-    unfinished: Sequence[tuple[Work, Execution]], out: Location, tries: Tries, claims: Claims, progress: Progress
+    unfinished: Sequence[tuple[Work, Execution]], out: Location, tries: Tries, leases: Leases, progress: Progress
 ) -> None:
     """Work on every cell that nobody else works on until none is left; wait where others are at work.
 
@@ -37,12 +36,12 @@ def work_off(
       unfinished: the branches with pending members, each with the execution of its populations.
       out: folder of the sweep.
       tries: which failed members are tried again.
-      claims: of this process.
+      leases: of this process.
       progress: hears of everything.
     """
     wait = POLL[0]
     while True:
-        moved = [_advance(work, out, execution, tries, claims, progress) for work, execution in unfinished]
+        moved = [_advance(work, out, execution, tries, leases, progress) for work, execution in unfinished]
         left = [(pair, kinds) for pair in unfinished if (kinds := agreed(pair[0], out, tries).kinds())]
         unfinished, kinds = [pair for pair, _ in left], [kind for _, some in left for kind in some]
         if not unfinished:
@@ -57,7 +56,7 @@ def work_off(
         wait = min(2 * wait, POLL[1])
 
 
-def _advance(work: Work, out: Location, execution: Execution, tries: Tries, claims: Claims, progress: Progress) -> bool:
+def _advance(work: Work, out: Location, execution: Execution, tries: Tries, leases: Leases, progress: Progress) -> bool:
     """Make what is pending of a branch and nobody else is making; return whether there was anything."""
     found, branch = agreed(work, out, tries), work.branch
 
@@ -67,40 +66,59 @@ def _advance(work: Work, out: Location, execution: Execution, tries: Tries, clai
 
     moved = False
     if found.training:
-        with _holding(claims, work.cell) as ours:
+        with _holding(leases, work.cell) as ours:
             if not ours:  # what is to be defended is only just being trained
                 return False
             for points in agreed(work, out, tries).training:
                 begin(attacked(), points, out, progress)
                 moved = True
             tries.made(work.cell)
-    trained = functools.cache(lambda: _trained(work, out, found.defenses))
+    trained = functools.cache(lambda: _trained(work, out, found.defenses, tries))
     for run in found.defenses:
-        with _holding(claims, run.name) as ours:
-            # Another process may have made it before it was ours.
+        with _holding(leases, run.name) as ours:
+            # Another process may have made it before its lease was granted.
             points = hosts.agree(missing(run.name, run.points, out, tries)) if ours else ()
             if points:
-                defend(attacked(), run.cell, run.name, points, trained(), out, progress)
+                members = trained()
+                if members is None:  # damaged, and quarantined: the next round trains these members again
+                    return True
+                defend(attacked(), run.cell, run.name, points, members, out, progress)
                 tries.made(run.name)
                 moved = True
     return moved
 
 
 @contextlib.contextmanager
-def _holding(claims: Claims, cell: str) -> Iterator[bool]:
-    """Hold a cell; of several processes that work on it together the first one holds it, until all are done with it."""
-    with claims.holding(cell) if hosts.leads() else contextlib.nullcontext(False) as ours:
+def _holding(leases: Leases, cell: str) -> Iterator[bool]:
+    """Hold the lease of a cell; of several processes that work on it together the first one does, until all are done with it."""
+    with leases.lease(cell) if hosts.leads() else contextlib.nullcontext(False) as ours:
         yield hosts.agree(ours)
         hosts.agree(None)
 
 
-def _trained(work: Work, out: Location, runs: Sequence[DefenseRun]) -> tuple[dict[str, Row], checkpoints.Stored]:
-    """The rows of a training cell by member, and those of its trained members that these runs need."""
+def _trained(
+    work: Work, out: Location, runs: Sequence[DefenseRun], tries: Tries
+) -> tuple[dict[str, Row], checkpoints.Stored] | None:
+    """Return the rows of a training cell by member, and those of its trained members that these runs need.
+
+    None where these are damaged, or another process has just found that they are and has quarantined them.
+
+    Raises:
+      UserError: they were damaged before in this call and are damaged again.
+    """
     rows = by_member([row for _, row in store.read_cell(out, work.cell)])
     places = checkpoints.find(out, work.cell)
     needed = dict.fromkeys(trained_hash(point) for run in runs for point in run.points)
     there = [name for name in needed if rows[name]["status"] == "ok"]
+    if hosts.agree(any(name not in places for name in there)):
+        return None
+    stored: checkpoints.Stored | atomic.Corrupt
     try:
-        return rows, checkpoints.load(out, work.cell, [places[name] for name in there])
-    except atomic.Corrupt as reason:
-        raise UserError(f"the trained members of cell {work.cell} in {out} changed while they were read: {reason}") from reason
+        stored = checkpoints.load(out, work.cell, [places[name] for name in there])
+    except atomic.Corrupt as damage:
+        stored = damage
+    if hosts.agree(isinstance(stored, atomic.Corrupt)) and tries.train_again(work.cell):
+        return None
+    if isinstance(stored, atomic.Corrupt):
+        raise stored
+    return rows, stored

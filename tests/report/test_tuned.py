@@ -61,7 +61,7 @@ def test_recovered_triggers_come_from_the_record_and_its_arrays(told, tmp_path):
     from collections import namedtuple
 
     fields = trigger()
-    small, large = arrays.parted(namedtuple("Trace", fields)(**fields))
+    small, large = arrays.split(namedtuple("Trace", fields)(**fields))
     assert sorted(large) == ["mask", "pattern"] and small["mask"] == {"array": [12, 20, 20]}
     row = dict(told.row(0, named=True), trace=json.dumps({k: v if isinstance(v, dict) else v.tolist() for k, v in small.items()}))
     assert arrays.read(tmp_path, row) == {} and tuned.recovered(row, {}) == {}

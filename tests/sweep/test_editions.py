@@ -19,7 +19,7 @@ from bdjax.results.pool import leaderboard, without_replaced
 from bdjax.results.reproduce import again
 from bdjax.store import records as store
 from bdjax.store.hashing import canonical, short_hash
-from bdjax.store.leases import Claims
+from bdjax.store.leases import Leases
 from bdjax.sweep import build, editions, expand, manifest, outdated, pending
 from bdjax.sweep import status as said
 from bdjax.train import assets
@@ -184,7 +184,7 @@ def test_what_was_asked_with_earlier_editions_and_never_made_does_not_wait_for_e
     def ask():
         (branch,) = expand.cells(CELLS)
         work = pending.work_of(branch, images(), CELLS)
-        with Claims(tmp_path) as mine:
+        with Leases(tmp_path) as mine:
             manifest.write(tmp_path, [work], mine)
         return work
 

@@ -1,14 +1,13 @@
 """What `bdjax status` says of a folder: what is done, who is at work, what went wrong, how long it will take."""
 
 import dataclasses
-import json
 
 import pytest
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.store import leases, records
-from bdjax.store.leases import Claims
+from bdjax.store import lease_files, leases, records
+from bdjax.store.leases import Leases
 from bdjax.store.rows import blank
 from bdjax.sweep import expand, manifest, pending
 from bdjax.sweep import status as said
@@ -23,7 +22,7 @@ def asked(tmp_path):
     grid = dataclasses.replace(GRID, hyper={})
     (branch,) = expand.cells(grid)
     work = pending.work_of(branch, images(), grid)
-    with Claims(tmp_path) as mine:
+    with Leases(tmp_path) as mine:
         manifest.write(tmp_path, [work], mine)
     return tmp_path, work
 
@@ -50,7 +49,7 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path):
 def test_a_cell_is_waiting_then_running_then_done(asked):
     out, work = asked
     assert states(out) == {"none": "waiting", "ft": "waiting", "clp": "waiting"}
-    with Claims(out) as mine, mine.holding(work.cell):
+    with Leases(out) as mine, mine.lease(work.cell):
         assert states(out)["none"] == "running"
         told = said.headline(said.Watch(out).look(), "here")
         assert told == "here: 0 of 3 cells finished, 0 of 12 members with 1 process"
@@ -67,10 +66,10 @@ def test_a_cell_is_done_when_all_its_members_are(asked):
     assert watch.look().cells[0].state == "done"
 
 
-def test_a_claim_of_the_dead_does_not_run(asked):
+def test_a_lease_of_the_dead_does_not_run(asked):
     out, work = asked
-    dead = leases.ours("2026-01-01T00:00:00+00:00")._replace(started="1")
-    (out / "claims" / f"{work.cell}.json").write_bytes(json.dumps(dead._asdict()).encode())
+    dead = leases.own_lease("2026-01-01T00:00:00+00:00")._replace(started="1")
+    (out / "claims" / f"{work.cell}.json").write_bytes(lease_files.encode(dead))
     assert states(out)["none"] == "waiting"
 
 
@@ -92,7 +91,7 @@ def test_the_time_left_is_that_of_cells_like_it_shared_by_the_processes(asked):
     record(out, work.cell, work.points)  # 4 s, compilation included: the only cell to go by
     assert said.Watch(out).look().left == 8.0
     name = work.defenses[0][1]
-    with Claims(out) as mine, mine.holding(name):
+    with Leases(out) as mine, mine.lease(name):
         assert "about 0:08 to go with 1 process" in said.headline(said.Watch(out).look(), "here")
     record(out, name, work.defenses[0][2], seconds=20.0)
     assert said.Watch(out).look().left == pytest.approx((4 + 21) / 2)
@@ -103,7 +102,7 @@ def test_two_sweeps_of_one_folder_count_a_cell_once(asked):
     out, _ = asked
     grid = dataclasses.replace(GRID, hyper={}, seeds=(1, 2))
     (branch,) = expand.cells(grid)
-    with Claims(out) as mine:
+    with Leases(out) as mine:
         manifest.write(out, [pending.work_of(branch, images(), grid)], mine)
     cells = said.Watch(out).look().cells
     assert len(cells) == 3 and {len(cell.asked.members) for cell in cells} == {6}
