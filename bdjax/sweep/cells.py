@@ -11,7 +11,6 @@ import numpy as np
 
 from bdjax import population
 from bdjax.attacks import slots
-from bdjax.attacks.stored import STORED
 from bdjax.data import clean_subset
 from bdjax.errors import PluginError, UserError
 from bdjax.keys import Stream, root, stream
@@ -21,10 +20,10 @@ from bdjax.store import records as store
 from bdjax.store.hashing import array_digest, canonical, short_hash
 from bdjax.store.location import Location
 from bdjax.store.rows import Row, blank, measured, now, one, told_masks
-from bdjax.sweep import build, feasible, goal, imported
+from bdjax.sweep import build, feasible, goal
 from bdjax.sweep.build import DefenseCell, Point, TrainCell, member_hash
 from bdjax.sweep.progress import Progress
-from bdjax.train.experiment import Data, Subject, attack_member, defend_member, stage, stage_stored, trigger_form
+from bdjax.train.experiment import Data, Subject, attack_member, defend_member, stage, trigger_form
 from bdjax.types import Array, Attack, Dataset, Defense, Member, Model
 
 
@@ -44,10 +43,7 @@ class Attacked(NamedTuple):
 def place(cell: TrainCell, name: str, dataset: Dataset, execution: Execution) -> Attacked:
     """Put a training cell on the device: build its model and attack, stage its data."""
     model, attack = build.attacked(cell)
-    if cell.imported is not None and cell.attack == STORED:
-        data = stage_stored(dataset, *imported.stored_images(cell.imported))
-    else:
-        data = stage(attack, dataset, root(cell.root))
+    data = stage(attack, dataset, root(cell.root))
     digest = None if data.test.triggered is None else array_digest([data.test.triggered])
     return Attacked(cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest)
 

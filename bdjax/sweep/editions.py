@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError
 from bdjax.plugins.load import is_path
 from bdjax.store.hashing import canonical, short_hash
@@ -109,7 +108,7 @@ def _today(kind: str, config: str) -> int | None:
     """Today's edition of a method of a description; None where it cannot be told: it is a user's own, or no longer there."""
     told = json.loads(config)
     name, own = told[kind].get("name"), told[kind].get("config")
-    if not isinstance(name, str) or name == STORED or is_path(name):
+    if not isinstance(name, str) or is_path(name):
         return None
     network = (told.get("model") or {}).get("name") if kind == "defense" else None
     return _built(kind, name, network, told.get("profile", "corrected"), canonical(own) if isinstance(own, Mapping) else "")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bdjax.attacks.stored import STORED
+from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError, choose, unknown
 from bdjax.plugins.load import spelled
 from bdjax.sweep import build, imported_grid
@@ -72,8 +72,8 @@ def check(grid: Grid) -> Grid:
             raise UserError(f"{field} of the training is a field of the grid (--{field}), not of its recipe")
     if grid.imported is not None:
         imported_grid.check(grid)
-    elif STORED in grid.attacks:
-        raise UserError(f"the attack {STORED!r} is that of an import folder: name the folder with --imported")
+    elif without := [name for name in grid.attacks if name in IMAGES_ONLY]:
+        raise UserError(f"the attack {without[0]!r} is that of an import folder: name the folder with --imported")
     return grid
 
 
@@ -173,13 +173,13 @@ def _ratios_fit(train: TrainCell, grid: Grid) -> None:
 
 
 def _defenses(grid: Grid, train: TrainCell, built: build.Built) -> list[DefenseCell]:
-    found = []
+    found, attack = [], build.attacked(train)[1]
     for name in grid.defenses:
         if name == "none":  # every training cell has its rows without a defense
             continue
         cell = DefenseCell(train, name, dict(grid.defense_config.get(name, {})), None)
         defense = built.defense(cell)
-        if train.attack == STORED and "triggered" in defense.needs:
+        if attack.triggered is not None and "triggered" in defense.needs:
             raise UserError(f"{name} sees triggered images: name the attack of the imported networks with --attack")
         build.hyper_points(defense, grid.hyper.get(name, {}), name)
         if defense.needs & {"clean", "triggered"}:

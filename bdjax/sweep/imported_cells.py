@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import population
-from bdjax.attacks.stored import STORED
 from bdjax.errors import PluginError, UserError
 from bdjax.keys import Stream, stream
 from bdjax.store import checkpoints, hashing, provenance
@@ -50,7 +49,7 @@ def adopt(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
     variables = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *networks)
     evaluate = evaluator(attacked.model, attack)
 
-    ours = cell.attack != STORED  # the images that were imported carry the trigger the network was trained with
+    ours = attack.triggered is None  # the images that were imported carry the trigger the network was trained with
 
     def measure(network: tuple[Member, Variables], data: Data) -> tuple[Counts, Counts | None, Array, Any]:
         member, variables = network

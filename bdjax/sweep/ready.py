@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from bdjax.attacks.stored import STORED
 from bdjax.store.hashing import canonical
 from bdjax.sweep import build, imported, trace
 from bdjax.sweep.expand import Branch
@@ -32,7 +31,7 @@ class Ready:
         model, attack = build.attacked(train)
         if attack.prepare is not None:
             assets.ready(assets.folder())
-        if train.imported is not None and train.attack == STORED:
+        if train.imported is not None and attack.triggered is not None:
             imported.check_images(train.imported, dataset.spec)
         network = (train.dataset, train.model, train.width, train.depth, train.precision, train.profile, dataset.digest)
         for cell in branch.defenses:
