@@ -81,7 +81,7 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 class Pieces(NamedTuple):
-    """The rows of a split that are decoded while they are written, so that a split is never whole in memory."""
+    """The rows of a split that are decoded while they are written, so that a split is never in memory as a whole."""
 
     total: int
     shape: tuple[int, int, int]  # h, w, c

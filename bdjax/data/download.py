@@ -19,7 +19,7 @@ PATIENCE = 60  # seconds without a byte
 
 
 def fetch(source: Source, folder: Path) -> None:
-    """Fetch the archives of the first edition that names addresses; a file that is there and whole is kept.
+    """Fetch the archives of the first edition that names addresses; a file that is there and complete is kept.
 
     Plain ``urllib`` rather than the download manager of tensorflow-datasets, so that the core can fetch without an extra and the
     files keep the names under which they are looked for.

@@ -3,8 +3,8 @@
 * Images: ``train/<class>/<image>`` and ``test/<class>/<image>`` (:mod:`bdjax.data.image_folder`); numbered class folders in the
   order of their numbers.
 * Arrays: ``train_images.npy``, ``train_labels.npy``, ``test_images.npy``, ``test_labels.npy`` (:mod:`bdjax.data.array_folder`).
-* The files of a known data set, as they are distributed (:mod:`bdjax.data.unpacked`). A whole copy without a ``dataset.json`` is
-  that data set; a part of one, or one with settings, is a data set of its own.
+* The files of a known data set, as they are distributed (:mod:`bdjax.data.unpacked`). A complete copy without a ``dataset.json``
+  is that data set; a part of one, or one with settings, is a data set of its own.
 
 Each may hold a ``dataset.json`` (:mod:`bdjax.data.settings`).
 """
@@ -65,14 +65,14 @@ def kind(path: Path) -> Kind:
 
 
 def known_as(path: Path) -> tuple[str, Path] | None:
-    """Return (name, data directory) where a folder is a whole copy of a known data set and has no settings of its own."""
+    """Return (name, data directory) where a folder is a complete copy of a known data set and has no settings of its own."""
     found = kind(path)
     if found.place is None or _settings_of(path, found.place) is not None:
         return None
     if found.packed:
         return found.packed, path
     for source, layout in found.layouts:
-        if unpacked.whole(source, layout, unpacked.listed(layout, found.place)) is not None:
+        if unpacked.complete_copy(source, layout, unpacked.listed(layout, found.place)) is not None:
             return source.spec.name, found.place if found.place.is_dir() else found.place.parent
     return None
 
@@ -115,7 +115,7 @@ def _settings_of(path: Path, place: Path) -> Path | None:
 
 
 def _listing(path: Path, found: Kind) -> Listing:
-    """The images of a folder that is no whole copy of a known data set, or has settings."""
+    """The images of a folder that is no complete copy of a known data set, or has settings."""
     if found.packed:
         raise UserError(f"{path} holds archives of {found.packed}, which {SETTINGS} cannot change; unpack them, or remove it.")
     if not found.layouts or found.place is None:

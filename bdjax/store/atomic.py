@@ -89,7 +89,7 @@ def temporary_of(path: Path) -> Path:
 
 def replace_file(path: Location, data: bytes) -> None:
     """Write a file so that it is complete or absent, whatever happens; of processes that run the same, the first one writes."""
-    if not hosts.leads():
+    if not hosts.is_leader():
         return
     if not isinstance(path, Path):
         objects.put(path, data)

@@ -53,7 +53,7 @@ def save(out: Location, cell: str, name: str, stored: Stored) -> Location:
     """
 
     path = folder(out, cell, name)
-    if not hosts.leads():  # of several processes that run the same, the first one writes
+    if not hosts.is_leader():  # of several processes that run the same, the first one writes
         return path
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory(prefix="bdjax-") as made, writing(Path(made)):

@@ -178,7 +178,7 @@ def _fit(make: Any, attacked: Attacked, stacked: Any) -> Execution:
     total, execution = population.size(stacked), attacked.execution
     if total > 1:  # one member alone is tried as it is
         execution = population.fit(make, attacked.model, stacked, (attacked.data,), execution)
-    execution = hosts.agree(execution)  # memory may differ between machines, the program must not
+    execution = hosts.broadcast(execution)  # memory may differ between machines, the program must not
     if not execution.chunk or execution.strategy == "loop":
         return execution
     even = -(-total // -(-total // execution.chunk))

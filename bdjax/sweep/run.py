@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from bdjax.data import sizes
-from bdjax.data.room import size_told
+from bdjax.data.room import size_text
 from bdjax.errors import UserError
 from bdjax.plugins.load import settled
 from bdjax.population import Execution, device_memory, hosts
@@ -87,14 +87,14 @@ def run(
     for work, one in zip(works, found, strict=True):
         if _kinds(one):
             ready.look(work.branch, work.dataset)
-    if not hosts.leads():  # one of several processes that run the same: the first one tells
+    if not hosts.is_leader():  # one of several processes that run the same: the first one tells
         stream = io.StringIO()
     for line in [*summary(found, choices), *(outdated.lines(works, out) if any(map(_kinds, found)) else ())]:
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if _kinds(one)]
     progress = Progress([kind for one in found for kind in _kinds(one)], stream)
     with progress, Claims(out, patience=patience, say=progress.say) as claims:
-        if hosts.leads():
+        if hosts.is_leader():
             manifest.write(out, works, claims)
         _run(unfinished, out, tries, claims, progress)
     records = store.read(out)
@@ -115,7 +115,7 @@ def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
     needed, limit = sum(split.images.nbytes for split in (dataset.train, dataset.test)), device_memory()
     if needed > limit:
         raise UserError(
-            f"the images of {dataset.spec.name} need {size_told(needed)}, {size_told(limit)} of the device's memory may be used; "
+            f"the images of {dataset.spec.name} need {size_text(needed)}, {size_text(limit)} of the device's memory may be used; "
             "reduce --train-images and --test-images"
         )
     return dataset
@@ -190,7 +190,7 @@ def _advance(work: Work, out: Location, execution: Execution, tries: Tries, clai
             if not got:
                 continue
             # Another process may have made it before it was claimed.
-            points = hosts.agree(pending.missing(name, points, out, tries))
+            points = hosts.broadcast(pending.missing(name, points, out, tries))
             if points:
                 defend(attacked(), cell, name, points, trained(), out, progress)
                 tries.made(name)
@@ -201,16 +201,16 @@ def _advance(work: Work, out: Location, execution: Execution, tries: Tries, clai
 def _opened(work: Work, out: Location, tries: Tries) -> Open:
     """What a branch lacks, as the first of several processes finds it."""
     found = pending.opened(work, out, tries)
-    training, repairs = hosts.agree((found.training, found.repairs))
+    training, repairs = hosts.broadcast((found.training, found.repairs))
     return found._replace(training=training, repairs=repairs)
 
 
 @contextlib.contextmanager
 def _holding(claims: Claims, cell: str) -> Iterator[bool]:
     """Hold a cell; of several processes that work on it together the first one holds it, until all are done with it."""
-    with claims.holding(cell) if hosts.leads() else contextlib.nullcontext(False) as got:
-        yield hosts.agree(got)
-        hosts.agree(None)
+    with claims.holding(cell) if hosts.is_leader() else contextlib.nullcontext(False) as got:
+        yield hosts.broadcast(got)
+        hosts.broadcast(None)
 
 
 def _trained(work: Work, out: Location, repairs: Sequence[Any]) -> tuple[dict[str, Row], checkpoints.Stored]:

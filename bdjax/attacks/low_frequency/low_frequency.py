@@ -110,5 +110,5 @@ def _check(config: Config, profile: str) -> None:
 
 
 def _levels(colour: tuple[Any, ...]) -> bool:
-    whole = all(isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= 255 for level in colour)
-    return whole and len(colour) == 3 and max(colour) > 1
+    levels = all(isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= 255 for level in colour)
+    return levels and len(colour) == 3 and max(colour) > 1
