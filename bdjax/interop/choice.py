@@ -10,7 +10,7 @@ from bdjax.data.pickles.tensors import Odd, Tensor
 from bdjax.data.pickles.torch_stand_ins import Inert
 from bdjax.errors import UserError, unknown
 from bdjax.interop.names import is_network, plain, weights
-from bdjax.interop.recognise import likeness, nearest, recognise
+from bdjax.interop.recognition import likeness, nearest, recognise
 
 _DEEP, _LONG = 5, 16  # containers inside one another, and entries of a list, that are looked into
 SHOWN = 8  # keys listed in a message

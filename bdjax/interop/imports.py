@@ -9,7 +9,7 @@ from bdjax.data.source import file_sha256
 from bdjax.errors import UserError, choose
 from bdjax.interop import inserts
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
-from bdjax.interop.recognise import Recognised, nearest, recognise
+from bdjax.interop.recognition import Recognised, nearest, recognise
 from bdjax.interop.state import Imported, cleaned, from_state, to_state
 from bdjax.interop.torch import read, write
 from bdjax.models import MODELS, by_name

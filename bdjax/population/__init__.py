@@ -11,7 +11,7 @@ from bdjax.population.autotune.tune import cached, forms, tune
 from bdjax.population.execute import run
 from bdjax.population.execution import LOOPS, MEASURED, STRATEGIES, Execution, adapt, check, default_execution, resolve
 from bdjax.population.memory import Footprint, device_memory, fit, footprint
-from bdjax.population.prepare import prepare
+from bdjax.population.preparation import prepare
 from bdjax.population.stack import concatenate, members, size, take
 
 __all__ = [
