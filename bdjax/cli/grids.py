@@ -219,7 +219,7 @@ def _run(
         from bdjax.sweep.ray import run_on_ray
 
         records = run_on_ray(grid, out, address=ray, workers=workers, **options)
-    if not hosts.leads():
+    if not hosts.is_leader():
         return 0
     print(markdown(records, limits))
     failed = int((records["status"] == "failed").sum())

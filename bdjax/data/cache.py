@@ -66,7 +66,7 @@ def try_writing(folder: Path) -> None:
 
 
 class Pieces(NamedTuple):
-    """The rows of a split that are decoded while they are written, so that a split is never whole in memory."""
+    """The rows of a split that are decoded while they are written, so that a split is never in memory as a whole."""
 
     total: int
     shape: tuple[int, int, int]  # h, w, c

@@ -42,7 +42,7 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
             out = call(function, take(stacked, index), shared, execution)
             jax.block_until_ready(out)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices or hosts.several():
+            if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices or hosts.is_multiprocess():
                 raise  # of several processes each would have to halve it together
             chunk = max(chunk // 2 // execution.devices, 1) * execution.devices
             print(f"bdjax: out of memory; going on with {chunk} members at once", file=sys.stderr)
@@ -71,7 +71,7 @@ def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], ex
 
 @functools.lru_cache(maxsize=8)
 def _mesh(devices: int) -> Mesh:
-    there = jax.devices() if hosts.several() else jax.local_devices()
+    there = jax.devices() if hosts.is_multiprocess() else jax.local_devices()
     return jax.make_mesh((devices,), ("members",), axis_types=(AxisType.Auto,), devices=there[:devices])
 
 

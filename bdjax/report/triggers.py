@@ -107,13 +107,12 @@ def pictures(
       UserError: the data, the attack's file, what it prepared, or the weights of a network with a learned trigger are not here or
         not those of the record; or the trigger is known only by imported images.
     """
-    from bdjax.attacks.stored import STORED
-    from bdjax.attacks.table import ATTACKS
+    from bdjax.attacks.table import ATTACKS, IMAGES_ONLY
     from bdjax.data import load
 
     config = json.loads(record["config"])
     told, name = config["attack"], record["dataset"]
-    if told["name"] == STORED:
+    if told["name"] in IMAGES_ONLY:
         raise UserError("of this attack only stored test images are known, and they lie in the import folder, not in the records")
     whole = load(name, data_dir)  # the pictures are the same for all records of a data set
     attack = member.method("attack", told, ATTACKS)(whole.spec, told["config"], profile=config["profile"])

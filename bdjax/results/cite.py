@@ -5,13 +5,14 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from bdjax.attacks.stored import STORED
+from bdjax.attacks.table import ATTACKS, IMAGES_ONLY
 from bdjax.errors import UserError
 from bdjax.plugins.load import factory
 from bdjax.store import location, records
 from bdjax.store.location import Location
 from bdjax.sweep.listing import paper
 
+NO_PAPER = "none"  # how the source of what has no paper begins
 SURVEY = (
     'K. Dunnett, R. Arablouei, D. Miller, V. Dedeoglu, R. Jurdak, "Countering Backdoor Attacks in Image Recognition: '
     'A Survey and Evaluation of Mitigation Strategies", arXiv 2411.11200, 2024.'
@@ -83,16 +84,16 @@ def bibtex(one: Paper, used: Iterable[str]) -> str:
 
 
 def cite(rows: Iterable[Mapping[str, Any]]) -> str:
-    """BibTeX of every paper behind these records, each once; a comment names methods whose source says none."""
+    """BibTeX of every paper behind these records, each once; a comment names a user's methods whose source says none."""
     used: dict[Paper, dict[str, None]] = {}
     without = []
     for kind, name in dict.fromkeys(pair for row in rows for pair in _named(row)):
-        told = _source(kind, name)
-        found = papers(told)
+        source = _source(kind, name)
+        found = papers(source)
         for one in found:
             used.setdefault(one, {})[name] = None
-        if not found and name not in ("none", STORED, "cnn"):
-            without.append(f"% {kind} {name}: " + (told or "names no source"))
+        if not found and not source.startswith(NO_PAPER):
+            without.append(f"% {kind} {name}: " + (source or "names no source"))
     used[papers(SURVEY)[0]] = {"settings and evaluation": None}
     entries = [bibtex(one, names) for one, names in sorted(used.items(), key=lambda item: item[0].key)]
     return "\n\n".join([*entries, *(["\n".join(without)] if without else [])])
@@ -103,7 +104,6 @@ def _named(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _source(kind: str, name: str) -> str:
-    from bdjax.attacks.table import ATTACKS
     from bdjax.defenses.table import DEFENSES
     from bdjax.models import MODELS
 
@@ -111,10 +111,10 @@ def _source(kind: str, name: str) -> str:
         return DATASETS.get(name, "")
     if kind == "model":
         return paper(MODELS[name])
-    if name in ("none", STORED):
-        return ""
+    if name == "none":  # no defense ran
+        return NO_PAPER
     try:
-        return paper(factory(kind, name, ATTACKS if kind == "attack" else DEFENSES))
+        return paper(factory(kind, name, {**ATTACKS, **IMAGES_ONLY} if kind == "attack" else DEFENSES))
     except UserError as error:  # a file of the user's own that is not here
         return str(error)
 

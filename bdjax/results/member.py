@@ -8,20 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks.stored import STORED, stored
+from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS, by_name
 from bdjax.plugins.load import factory, source_digest, spelled
 from bdjax.population import Execution, adapt, members, resolve, run, stack, take
 from bdjax.store import checkpoints, hashing, location, provenance, records
-from bdjax.store.import_folder import Triggered
 from bdjax.store.location import Location
 from bdjax.store.rows import Row, measured
 from bdjax.sweep import build, editions, imported
 from bdjax.sweep.cell import Point, member_hash
-from bdjax.train.experiment import Data, Subject, defend_member, stage, stage_stored, stamp_all, trigger_form
-from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Variables
+from bdjax.train.experiment import Data, Subject, defend_member, stage, stamp_all, trigger_form
+from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Triggered, Variables
 
 # What can tell the networks of a folder apart.
 FACTS = ("dataset", "model", "width", "attack", "defense", "spc", "hyper", "seed", "ratio", "profile", "train_images", "cell")
@@ -182,10 +181,9 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     goals = np.asarray(data.test.attack_labels)
     counted = np.flatnonzero(goals != truth)
     places, rows = np.arange(len(truth)), len(dataset.test.labels)
-    if config["attack"]["name"] == STORED:
-        stored_images = imported.opened(str(folder)).triggered
-        assert stored_images is not None  # it was staged
-        places, rows = stored_images.index, stored_images.rows
+    if attack.triggered is not None:
+        given = attack.triggered()
+        places, rows = given.index, given.rows
     return Triggered(np.asarray(images)[counted], truth[counted], goals[counted], places[counted].astype(np.int64), rows)
 
 
@@ -233,15 +231,16 @@ def staged(row: Row, dataset: Dataset, folder: str | None) -> tuple[Attack, Data
     alone = {key: value for key, value in config.items() if key not in ("model", "defense")}
     editions.same({**row, "config": hashing.canonical(alone)}, "the trigger")
     same_images(row, dataset)
-    if told["name"] == STORED:
+    if told["name"] in IMAGES_ONLY:
         if folder is None:
             raise UserError(
                 "the attack of this network is known only by the images of its import folder: name it with --imported"
             )
         if imported.digest(folder) != config["imported"]:
             raise UserError(f"{folder} is not what this network was imported from: its contents are others")
-        return stored(imported.stored_config(folder)), stage_stored(dataset, *imported.stored_images(folder))
-    attack = method("attack", told, ATTACKS)(dataset.spec, told["config"], profile=config["profile"])
+    attack = method("attack", told, {**ATTACKS, **imported.attacks(folder)})(
+        dataset.spec, told["config"], profile=config["profile"]
+    )
     attack = attack._replace(recipe=Recipe(**config["recipe"]))
     return attack, stage(attack, dataset, root(config["root"]))
 

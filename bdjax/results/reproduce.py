@@ -108,7 +108,7 @@ def _cell(row: Row, config: Mapping[str, Any], folder: str | None) -> TrainCell 
         model=told["name"],
         width=told["width"],
         attack=config["attack"]["name"],
-        attack_config=config["attack"]["config"] if folder is None or config["attack"]["name"] != "stored" else {},
+        attack_config=config["attack"]["config"],
         recipe=config["recipe"],
         profile=config["profile"],
         target=0,

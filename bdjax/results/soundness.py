@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.results.configs import parsed
 
 if TYPE_CHECKING:
@@ -176,4 +177,5 @@ def _of_table(dataset: str | None, images: int | None) -> float | None:
 
 def _whole_test_set(config: str | None) -> bool:
     """Whether the triggered images are the test images, but for those of the target class."""
-    return (parsed(config).get("attack") or {}).get("name") not in (None, "stored")
+    name = (parsed(config).get("attack") or {}).get("name")
+    return name is not None and name not in IMAGES_ONLY

@@ -78,7 +78,7 @@ def replace_file(path: Location, data: bytes) -> None:
     Raises:
       UserError: it cannot be written, the disk is full, or the store cannot be reached.
     """
-    if not hosts.leads():
+    if not hosts.is_leader():
         return
     if not isinstance(path, Path):
         objects.put(path, data)

@@ -51,7 +51,7 @@ def save(out: Location, cell: str, name: str, stored: Stored) -> Location:
       UserError: the folder cannot be written or the disk is full.
     """
     path = folder(out, cell, name)
-    if not hosts.leads():
+    if not hosts.is_leader():
         return path
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory(prefix="bdjax-") as made, writing(Path(made)):

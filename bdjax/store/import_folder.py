@@ -14,20 +14,10 @@ from bdjax.data.source import file_sha256
 from bdjax.errors import UserError
 from bdjax.store.files import refuse_existing, replacing
 from bdjax.store.hashing import json_digest
-from bdjax.types import Variables
+from bdjax.types import Triggered, Variables
 
 _FORMAT, _VERSION, _MANIFEST = "bdjax-import", 1, "manifest.json"
 _FACTS = ("model", "width", "depth", "classes", "image_shape", "dataset", "network")
-
-
-class Triggered(NamedTuple):
-    """The triggered test images of an attack."""
-
-    images: np.ndarray  # u8[n h w c]
-    labels: np.ndarray  # i32[n], true labels
-    attack_labels: np.ndarray  # i32[n], what the attacked network is to answer
-    index: np.ndarray  # type: ignore[assignment]  # i64[n], rows of the test set
-    rows: int = 0  # of the whole test set; 0 = not known
 
 
 class File(NamedTuple):

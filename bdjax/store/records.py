@@ -47,7 +47,7 @@ def write_rows(out: Location, cell: str, members: str, rows: Sequence[Row]) -> L
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     path = record_path(out, cell, members)
     replace_file(path, buffer.getvalue())
-    if hosts.leads():
+    if hosts.is_leader():
         with writing(path):
             location.write_bytes(_checksum_path(path), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
     return path

@@ -28,7 +28,6 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     Raises:
       UserError: an unknown name or field.
     """
-    from bdjax.attacks.stored import STORED, stored
     from bdjax.attacks.table import ATTACKS
     from bdjax.data import spec
     from bdjax.models import PRECISIONS, by_name
@@ -39,14 +38,12 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
         model = model.rebuild(dtype=PRECISIONS[cell.precision])
     if cell.imported is not None:
         imported.check(imported.opened(cell.imported), facts, cell.imported)
-        if cell.attack == STORED:
-            return model, stored(imported.stored_config(cell.imported))
     if "target" in cell.attack_config and cell.target not in (0, cell.attack_config["target"]):
         other = cell.attack_config["target"]
         raise UserError(f"target is {cell.target}, and {other} in the configuration of {cell.attack}; give one")
     # Target 0 is every attack's default: passing it on only where it was changed spares attacks that have no target.
     overrides = {**({"target": cell.target} if cell.target else {}), **cell.attack_config}
-    make = factory("attack", cell.attack, ATTACKS)
+    make = factory("attack", cell.attack, {**ATTACKS, **imported.attacks(cell.imported)})
     attack = make(facts, overrides or None, profile=cell.profile)
     if asks_architecture(attack) and "architecture" not in overrides:
         attack = make(facts, {**overrides, "architecture": cell.model}, profile=cell.profile)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdjax import population
-from bdjax.attacks.stored import STORED
 from bdjax.errors import PluginError, UserError
 from bdjax.keys import root
 from bdjax.population import Execution, hosts
@@ -17,10 +16,9 @@ from bdjax.store import records as store
 from bdjax.store.hashing import array_digest
 from bdjax.store.location import Location
 from bdjax.store.rows import Row, now
-from bdjax.sweep import imported
 from bdjax.sweep.cell import Point, TrainCell
 from bdjax.sweep.progress import Progress
-from bdjax.train.experiment import Data, stage, stage_stored
+from bdjax.train.experiment import Data, stage
 from bdjax.types import Attack, Dataset, Member, Model
 
 
@@ -47,10 +45,7 @@ def place(cell: TrainCell, model: Model, attack: Attack, name: str, dataset: Dat
       dataset: its images on the host.
       execution: how its populations run.
     """
-    if cell.imported is not None and cell.attack == STORED:
-        data = stage_stored(dataset, *imported.stored_images(cell.imported))
-    else:
-        data = stage(attack, dataset, root(cell.root))
+    data = stage(attack, dataset, root(cell.root))
     digest = None if data.test.triggered is None else array_digest([data.test.triggered])
     return Attacked(cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest)
 
@@ -68,7 +63,7 @@ def fitted(make: Any, attacked: Attacked, stacked: Any) -> Execution:
     total, execution = population.size(stacked), attacked.execution
     if total > 1:  # one member alone is tried as it is
         execution = population.fit(make, attacked.model, stacked, (attacked.data,), execution)
-    execution = hosts.agree(execution)  # memory may differ between machines, the program must not
+    execution = hosts.broadcast(execution)  # memory may differ between machines, the program must not
     if not execution.chunk or execution.strategy == "loop":
         return execution
     even = -(-total // -(-total // execution.chunk))

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks.stored import STORED
 from bdjax.data.source import digest
 from bdjax.errors import UserError
 from bdjax.keys import Stream, root, stream
@@ -90,7 +89,7 @@ def _shapes(branch: Branch, dataset: Dataset) -> str:
     logits = jax.eval_shape(lambda v, x: model.apply(v, x).logits, variables, rows)
     if logits.shape != (2, spec.classes):
         raise UserError(f"{model.name} gives logits {list(logits.shape)} for 2 images of {spec.classes} classes")
-    if attack.prepare is None and branch.train.attack != STORED:
+    if attack.prepare is None and attack.triggered is None:
         bytes_ = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
         key = stream(root(branch.train.root), Stream.TRIGGER)
         triggered = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError
 from bdjax.plugins.load import is_path
 from bdjax.store.hashing import canonical, short_hash
@@ -109,7 +108,7 @@ def _today(kind: str, config: str) -> int | None:
     """Today's edition of a method of a description; None where it is not known: a user's own, or no longer there."""
     description = json.loads(config)
     name, own = description[kind].get("name"), description[kind].get("config")
-    if not isinstance(name, str) or name == STORED or is_path(name):
+    if not isinstance(name, str) or is_path(name):
         return None
     network = (description.get("model") or {}).get("name") if kind == "defense" else None
     return _built(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bdjax import population
 from bdjax.data.clean_subset import rows_per_class
-from bdjax.data.room import size_told
+from bdjax.data.room import size_text
 from bdjax.population import Execution, Tuned
 from bdjax.sweep import build, expand, feasible, goal
 from bdjax.sweep.cell import DefenseCell
@@ -185,7 +185,7 @@ def _rated(
 
     def measure(candidates: list[Execution] | None) -> Tuned | None:
         if not measuring.tune:
-            return population.remembered(model, batch, members=members, candidates=candidates)
+            return population.cached(model, batch, members=members, candidates=candidates)
         named_say = None if say is None else lambda line: say(f"{model.spec.name} / {cell.model}, batch {batch}: {line}")
         return population.tune(model, candidates=candidates, say=named_say, **options)
 
@@ -260,10 +260,10 @@ def lines(found: Overview) -> list[str]:
 
 
 def _memory(cell: Training) -> str:
-    small = f"{size_told(cell.parameter_bytes)} of parameters and momentum"
+    small = f"{size_text(cell.parameter_bytes)} of parameters and momentum"
     if cell.member_bytes is None or cell.members_per_device is None:
         return f"per member {small}; activations not known"
-    return f"per member {size_told(cell.member_bytes)} ({small}); {cell.members_per_device:,} members fit a device"
+    return f"per member {size_text(cell.member_bytes)} ({small}); {cell.members_per_device:,} members fit a device"
 
 
 def _hours(hours: float | None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bdjax.population import Execution, Tuned, remembered, resolve
+from bdjax.population import Execution, Tuned, cached, resolve
 from bdjax.types import Attack, Model
 
 
@@ -42,7 +42,7 @@ def chosen(
     """
     if isinstance(execution, Execution) or not tuned:
         return Chosen(resolve(execution, model.name))
-    return over(remembered(model, training_batch(attack, rows), members=members), model, execution)
+    return over(cached(model, training_batch(attack, rows), members=members), model, execution)
 
 
 def over(found: Tuned | None, model: Model, fields: Mapping[str, Any] | None) -> Chosen:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bdjax.attacks.stored import STORED
+from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError, choose, unknown
 from bdjax.plugins.load import spelled
 from bdjax.store.hashing import canonical
@@ -76,8 +76,8 @@ def check(grid: Grid) -> Grid:
             raise UserError(f"{field} of the training is a field of the grid (--{field}), not of its recipe")
     if grid.imported is not None:
         imported_grid.check(grid)
-    elif STORED in grid.attack:
-        raise UserError(f"the attack {STORED!r} is that of an import folder: name the folder with --imported")
+    elif without := [name for name in grid.attack if name in IMAGES_ONLY]:
+        raise UserError(f"the attack {without[0]!r} is that of an import folder: name the folder with --imported")
     return grid
 
 
@@ -112,7 +112,7 @@ def cells(grid: Grid) -> list[Branch]:
                 model, made = build.attacked(train)
                 train = build.pinned(train, made)
                 _ratios_fit(train, model, made, grid)
-                defenses = _defenses(grid, train, model, built)
+                defenses = _defenses(grid, train, model, made, built)
                 branches.append(
                     Branch(train, tuple(cell for cell, _ in defenses), model, made, tuple(defense for _, defense in defenses))
                 )
@@ -180,7 +180,9 @@ def _ratios_fit(train: TrainCell, model: Model, attack: Attack, grid: Grid) -> N
         )
 
 
-def _defenses(grid: Grid, train: TrainCell, model: Model, built: dict[Any, Defense]) -> list[tuple[DefenseCell, Defense]]:
+def _defenses(
+    grid: Grid, train: TrainCell, model: Model, attack: Attack, built: dict[Any, Defense]
+) -> list[tuple[DefenseCell, Defense]]:
     """The defense cells of a training cell, each with its defense; ``built`` keeps those that other branches share."""
     network = (train.dataset, train.model, train.width, train.depth, train.precision, train.imported, train.profile)
     found = []
@@ -191,7 +193,7 @@ def _defenses(grid: Grid, train: TrainCell, model: Model, built: dict[Any, Defen
         if (key := (*network, name, canonical(cell.config))) not in built:
             built[key] = build.defended(cell, model)
         defense = built[key]
-        if train.attack == STORED and "triggered" in defense.needs:
+        if attack.triggered is not None and "triggered" in defense.needs:
             raise UserError(f"{name} sees triggered images: name the attack of the imported networks with --attack")
         build.hyper_points(defense, grid.hyper.get(name, {}), name)
         if defense.needs & {"clean", "triggered"}:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import population
-from bdjax.attacks.stored import STORED
 from bdjax.keys import Stream, stream
 from bdjax.store import checkpoints, hashing, provenance
 from bdjax.store.location import Location
@@ -74,7 +73,7 @@ def measure(attacked: Attacked, points: Sequence[Point], out: Location, progress
 def _measurer(attacked: Attacked) -> Any:
     """The function of one network: counts, those on clean images taken as triggered, whether it is finite, and its trigger."""
     attack, evaluate = attacked.attack, evaluator(attacked.model, attacked.attack)
-    ours = attacked.cell.attack != STORED  # the images that were imported carry the trigger the network was trained with
+    ours = attack.triggered is None  # the images that were imported carry the trigger the network was trained with
 
     def measured_one(network: tuple[Member, Variables], data: Data) -> tuple[Counts, Counts | None, Array, Any]:
         member, variables = network

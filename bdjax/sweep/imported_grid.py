@@ -1,6 +1,6 @@
 """Whether a grid fits the imported networks that it names."""
 
-from bdjax.attacks.stored import STORED
+from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.data import spec
 from bdjax.errors import UserError
 from bdjax.models import by_name
@@ -36,9 +36,9 @@ def check(grid: Grid) -> None:
     if missing:
         there = ", ".join(f"seed {seed} ratio {ratio:g}" for seed, ratio in found.points)
         raise UserError(f"{path} holds no network with seed {missing[0][0]} and poison ratio {missing[0][1]:g}; it holds {there}")
-    if STORED in grid.attack:
+    for attack in (name for name in grid.attack if name in IMAGES_ONLY):
         imported.stored_images(path)
-        settings = {"target": grid.target, "attack_config": grid.attack_config.get(STORED)}
+        settings = {"target": grid.target, "attack_config": grid.attack_config.get(attack)}
         for field in (name for name, value in settings.items() if value):
             raise UserError(f"the stored images of {path} have their attack labels: {field} has no effect")
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from bdjax.attacks.stored import STORED
 from bdjax.store.hashing import canonical
 from bdjax.sweep import imported, trace
 from bdjax.sweep.expand import Branch
@@ -31,7 +30,7 @@ class Ready:
         trace.attack(train, branch.attack, dataset)
         if branch.attack.prepare is not None:
             assets.ready(assets.folder())
-        if train.imported is not None and train.attack == STORED:
+        if train.imported is not None and branch.attack.triggered is not None:
             imported.check_images(train.imported, dataset.spec)
         network = (train.dataset, train.model, train.width, train.depth, train.precision, train.profile, dataset.digest)
         for cell, defense in zip(branch.defenses, branch.built, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from bdjax.data import sizes
-from bdjax.data.room import size_told
+from bdjax.data.room import size_text
 from bdjax.errors import UserError
 from bdjax.plugins.load import settled
 from bdjax.population import Execution, device_memory, hosts
@@ -82,14 +82,14 @@ def run(
     for work, one in zip(works, found, strict=True):
         if one.kinds():
             ready.look(work.branch, work.dataset)
-    if not hosts.leads():  # one of several processes that run the same: the first one speaks
+    if not hosts.is_leader():  # one of several processes that run the same: the first one speaks
         stream = io.StringIO()
     for line in [*summary(found, choices), *(outdated.lines(works, out) if any(one.kinds() for one in found) else ())]:
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if one.kinds()]
     progress = Progress([kind for one in found for kind in one.kinds()], stream)
     with progress, Leases(out, timeout=patience, say=progress.say) as leases:
-        if hosts.leads():
+        if hosts.is_leader():
             manifest.write(out, works, leases)
         work_off(unfinished, out, tries, leases, progress)
     records = store.read(out)
@@ -110,7 +110,7 @@ def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
     needed, limit = sum(split.images.nbytes for split in (dataset.train, dataset.test)), device_memory()
     if needed > limit:
         raise UserError(
-            f"the images of {dataset.spec.name} need {size_told(needed)}, {size_told(limit)} of the device's memory may be used; "
+            f"the images of {dataset.spec.name} need {size_text(needed)}, {size_text(limit)} of the device's memory may be used; "
             "reduce --train-images and --test-images"
         )
     return dataset

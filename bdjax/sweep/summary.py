@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from bdjax.data import spec
-from bdjax.data.room import size_told
+from bdjax.data.room import size_text
 from bdjax.models.build import shapes
 from bdjax.population import device_memory, named
 from bdjax.sweep import goal
@@ -35,8 +35,8 @@ def summary(works: Sequence[Pending], choices: Sequence[Chosen]) -> list[str]:
             length += f", {goal.in_words(attack, work.branch.train.target, work.dataset.spec)}"
             lines += [
                 f"{title(work.branch.train)}: width {model.width}, {len(work.dataset.train.labels)} training images, "
-                f"{length}; per member {size_told(each)} of parameters and momentum, shared {size_told(shared)} of images, "
-                f"{size_told(device_memory())} may be used"
+                f"{length}; per member {size_text(each)} of parameters and momentum, shared {size_text(shared)} of images, "
+                f"{size_text(device_memory())} may be used"
             ]
     for work, choice in zip(works, choices, strict=True):
         if work.training or work.defenses:

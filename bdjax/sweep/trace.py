@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks.stored import STORED
 from bdjax.data import clean_subset
 from bdjax.errors import PluginError
 from bdjax.keys import Stream, root, stream
@@ -40,8 +39,6 @@ def attack(cell: TrainCell, made: Attack, dataset: Dataset) -> None:
     Raises:
       UserError: a function fails, or returns something else than it has to; or the batch is too small for its places.
     """
-    if cell.attack == STORED:
-        return
     own = is_path(cell.attack)
     if not own and (made.batch is None or cell.imported is not None):
         return

@@ -23,7 +23,7 @@ POLL = (0.5, 5.0)  # seconds between two looks at what other processes have left
 def agreed(work: Work, out: Location, tries: Tries) -> Pending:
     """Return what is pending of a branch, as the first of several processes finds it."""
     found = pending(work, out, tries)
-    training, defenses = hosts.agree((found.training, found.defenses))
+    training, defenses = hosts.broadcast((found.training, found.defenses))
     return found._replace(training=training, defenses=defenses)
 
 
@@ -77,7 +77,7 @@ def _advance(work: Work, out: Location, execution: Execution, tries: Tries, leas
     for run in found.defenses:
         with _holding(leases, run.name) as ours:
             # Another process may have made it before its lease was granted.
-            points = hosts.agree(missing(run.name, run.points, out, tries)) if ours else ()
+            points = hosts.broadcast(missing(run.name, run.points, out, tries)) if ours else ()
             if points:
                 members = trained()
                 if members is None:  # damaged, and quarantined: the next round trains these members again
@@ -91,9 +91,9 @@ def _advance(work: Work, out: Location, execution: Execution, tries: Tries, leas
 @contextlib.contextmanager
 def _holding(leases: Leases, cell: str) -> Iterator[bool]:
     """Hold the lease of a cell; of several processes that work on it together the first one does, until all are done with it."""
-    with leases.lease(cell) if hosts.leads() else contextlib.nullcontext(False) as ours:
-        yield hosts.agree(ours)
-        hosts.agree(None)
+    with leases.lease(cell) if hosts.is_leader() else contextlib.nullcontext(False) as ours:
+        yield hosts.broadcast(ours)
+        hosts.broadcast(None)
 
 
 def _trained(
@@ -110,14 +110,14 @@ def _trained(
     places = checkpoints.find(out, work.cell)
     needed = dict.fromkeys(trained_hash(point) for run in runs for point in run.points)
     there = [name for name in needed if rows[name]["status"] == "ok"]
-    if hosts.agree(any(name not in places for name in there)):
+    if hosts.broadcast(any(name not in places for name in there)):
         return None
     stored: checkpoints.Stored | atomic.Corrupt
     try:
         stored = checkpoints.load(out, work.cell, [places[name] for name in there])
     except atomic.Corrupt as damage:
         stored = damage
-    if hosts.agree(isinstance(stored, atomic.Corrupt)) and tries.train_again(work.cell):
+    if hosts.broadcast(isinstance(stored, atomic.Corrupt)) and tries.train_again(work.cell):
         return None
     if isinstance(stored, atomic.Corrupt):
         raise stored

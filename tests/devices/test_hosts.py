@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def test_one_process_agrees_with_itself_and_leads():
-    assert hosts.leads() and not hosts.several() and hosts.agree({"a": 1}) == {"a": 1}
+    assert hosts.is_leader() and not hosts.is_multiprocess() and hosts.broadcast({"a": 1}) == {"a": 1}
 
 
 @pytest.mark.slow

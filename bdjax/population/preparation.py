@@ -31,7 +31,7 @@ def prepare(
       dataset: the data set, which names the assets.
       data: the same on the device.
       execution: how the population of seeds runs; None = :func:`default_execution`.
-      say: told how many seeds are prepared.
+      say: gets a line with the number of seeds that are prepared.
     """
     if attack.prepare is None or attack.recipe.prepare_per != "seed":
         return stacked

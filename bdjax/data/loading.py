@@ -1,4 +1,4 @@
-"""From a name, or a folder of the user's own, to host arrays: the cache where it holds, the archives where it does not."""
+"""From a name, or a folder of the user's own, to host arrays: the cache where it is valid, else the archives."""
 
 import os
 from pathlib import Path
@@ -55,8 +55,8 @@ def load(
 
     Args:
       name: of ``DATASETS``; or the path of a folder with ``train/<class>/<image>`` and ``test/<class>/<image>``, of one that
-        :func:`write_arrays` wrote, or of one with the files of a known data set (see :mod:`bdjax.data.folder`). A whole copy of a
-        known data set is read as that data set, whatever ``data_dir`` says.
+        :func:`write_arrays` wrote, or of one with the files of a known data set (see :mod:`bdjax.data.folder`). A complete copy
+        of a known data set is read as that data set, whatever ``data_dir`` says.
       data_dir: folder that holds the folder of the data set's archives, or that folder itself; None: the environment's
         BDJAX_DATA_DIR. Its archives, or an unpacked copy, are read only if the cache does not hold them, but they say which
         edition is meant. Bundled data and folders have no archives.
@@ -77,24 +77,24 @@ def load(
     name, data_dir = _meant(name, data_dir)
     if name not in DATASETS:
         _refuse_tfds(name, via)
-        whole = folder.read(_folder(name), root)
+        full = folder.read(_folder(name), root)
     else:
         source = DATASETS[name]
         for split, wanted in zip(SPLITS, (train_images, test_images), strict=True):
             most = max(sum(counts[split]) for counts in prepared.known_counts(source))
             _check_size(name, source.spec, split, most, wanted)
         if source.rows is not None:
-            whole = _embedded(source, via)
+            full = _embedded(source, via)
         else:
             splits, total = prepared.read(source, data_dir, via, root)
-            whole = Dataset(source.spec, splits["train"], splits["test"], total)
+            full = Dataset(source.spec, splits["train"], splits["test"], total)
     if train_images is None and test_images is None:
-        return whole
-    for split, rows, wanted in zip(SPLITS, (whole.train, whole.test), (train_images, test_images), strict=True):
-        _check_size(name, whole.spec, split, len(rows.labels), wanted)
-    train = reduced("train", whole.train, whole.spec.classes, train_images)
-    test = reduced("test", whole.test, whole.spec.classes, test_images)
-    return Dataset(whole.spec, train, test, digest(train, test))
+        return full
+    for split, rows, wanted in zip(SPLITS, (full.train, full.test), (train_images, test_images), strict=True):
+        _check_size(name, full.spec, split, len(rows.labels), wanted)
+    train = reduced("train", full.train, full.spec.classes, train_images)
+    test = reduced("test", full.test, full.spec.classes, test_images)
+    return Dataset(full.spec, train, test, digest(train, test))
 
 
 def sizes(
@@ -167,7 +167,7 @@ def prepare(
 
 
 def _meant(name: str, data_dir: PathLike | None) -> tuple[str, PathLike | None]:
-    """The name and the data directory, where a path is that of a whole copy of a known data set; else what was given."""
+    """The name and the data directory, where a path is that of a complete copy of a known data set; else what was given."""
     found = None if name in DATASETS else folder.known_as(_folder(name))
     return found or (name, data_dir)
 
