@@ -1,7 +1,7 @@
 """What is reported: ACC, ASR, RA and what a defense changed (ARR, RDR, DER), with intervals over few runs.
 
 Every number is a fraction; percent is for printing. Every function is NumPy in float64, works element by element on arrays, and
-answers NaN (stored as null) where a number is not defined. Let "before" be the backdoored model and "after" the repaired one:
+answers NaN (stored as null) where a number is not defined. Let "before" be the backdoored model and "after" the defended one:
 
 * ACC: clean test images classified as their true class (all classes).
 * ASR: triggered test images whose attack label differs from their true one, classified as the attack label.
@@ -22,12 +22,12 @@ Floats = NDArray[np.float64]
 
 
 class Summary(NamedTuple):
-    """A handful of runs in five numbers; ``low`` and ``high`` bound the interquartile mean, or the mean where it was asked for.
+    """A group of runs in five numbers; ``low`` and ``high`` bound the interquartile mean, or the mean where it was asked for.
 
     They are NaN for fewer than two runs.
     """
 
-    n: Any  # one number each, or arrays of them: of several handfuls
+    n: Any  # one number each, or arrays of them: of several groups
     mean: Any
     iqm: Any
     low: Any
@@ -68,7 +68,7 @@ def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats:
 
     Args:
       acc_before: ACC of the backdoored model, in [0, 1].
-      acc: ACC of the repaired model, in [0, 1].
+      acc: ACC of the defended model, in [0, 1].
 
     Returns:
       float64, at most 1, negative where accuracy rose; NaN where ``acc_before`` is 0.
@@ -81,7 +81,7 @@ def rdr(acc_before: ArrayLike, ra: ArrayLike) -> Floats:
 
     Args:
       acc_before: ACC of the backdoored model, in [0, 1].
-      ra: RA of the repaired model, in [0, 1].
+      ra: RA of the defended model, in [0, 1].
 
     Returns:
       float64, at most 1, negative where RA exceeds ``acc_before``; NaN where ``acc_before`` is 0.
@@ -95,8 +95,8 @@ def der(acc_before: ArrayLike, asr_before: ArrayLike, acc: ArrayLike, asr: Array
     Args:
       acc_before: ACC of the backdoored model, in [0, 1].
       asr_before: ASR of the backdoored model, in [0, 1].
-      acc: ACC of the repaired model, in [0, 1].
-      asr: ASR of the repaired model, in [0, 1].
+      acc: ACC of the defended model, in [0, 1].
+      asr: ASR of the defended model, in [0, 1].
 
     Returns:
       float64 in [0, 1]: 1/2 where nothing changed, 1 where an ASR of 1 fell to 0 at no cost.
@@ -115,9 +115,10 @@ def interquartile_mean(values: ArrayLike) -> Floats:
     Returns:
       float64[...]; the plain mean where n < 4.
     """
-    ordered = np.sort(_floats(values), axis=-1)
-    cut = ordered.shape[-1] // 4
-    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1))
+    from scipy.stats import trim_mean
+
+    ordered = np.sort(_floats(values), axis=-1)  # a sum depends on the order of its terms, and this must not
+    return np.asarray(trim_mean(ordered, 0.25, axis=-1), np.float64)
 
 
 def stratified_bootstrap(
@@ -162,41 +163,9 @@ def stratified_bootstrap(
         raise ValueError("values must not hold NaN: leave undefined runs out first")
     if numbers.size < 2:
         return float("nan"), float("nan")
-    inside = np.lexsort((numbers, groups))  # stratum by stratum, each in order: what is drawn depends on the sizes alone
-    counts = _drawn(tuple(np.bincount(groups).tolist()), draws, seed)
-    order = np.argsort(numbers[inside], kind="stable")
-    drawn = numbers[inside][order] @ _weights(counts[order], trimmed)
-    low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    estimate = float(interquartile_mean(numbers) if trimmed else numbers.mean())
-    return min(float(low), estimate), max(float(high), estimate)
-
-
-@functools.lru_cache(maxsize=8)
-def _drawn(sizes: tuple[int, ...], draws: int, seed: int) -> NDArray[np.int32]:
-    """How often each run of each stratum is drawn, i32[n, draws]."""
-    generator = np.random.default_rng(seed)
-    parts = []
-    for size in sizes:
-        chosen = generator.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
-        parts.append(np.bincount(chosen.ravel(), minlength=draws * size).reshape(draws, size))
-    return np.ascontiguousarray(np.concatenate(parts, axis=1).T.astype(np.int32))
-
-
-def _weights(counts: NDArray[np.int32], trimmed: bool) -> Floats:
-    """The weight of each value, in ascending order, in the statistic of a sample that holds it ``counts`` times."""
-    return _middle(counts) if trimmed else counts / int(counts[:, 0].sum())
-
-
-def _middle(counts: NDArray[np.int32]) -> Floats:
-    """The weight of each value, in ascending order, in the interquartile mean of a sample that holds it ``counts`` times."""
-    total = int(counts[:, 0].sum())
-    cut = total // 4
-    upto = np.cumsum(counts, axis=0, dtype=np.int32)
-    before = upto - counts
-    np.minimum(upto, total - cut, out=upto)
-    np.maximum(before, cut, out=before)
-    upto -= before
-    return np.maximum(upto, 0, out=upto) / (total - 2 * cut)
+    ordered, sizes = _by_stratum(numbers, groups)
+    low, high = _intervals(ordered[None], sizes, _statistic(ordered[None], trimmed), level, draws, seed, trimmed)
+    return float(low[0]), float(high[0])
 
 
 def summary(
@@ -227,26 +196,91 @@ def summary(
     return Summary(int(numbers.size), float(numbers.mean()), float(interquartile_mean(numbers)), low, high)
 
 
-def summaries(values: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0, trimmed: bool = True) -> Summary:
-    """:func:`summary` of many handfuls of as many runs each, of one stratum, at once.
+def summaries(
+    values: ArrayLike,
+    sizes: tuple[int, ...] | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    trimmed: bool = True,
+) -> Summary:
+    """:func:`summary` of many groups of runs at once, whose strata have the same sizes.
 
     Args:
-      values: [g, n] with n >= 1, no NaN.
+      values: [g, n] with n >= 1, no NaN: the runs of a group stratum by stratum.
+      sizes: runs in each stratum, adding up to n; None means one stratum.
       level, draws, seed, trimmed: as in :func:`stratified_bootstrap`.
 
     Returns:
       A :class:`Summary` of arrays f64[g]; ``n`` is one number.
+
+    Raises:
+      ValueError: the sizes do not add up to n.
     """
-    ordered = np.sort(_floats(values), axis=1)
-    groups, runs = ordered.shape
-    low, high = np.full(groups, np.nan), np.full(groups, np.nan)
+    numbers = _floats(values)
+    groups, runs = numbers.shape
+    sizes = (runs,) if sizes is None else sizes
+    if sum(sizes) != runs:
+        raise ValueError(f"strata of {sizes} runs are {sum(sizes)} runs, got {runs}")
+    ends = np.cumsum(sizes)[:-1]
+    ordered = np.concatenate([np.sort(part, axis=1) for part in np.split(numbers, ends, axis=1)], axis=1)
     middle = interquartile_mean(ordered)
-    estimate = middle if trimmed else ordered.mean(axis=1)
+    low, high = np.full(groups, np.nan), np.full(groups, np.nan)
     if runs > 1:
-        drawn = ordered @ _weights(_drawn((runs,), draws, seed), trimmed)
-        low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1)
-        low, high = np.minimum(low, estimate), np.maximum(high, estimate)
+        estimate = middle if trimmed else _statistic(ordered, trimmed)
+        low, high = _intervals(ordered, sizes, estimate, level, draws, seed, trimmed)
     return Summary(runs, ordered.mean(axis=1), middle, low, high)
+
+
+def _by_stratum(numbers: Floats, groups: NDArray[Any]) -> tuple[Floats, tuple[int, ...]]:
+    """Runs stratum by stratum, each in ascending order, so that what is drawn depends on the sizes of the strata alone."""
+    return numbers[np.lexsort((numbers, groups))], tuple(np.bincount(groups).tolist())
+
+
+def _statistic(values: Floats, trimmed: bool) -> Floats:
+    return interquartile_mean(values) if trimmed else np.asarray(values.mean(axis=-1))
+
+
+def _intervals(
+    values: Floats, sizes: tuple[int, ...], estimate: Floats, level: float, draws: int, seed: int, trimmed: bool
+) -> tuple[Floats, Floats]:
+    """The bounds f64[g] of the bootstrap intervals of groups f64[g, n], whose runs are ordered as in :func:`_by_stratum`."""
+    counts = _drawn(sizes, draws, seed)
+    if not trimmed:
+        drawn = values @ (counts / values.shape[1])
+    elif len(sizes) == 1:
+        drawn = values @ _middle(counts)
+    else:  # each group has its own order of all its runs
+        drawn = np.empty((len(values), draws))
+        for row, group in zip(drawn, values, strict=True):
+            order = np.argsort(group, kind="stable")
+            row[:] = group[order] @ _middle(counts[order])
+    low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1)
+    return np.minimum(low, estimate), np.maximum(high, estimate)
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(sizes: tuple[int, ...], draws: int, seed: int) -> NDArray[np.int32]:
+    """How often each run of each stratum is drawn, i32[n, draws]."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for size in sizes:
+        chosen = generator.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
+        parts.append(np.bincount(chosen.ravel(), minlength=draws * size).reshape(draws, size))
+    return np.ascontiguousarray(np.concatenate(parts, axis=1).T.astype(np.int32))
+
+
+def _middle(counts: NDArray[np.int32]) -> Floats:
+    """The weight of each value, in ascending order, in the interquartile mean of a sample that holds it ``counts`` times."""
+    total = int(counts[:, 0].sum())
+    cut = total // 4
+    upto = np.cumsum(counts, axis=0, dtype=np.int32)
+    before = upto - counts
+    np.minimum(upto, total - cut, out=upto)
+    np.maximum(before, cut, out=before)
+    upto -= before
+    return np.maximum(upto, 0, out=upto) / (total - 2 * cut)
 
 
 def _floats(values: ArrayLike) -> Floats:

@@ -1,5 +1,6 @@
 """Metrics: values worked by hand, and properties that must hold for any run."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_interquartile_mean_by_hand():
     np.testing.assert_array_equal(metrics.interquartile_mean([[0.0, 4.0], [2.0, 2.0]]), [2.0, 2.0])
 
 
+def test_the_interquartile_mean_of_drawn_runs_is_the_mean_of_their_middle_half():
+    """Against a plain loop over sorted Python floats, whose sum is exact."""
+    generator = np.random.default_rng(5)
+    for n in range(1, 41):
+        values = generator.normal(size=n).round(2)  # with ties
+        middle = sorted(values.tolist())[n // 4 : n - n // 4]
+        assert float(metrics.interquartile_mean(values)) == pytest.approx(math.fsum(middle) / len(middle), rel=1e-13, abs=1e-15)
+
+
 @given(runs, st.integers(0, 2**31 - 1), st.sampled_from([0.05, 0.5, 0.95]))
 @settings(deadline=None, max_examples=100)
 def test_interval_contains_the_estimate_stays_in_range_and_repeats(values, seed, level):
@@ -136,7 +146,7 @@ def test_wrong_arguments_are_named(values, options, message):
         metrics.stratified_bootstrap(values, **options)
 
 
-def test_many_handfuls_at_once_are_as_one_by_one():
+def test_many_groups_at_once_are_as_one_by_one():
     generator = np.random.default_rng(3)
     for runs in (1, 2, 3, 4, 9):
         values = generator.normal(size=(7, runs))
@@ -145,6 +155,18 @@ def test_many_handfuls_at_once_are_as_one_by_one():
         for i, row in enumerate(values):
             one = metrics.summary(row)
             np.testing.assert_allclose([many.mean[i], many.iqm[i], many.low[i], many.high[i]], one[1:], rtol=1e-12)
+
+
+def test_groups_with_the_same_strata_at_once_are_as_one_by_one():
+    generator, sizes = np.random.default_rng(6), (3, 1, 4)
+    strata, values = np.repeat(["a", "b", "c"], sizes), generator.normal(size=(5, 8))
+    for trimmed in (True, False):
+        many = metrics.summaries(values, sizes, trimmed=trimmed)
+        for i, row in enumerate(values):
+            one = metrics.summary(row, strata, trimmed=trimmed)
+            np.testing.assert_allclose([many.mean[i], many.iqm[i], many.low[i], many.high[i]], one[1:], rtol=1e-12)
+    with pytest.raises(ValueError, match="are 7 runs, got 8"):
+        metrics.summaries(values, (3, 4))
 
 
 def test_the_interval_is_that_of_resamples_drawn_one_by_one():

@@ -15,8 +15,8 @@ from bdjax.cli.flags import Scenario, grid_of
 from bdjax.errors import UserError
 from bdjax.population import Execution
 from bdjax.report.attack_sheet import Shown, attack_sheet
-from bdjax.report.learned import Learning, Named, Say, ready
-from bdjax.report.quality import Summary, quality, summary
+from bdjax.results.learned import Learning, Named, Say, ready
+from bdjax.results.quality import Summary, quality, summary
 from bdjax.store.files import replacing
 from bdjax.sweep.build import asks_architecture, attacked
 from bdjax.sweep.expand import cells, check

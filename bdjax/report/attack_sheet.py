@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bdjax.errors import UserError
 from bdjax.report.figures import PAPER, styled
-from bdjax.report.quality import Summary
+from bdjax.results.quality import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

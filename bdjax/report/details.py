@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bdjax.errors import UserError
 from bdjax.report import figures, tuned
 from bdjax.report.trajectory import trajectories, trajectory
-from bdjax.report.triggers import pictures
 from bdjax.results.scenarios import Scenario, slug
+from bdjax.results.triggers import pictures
 from bdjax.store import arrays
 from bdjax.store.location import Location
 

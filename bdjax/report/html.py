@@ -19,6 +19,7 @@ from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
 from bdjax.results.mitigation import LIMITS, Limits, checked, judged
 from bdjax.results.pool import leaderboard, table, without_replaced
 from bdjax.results.scenarios import Scenario, scenarios
+from bdjax.results.views import views
 from bdjax.store import location
 from bdjax.store.files import replacing
 from bdjax.store.location import Location
@@ -73,7 +74,7 @@ def build(
         [Drawing(*one) for one in sensitivity.figures_of(counted)],
         details(shown, folder, data_dir) if len(shown) <= INSIDE else None,
     )
-    pooled = Pooled(table(records), leaderboard(records))
+    pooled = Pooled(table(records), leaderboard(records), views(records))
     every = tables.full_of(pooled.table, limits)
     text = index(records, pooled, every, shown, drawn, linked=pages, limits=limits)
     try:

@@ -12,8 +12,6 @@ from bdjax.sweep.goal import named
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Cell", "Printed", "board", "csv", "full", "leaderboard", "lost", "markdown", "name", "percent", "setting", "table"]
-
 METRICS_SHOWN = ("acc", "asr", "ra", "arr", "der")
 HEADLINE = "mitigated"
 NAMES = {
@@ -81,7 +79,7 @@ def markdown_of(told: Printed) -> str:
     lines = [", ".join(f"{key}: {value}" for key, value in told.constants.items()), ""] if told.constants else []
     lines.append("| " + " | ".join(told.heads) + " |")
     lines.append("|" + "|".join("---:" if numeric else "---" for numeric in told.numeric) + "|")
-    lines += ["| " + " | ".join(cell.text.replace("|", "\\|") for cell in row) + " |" for row in told.rows]
+    lines += ["| " + " | ".join(one.text.replace("|", "\\|") for one in row) + " |" for row in told.rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in told.notes), ""])
 
 
@@ -156,7 +154,7 @@ def _printed(
     return Printed(
         heads=tuple(NAMES.get(column, column) for column in columns),
         numeric=tuple(column in NUMERIC for column in columns),
-        rows=tuple(tuple(_cell(row, column) for column in columns) for row in rows.iter_rows(named=True)),
+        rows=tuple(tuple(cell(row, column) for column in columns) for row in rows.iter_rows(named=True)),
         columns=tuple(columns),
         about=tuple(rows.select(group).iter_rows(named=True)),
         constants=constants,
@@ -164,7 +162,8 @@ def _printed(
     )
 
 
-def _cell(row: dict[str, Any], column: str) -> Cell:
+def cell(row: dict[str, Any], column: str) -> Cell:
+    """A value of a pooled row as it is printed."""
     if column in METRICS_SHOWN or column == HEADLINE:
         return _measure(row, column)
     if column == "left_out":
@@ -204,6 +203,12 @@ def _measure(row: dict[str, Any], metric: str) -> Cell:
     if runs not in (0, row["ok"]):
         text += f" (n={runs})"
     return Cell(text, value)
+
+
+def split_interval(text: str) -> tuple[str, str]:
+    """A cell's value, and the interval and the count behind it, which are printed smaller; "" where there is no interval."""
+    value, bracket, rest = text.partition(" [")
+    return value, (bracket + rest).strip()
 
 
 def _varies(rows: "pl.DataFrame", key: str) -> bool:

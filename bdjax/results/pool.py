@@ -27,7 +27,8 @@ PREDICTED = ("one_class_before", "one_class")  # largest share of the clean test
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "labels", "target")
 GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "training", "cell")
-AT_ONCE = 1000  # handfuls of runs whose resamples are held in memory together, by each thread
+AT_ONCE = 1000  # groups of runs whose resamples are in memory together, in each thread
+SORTED_AT_ONCE = 50  # likewise where runs have several strata: each group is sorted by itself, which threads do side by side
 SETTING = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "labels")
 BOARD = (*SETTING, "defense", "variant", "spc", "hyper")
 
@@ -56,7 +57,8 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
     Raises:
       UserError: there are no records.
     """
-    return _pool(records, GROUP, limits)
+    _some(records)
+    return pool(described(judged(records, limits)), GROUP)
 
 
 def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
@@ -83,36 +85,42 @@ def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFra
     import polars as pl
 
     _some(records)
-    tagged = with_tasks(judged(without_replaced(records), limits)).filter(pl.col("defense") != "none")
-    poisoned, clean = tagged.filter(pl.col("ratio") > 0), tagged.filter(pl.col("ratio") == 0)
+    rows = with_tasks(described(judged(without_replaced(records), limits))).filter(pl.col("defense") != "none")
+    poisoned, clean = rows.filter(pl.col("ratio") > 0), rows.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
         return pl.DataFrame()
-    board = _pool(poisoned, BOARD, limits)
-    if clean.is_empty():
-        board = board.with_columns(pl.lit(None, pl.Float64).alias("cost"))
-    else:
-        board = board.join(_cost(clean), on=list(BOARD), how="left", nulls_equal=True, maintain_order="left")
+    board = pool(poisoned, BOARD).join(
+        clean_cost(clean, BOARD), on=list(BOARD), how="left", nulls_equal=True, maintain_order="left"
+    )
     places = list(SETTING)
     best = ["mitigated", "kept", "der"]
     down = [False] * len(places) + [True] * len(best)
     return board.sort([*places, *best], descending=down, nulls_last=True, maintain_order=True)
 
 
-def _cost(clean: "pl.DataFrame") -> "pl.DataFrame":
-    """The interquartile mean of ARR over models nobody attacked, as ``cost``, by :data:`BOARD`."""
+def clean_cost(clean: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
+    """The interquartile mean of ARR over models nobody attacked, as ``cost``, by ``group``."""
     import polars as pl
 
     arr = pl.col("arr").filter(pl.col("status") == "ok").drop_nulls().drop_nans()
-    lists = described(clean).group_by(BOARD, maintain_order=True).agg(arr.alias("arr"))
+    lists = clean.group_by(group, maintain_order=True).agg(arr.alias("arr"))
     means = [metrics.interquartile_mean(values) if len(values) else None for values in lists["arr"]]
-    return lists.select(BOARD).with_columns(pl.Series("cost", means, pl.Float64))
+    return lists.select(group).with_columns(pl.Series("cost", means, pl.Float64))
 
 
-def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "pl.DataFrame":
+def pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
+    """One row per group: counts, marks, and the summary of each metric over its runs.
+
+    Args:
+      records: rows that were judged and described (:func:`described`); where they have a ``task`` (:func:`with_tasks`), the
+        bootstrap resamples inside each task and the tasks are counted.
+      group: columns, "defense" among them.
+
+    Returns:
+      The columns of :func:`table`, with those of ``group`` first.
+    """
     import polars as pl
 
-    _some(records)
-    records = described(judged(records, limits))
     ok = pl.col("status") == "ok"
     tasked = "task" in records.columns
     counts = {name: ok & pl.col(name).is_not_null() & pl.col(name).is_not_nan() for name in (*BEFORE, *METRICS)}
@@ -121,9 +129,31 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
     if tasked:
         lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in (*METRICS, SHARE)]
         lists.append(pl.col("task").filter(ok).n_unique().alias("tasks"))
+    pooled = records.group_by(group, maintain_order=True).agg(*_counts(group), *lists)
+    columns = [pl.Series(name, _summed(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
+    for metric in (SHARE, *METRICS):
+        trimmed = metric != SHARE
+        summary = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None, trimmed)
+        columns.append(pl.Series(f"{metric}_n", summary.n, pl.Int64))
+        ends = {metric: summary.iqm, f"{metric}_mean": summary.mean} if trimmed else {metric: summary.mean}
+        ends |= {f"{metric}_low": summary.low, f"{metric}_high": summary.high}
+        columns += [pl.Series(name, values, pl.Float64, nan_to_null=True) for name, values in ends.items()]
+    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS, SHARE) and not name.endswith("_tasks")]
+    frame = pooled.select(kept).with_columns(columns)
+    frame = frame.with_columns(pl.Series("remark", [remark(row) or None for row in frame.iter_rows(named=True)], pl.String))
+    order = [pl.col("defense") != "none" if key == "defense" else pl.col(key) for key in group]
+    order.insert(group.index("defense") + 1, pl.col("defense"))
+    return frame.sort(order, maintain_order=True)
+
+
+def _counts(group: tuple[str, ...]) -> list["pl.Expr"]:
+    """What is counted, marked and said of the runs of a group, besides its metrics."""
+    import polars as pl
+
+    ok = pl.col("status") == "ok"
     reason = pl.col("reason").filter(~ok).drop_nulls().unique(maintain_order=True)
     warning = pl.col("warning").drop_nulls().unique(maintain_order=True)
-    pooled = records.group_by(group, maintain_order=True).agg(
+    return [
         pl.len().cast(pl.Int64).alias("runs"),
         *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
         pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
@@ -135,52 +165,41 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
         *counted(),
         *(pl.col(name).filter(ok).mean().alias(name) for name in PREDICTED),
         *([pl.col("target_class").drop_nulls().first()] if "target" in group else []),
-        *lists,
-    )
-    columns = [pl.Series(name, _summed(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
-    for metric in (SHARE, *METRICS):
-        trimmed = metric != SHARE
-        told = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None, trimmed)
-        columns.append(pl.Series(f"{metric}_n", told.n, pl.Int64))
-        ends = {metric: told.iqm, f"{metric}_mean": told.mean} if trimmed else {metric: told.mean}
-        ends |= {f"{metric}_low": told.low, f"{metric}_high": told.high}
-        columns += [pl.Series(name, values, pl.Float64, nan_to_null=True) for name, values in ends.items()]
-    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS, SHARE) and not name.endswith("_tasks")]
-    frame = pooled.select(kept).with_columns(columns)
-    frame = frame.with_columns(pl.Series("remark", [remark(row) or None for row in frame.iter_rows(named=True)], pl.String))
-    order = [pl.col("defense") != "none" if key == "defense" else pl.col(key) for key in group]
-    order.insert(group.index("defense") + 1, pl.col("defense"))
-    return frame.sort(order, maintain_order=True)
+    ]
 
 
 def _summed(lists: "pl.Series", tasks: "pl.Series | None", trimmed: bool = True) -> metrics.Summary:
-    """The summary of each list of runs, as arrays; ``tasks`` are their strata."""
+    """The summary of each list of runs, as arrays; ``tasks`` are their strata.
+
+    Lists whose strata have the same sizes are summarised together: the bootstrap draws the same runs of all of them.
+    """
     sizes = lists.list.len().to_numpy().astype(np.int64)
-    flat, ends = lists.explode().drop_nulls().to_numpy(), np.cumsum(sizes)
-    ends_of = {name: np.full(len(sizes), np.nan) for name in ("mean", "iqm", "low", "high")}
-
-    def put(at: Any, told: metrics.Summary) -> None:
-        for name, values in ends_of.items():
-            values[at] = getattr(told, name)
-
+    flat, starts = lists.explode().drop_nulls().to_numpy(), np.cumsum(sizes) - sizes
     if tasks is not None:
         strata = tasks.explode().drop_nulls().to_physical().to_numpy()
-        parts: list[Any] = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-        places: list[Any] = list(range(len(parts)))
-    else:
-        every = [np.flatnonzero(sizes == size) for size in np.unique(sizes[sizes > 0])]
-        places = [at[i : i + AT_ONCE] for at in every for i in range(0, len(at), AT_ONCE)]
-        parts = [ends[at, None] - sizes[at[0]] + np.arange(sizes[at[0]]) for at in places]
+        flat_list = np.repeat(np.arange(len(sizes)), sizes)
+        order = np.lexsort((strata, flat_list))
+        flat, strata = flat[order], strata[order]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i in np.flatnonzero(sizes):
+        part = slice(starts[i], starts[i] + sizes[i])
+        key = (int(sizes[i]),) if tasks is None else tuple(np.unique(strata[part], return_counts=True)[1].tolist())
+        alike.setdefault(key, []).append(i)
+    parts = []
+    for key, at in alike.items():
+        size = AT_ONCE if len(key) == 1 else SORTED_AT_ONCE
+        parts += [(key, np.array(at[i : i + size])) for i in range(0, len(at), size)]
 
-    def tell(part: Any) -> metrics.Summary:
-        if tasks is None:
-            return metrics.summaries(flat[part], trimmed=trimmed)
-        return metrics.summary(flat[part], strata[part], trimmed=trimmed)
+    def summarise(part: tuple[tuple[int, ...], Any]) -> metrics.Summary:
+        key, at = part
+        return metrics.summaries(flat[starts[at, None] + np.arange(sum(key))], key, trimmed=trimmed)
 
+    found = {name: np.full(len(sizes), np.nan) for name in ("mean", "iqm", "low", "high")}
     with concurrent.futures.ThreadPoolExecutor() as threads:  # NumPy works outside the interpreter's lock
-        for at, told in zip(places, threads.map(tell, parts), strict=True):
-            put(at, told)
-    return metrics.Summary(sizes, **ends_of)
+        for (_, at), one in zip(parts, threads.map(summarise, parts), strict=True):
+            for name, values in found.items():
+                values[at] = getattr(one, name)
+    return metrics.Summary(sizes, **found)
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":

@@ -17,11 +17,11 @@ from bdjax.population import Execution
 from bdjax.report import html
 from bdjax.report.attack_sheet import DPI, FRAME, GAP, Shown, attack_sheet, changed, mosaic
 from bdjax.report.details import details
-from bdjax.report.learned import Learning
-from bdjax.report.quality import Summary
-from bdjax.report.triggers import pictures, unlearned
 from bdjax.results import member
+from bdjax.results.learned import Learning
+from bdjax.results.quality import Summary
 from bdjax.results.scenarios import scenarios
+from bdjax.results.triggers import pictures, unlearned
 from bdjax.store import hashing
 from bdjax.sweep import build, run
 from bdjax.sweep.build import TrainCell

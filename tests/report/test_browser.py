@@ -10,6 +10,7 @@ import pytest
 
 from bdjax.report import html, tables
 from bdjax.results.pool import leaderboard
+from bdjax.results.views import views
 from tests.report.conftest import frame, row
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -38,7 +39,7 @@ class Tables(HTMLParser):
             self.hidden = "hidden" in attrs
             if not self.hidden:
                 self.rows.append([])
-        elif tag in ("td", "th") or (tag == "p" and attrs.get("class") == "told" and "hidden" not in attrs):
+        elif tag in ("td", "th") or (tag == "p" and attrs.get("class") == "note" and "hidden" not in attrs):
             self.texts, self.cell = [], tag
 
     def handle_endtag(self, tag):
@@ -133,15 +134,26 @@ def test_a_choice_is_pooled_as_the_package_pools_it(page, made, choice, kept):
     for line in found[1:]:
         known = lines[tuple(line[place] for place in places)]
         for name, cell in zip(expected.heads, known, strict=True):
-            text = line[whole.index(name)]
-            numbers, wanted = (re.findall(r"-?\d+\.\d", t) for t in (text, cell.text))
-            if len(wanted) == 3:  # a value and its interval, of other draws
-                assert abs(float(numbers[0]) - float(wanted[0])) < 0.11 and len(numbers) == 3  # runs are rounded to 0.01
-                width = float(wanted[2]) - float(wanted[1])
-                assert all(abs(float(a) - float(b)) < 0.3 + 0.25 * width for a, b in zip(numbers[1:], wanted[1:], strict=True))
-                assert re.sub(r"[\d.\[\]]", "", text) == re.sub(r"[\d.\[\]]", "", cell.text)  # (n=...) too
-            else:
-                assert text == cell.text
+            assert line[whole.index(name)] == cell.text, name  # the interval too: it is the package's own
+
+
+def test_a_choice_that_was_not_pooled_says_so(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "views", lambda records: views(records, most_pairs=0))
+    page = html.build(tmp_path, made, pages=False)
+    found = shown(page, "#attack=blended&ratio=5")
+    assert found.tables["board"][1:] == []
+    assert (
+        found.told[0]
+        == "One attack at one ratio was not pooled for so large a report: choose either, or see every scenario below"
+    )
+    assert len(shown(page, "#ratio=5").tables["board"]) == 1 + 8
+
+
+def test_the_leaderboard_of_a_choice_is_sorted_by_its_own_numbers(page, made):
+    found = shown(page, "#ratio=10&sort=board.-asr")
+    place = found.tables["board"][0].index("ASR %")
+    rates = [float(line[place].split(" ")[0]) for line in found.tables["board"][1:]]
+    assert len(rates) == 8 and rates == sorted(rates, reverse=True) and rates[0] != rates[-1]
 
 
 def test_rows_are_chosen_in_both_tables_and_sorted(page, made):

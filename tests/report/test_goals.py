@@ -84,7 +84,7 @@ def test_page_and_titles_tell_them_apart(both, tmp_path, sketched):
     assert text.count("all_to_all") > 2 and 'data-c="labels"' in text
     assert [one.title for one in scenarios(both)] == ["badnets · all_to_one", "badnets · all_to_all"]
     named = html.build(tmp_path, told(of("all_to_one", "ft", target=14, target_class="stop sign"))).read_text()
-    assert "target 14 (class &#x27;stop sign&#x27;)" in named
+    assert "target 14 (class &#39;stop sign&#39;)" in named
 
 
 def test_pruning_curves_say_the_rule():

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from tests.results.test_member import accuracy
 
 from bdjax import tree
 from bdjax.cli.main import main
@@ -18,6 +17,7 @@ from bdjax.report.curves import frame, grouped
 from bdjax.results import curves, member
 from bdjax.store import records
 from tests.later import some_later
+from tests.results.test_member import accuracy
 from tests.sweep.small import GRID, go, images
 
 U = 0.5  # prunes several channels of so small a network, and is a level of the curve

@@ -12,8 +12,8 @@ from bdjax.configure import recorded
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream
 from bdjax.population import Execution
-from bdjax.report.triggers import Say, Trigger, learned, one_prepared, staged, unlearned
 from bdjax.results import member
+from bdjax.results.triggers import Say, Trigger, learned, one_prepared, staged, unlearned
 from bdjax.store.hashing import plain
 from bdjax.sweep.build import attacked
 from bdjax.train.experiment import attack_member

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.report.quality import Summary, quality, summary
+from bdjax.results.quality import Summary, quality, summary
 
 
 @pytest.fixture(scope="module")
