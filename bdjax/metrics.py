@@ -287,7 +287,7 @@ def _floats(values: ArrayLike) -> Floats:
     return np.asarray(values, np.float64)
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:
-    """part / whole, NaN where whole is 0."""
-    numerator, denominator = np.broadcast_arrays(_floats(part), _floats(whole))
+def _ratio(part: ArrayLike, total: ArrayLike) -> Floats:
+    """part / total, NaN where total is 0."""
+    numerator, denominator = np.broadcast_arrays(_floats(part), _floats(total))
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0.0)

@@ -42,8 +42,8 @@ def test_the_largest_share_of_one_predicted_class():
         predicted: object
 
     assert metrics.one_class(Predicted(np.int32(20), np.array([4, 10, 6]))) == 0.5
-    told = metrics.one_class(Predicted(np.array([10, 0]), np.array([[10, 0], [0, 0]])))
-    np.testing.assert_array_equal(told, [1.0, np.nan])
+    share = metrics.one_class(Predicted(np.array([10, 0]), np.array([[10, 0], [0, 0]])))
+    np.testing.assert_array_equal(share, [1.0, np.nan])
 
 
 def test_reduction_rates_by_hand():

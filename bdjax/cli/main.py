@@ -10,14 +10,12 @@ from typing import Any, Literal, cast
 from bdjax.cli import complaints, stopping, terminal
 from bdjax.cli.flags import Executed, Scenario, execution_of, grid_of, pairs
 from bdjax.cli.folder import reproduce, status
-from bdjax.cli.report import cite, report
+from bdjax.cli.report import cite, compare_masks, pruning_curve, report
 from bdjax.cli.show_attack import show_attack
 from bdjax.cli.torch import export_torch, import_torch
 from bdjax.errors import UserError, choose
 from bdjax.population import hosts, platforms
 from bdjax.population.compilations import keep_compilations
-from bdjax.report.compare import compare_masks
-from bdjax.report.curves import pruning_curve
 from bdjax.results.mitigation import Limits, checked
 from bdjax.store import location
 from bdjax.sweep.grid import Grid

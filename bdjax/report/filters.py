@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bdjax.report.tables import Printed, cell, setting
+from bdjax.report.tables import Printed, cell
 from bdjax.results.pool import BOARD, described
 from bdjax.results.views import CHOICE, Views
+from bdjax.results.wording import setting
 
 if TYPE_CHECKING:
     import polars as pl

@@ -1,4 +1,4 @@
-"""Pieces of the HTML pages: the whole page, sortable tables, figures as inline SVG, provenance."""
+"""Pieces of the HTML pages: the page itself, sortable tables, figures as inline SVG, provenance."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -126,7 +126,7 @@ def table(
       caption: for those who do not see it.
       name: the table's id; one that is long scrolls in itself, and shows its first rows only until more are asked for.
       facets: by which its rows can be chosen.
-      link: where the first cell of a row leads, from what the row is about.
+      link: address of the link in the first cell of a row, from what the row is about.
     """
     from markupsafe import Markup
 

@@ -10,6 +10,7 @@ from bdjax.report.tables import Cell, Printed
 from bdjax.results.mitigation import LIMITS, Limits
 from bdjax.results.scenarios import Scenario
 from bdjax.results.views import Views
+from bdjax.results.wording import setting
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,7 +44,7 @@ def index(
     linked: bool = True,
     limits: Limits = LIMITS,
 ) -> str:
-    """The whole index as one string of HTML.
+    """The index as one string of HTML.
 
     Args:
       records: rows of a sweep, at least one.
@@ -116,13 +117,13 @@ def scenario(shown: Scenario, drawn: Details, digest: str, limits: Limits = LIMI
 def _leaders(board: Printed, pairs: bool, found: Sequence[filters.Facet], limits: Limits) -> Section:
     lead = (
         "Pooled over all attacks and poison ratios above 0; compare rows with the same number of tasks (training configurations "
-        f"× ratios). The best defense mitigated the most of its attacked runs: {limits.told()}. Of equals it is the one that "
+        f"× ratios). The best defense mitigated the most of its attacked runs: {limits.text()}. Of equals it is the one that "
         "kept the accuracy in more runs, then the one with the larger DER. DER adds up what was removed of the backdoor and what "
         "was lost of the accuracy, so a network that is destroyed still scores: 50 means no change, 100 a perfect repair. The "
-        "cost is what the defense takes from the accuracy (ARR) of models nobody attacked. Click a column to sort; where an "
-        f"attack or a ratio {'or both are' if pairs else '(not both)'} chosen, its runs alone are pooled here."
+        "cost is what the defense takes from the accuracy (ARR) of models nobody attacked. Click a column to sort; where "
+        f"{'an attack, a ratio or both are' if pairs else 'an attack or a ratio is'} chosen, its runs alone are pooled."
     )
-    body = layout.table(tables.board_of(board, limits), "Defenses pooled over attacks and poison ratios", "board", facets=found)
+    body = layout.table(board, "Defenses pooled over attacks and poison ratios", "board", facets=found)
     return Section("defenses", "Defenses, best first", body, lead)
 
 
@@ -135,7 +136,7 @@ def _cells(shown: Sequence[Scenario], found: Sequence[filters.Facet]) -> Section
         ratios = sorted(one.rows["ratio"].unique().to_list())
         ok = int((one.rows["status"] == "ok").sum())
         cells = [Cell(one.title, one.title), *(Cell(str(facts[key]), facts[key]) for key in columns[1:])]
-        cells.append(Cell(", ".join(tables.setting("ratio", ratio) for ratio in ratios), max(ratios)))
+        cells.append(Cell(", ".join(setting("ratio", ratio) for ratio in ratios), max(ratios)))
         cells += [Cell(f"{number:,}", number) for number in (one.rows.height, one.rows["defense"].n_unique() - 1, ok)]
         rows.append(tuple(cells))
         about.append(facts)

@@ -1,4 +1,4 @@
-"""The templates of the HTML pages, which lie beside this file, filled in with jinja2: every value is escaped."""
+"""The templates of the HTML pages, which are beside this file, filled in with jinja2: every value is escaped."""
 
 import functools
 from importlib.resources import files

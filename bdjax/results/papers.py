@@ -5,7 +5,7 @@ from importlib.resources import files
 
 SURVEY = "dunnett2024countering"  # the settings and the evaluation are its
 
-DATASETS = {
+DATASETS: dict[str, tuple[str, ...]] = {
     "digits": ("alpaydin1998optical",),
     "cifar10": ("krizhevsky2009learning",),
     "gtsrb": ("stallkamp2011german",),
@@ -23,7 +23,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "mobilenet_v3_large": ("howard2019searching",),
 }
 ATTACKS: dict[str, tuple[str, ...]] = {
-    "stored": (),  # images that were imported: whose attack it was, nobody tells
+    "stored": (),  # images that were imported: nothing says which attack made them
     "badnets": ("gu2017badnets",),
     "blended": ("chen2017targeted",),
     "sig": ("barni2019new",),

@@ -11,7 +11,7 @@ import numpy as np
 
 from bdjax import metrics
 from bdjax.errors import UserError
-from bdjax.results.configs import depth, labels, parsed, precision, told_of, trained, training, variant
+from bdjax.results.configs import depth, from_configs, labels, parsed, precision, trained, training, variant
 from bdjax.results.mitigation import LIMITS, Limits, judged
 from bdjax.results.soundness import counted, remark
 from bdjax.sweep import editions
@@ -48,8 +48,8 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
       answer); ``outdated``, the editions it was made with where these are no longer today's; ``knows_trigger`` and
       ``knows_test``; ``mitigated``, the share of the ``mitigated_n`` attacked runs that were mitigated, with ``mitigated_low``
       and ``mitigated_high``; ``left_out``, the runs at a ratio above 0 that are not among them (infeasible ones aside); ``kept``,
-      the share that kept its accuracy; ``remark``, what makes the row's networks say little, with the counts behind it
-      (:func:`bdjax.results.soundness.remark`); the means of :data:`PREDICTED`, null where no record tells them; the interquartile
+      the share that kept its accuracy; ``remark``, why the numbers of the row's networks say little, with the counts behind it
+      (:func:`bdjax.results.soundness.remark`); the means of :data:`PREDICTED`, null where no record has them; the interquartile
       means of :data:`BEFORE`; for each metric ``m`` of :data:`METRICS`: ``m`` (interquartile mean), ``m_mean``, ``m_low`` and
       ``m_high`` (its 95 % interval), ``m_n``. Fractions; null where undefined, intervals also where there are fewer than two
       runs. Sorted, "none" before the defenses.
@@ -57,7 +57,7 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
     Raises:
       UserError: there are no records.
     """
-    _some(records)
+    _require_records(records)
     return pool(described(judged(records, limits)), GROUP)
 
 
@@ -84,7 +84,7 @@ def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFra
     """
     import polars as pl
 
-    _some(records)
+    _require_records(records)
     rows = with_tasks(described(judged(without_replaced(records), limits))).filter(pl.col("defense") != "none")
     poisoned, clean = rows.filter(pl.col("ratio") > 0), rows.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
@@ -147,7 +147,7 @@ def pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
 
 
 def _counts(group: tuple[str, ...]) -> list["pl.Expr"]:
-    """What is counted, marked and said of the runs of a group, besides its metrics."""
+    """The columns of a group besides its metrics: counts of its runs, marks, reasons and warnings."""
     import polars as pl
 
     ok = pl.col("status") == "ok"
@@ -181,14 +181,14 @@ def _summed(lists: "pl.Series", tasks: "pl.Series | None", trimmed: bool = True)
         order = np.lexsort((strata, flat_list))
         flat, strata = flat[order], strata[order]
     alike: dict[tuple[int, ...], list[int]] = {}
-    for i in np.flatnonzero(sizes):
+    for i in np.flatnonzero(sizes).tolist():
         part = slice(starts[i], starts[i] + sizes[i])
         key = (int(sizes[i]),) if tasks is None else tuple(np.unique(strata[part], return_counts=True)[1].tolist())
         alike.setdefault(key, []).append(i)
     parts = []
-    for key, at in alike.items():
+    for key, places in alike.items():
         size = AT_ONCE if len(key) == 1 else SORTED_AT_ONCE
-        parts += [(key, np.array(at[i : i + size])) for i in range(0, len(at), size)]
+        parts += [(key, np.array(places[i : i + size])) for i in range(0, len(places), size)]
 
     def summarise(part: tuple[tuple[int, ...], Any]) -> metrics.Summary:
         key, at = part
@@ -203,21 +203,21 @@ def _summed(lists: "pl.Series", tasks: "pl.Series | None", trimmed: bool = True)
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":
-    """Records with every column of :data:`GROUP`: what configurations tell, and names that tell the data sets apart; and
-    ``outdated``, which editions of its methods a record was made with where these are no longer today's, empty elsewhere."""
+    """Records with every column of :data:`GROUP`: facts from the configurations, names that distinguish the data sets,
+    and ``outdated``: the editions of the methods behind a record where these are no longer today's, empty elsewhere."""
     import polars as pl
 
-    rules = told_of(records, labels)
+    rules = from_configs(records, labels)
     return records.with_columns(
-        told_of(records, precision).alias("precision"),
-        told_of(records, depth).alias("depth"),
-        told_of(records, training).alias("training"),
+        from_configs(records, precision).alias("precision"),
+        from_configs(records, depth).alias("depth"),
+        from_configs(records, training).alias("training"),
         rules.alias("labels"),
         pl.when(rules.eq_missing(ALL_TO_ALL)).then(None).otherwise(pl.col("target")).alias("target"),
         pl.col("target_class") if "target_class" in records.columns else pl.lit(None, pl.String).alias("target_class"),
         pl.col("warning") if "warning" in records.columns else pl.lit(None, pl.String).alias("warning"),
-        pl.Series("dataset", _told_apart(records), pl.String),
-        told_of(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
+        pl.Series("dataset", _distinct_names(records), pl.String),
+        from_configs(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
     )
 
 
@@ -227,7 +227,7 @@ def without_replaced(records: "pl.DataFrame") -> "pl.DataFrame":
     def now(config: str | None) -> str:
         return editions.current(parsed(config)) if editions.changed(config) else ""
 
-    cells, members = told_of(records, now), records["member"]
+    cells, members = from_configs(records, now), records["member"]
     if not (cells != "").any():
         return records
     there = set(zip(records["cell"], members, strict=True))
@@ -238,17 +238,19 @@ def with_tasks(records: "pl.DataFrame") -> "pl.DataFrame":
     """Records with their ``task`` (one training configuration at one ratio) and the ``variant`` of their defense."""
     import polars as pl
 
-    task = pl.concat_str(told_of(records, trained), pl.lit(" "), records["ratio"].cast(pl.String)).cast(pl.Categorical)
-    return records.with_columns(told_of(records, variant).alias("variant"), task.alias("task"))
+    task = pl.select(pl.concat_str(from_configs(records, trained), pl.lit(" "), records["ratio"].cast(pl.String))).to_series()
+    # Numbered in the order of their first rows, so that the bootstrap draws the same whatever else the process has read.
+    task = task.cast(pl.Enum(task.unique(maintain_order=True)))
+    return records.with_columns(from_configs(records, variant).alias("variant"), task.alias("task"))
 
 
-def _told_apart(records: "pl.DataFrame") -> list[str]:
+def _distinct_names(records: "pl.DataFrame") -> list[str]:
     """Names of data sets, with the beginning of their hash where several of one name and size are there: users' own may be."""
     rows = records.select("dataset", "train_images", "test_images", "data_digest").rows()
     several = collections.Counter((name, *sizes) for name, *sizes, _ in set(rows))
     return [f"{name} {digest[:8]}" if several[name, *sizes] > 1 and digest else name for name, *sizes, digest in rows]
 
 
-def _some(records: "pl.DataFrame") -> None:
+def _require_records(records: "pl.DataFrame") -> None:
     if records.is_empty():
         raise UserError("there are no records to report; write some with: bdjax run or bdjax sweep")

@@ -70,7 +70,7 @@ def test_page_is_one_file_that_fetches_nothing(built):
 def test_page_holds_every_cell_of_both_tables_and_what_became_of_all_runs(built, records):
     page = Page(built[1])
     full, board = tables.full(records), tables.board(records)
-    assert page.cells == sum(len(row) for told in (full, board) for row in told.rows)
+    assert page.cells == sum(len(row) for printed in (full, board) for row in printed.rows)
     for count, text in (
         (16, "trained members"),
         (64, "repairs"),
