@@ -4,16 +4,14 @@ No run is dropped in silence: those that were infeasible, failed or diverged are
 """
 
 import collections
-import concurrent.futures
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bdjax import metrics
 from bdjax.errors import UserError
 from bdjax.results.configs import depth, from_configs, labels, parsed, precision, trained, training, variant
+from bdjax.results.intervals import interquartile_mean
 from bdjax.results.mitigation import LIMITS, Limits, judged
 from bdjax.results.soundness import counted, remark
+from bdjax.results.summarised import summarised
 from bdjax.sweep import editions
 from bdjax.sweep.goal import ALL_TO_ALL
 
@@ -27,8 +25,6 @@ PREDICTED = ("one_class_before", "one_class")  # largest share of the clean test
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "labels", "target")
 GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "training", "cell")
-AT_ONCE = 1000  # groups of runs whose resamples are in memory together, in each thread
-SORTED_AT_ONCE = 50  # likewise where runs have several strata: each group is sorted by itself, which threads do side by side
 SETTING = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "labels")
 BOARD = (*SETTING, "defense", "variant", "spc", "hyper")
 
@@ -104,7 +100,7 @@ def clean_cost(clean: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
 
     arr = pl.col("arr").filter(pl.col("status") == "ok").drop_nulls().drop_nans()
     lists = clean.group_by(group, maintain_order=True).agg(arr.alias("arr"))
-    means = [metrics.interquartile_mean(values) if len(values) else None for values in lists["arr"]]
+    means = [interquartile_mean(values) if len(values) else None for values in lists["arr"]]
     return lists.select(group).with_columns(pl.Series("cost", means, pl.Float64))
 
 
@@ -130,10 +126,10 @@ def pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
         lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in (*METRICS, SHARE)]
         lists.append(pl.col("task").filter(ok).n_unique().alias("tasks"))
     pooled = records.group_by(group, maintain_order=True).agg(*_counts(group), *lists)
-    columns = [pl.Series(name, _summed(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
+    columns = [pl.Series(name, summarised(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
     for metric in (SHARE, *METRICS):
         trimmed = metric != SHARE
-        summary = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None, trimmed)
+        summary = summarised(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None, trimmed)
         columns.append(pl.Series(f"{metric}_n", summary.n, pl.Int64))
         ends = {metric: summary.iqm, f"{metric}_mean": summary.mean} if trimmed else {metric: summary.mean}
         ends |= {f"{metric}_low": summary.low, f"{metric}_high": summary.high}
@@ -166,40 +162,6 @@ def _counts(group: tuple[str, ...]) -> list["pl.Expr"]:
         *(pl.col(name).filter(ok).mean().alias(name) for name in PREDICTED),
         *([pl.col("target_class").drop_nulls().first()] if "target" in group else []),
     ]
-
-
-def _summed(lists: "pl.Series", tasks: "pl.Series | None", trimmed: bool = True) -> metrics.Summary:
-    """The summary of each list of runs, as arrays; ``tasks`` are their strata.
-
-    Lists whose strata have the same sizes are summarised together: the bootstrap draws the same runs of all of them.
-    """
-    sizes = lists.list.len().to_numpy().astype(np.int64)
-    flat, starts = lists.explode().drop_nulls().to_numpy(), np.cumsum(sizes) - sizes
-    if tasks is not None:
-        strata = tasks.explode().drop_nulls().to_physical().to_numpy()
-        flat_list = np.repeat(np.arange(len(sizes)), sizes)
-        order = np.lexsort((strata, flat_list))
-        flat, strata = flat[order], strata[order]
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for i in np.flatnonzero(sizes).tolist():
-        part = slice(starts[i], starts[i] + sizes[i])
-        key = (int(sizes[i]),) if tasks is None else tuple(np.unique(strata[part], return_counts=True)[1].tolist())
-        alike.setdefault(key, []).append(i)
-    parts = []
-    for key, places in alike.items():
-        size = AT_ONCE if len(key) == 1 else SORTED_AT_ONCE
-        parts += [(key, np.array(places[i : i + size])) for i in range(0, len(places), size)]
-
-    def summarise(part: tuple[tuple[int, ...], Any]) -> metrics.Summary:
-        key, at = part
-        return metrics.summaries(flat[starts[at, None] + np.arange(sum(key))], key, trimmed=trimmed)
-
-    found = {name: np.full(len(sizes), np.nan) for name in ("mean", "iqm", "low", "high")}
-    with concurrent.futures.ThreadPoolExecutor() as threads:  # NumPy works outside the interpreter's lock
-        for (_, at), one in zip(parts, threads.map(summarise, parts), strict=True):
-            for name, values in found.items():
-                values[at] = getattr(one, name)
-    return metrics.Summary(sizes, **found)
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":

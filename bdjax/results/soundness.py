@@ -77,7 +77,7 @@ COUNTED = ("one_class_runs", "chance_runs", "unpoisoned_runs", "untrained_runs",
 
 
 def counted() -> list["pl.Expr"]:
-    """What :func:`remark` reads of a group of rows of :func:`with_soundness`: the counts :data:`COUNTED` and ``acc_untrained``."""
+    """What :func:`remark` reads of a group of :func:`with_soundness`: the counts :data:`COUNTED`, and ``acc_untrained``."""
     import polars as pl
 
     ok, known = pl.col("status") == "ok", pl.col("acc_before").is_not_null()

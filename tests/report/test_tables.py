@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bdjax import metrics
 from bdjax.errors import UserError
 from bdjax.report import tables
+from bdjax.results import intervals
 
 
 def pick(frame, **values):
@@ -25,7 +25,7 @@ def test_table_pools_seeds_and_nothing_else(records):
     values = [0.90, 0.91, 0.92, 0.93]
     assert (row["runs"], row["ok"], row["acc_n"]) == (4, 4, 4)
     np.testing.assert_allclose([row["acc"], row["acc_mean"]], [0.915, 0.915], atol=1e-12)
-    np.testing.assert_allclose((row["acc_low"], row["acc_high"]), metrics.stratified_bootstrap(values), atol=1e-12)
+    np.testing.assert_allclose((row["acc_low"], row["acc_high"]), intervals.stratified_bootstrap(values), atol=1e-12)
     np.testing.assert_allclose((row["acc_before"], row["asr_before"]), (0.95, 0.99), atol=1e-12)
 
 
@@ -105,7 +105,7 @@ def test_leaderboard_ranks_by_mitigated_and_states_cost_and_coverage(records):
     np.testing.assert_allclose(clp["cost"], 1 - 0.865 / 0.95, atol=1e-12)  # ratio 0 only, both attacks
     asr = [0.05, 0.06, 0.07, 0.08]
     np.testing.assert_allclose(
-        (clp["asr_low"], clp["asr_high"]), metrics.stratified_bootstrap(asr * 2, [0] * 4 + [1] * 4), atol=1e-12
+        (clp["asr_low"], clp["asr_high"]), intervals.stratified_bootstrap(asr * 2, [0] * 4 + [1] * 4), atol=1e-12
     )
 
 

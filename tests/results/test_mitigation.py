@@ -11,6 +11,7 @@ from bdjax import metrics
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
 from bdjax.report import html, tables
+from bdjax.results import intervals
 from bdjax.results.mitigation import Limits, checked, judged
 from bdjax.store import records as store
 from tests.report.conftest import frame, row
@@ -105,14 +106,14 @@ def test_the_share_is_a_plain_mean_with_the_stratified_bootstrap_interval():
     found = tables.leaderboard(frame(rows)).row(0, named=True)
     assert found["mitigated"] == 7 / 8 and found["mitigated_n"] == 8
     values, strata = [1, 1, 1, 1, 0, 1, 1, 1], [0] * 4 + [1] * 4
-    low, high = metrics.stratified_bootstrap(values, strata, trimmed=False)
+    low, high = intervals.stratified_bootstrap(values, strata, trimmed=False)
     assert (found["mitigated_low"], found["mitigated_high"]) == (low, high) and low < 7 / 8 < high
     assert low >= 0.5  # each draw holds four of badnets, all mitigated
     judged_rows = tables.table(frame(rows)).filter(pl.col("attack") == "blended").row(0, named=True)
-    assert (judged_rows["mitigated_low"], judged_rows["mitigated_high"]) == metrics.stratified_bootstrap(
+    assert (judged_rows["mitigated_low"], judged_rows["mitigated_high"]) == intervals.stratified_bootstrap(
         values[4:], trimmed=False
     )
-    many = metrics.summaries([values[4:]] * 2, trimmed=False)
+    many = intervals.summaries([values[4:]] * 2, trimmed=False)
     np.testing.assert_allclose(many.low, judged_rows["mitigated_low"])
 
 
@@ -120,7 +121,7 @@ def test_the_interval_of_a_mean_is_that_of_resamples_drawn_one_by_one():
     generator = np.random.default_rng(4)
     values, strata = generator.integers(0, 2, 11), np.array([0] * 4 + [1] * 7)
     drawn = [np.mean([*generator.choice(values[:4], 4), *generator.choice(values[4:], 7)]) for _ in range(4000)]
-    low, high = metrics.stratified_bootstrap(values, strata, draws=4000, trimmed=False)
+    low, high = intervals.stratified_bootstrap(values, strata, draws=4000, trimmed=False)
     np.testing.assert_allclose((low, high), np.quantile(drawn, [0.025, 0.975]), atol=1 / 11 + 1e-9)
 
 
