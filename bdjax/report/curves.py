@@ -9,6 +9,7 @@ from bdjax.results.curves import RATES, Group
 from bdjax.results.wording import percent, ratio_title
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMNS = 4  # panels side by side
@@ -47,25 +48,29 @@ def picture(groups: list[Group]) -> "Figure":
     for axis in panels.flat[len(groups) :]:
         axis.set_visible(False)
     for axis, group in zip(panels.flat, groups, strict=False):
-        down = group.points[0] > group.points[-1]
-        for name, color in zip(RATES[:2], COLORS, strict=False):
-            for line in group.rates[name]:
-                axis.plot(group.points, 100 * line, color=color, lw=0.8, alpha=0.45)
-            axis.plot(group.points, 100 * group.rates[name].mean(0), color=color, lw=2.2)
-        low, high = min(group.points), max(group.points)
-        place = low if down else high  # the end of the axis: the records' networks were also tuned where the method tunes
-        for i, color in enumerate(COLORS[:2]):
-            axis.plot(np.full(len(group.chosen), place), 100 * group.chosen[:, i], "o", color=color, ms=5, clip_on=False)
-        about = group.about
-        data = "" if about["spc"] is None else f"{about['spc']} per class"
-        second = " · ".join(part for part in (data, group.setting) if part)
-        title = f"{about['attack']} · {ratio_title(about['ratio'])}" + (f"\n{second}" if second else "")
-        axis.set(title=title, xlabel=group.label, ylim=(-2, 104))
-        if down:
-            axis.set_xlim(high, low)
-        axis.grid(True)
+        _panel(axis, group)
     for axis in panels[:, 0]:
         axis.set_ylabel("percent of test images")
     lines = [(name.upper(), {"color": color}) for name, color in zip(RATES[:2], COLORS, strict=False)]
     legend(figure, [*lines, ("after the defense", {"marker": "o", "color": INK, "ls": "none"})])
     return figure
+
+
+def _panel(axis: "Axes", group: Group) -> None:
+    down = group.points[0] > group.points[-1]
+    for name, color in zip(RATES[:2], COLORS, strict=False):
+        for line in group.rates[name]:
+            axis.plot(group.points, 100 * line, color=color, lw=0.8, alpha=0.45)
+        axis.plot(group.points, 100 * group.rates[name].mean(0), color=color, lw=2.2)
+    low, high = min(group.points), max(group.points)
+    place = low if down else high  # the end of the axis: the records' networks were also tuned where the method tunes
+    for i, color in enumerate(COLORS[:2]):
+        axis.plot(np.full(len(group.chosen), place), 100 * group.chosen[:, i], "o", color=color, ms=5, clip_on=False)
+    about = group.about
+    data = "" if about["spc"] is None else f"{about['spc']} per class"
+    second = " · ".join(part for part in (data, group.setting) if part)
+    title = f"{about['attack']} · {ratio_title(about['ratio'])}" + (f"\n{second}" if second else "")
+    axis.set(title=title, xlabel=group.label, ylim=(-2, 104))
+    if down:
+        axis.set_xlim(high, low)
+    axis.grid(True)

@@ -1,16 +1,18 @@
 """The course of a method that prunes one filter per round: loss, accuracy and score by round, and what was pruned where."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.report.figures import COLORS, INK, legend, panels_of, styled
-from bdjax.results.traces import ROUNDS, trajectory
+from bdjax.results.traces import ROUNDS, Trajectory, trajectory
 from bdjax.results.wording import ratio_title
 
 if TYPE_CHECKING:
     import polars as pl
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -35,11 +37,7 @@ def trajectories(records: "pl.DataFrame") -> "Figure":
         color = COLORS[i % len(COLORS)]
         mine = [rounds for r, rounds in found if r == ratio]
         for rounds in mine:
-            lines = (rounds.unlearning, rounds.accuracy, rounds.score)
-            for axis, values, scale in zip(panels[0], lines, (1, 100, 1), strict=False):
-                axis.plot(scale * values, color=color, lw=1.1, alpha=0.7)
-                if rounds.kept or axis is not panels[0][2]:  # at round 0 nothing was scored
-                    axis.plot(rounds.kept, scale * values[rounds.kept], "o", color=color, ms=4.5)
+            _lines(panels[0][:3], rounds, color)
         counts = [np.mean([np.sum(rounds.address[: rounds.kept + 1] == address) for rounds in mine]) for address in pruned]
         place = np.arange(len(pruned)) + (i - (len(ratios) - 1) / 2) * 0.8 / len(ratios)
         panels[0][3].barh(place, counts, 0.7 / len(ratios), color=color)
@@ -55,3 +53,11 @@ def trajectories(records: "pl.DataFrame") -> "Figure":
     by_ratio = [(ratio_title(ratio), {"color": COLORS[i % len(COLORS)]}) for i, ratio in enumerate(ratios)]
     legend(figure, [*by_ratio, ("kept", {"marker": "o", "color": INK, "ls": "none"})])
     return figure
+
+
+def _lines(axes: Sequence["Axes"], rounds: Trajectory, color: str) -> None:
+    """The unlearning loss, the accuracy and the score of one member by round."""
+    for axis, values, scale in zip(axes, (rounds.unlearning, rounds.accuracy, rounds.score), (1, 100, 1), strict=True):
+        axis.plot(scale * values, color=color, lw=1.1, alpha=0.7)
+        if rounds.kept or values is not rounds.score:  # at round 0 nothing was scored
+            axis.plot(rounds.kept, scale * values[rounds.kept], "o", color=color, ms=4.5)

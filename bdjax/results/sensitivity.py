@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 RATES = ("acc", "asr", "der")
+_Key = tuple[str, str, str]  # defense, profile, hyper-parameter
 
 
 class Line(NamedTuple):
@@ -42,8 +43,8 @@ def swept(records: "pl.DataFrame") -> list[Swept]:
     means = rows.group_by("defense", "profile", "variant", "spc", "task", "hyper", maintain_order=True).agg(
         *(pl.col(name).mean() for name in RATES), pl.col("knows_trigger", "knows_test").any()
     )
-    found: dict[tuple[str, str, str], dict[tuple[Any, ...], dict[float, dict[str, Any]]]] = {}
-    titles: dict[tuple[str, str, str], str] = {}
+    found: dict[_Key, dict[tuple[Any, ...], dict[float, dict[str, Any]]]] = {}
+    titles: dict[_Key, str] = {}
     for row in means.iter_rows(named=True):
         hyper = json.loads(row["hyper"])
         for leaf, value in hyper.items():
@@ -53,13 +54,11 @@ def swept(records: "pl.DataFrame") -> list[Swept]:
             line[float(value)] = row
             rule = "" if row["profile"] == "corrected" else f", {row['profile']}"
             titles[key] = row["defense"].rpartition(":")[2] + marks(row) + rule
-    listed = []
-    for (defense, rule, leaf), by_line in sorted(found.items(), key=lambda item: item[0]):
-        lines = [
-            Line(spc, tuple(sorted(line)), {rate: np.array([line[v][rate] for v in sorted(line)], float) for rate in RATES})
-            for (_, spc, _, _), line in by_line.items()
-            if len(line) > 1
-        ]
-        if lines:
-            listed.append(Swept(defense, rule, titles[defense, rule, leaf], leaf, tuple(lines)))
-    return listed
+    listed = [(key, [_line(spc, rows) for (_, spc, _, _), rows in found[key].items() if len(rows) > 1]) for key in sorted(found)]
+    return [Swept(key[0], key[1], titles[key], key[2], tuple(lines)) for key, lines in listed if lines]
+
+
+def _line(spc: int | None, rows: dict[float, dict[str, Any]]) -> Line:
+    """The line through the means of some values of a hyper-parameter."""
+    values = sorted(rows)
+    return Line(spc, tuple(values), {rate: np.array([rows[value][rate] for value in values], float) for rate in RATES})
