@@ -11,14 +11,12 @@ from bdjax.cli import complaints, stopping, terminal
 from bdjax.cli.folder import reproduce, status
 from bdjax.cli.grids import check, plan, quickstart, run, sweep
 from bdjax.cli.lists import data, ls
-from bdjax.cli.report import cite, report
+from bdjax.cli.report import cite, compare_masks, pruning_curve, report
 from bdjax.cli.show_attack import show_attack
 from bdjax.cli.torch import export_torch, import_torch
 from bdjax.errors import UserError
 from bdjax.population import platforms
 from bdjax.population.compilations import keep_compilations
-from bdjax.report.compare import compare_masks
-from bdjax.report.curves import pruning_curve
 
 COMMANDS = {
     "quickstart": quickstart,

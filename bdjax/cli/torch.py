@@ -81,7 +81,7 @@ def export_torch(
       overwrite: replace files that exist.
     """
     from bdjax.interop.imports import export_torch as write
-    from bdjax.results import member
+    from bdjax.results import member, recreate
     from bdjax.store.files import refuse_existing
 
     refuse_existing(Path(file), overwrite)  # before a defense that may take hours
@@ -93,13 +93,13 @@ def export_torch(
     variables, triggered, rates = found.variables, None, ""
     kept = None if imported is None else _kept(imported, row)
     if kind == "attack_result" or row["defense"] != "none":
-        images = member.images_of(row, picked.dataset, data_dir)
+        images = recreate.images_of(row, picked.dataset, data_dir)
         if row["defense"] != "none":
-            variables, again = member.repaired(found, network, images, imported)
+            variables, again = recreate.defend(found, network, images, imported)
             rates = "; " + ", ".join(f"{name.upper()} {_fraction(again[name])}" for name in ("acc", "asr"))
             rates += f" (its record: {_fraction(row['acc'])}, {_fraction(row['asr'])})"
         if kind == "attack_result":
-            triggered = member.triggered(found, images, imported)
+            triggered = recreate.triggered(found, images, imported)
     write(file, network, variables, kept=kept, kind=kind, dataset=row["dataset"], triggered=triggered, overwrite=overwrite)
     about = ", ".join(f"{name} {row[name]}" for name in ("dataset", "model", "attack", "defense", "seed", "ratio"))
     print(f"{file}: {kind} of {about}{rates}")

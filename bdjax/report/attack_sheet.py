@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bdjax.errors import UserError
 from bdjax.report.figures import PAPER, styled
-from bdjax.report.quality import Summary
+from bdjax.results.quality import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,51 +46,62 @@ def attack_sheet(originals: NDArray[np.uint8], rows: Sequence[Shown], names: Seq
     Raises:
       UserError: no rows, or triggered images of another shape than the originals.
     """
-    from matplotlib.figure import Figure
+    _require_pictures(originals, rows)
+    scale = max(1, round(CELL / max(originals.shape[1:3])))
+    pictures = mosaic([originals, *(row.triggered for row in rows)], scale)
+    changes = mosaic([changed(originals, row.triggered) for row in rows], scale)
+    down, across = (side * scale + 2 * FRAME + GAP for side in originals.shape[1:3])  # from one picture to the next
+    titles = ["\n".join(textwrap.wrap(name, int(across / (8 * GLYPH)), max_lines=2, placeholder="…")) for name in names]
+    labels = [(row.name, "\n".join(line for line in (*_quality_lines(row.quality), row.note) if line)) for row in rows]
+    note = f"below: what the trigger changes, × {GAIN}\ngrey = unchanged, bright = brighter"
+    top = 8 + LINE * max([title.count("\n") + 1 for title in titles], default=0)
+    left = 2 * MARGIN + max(
+        _wide(text, size) for pair in [("original", ""), *labels] for text, size in zip(pair, (9.5, 7), strict=True)
+    )
+    right = left + pictures.shape[1] + BETWEEN
+    sheet = _Sheet(right + max(pictures.shape[1], _wide(note, 8.5)) + MARGIN, top + pictures.shape[0] + MARGIN)
+    sheet.put(pictures, left, top)
+    sheet.put(changes, right, top + down)
+    middle = (down - GAP) / 2
+    for i, title in enumerate(titles):
+        sheet.write(title, left + i * across + (across - GAP) / 2, top / 2, 8, ha="center")
+    sheet.write("original", left - MARGIN, top + middle, 9.5, ha="right", fontweight="bold")
+    sheet.write(note, right, top + middle, 8.5, ha="left")
+    for i, (name, text) in enumerate(labels, 1):
+        y = top + i * down + middle
+        lines = text.count("\n") + 1 if text else 0
+        sheet.write(name, left - MARGIN, y - LINE / 2 * lines, 9.5, ha="right", fontweight="bold")
+        sheet.write(text, left - MARGIN, y + LINE / 2, 7, ha="right")
+    return sheet.figure
 
+
+def _require_pictures(originals: NDArray[np.uint8], rows: Sequence[Shown]) -> None:
+    """Raise UserError unless there are rows, with pictures of the shape and dtype of the originals."""
     for row in rows:
         if row.triggered.shape != originals.shape or row.triggered.dtype != np.uint8:
             given = f"{row.triggered.dtype}{list(row.triggered.shape)}"
             raise UserError(f"the pictures of {row.name} are {given}; the originals are uint8{list(originals.shape)}")
     if not rows:
         raise UserError("a sheet of attacks needs at least one attack")
-    scale = max(1, round(CELL / max(originals.shape[1:3])))
-    pictures = mosaic([originals, *(row.triggered for row in rows)], scale)
-    changes = mosaic([changed(originals, row.triggered) for row in rows], scale)
-    down, across = (side * scale + 2 * FRAME + GAP for side in originals.shape[1:3])  # from one picture to the next
-    height, block = pictures.shape[:2]
-    titles = ["\n".join(textwrap.wrap(name, int(across / (8 * GLYPH)), max_lines=2, placeholder="…")) for name in names]
-    labels = [(row.name, "\n".join(line for line in (*_told(row.quality), row.note) if line)) for row in rows]
-    note = f"below: what the trigger changes, × {GAIN}\ngrey = unchanged, bright = brighter"
-    top = 8 + LINE * max([title.count("\n") + 1 for title in titles], default=0)
-    left = 2 * MARGIN + max(
-        _wide(text, size) for pair in [("original", ""), *labels] for text, size in zip(pair, (9.5, 7), strict=True)
-    )
-    right = left + block + BETWEEN
-    wide, tall = right + max(block, _wide(note, 8.5)) + MARGIN, top + height + MARGIN
-    figure = Figure(figsize=(wide / DPI, tall / DPI), dpi=DPI)
 
-    def put(picture: NDArray[np.uint8], x: int, y: int) -> None:
-        axis = figure.add_axes((x / wide, 1 - (y + picture.shape[0]) / tall, picture.shape[1] / wide, picture.shape[0] / tall))
+
+class _Sheet:
+    """A figure of so many pixels, on which things are placed by pixels from its upper left corner."""
+
+    def __init__(self, wide: int, tall: int) -> None:
+        from matplotlib.figure import Figure
+
+        self.wide, self.tall = wide, tall
+        self.figure = Figure(figsize=(wide / DPI, tall / DPI), dpi=DPI)
+
+    def put(self, picture: NDArray[np.uint8], x: int, y: int) -> None:
+        height, width = picture.shape[:2]
+        axis = self.figure.add_axes((x / self.wide, 1 - (y + height) / self.tall, width / self.wide, height / self.tall))
         axis.imshow(picture, interpolation="none", aspect="auto")
         axis.set_axis_off()
 
-    def write(text: str, x: float, y: float, size: float, **how: Any) -> None:
-        figure.text(x / wide, 1 - y / tall, text, fontsize=size, **{"va": "center", **how})
-
-    put(pictures, left, top)
-    put(changes, right, top + down)
-    middle = (down - GAP) / 2
-    for i, title in enumerate(titles):
-        write(title, left + i * across + (across - GAP) / 2, top / 2, 8, ha="center")
-    write("original", left - MARGIN, top + middle, 9.5, ha="right", fontweight="bold")
-    write(note, right, top + middle, 8.5, ha="left")
-    for i, (name, told) in enumerate(labels, 1):
-        y = top + i * down + middle
-        lines = told.count("\n") + 1 if told else 0
-        write(name, left - MARGIN, y - LINE / 2 * lines, 9.5, ha="right", fontweight="bold")
-        write(told, left - MARGIN, y + LINE / 2, 7, ha="right")
-    return figure
+    def write(self, text: str, x: float, y: float, size: float, **style: Any) -> None:
+        self.figure.text(x / self.wide, 1 - y / self.tall, text, fontsize=size, **{"va": "center", **style})
 
 
 def mosaic(rows: Sequence[NDArray[np.uint8]], scale: int) -> NDArray[np.uint8]:
@@ -117,7 +128,7 @@ def _wide(text: str, size: float) -> int:
     return round(size * GLYPH * max(map(len, text.split("\n"))))
 
 
-def _told(found: Summary | None) -> tuple[str, ...]:
+def _quality_lines(found: Summary | None) -> tuple[str, ...]:
     if found is None:
         return ()
     psnr = "unchanged" if found.psnr is None else f"PSNR {found.psnr:.1f} dB"

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.report import figures, tuned
-from bdjax.report.trajectory import trajectories, trajectory
-from bdjax.report.triggers import pictures
+from bdjax.report.trajectory import trajectories
+from bdjax.results import traces
 from bdjax.results.scenarios import Scenario, slug
+from bdjax.results.triggers import pictures
+from bdjax.results.wording import ratio_title
 from bdjax.store import arrays
 from bdjax.store.location import Location
 
@@ -92,7 +94,7 @@ def _pruning(shown: Scenario) -> Iterator[Drawing]:
     masked = shown.rows.filter(shown.rows["masks"].is_not_null() & (shown.rows["status"] == "ok"))
     for rows in masked.partition_by("defense", maintain_order=True):
         defense = rows["defense"][0].rpartition(":")[2]
-        curves = rows.filter([figures.has_curve(row) for row in rows.to_dicts()])
+        curves = rows.filter([traces.pruning_curve(row) is not None for row in rows.to_dicts()])
         if not curves.is_empty():
             caption = f"{defense} against {shown.title}: accuracy while channels are pruned; one line per member, the median bold"
             yield Drawing(f"pruning-curve-{slug(defense)}-{shown.slug}", caption, figures.pruning_curve(curves))
@@ -105,7 +107,7 @@ def _trajectories(shown: Scenario) -> Iterator[Drawing]:
     """The rounds of methods that prune one filter at a time, with the most clean samples there are."""
     for rows in shown.rows.filter(shown.rows["trace"].is_not_null()).partition_by("defense", maintain_order=True):
         most = _most_clean(rows)
-        if any(trajectory(row) for row in most.to_dicts()):
+        if any(traces.trajectory(row) for row in most.to_dicts()):
             defense = rows["defense"][0].rpartition(":")[2]
             caption = (
                 f"{defense} against {shown.title}{_per_class(most)}: round by round, a line per member, a dot at what was kept"
@@ -117,7 +119,7 @@ def _courses(shown: Scenario) -> Iterator[Drawing]:
     """What happened by epoch, per defense, with the most clean samples there are."""
     for rows in shown.rows.filter(shown.rows["defense"] != "none").partition_by("defense", maintain_order=True):
         most = _most_clean(rows)
-        if any(tuned.courses(row) for row in most.to_dicts()):
+        if any(traces.courses(row) for row in most.to_dicts()):
             defense = rows["defense"][0].rpartition(":")[2]
             caption = f"{defense} against {shown.title}{_per_class(most)}: by epoch; one line per member, the median bold"
             yield Drawing(f"course-{slug(defense)}-{shown.slug}", caption, tuned.course(most))
@@ -132,12 +134,12 @@ def _recovered(shown: Scenario, folder: Location) -> Iterator[Drawing]:
         members = []
         for row in most.sort("ratio", "seed").unique("ratio", keep="first", maintain_order=True).to_dicts():
             try:
-                found = tuned.recovered(row, arrays.read(folder, row))
+                found = traces.recovered(row, arrays.read(folder, row))
             except UserError as error:
                 yield Drawing(f"recovered-{shown.slug}", f"recovered triggers, {shown.title}", None, str(error))
                 continue
             if found:
-                members.append((f"{figures.ratio_title(row['ratio'])}\nseed {row['seed']}", found))
+                members.append((f"{ratio_title(row['ratio'])}\nseed {row['seed']}", found))
         if members:
             defense = part["defense"][0].rpartition(":")[2]
             caption = (

@@ -1,7 +1,7 @@
 """Figures from records: what a defense changed, how triggers look, what pruning does. Each function returns the figure.
 
-Colours are told apart with any colour vision (Okabe and Ito); text and lines are drawn in one ink, which the HTML page recolours
-to its light or dark theme. Nothing here touches matplotlib's global state.
+Colours can be distinguished with any colour vision (Okabe and Ito); text and lines are drawn in one ink, which the HTML page
+recolours to its light or dark theme. Nothing here touches matplotlib's global state.
 """
 
 import functools
@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdjax.errors import UserError
-from bdjax.report.tables import differing, lost, name, setting
+from bdjax.results import traces
+from bdjax.results.methods import Method
 from bdjax.results.pool import table
+from bdjax.results.wording import differing, lost, name, ratio_title, setting
 
 if TYPE_CHECKING:
     import polars as pl
@@ -103,9 +105,9 @@ def picture_grid(images: NDArray[np.uint8], triggered: Mapping[str, NDArray[np.u
       names: n column titles (class names).
     """
     rows = [("original", images)]
-    for attack, stamped in triggered.items():
-        change = np.abs(stamped.astype(np.int16) - images.astype(np.int16))
-        rows += [(attack, stamped), ("change × 10", np.minimum(10 * change, 255).astype(np.uint8))]
+    for attack, pictures in triggered.items():
+        change = np.abs(pictures.astype(np.int16) - images.astype(np.int16))
+        rows += [(attack, pictures), ("change × 10", np.minimum(10 * change, 255).astype(np.uint8))]
     figure, axes = panels_of(len(rows), len(images), (0.95 * len(images) + 1.1, 0.95 * len(rows) + 0.35))
     for row, (title, pictures) in zip(axes, rows, strict=True):
         for axis, picture in zip(row, pictures, strict=True):
@@ -130,7 +132,7 @@ def pruning_curve(records: "pl.DataFrame") -> "Figure":
     Raises:
       UserError: no record holds such a trace.
     """
-    found = [(row, *curve) for row in records.to_dicts() if (curve := _curve(row)) is not None]
+    found = [(row, *curve) for row in records.to_dicts() if (curve := traces.pruning_curve(row)) is not None]
     if not found:
         raise UserError("no record holds a pruning curve (a trace of pruned, correct, validation and level)")
     ratios = sorted({row["ratio"] for row, *_ in found})
@@ -148,14 +150,9 @@ def pruning_curve(records: "pl.DataFrame") -> "Figure":
         axis.set(title=ratio_title(ratio), xlabel="channels pruned, percent", xlim=(-2, 102), ylim=(-2, 104))
         axis.grid(True)
     panels[0][0].set_ylabel("validation accuracy, percent")
-    told = [(f"{spc} per class", {"color": COLORS[i % len(COLORS)]}) for i, spc in enumerate(budgets)]
-    legend(figure, [*told, ("where it stopped", {"marker": "o", "color": INK, "ls": "none"})])
+    lines = [(f"{spc} per class", {"color": COLORS[i % len(COLORS)]}) for i, spc in enumerate(budgets)]
+    legend(figure, [*lines, ("where it stopped", {"marker": "o", "color": INK, "ls": "none"})])
     return figure
-
-
-def has_curve(row: dict[str, Any]) -> bool:
-    """Whether :func:`pruning_curve` can draw a record."""
-    return _curve(row) is not None
 
 
 @styled
@@ -208,35 +205,19 @@ def _dumbbells(axis: "Axes", rows: list[dict[str, Any]], metric: str, color: str
 
 
 def _labels(rows: list[dict[str, Any]]) -> list[str]:
-    """Defense and samples per class, and what else tells two rows apart."""
+    """Defense and samples per class, and whatever else distinguishes two rows."""
     short = [name(row) + (f" · {row['spc']} per class" if row["spc"] is not None else "") for row in rows]
     full = []
     for text, row in zip(short, rows, strict=True):
         same = [json.loads(other["hyper"]) for name, other in zip(short, rows, strict=True) if name == text]
         mine = json.loads(row["hyper"])
         full.append(" · ".join([text, *(f"{leaf} {mine[leaf]:g}" for leaf in differing(same) if leaf in mine)]))
-    told = [
+    unique = [
         text if full.count(text) == 1 else f"{text} · {setting('cell', row['cell'])}"
         for text, row in zip(full, rows, strict=True)
     ]
     partly = [f" ({row['ok']} of {row['runs']})" if 0 < row["ok"] < row["runs"] else "" for row in rows]
-    return [text + part for text, part in zip(told, partly, strict=True)]
-
-
-def ratio_title(ratio: float) -> str:
-    """A poison ratio in words."""
-    return "never attacked" if ratio == 0 else f"{setting('ratio', ratio)} % poisoned"
-
-
-def _curve(row: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], int] | None:
-    """(share pruned f64[L], validation accuracy f64[L], level) of a row whose trace is a pruning curve."""
-    if row["status"] != "ok" or not row["masks"] or not row["trace"]:
-        return None
-    trace = json.loads(row["trace"])
-    if not {"pruned", "correct", "validation", "level"} <= set(trace):
-        return None
-    channels = sum(layer["d"] for layer in json.loads(row["masks"]).values())
-    return np.array(trace["pruned"]) / channels, np.array(trace["correct"]) / trace["validation"], int(trace["level"])
+    return [text + part for text, part in zip(unique, partly, strict=True)]
 
 
 def panels_of(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple["Figure", Any]:
@@ -259,3 +240,8 @@ def legend(
     texts = [text for text, _ in [*lines, *pairs]]
     figure.legend(handles, texts, loc="outside lower center", ncols=len(texts), frameon=False, labelcolor=INK,
                   handler_map={tuple: HandlerTuple(None)}, fontsize=8.5)  # fmt: skip
+
+
+def room(found: Sequence[Method]) -> float:
+    """Inches for the longest label of some defenses."""
+    return 0.066 * max(len(method.label) for method in found) + 0.3

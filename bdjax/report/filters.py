@@ -1,12 +1,11 @@
-"""What the page's script needs to filter the tables: the facets of every row, and the runs behind the leaderboard's rows."""
+"""What the page's script needs to filter the tables: the facets of every row, and the leaderboard of every choice."""
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bdjax.report.tables import HEADLINE, METRICS_SHOWN, setting
-from bdjax.results.mitigation import judged
-from bdjax.results.pool import BOARD, STATUSES, described, with_tasks, without_replaced
-from bdjax.results.soundness import COUNTED, counted
+from bdjax.report.tables import Printed, cell
+from bdjax.results.pool import BOARD, described
+from bdjax.results.views import CHOICE, Views
+from bdjax.results.wording import setting
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,7 +18,7 @@ LABELS = {
     "ratio": "poison ratio, percent",
     "spc": "clean samples per class",
 }
-ROUNDED = 10_000  # the runs go into the page as whole hundredths of a percent
+ORDERED = ("left_out", "lost")  # columns that are sorted by another number than the one they begin with
 
 
 class Facet(NamedTuple):
@@ -40,51 +39,39 @@ def facets(records: "pl.DataFrame") -> list[Facet]:
     return [Facet(key, tuple(sorted(set(rows[key].drop_nulls()) - {"none"}))) for key in FACETS]
 
 
-def choices(found: list[Facet]) -> str:
-    """The facets as JSON: key, label and the text of each value."""
-    told = [
+def choices(found: list[Facet]) -> list[dict[str, Any]]:
+    """The facets as the page's script reads them: key, label and the text of each value."""
+    return [
         {"key": facet.key, "label": LABELS.get(facet.key, facet.key), "values": [setting(facet.key, v) for v in facet.values]}
         for facet in found
     ]
-    return safe(told)
 
 
-def runs(records: "pl.DataFrame", board: "pl.DataFrame", found: list[Facet]) -> str:
-    """The runs behind each row of the leaderboard as JSON.
+def chosen(views: Views, board: Printed, found: list[Facet]) -> dict[str, Any]:
+    """The cells of the leaderboard for every choice of an attack and a ratio, as the page's script reads them.
 
-    A list per row, in it one of each task: the index of its attack, that of its ratio, how many runs ended how
-    (:data:`bdjax.results.pool.STATUSES`), for each of ACC, ASR, RA, ARR, DER and mitigated the values of the runs where it is
-    defined, in hundredths of a percent, and how many runs are left out of mitigated, how many each count of
-    :data:`bdjax.results.soundness.COUNTED` finds, and the sum of ACC before over the hardly trained, in hundredths too.
+    Args:
+      views: computed from the records of the leaderboard.
+      board: the leaderboard as it is printed.
+      found: the facets of the report.
+
+    Returns:
+      ``columns``, those of the leaderboard that a choice changes; ``pairs``, whether choices of both an attack and a ratio are
+      among them; and ``cells``: by the choice, ``"place of the attack.place of the ratio"`` with nothing for what is not chosen,
+      and by the number of the row in the leaderboard, the text of each column, or [text, number it is sorted by]. A row that is
+      not there met no run of that choice.
     """
-    import polars as pl
-
-    rows = described(with_tasks(judged(without_replaced(records)))).filter(pl.col("defense") != "none")
-    ok = pl.col("status") == "ok"
-    whole = [
-        (pl.col(name).filter(ok & pl.col(name).is_not_nan()) * ROUNDED).round().cast(pl.Int32).drop_nulls().sort()
-        for name in METRICS_SHOWN
-    ]
-    whole.append((pl.col(HEADLINE) * ROUNDED).cast(pl.Int32).drop_nulls().sort())
-    counts = [(pl.col("status") == status).sum().alias(status) for status in STATUSES]
-    tasks = rows.group_by(*BOARD, "attack", "ratio", "task", maintain_order=True).agg(
-        *counts, *whole, pl.col("left_out").sum(), *counted()
-    )
-    by_row: dict[tuple[Any, ...], list[Any]] = {}
+    columns = [column for column in board.columns if column not in BOARD]
+    places = {tuple(about[key] for key in BOARD): i for i, about in enumerate(board.about)}
     attack, ratio = (next(facet for facet in found if facet.key == key) for key in ("attack", "ratio"))
-    for row in tasks.iter_rows(named=True):
-        of_before = round((row["acc_untrained"] or 0.0) * row["untrained_runs"] * ROUNDED)
-        told = [
-            attack.place(row),
-            ratio.place(row),
-            [row[s] for s in STATUSES],
-            [row[name] for name in (*METRICS_SHOWN, HEADLINE)],
-            [row["left_out"], *(row[name] for name in COUNTED), of_before],
+    cells: dict[str, dict[int, list[Any]]] = {}
+    for row in views.rows.iter_rows(named=True):
+        pair = [
+            "" if row[name] is None else str(facet.values.index(row[name]))
+            for name, facet in zip(CHOICE, (attack, ratio), strict=True)
         ]
-        by_row.setdefault(tuple(row[key] for key in BOARD), []).append(told)
-    return safe([by_row[key] for key in board.select(BOARD).rows()])
-
-
-def safe(value: Any) -> str:
-    """JSON that can stand in a script element."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+        printed = [(column, cell(row, column)) for column in columns]
+        cells.setdefault(".".join(pair), {})[places[tuple(row[key] for key in BOARD)]] = [
+            [one.text, one.order] if column in ORDERED else one.text for column, one in printed
+        ]
+    return {"columns": columns, "pairs": views.pairs, "cells": cells}

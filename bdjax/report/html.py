@@ -19,6 +19,7 @@ from bdjax.report.page import CELLS, Drawn, Pooled, index, scenario
 from bdjax.results.mitigation import LIMITS, Limits, checked, judged
 from bdjax.results.pool import leaderboard, table, without_replaced
 from bdjax.results.scenarios import Scenario, scenarios
+from bdjax.results.views import views
 from bdjax.store import location
 from bdjax.store.files import replacing
 from bdjax.store.location import Location
@@ -47,7 +48,7 @@ def build(
 
     Args:
       out: folder of the records.
-      records: rows to report; None = all that lie in ``out``.
+      records: rows to report; None = all in ``out``.
       data_dir: folder of the data archives, for the pictures of triggers; the pages say so where they cannot be drawn.
       pages: draw the pages of single training configurations too; without, the index does not lead to any.
       processes: that draw these pages side by side; more than one are started anew, so the caller's script must bear an import.
@@ -73,7 +74,7 @@ def build(
         [Drawing(*one) for one in sensitivity.figures_of(counted)],
         details(shown, folder, data_dir) if len(shown) <= INSIDE else None,
     )
-    pooled = Pooled(table(records), leaderboard(records))
+    pooled = Pooled(table(records), leaderboard(records), views(records))
     every = tables.full_of(pooled.table, limits)
     text = index(records, pooled, every, shown, drawn, linked=pages, limits=limits)
     try:
@@ -82,16 +83,16 @@ def build(
             for drawing in (*drawn.overall, *drawn.sensitivity, *(one for part in drawn.details or () for one in part)):
                 if drawing.figure is not None:
                     drawing.figure.savefig(here / "figures" / f"{drawing.slug}.png", dpi=150)
-            _tables(here, pooled, every, limits)
+            _write_tables(here, pooled, every, limits)
             (here / "index.html").write_text(text, encoding="utf-8")
         if pages:
-            _pages(folder, shown if drawn.details is None else [], data_dir, processes, track, limits)
+            _write_pages(folder, shown if drawn.details is None else [], data_dir, processes, track, limits)
     except OSError as error:
         raise UserError(f"cannot write the report in {folder}: {error.strerror or error}") from error
     return folder / "index.html"
 
 
-def _tables(folder: Path, pooled: Pooled, every: tables.Printed, limits: Limits) -> None:
+def _write_tables(folder: Path, pooled: Pooled, every: tables.Printed, limits: Limits) -> None:
     (folder / "table.md").write_text(tables.markdown_of(every), encoding="utf-8")
     (folder / "table.csv").write_text(pooled.table.write_csv(), encoding="utf-8")
     (folder / "table.tex").write_text(latex(every, "Results per scenario and defense", "tab:scenarios"), encoding="utf-8")
@@ -100,12 +101,14 @@ def _tables(folder: Path, pooled: Pooled, every: tables.Printed, limits: Limits)
         (folder / "leaderboard.tex").write_text(board, encoding="utf-8")
 
 
-def _pages(folder: Location, shown: list[Scenario], data_dir: str | None, processes: int, track: Track, limits: Limits) -> None:
-    """Draw the pages of the scenarios whose records changed; those of scenarios that are gone go."""
+def _write_pages(
+    folder: Location, shown: list[Scenario], data_dir: str | None, processes: int, track: Track, limits: Limits
+) -> None:
+    """Draw the pages of the scenarios whose records changed; delete the pages of scenarios that are gone."""
     there = {path.name: path for path in location.files(folder / CELLS, "*.html")}
     for name in there.keys() - {f"{one.name}.html" for one in shown}:
         there[name].unlink(missing_ok=True)
-    stale = [one for one in shown if _told(there.get(f"{one.name}.html")) != _digest(one, limits)]
+    stale = [one for one in shown if _drawn_from(there.get(f"{one.name}.html")) != _digest(one, limits)]
     if not stale:
         return
     with location.written(folder / CELLS) as here:
@@ -136,12 +139,12 @@ def _draw(
 def draw(shown: Scenario, here: Path, folder: Location, data_dir: str | None, limits: Limits = LIMITS) -> None:
     """Draw the page of one training configuration into a folder of this machine; ``folder``: of its records."""
     drawn = details([shown], folder, data_dir)
-    text = scenario(shown, drawn, _digest(shown, limits) if _whole(drawn) else "", limits)
+    text = scenario(shown, drawn, _digest(shown, limits) if _complete(drawn) else "", limits)
     with replacing(here / f"{shown.name}.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _whole(drawn: Details) -> bool:
+def _complete(drawn: Details) -> bool:
     """Whether everything could be drawn; what is missing may be there the next time."""
     return all(drawing.figure is not None for part in drawn for drawing in part)
 
@@ -156,11 +159,13 @@ def _digest(shown: Scenario, limits: Limits) -> str:
 
 @functools.cache
 def _code() -> str:
-    sources = sorted((path for path in files("bdjax.report").iterdir() if path.is_file()), key=lambda path: path.name)
+    """The digest of the code and the templates that make a page."""
+    every = [path for room in ("bdjax.report", "bdjax.results") for path in files(room).iterdir() if path.is_file()]
+    sources = sorted(every, key=lambda path: path.name)
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
-def _told(path: Location | None) -> str | None:
+def _drawn_from(path: Location | None) -> str | None:
     """The digest in the head of a page; None where there is no page."""
     if path is None:
         return None

@@ -1,6 +1,6 @@
 r"""The tables as LaTeX, for papers: \usepackage{booktabs,longtable}."""
 
-from bdjax.report.tables import Printed
+from bdjax.report.tables import Printed, split_interval
 
 _ESCAPED = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -10,18 +10,18 @@ _ESCAPED = {
 _TABLE = str.maketrans(_ESCAPED)
 
 
-def latex(told: Printed, caption: str, label: str) -> str:
+def latex(printed: Printed, caption: str, label: str) -> str:
     """A table that breaks over pages; intervals stand small beside their values, notes and what is constant under the caption.
 
     Args:
-      told: the table.
+      printed: the table.
       caption: plain text.
       label: for references.
     """
-    kinds = "".join("r" if numeric else "l" for numeric in told.numeric)
-    heads = " & ".join(escape(head) for head in told.heads)
-    constants = ", ".join(f"{key} {value}" for key, value in told.constants.items())
-    about = " ".join([caption + ".", *([f"All rows: {constants}."] if constants else []), *told.notes])
+    kinds = "".join("r" if numeric else "l" for numeric in printed.numeric)
+    heads = " & ".join(escape(head) for head in printed.heads)
+    constants = ", ".join(f"{key} {value}" for key, value in printed.constants.items())
+    about = " ".join([caption + ".", *([f"All rows: {constants}."] if constants else []), *printed.notes])
     lines = [
         r"% \usepackage{booktabs,longtable}",
         rf"\begin{{longtable}}{{@{{}}{kinds}@{{}}}}",
@@ -30,13 +30,13 @@ def latex(told: Printed, caption: str, label: str) -> str:
         rf"\toprule {heads} \\ \midrule \endhead",
         r"\bottomrule \endlastfoot",
     ]
-    lines += [" & ".join(_cell(cell.text) for cell in row) + r" \\" for row in told.rows]
+    lines += [" & ".join(_cell(cell.text) for cell in row) + r" \\" for row in printed.rows]
     return "\n".join([*lines, r"\end{longtable}", ""])
 
 
 def _cell(text: str) -> str:
-    value, low, rest = text.partition(" [")
-    return escape(value) + (rf" {{\scriptsize {escape(low + rest).strip()}}}" if low else "")
+    value, interval = split_interval(text)
+    return escape(value) + (rf" {{\scriptsize {escape(interval)}}}" if interval else "")
 
 
 def escape(text: str) -> str:

@@ -15,7 +15,7 @@ def verdicts(rows: "pl.DataFrame", limits: Limits) -> list[str]:
     if not counted + left_out:
         return []
     text = (
-        f"Mitigated: the share of attacked runs with {limits.told()}; the mean over runs and its 95 % stratified bootstrap "
+        f"Mitigated: the share of attacked runs with {limits.text()}; the mean over runs and its 95 % stratified bootstrap "
         "interval. A run that failed or diverged has not mitigated; an infeasible one is not counted."
     )
     if left_out:
@@ -29,30 +29,30 @@ def verdicts(rows: "pl.DataFrame", limits: Limits) -> list[str]:
 
 def notes(rows: "pl.DataFrame", limits: Limits) -> tuple[str, ...]:
     """The notes of a table of pooled rows (:mod:`bdjax.results.pool`), in their order."""
-    told = verdicts(rows, limits)
-    told += [
+    lines = verdicts(rows, limits)
+    lines += [
         "Interquartile mean over n runs (seeds; the plain mean for fewer than four) and, in brackets, its 95 % stratified "
         "bootstrap interval; one run has no interval."
     ]
-    told += [text for mark, text in NOTES.items() if rows["remark"].str.contains(mark, literal=True).any()]
+    lines += [text for mark, text in NOTES.items() if rows["remark"].str.contains(mark, literal=True).any()]
     if "ratio" in rows.columns and (rows["ratio"] == 0).any():
-        told.append(
+        lines.append(
             "Poison ratio 0: models nobody attacked. Their ARR is what the defense costs them, their ASR the rate at which they "
             "call triggered images the attack's target; with no backdoor to remove, DER says nothing there (the CSV file has it)."
         )
     if rows.filter(rows["defense"] != "none")["spc"].null_count():
-        told.append("spc any: the defense needs no clean data, so its row holds for every number of clean samples per class.")
+        lines.append("spc any: the defense needs no clean data, so its row holds for every number of clean samples per class.")
     if rows["knows_trigger"].any():
-        told.append("† is shown images with the true trigger, which a defender rarely has.")
+        lines.append("† is shown images with the true trigger, which a defender rarely has.")
     if rows["knows_test"].any():
-        told.append("‡ reads the accuracy on test data, which a defender does not have.")
+        lines.append("‡ reads the accuracy on test data, which a defender does not have.")
     for old in rows["outdated"].drop_nulls().unique(maintain_order=True) if "outdated" in rows.columns else ():
         if old:
-            told.append(f"¶ {old}: the method has been corrected since; the same run makes these records again.")
+            lines.append(f"¶ {old}: the method has been corrected since; the same run makes these records again.")
     mark = "§ " if "attack" in rows.columns else "Of some networks behind this table: "
-    told += [f"{mark}{warning}." for warning in rows["warning"].drop_nulls().unique(maintain_order=True)]
+    lines += [f"{mark}{warning}." for warning in rows["warning"].drop_nulls().unique(maintain_order=True)]
     if (rows["runs"] > rows["ok"]).any():
-        told.append("n counts the runs averaged, of all that were started.")
+        lines.append("n counts the runs averaged, of all that were started.")
     for reason in rows["reason"].drop_nulls().unique(maintain_order=True):
-        told.append(f"Not averaged: {reason}.")
-    return tuple(told)
+        lines.append(f"Not averaged: {reason}.")
+    return tuple(lines)

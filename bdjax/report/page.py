@@ -1,16 +1,16 @@
 """The two kinds of HTML page: the index of a folder of records, and the page of one training configuration."""
 
 from collections.abc import Sequence
-from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bdjax import __version__
 from bdjax.report import filters, layout, tables
 from bdjax.report.details import Details, Drawing
 from bdjax.report.layout import Section
 from bdjax.report.tables import Cell, Printed
 from bdjax.results.mitigation import LIMITS, Limits
 from bdjax.results.scenarios import Scenario
+from bdjax.results.views import Views
+from bdjax.results.wording import setting
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,6 +31,7 @@ class Pooled(NamedTuple):
 
     table: "pl.DataFrame"  # of bdjax.results.pool.table
     board: "pl.DataFrame"  # of bdjax.results.pool.leaderboard
+    views: Views  # of bdjax.results.views.views
 
 
 def index(
@@ -43,7 +44,7 @@ def index(
     linked: bool = True,
     limits: Limits = LIMITS,
 ) -> str:
-    """The whole index as one string of HTML.
+    """The index as one string of HTML.
 
     Args:
       records: rows of a sweep, at least one.
@@ -56,7 +57,7 @@ def index(
     """
     inside = drawn.details is not None
     found = filters.facets(records)
-    board = pooled.board
+    board = None if pooled.board.is_empty() else tables.board_of(pooled.board, limits)
     pages = {} if inside or not linked else {cell: one.name for one in shown for cell in one.rows["cell"].unique()}
 
     def link(cell: str) -> str | None:
@@ -66,7 +67,7 @@ def index(
         full, "Results per scenario and defense", "scenarios", facets=found, link=lambda about: link(about["cell"])
     )
     sections = [
-        Section("defenses", "Defenses, best first", _leaders(board, found, limits)),
+        *([] if board is None else [_leaders(board, pooled.views.pairs, found, limits)]),
         Section("compared", "Defenses compared", layout.pictures(drawn.overall)),
         Section("sensitivity", "What hyper-parameters do", layout.pictures(drawn.sensitivity)),
         *(layout.detailed(drawn.details) if drawn.details is not None else []),
@@ -86,10 +87,10 @@ def index(
         f"{layout.count(seeds, 'seed')}, poison ratios {', '.join(f'{100 * float(r):g}' for r in ratios)} %. All numbers are "
         "percent of test images."
     )
-    data = _data("facets", filters.choices(found))
-    if not board.is_empty():
-        data += _data("runs", filters.runs(records, board, found))
-    return layout.shell(title, lead, layout.tiles(records), sections, _foot("", inside), data)
+    data: dict[str, Any] = {"facets": filters.choices(found)}
+    if board is not None:
+        data["views"] = filters.chosen(pooled.views, board, found)
+    return layout.shell(title, lead, layout.tiles(records), sections, data, pictured=inside)
 
 
 def scenario(shown: Scenario, drawn: Details, digest: str, limits: Limits = LIMITS) -> str:
@@ -102,31 +103,28 @@ def scenario(shown: Scenario, drawn: Details, digest: str, limits: Limits = LIMI
       limits: that they were judged with.
     """
     found = filters.facets(shown.rows)
-    told = tables.full(shown.rows, limits)
-    facts = [f"{key} {value}" for key, value in told.constants.items()]
+    printed = tables.full(shown.rows, limits)
+    facts = [f"{key} {value}" for key, value in printed.constants.items()]
     sections = [
-        Section("all", "Every defense", layout.table(told, f"Results of {shown.title}", "scenarios", facets=found)),
+        Section("all", "Every defense", layout.table(printed, f"Results of {shown.title}", "scenarios", facets=found)),
         *layout.detailed(drawn),
         Section("provenance", "Where the numbers come from", layout.provenance(shown.rows, configured=True)),
     ]
-    data = _data("facets", filters.choices(found))
-    return layout.shell(shown.title, "; ".join(facts), layout.tiles(shown.rows), sections, _foot("../", True), data, up=digest)
+    data = {"facets": filters.choices(found)}
+    return layout.shell(shown.title, "; ".join(facts), layout.tiles(shown.rows), sections, data, digest=digest, up="../")
 
 
-def _leaders(board: "pl.DataFrame", found: Sequence[filters.Facet], limits: Limits) -> str:
-    if board.is_empty():
-        return ""
-    text = (
+def _leaders(board: Printed, pairs: bool, found: Sequence[filters.Facet], limits: Limits) -> Section:
+    lead = (
         "Pooled over all attacks and poison ratios above 0; compare rows with the same number of tasks (training configurations "
-        f"× ratios). The best defense mitigated the most of its attacked runs: {limits.told()}. Of equals it is the one that "
+        f"× ratios). The best defense mitigated the most of its attacked runs: {limits.text()}. Of equals it is the one that "
         "kept the accuracy in more runs, then the one with the larger DER. DER adds up what was removed of the backdoor and what "
         "was lost of the accuracy, so a network that is destroyed still scores: 50 means no change, 100 a perfect repair. The "
-        "cost is what the defense takes from the accuracy (ARR) of models nobody attacked. Click a column to sort; where an "
-        "attack or a ratio is chosen, its runs are pooled here, with intervals from 300 draws."
+        "cost is what the defense takes from the accuracy (ARR) of models nobody attacked. Click a column to sort; where "
+        f"{'an attack, a ratio or both are' if pairs else 'an attack or a ratio is'} chosen, its runs alone are pooled."
     )
-    return f'<p class="soft">{escape(text)}</p>' + layout.table(
-        tables.board_of(board, limits), "Defenses pooled over attacks and poison ratios", "board", facets=found
-    )
+    body = layout.table(board, "Defenses pooled over attacks and poison ratios", "board", facets=found)
+    return Section("defenses", "Defenses, best first", body, lead)
 
 
 def _cells(shown: Sequence[Scenario], found: Sequence[filters.Facet]) -> Section:
@@ -138,11 +136,11 @@ def _cells(shown: Sequence[Scenario], found: Sequence[filters.Facet]) -> Section
         ratios = sorted(one.rows["ratio"].unique().to_list())
         ok = int((one.rows["status"] == "ok").sum())
         cells = [Cell(one.title, one.title), *(Cell(str(facts[key]), facts[key]) for key in columns[1:])]
-        cells.append(Cell(", ".join(tables.setting("ratio", ratio) for ratio in ratios), max(ratios)))
+        cells.append(Cell(", ".join(setting("ratio", ratio) for ratio in ratios), max(ratios)))
         cells += [Cell(f"{number:,}", number) for number in (one.rows.height, one.rows["defense"].n_unique() - 1, ok)]
         rows.append(tuple(cells))
         about.append(facts)
-    told = Printed(
+    printed = Printed(
         heads=("training configuration", "data set", "network", "poison ratios %", "records", "defenses", "measured"),
         numeric=(False, False, False, False, True, True, True),
         rows=tuple(rows),
@@ -151,21 +149,9 @@ def _cells(shown: Sequence[Scenario], found: Sequence[filters.Facet]) -> Section
         constants={},
         notes=("A page each: before and after, the trigger, pruning curves and masks, courses, recovered triggers, settings.",),
     )
-    body = layout.table(told, "Pages of the training configurations", "pages-table", facets=found, link=_page)
+    body = layout.table(printed, "Pages of the training configurations", "pages-table", facets=found, link=_page)
     return Section("pages", "A page per training configuration", body)
 
 
 def _page(about: dict[str, object]) -> str:
     return f"{CELLS}/{about['name']}.html"
-
-
-def _data(name: str, text: str) -> str:
-    return f'<script type="application/json" id="{name}">{text}</script>\n'
-
-
-def _foot(up: str, inside: bool) -> str:
-    names = ("table.md", "table.csv", "table.tex", "leaderboard.tex", "figures/")
-    beside = "Beside it: " + ", ".join(f'<a href="{up}{name}">{name}</a>' for name in names) + "."
-    back = f'<a href="{up}index.html">All training configurations</a>. ' if up else ""
-    made = "" if not inside else "; pictures of triggers are made again from the data"
-    return f"<p>{back}Made by bdjax {escape(__version__)} from the records in this folder{made}. {beside}</p>"

@@ -1,73 +1,19 @@
-"""What a defense's hyper-parameters do: its rates along each one that was swept, everything else held."""
+"""Figures of what a defense's hyper-parameters do: its rates along each one that took several values."""
 
-import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.report.figures import COLORS, legend, panels_of, styled
-from bdjax.report.tables import marks
-from bdjax.results.pool import with_tasks
+from bdjax.results.sensitivity import RATES, Swept, swept
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-RATES = ("acc", "asr", "der")
 WIDE = 20.0  # a largest value so many times the smallest is drawn on a logarithmic axis
-
-
-class Line(NamedTuple):
-    """One task, with everything but the hyper-parameter held."""
-
-    spc: int | None  # clean samples per class
-    values: tuple[float, ...]  # of the hyper-parameter, ascending, at least two
-    rates: dict[str, np.ndarray]  # f64[values], the means over the runs; NaN where undefined
-
-
-class Swept(NamedTuple):
-    """A defense and one of its hyper-parameters that took several values."""
-
-    defense: str
-    profile: str
-    title: str  # with the marks and, where it is not "corrected", the profile
-    leaf: str
-    lines: tuple[Line, ...]
-
-
-def swept(records: "pl.DataFrame") -> list[Swept]:
-    """Every hyper-parameter that took two values or more on the same poisoned task, all else equal, by defense and name."""
-    import polars as pl
-
-    kept = (pl.col("status") == "ok") & (pl.col("defense") != "none") & (pl.col("ratio") > 0)
-    several = pl.col("hyper").n_unique().over("defense", "profile") > 1
-    rows = with_tasks(records.filter(kept)).filter(several)
-    means = rows.group_by("defense", "profile", "variant", "spc", "task", "hyper", maintain_order=True).agg(
-        *(pl.col(name).mean() for name in RATES), pl.col("knows_trigger", "knows_test").any()
-    )
-    found: dict[tuple[str, str, str], dict[tuple[Any, ...], dict[float, dict[str, Any]]]] = {}
-    titles: dict[tuple[str, str, str], str] = {}
-    for row in means.iter_rows(named=True):
-        hyper = json.loads(row["hyper"])
-        for leaf, value in hyper.items():
-            rest = json.dumps({other: hyper[other] for other in hyper if other != leaf})
-            key = (row["defense"], row["profile"], leaf)
-            line = found.setdefault(key, {}).setdefault((row["variant"], row["spc"], row["task"], rest), {})
-            line[float(value)] = row
-            rule = "" if row["profile"] == "corrected" else f", {row['profile']}"
-            titles[key] = row["defense"].rpartition(":")[2] + marks(row) + rule
-    told = []
-    for (defense, rule, leaf), by_line in sorted(found.items(), key=lambda item: item[0]):
-        lines = [
-            Line(spc, tuple(sorted(line)), {rate: np.array([line[v][rate] for v in sorted(line)], float) for rate in RATES})
-            for (_, spc, _, _), line in by_line.items()
-            if len(line) > 1
-        ]
-        if lines:
-            told.append(Swept(defense, rule, titles[defense, rule, leaf], leaf, tuple(lines)))
-    return told
 
 
 @styled
@@ -95,8 +41,8 @@ def sensitivity(one: Swept) -> "Figure":
         if min(every) > 0 and max(every) > WIDE * min(every):
             axis.set_xscale("log")
         axis.grid(True)
-    told = [("no clean data" if spc is None else f"{spc} per class", i) for i, spc in enumerate(budgets)]
-    legend(figure, [(text, {"color": COLORS[i % len(COLORS)], "lw": 2.2}) for text, i in told])
+    texts = [("no clean data" if spc is None else f"{spc} per class", i) for i, spc in enumerate(budgets)]
+    legend(figure, [(text, {"color": COLORS[i % len(COLORS)], "lw": 2.2}) for text, i in texts])
     return figure
 
 

@@ -1,18 +1,15 @@
 """Tables for people: percent, intervals, marks and notes, with the same cells in Markdown and in HTML; and CSV for programs."""
 
-import json
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.report.notes import notes
 from bdjax.results.mitigation import LIMITS, Limits
-from bdjax.results.pool import BOARD, GROUP, STATUSES, leaderboard, table
+from bdjax.results.pool import BOARD, GROUP, leaderboard, table
+from bdjax.results.wording import NONE, lost, name, percent, setting
 from bdjax.sweep.goal import named
 
 if TYPE_CHECKING:
     import polars as pl
-
-__all__ = ["Cell", "Printed", "board", "csv", "full", "leaderboard", "lost", "markdown", "name", "percent", "setting", "table"]
 
 METRICS_SHOWN = ("acc", "asr", "ra", "arr", "der")
 HEADLINE = "mitigated"
@@ -28,7 +25,6 @@ NAMES = {
     **{metric: f"{metric.upper()} %" for metric in METRICS_SHOWN},
 }
 NUMERIC = ("train_images", "width", "target", "ratio", "spc", HEADLINE, *METRICS_SHOWN, "n", "left_out", "tasks", "cost")
-NONE = "–"
 
 
 class Cell(NamedTuple):
@@ -46,7 +42,7 @@ class Printed(NamedTuple):
     rows: tuple[tuple[Cell, ...], ...]
     columns: tuple[str, ...]  # what each column is called in the frames of bdjax.results.pool
     about: tuple[dict[str, Any], ...]  # of each row, the columns of the frame by which rows are grouped
-    constants: dict[str, str]  # columns that hold one value, told once
+    constants: dict[str, str]  # columns with one value, which stands above the table
     notes: tuple[str, ...]
 
 
@@ -76,55 +72,18 @@ def markdown(records: "pl.DataFrame", limits: Limits = LIMITS) -> str:
     return markdown_of(full(records, limits))
 
 
-def markdown_of(told: Printed) -> str:
+def markdown_of(printed: Printed) -> str:
     """A table as Markdown, percent with 95 % intervals; what is constant above, notes below."""
-    lines = [", ".join(f"{key}: {value}" for key, value in told.constants.items()), ""] if told.constants else []
-    lines.append("| " + " | ".join(told.heads) + " |")
-    lines.append("|" + "|".join("---:" if numeric else "---" for numeric in told.numeric) + "|")
-    lines += ["| " + " | ".join(cell.text.replace("|", "\\|") for cell in row) + " |" for row in told.rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in told.notes), ""])
+    lines = [", ".join(f"{key}: {value}" for key, value in printed.constants.items()), ""] if printed.constants else []
+    lines.append("| " + " | ".join(printed.heads) + " |")
+    lines.append("|" + "|".join("---:" if numeric else "---" for numeric in printed.numeric) + "|")
+    lines += ["| " + " | ".join(one.text.replace("|", "\\|") for one in row) + " |" for row in printed.rows]
+    return "\n".join([*lines, "", *(f"- {note}" for note in printed.notes), ""])
 
 
 def csv(records: "pl.DataFrame", limits: Limits = LIMITS) -> str:
     """:func:`bdjax.results.pool.table` as comma-separated values: fractions in full precision."""
     return table(records, limits).write_csv()
-
-
-def name(row: dict[str, Any]) -> str:
-    """The name of a defense as it is printed, with its :func:`marks`."""
-    return row["defense"] + marks(row)
-
-
-def marks(row: dict[str, Any]) -> str:
-    """† for a defense that is shown triggered images, ‡ for one that reads the test accuracy, ¶ for an earlier edition."""
-    return "†" * bool(row["knows_trigger"]) + "‡" * bool(row["knows_test"]) + "¶" * bool(row.get("outdated"))
-
-
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the settings that do not have one value everywhere, in their order; one that is missing counts as None."""
-    names = dict.fromkeys(name for one in settings for name in one)
-    return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
-
-
-def percent(value: float | None) -> str:
-    """A fraction as percent with one decimal; a dash where it is undefined."""
-    return NONE if value is None else f"{100 * value:.1f}".replace("-0.0", "0.0")
-
-
-def setting(key: str, value: Any) -> str:
-    """A value of a scenario as it is printed."""
-    if key == "ratio":
-        return f"{100 * value:g}"
-    if key == "spc" and value is None:
-        return "any"
-    if key == "cell":
-        return value[:8]
-    return NONE if value is None else str(value)
-
-
-def lost(row: dict[str, Any]) -> str:
-    """What became of the runs that are not averaged: "1 failed, 2 non-finite"; empty where there are none."""
-    return ", ".join(f"{row[status]} {status.replace('_', '-')}" for status in STATUSES[1:] if row[status])
 
 
 def _printed(
@@ -141,7 +100,7 @@ def _printed(
         if rows.select(shown).is_duplicated().any() and (key == last[-1] or _varies(rows, key)):
             shown.append(key)
     constants = {
-        NAMES.get(key, key): _class_told(rows.row(0, named=True)) if key == "target" else setting(key, rows[key][0])
+        NAMES.get(key, key): _class_title(rows.row(0, named=True)) if key == "target" else setting(key, rows[key][0])
         for key in group
         if key not in (*shown, *last, "hyper")
     }
@@ -156,7 +115,7 @@ def _printed(
     return Printed(
         heads=tuple(NAMES.get(column, column) for column in columns),
         numeric=tuple(column in NUMERIC for column in columns),
-        rows=tuple(tuple(_cell(row, column) for column in columns) for row in rows.iter_rows(named=True)),
+        rows=tuple(tuple(cell(row, column) for column in columns) for row in rows.iter_rows(named=True)),
         columns=tuple(columns),
         about=tuple(rows.select(group).iter_rows(named=True)),
         constants=constants,
@@ -164,7 +123,8 @@ def _printed(
     )
 
 
-def _cell(row: dict[str, Any], column: str) -> Cell:
+def cell(row: dict[str, Any], column: str) -> Cell:
+    """A value of a pooled row as it is printed."""
     if column in METRICS_SHOWN or column == HEADLINE:
         return _measure(row, column)
     if column == "left_out":
@@ -172,7 +132,7 @@ def _cell(row: dict[str, Any], column: str) -> Cell:
     if column == "remark":
         return Cell(row[column] or "", row[column])
     if column == "target":
-        return Cell(_class_told(row), row[column])
+        return Cell(_class_title(row), row[column])
     if column == "n":
         return Cell(str(row["ok"]) if row["ok"] == row["runs"] else f"{row['ok']} of {row['runs']}", row["ok"])
     if column == "lost":
@@ -189,7 +149,7 @@ def _cell(row: dict[str, Any], column: str) -> Cell:
     return Cell(setting(column, value), value)
 
 
-def _class_told(row: dict[str, Any]) -> str:
+def _class_title(row: dict[str, Any]) -> str:
     """The target of a row with the name of its class; a dash where every class has its own."""
     return NONE if row["target"] is None else named(row["target"], row["target_class"])
 
@@ -206,8 +166,14 @@ def _measure(row: dict[str, Any], metric: str) -> Cell:
     return Cell(text, value)
 
 
+def split_interval(text: str) -> tuple[str, str]:
+    """A cell's value, and the interval and the count behind it, which are printed smaller; "" where there is no interval."""
+    value, bracket, rest = text.partition(" [")
+    return value, (bracket + rest).strip()
+
+
 def _varies(rows: "pl.DataFrame", key: str) -> bool:
-    """Whether a column tells rows apart; hyper-parameters differ between defenses anyway, so only a choice inside one counts."""
+    """Whether a column distinguishes rows; hyper-parameters differ between defenses anyway: only a choice inside one counts."""
     if key == "hyper":
         return rows.select("defense", "hyper").unique().height > rows["defense"].n_unique()
     return rows[key].n_unique() > 1

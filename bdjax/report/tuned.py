@@ -1,13 +1,14 @@
 """Figures of what happened while a defense ran: losses by epoch, and the triggers that Neural Cleanse recovered."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bdjax.errors import UserError
-from bdjax.report.figures import COLORS, GREY, INK, legend, panels_of, ratio_title, styled
+from bdjax.report.figures import COLORS, GREY, INK, legend, panels_of, styled
+from bdjax.results.traces import courses
+from bdjax.results.wording import ratio_title
 
 if TYPE_CHECKING:
     import polars as pl
@@ -16,33 +17,17 @@ if TYPE_CHECKING:
 SHOWN = 10  # classes whose recovered triggers are drawn at most
 
 
-def courses(row: dict[str, Any]) -> dict[str, NDArray[np.float64]]:
-    """{field: f64[epochs]}: what a record's trace tells by epoch (or round), in its order."""
-    if row["status"] not in ("ok", "non_finite") or not row["trace"]:
-        return {}
-    trace = json.loads(row["trace"])
-    length = len(trace.get("loss") or [])
-    if length < 2:
-        return {}
-    told = {name: value for name, value in trace.items() if isinstance(value, list) and len(value) == length}
-    return {
-        name: np.array([np.nan if x is None else x for x in value], float)
-        for name, value in told.items()
-        if not any(isinstance(x, (list, dict, bool)) for x in value)
-    }
-
-
 @styled
 def course(records: "pl.DataFrame") -> "Figure":
-    """What a defense's trace tells by epoch: a panel per quantity, a thin line per member, the median of each ratio bold.
+    """The course of a defense by epoch: a panel per quantity, a thin line per member, the median of each ratio bold.
 
     Args:
-      records: rows of one training configuration and one defense; those that tell nothing by epoch are left out.
+      records: rows of one training configuration and one defense; those without a course are left out.
 
     Raises:
-      UserError: no record tells anything by epoch.
+      UserError: no record has a course.
     """
-    found = [(row["ratio"], told) for row in records.to_dicts() if (told := courses(row))]
+    found = [(row["ratio"], by_epoch) for row in records.to_dicts() if (by_epoch := courses(row))]
     if not found:
         raise UserError("no record tells what happened by epoch (a trace with lists as long as its loss)")
     fields, ratios = list(found[0][1]), sorted({ratio for ratio, _ in found})
@@ -50,7 +35,7 @@ def course(records: "pl.DataFrame") -> "Figure":
     for axis, field in zip(panels[0], fields, strict=True):
         for i, ratio in enumerate(ratios):
             color = COLORS[i % len(COLORS)]
-            lines = [told[field] for r, told in found if r == ratio and field in told]
+            lines = [course[field] for r, course in found if r == ratio and field in course]
             for line in lines:
                 axis.plot(np.arange(1, len(line) + 1), line, color=color, lw=0.8, alpha=0.45)
             if len(lines) > 2 and len({len(line) for line in lines}) == 1:
@@ -61,39 +46,16 @@ def course(records: "pl.DataFrame") -> "Figure":
     return figure
 
 
-def recovered(row: dict[str, Any], arrays: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """What a record tells of recovered triggers; empty where its trace has no such fields.
-
-    Args:
-      row: a record.
-      arrays: those kept beside it.
-
-    Returns:
-      ``mask`` [k h w], ``pattern`` [k h w c], ``norm``, ``anomaly`` and ``flagged`` [k].
-    """
-    trace = json.loads(row["trace"]) if row["status"] == "ok" and row["trace"] else {}
-    wanted = ("mask", "pattern", "norm", "anomaly", "flagged")
-    if not set(wanted) <= set(trace):
-        return {}
-    found = {}
-    for name in wanted:
-        kept = isinstance(trace[name], dict)  # beside the record
-        if kept and name not in arrays:
-            return {}
-        found[name] = np.asarray(arrays[name] if kept else [np.nan if x is None else x for x in trace[name]])
-    return found
-
-
 @styled
 def recovered_triggers(members: list[tuple[str, dict[str, NDArray[Any]]]], names: tuple[str, ...] = ()) -> "Figure":
     """Recovered triggers, mask times pattern, of the classes with the smallest masks; flagged ones in colour.
 
     Args:
-      members: (title, what :func:`recovered` returned), a row of pictures each.
+      members: (title, what :func:`bdjax.results.traces.recovered` returned), a row of pictures each.
       names: names of the classes; else their numbers.
 
     Raises:
-      UserError: there is nothing to draw.
+      UserError: there is no member.
     """
     if not members:
         raise UserError("no record holds recovered triggers (a trace of mask, pattern, norm, anomaly and flagged)")
@@ -107,9 +69,9 @@ def recovered_triggers(members: list[tuple[str, dict[str, NDArray[Any]]]], names
             axis.set(xticks=[], yticks=[])
             color = COLORS[1] if found["flagged"][k] else GREY
             axis.spines[:].set(visible=True, linewidth=2.2 if found["flagged"][k] else 0.5, color=color)
-            told = names[k] if k < len(names) else str(k)
-            told = f"{told}\n{found['norm'][k]:.1f} · {found['anomaly'][k]:.1f}"
+            text = names[k] if k < len(names) else str(k)
+            text = f"{text}\n{found['norm'][k]:.1f} · {found['anomaly'][k]:.1f}"
             ink = color if found["flagged"][k] else INK
-            axis.set_title(told, fontsize=7, fontweight="normal", loc="center", color=ink)
+            axis.set_title(text, fontsize=7, fontweight="normal", loc="center", color=ink)
         row[0].set_ylabel(title, rotation=0, ha="right", va="center", labelpad=8, fontsize=8)
     return figure

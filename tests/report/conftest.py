@@ -44,7 +44,7 @@ def row(seed, ratio, attack, defense, spc, acc, asr, **changes):
         "rdr": float(metrics.rdr(before[0], after[2])),
         "der": float(metrics.der(before[0], before[1], after[0], after[1])),
     }
-    told = dict.fromkeys(SPEC) | numbers | {
+    made = dict.fromkeys(SPEC) | numbers | {
         "cell": f"{attack}-{defense}-{spc}".ljust(24, "0"), "member": f"s{seed}r{ratio}", "dataset": "digits",
         "train_images": 1437, "test_images": 360, "model": "cnn", "width": 16, "attack": attack, "defense": defense,
         "profile": "corrected", "seed": seed,
@@ -53,7 +53,7 @@ def row(seed, ratio, attack, defense, spc, acc, asr, **changes):
         "config": json.dumps(config), "execution": '{"strategy":"vmap"}', "versions": '{"bdjax":"0.1.0","jax":"0.10.2"}',
         "git_commit": "0123abc", "device": "CPU", "data_digest": "d" * 64, "created": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
-    return told | changes
+    return made | changes
 
 
 def frame(rows):
@@ -88,19 +88,19 @@ def records():
                 rows.append(row(seed, ratio, attack, "none", None, None, None))
                 rows.append(row(seed, ratio, attack, "ft", 10, 0.90 + bump, (0.40 if ratio else 0.10) + bump))
                 trace, masks = fp_trace(seed)
-                told = {"trace": trace, "masks": masks}
-                rows.append(row(seed, ratio, attack, "fp", 10, 0.92 + bump, (0.60 if ratio else 0.10) + bump, **told))
+                traced = {"trace": trace, "masks": masks}
+                rows.append(row(seed, ratio, attack, "fp", 10, 0.92 + bump, (0.60 if ratio else 0.10) + bump, **traced))
                 rows.append(row(seed, ratio, attack, "clp", None, 0.85 + bump, 0.05 + bump, masks=clp_masks(seed)))
                 rows.append(row(seed, ratio, attack, "grad_prune", 10, 0.94, 0.02 + bump, knows_trigger=True))
     lost = {"acc": None, "asr": None, "ra": None, "arr": None, "rdr": None, "der": None}
-    for told in rows:
-        if told["attack"] == "blended" and told["defense"] == "ft" and told["ratio"]:
-            if told["seed"] == 0:
-                told.update(lost | {"status": "failed", "reason": "ValueError: out of luck"})
-            if told["seed"] == 1:
-                told.update(lost | {"status": "non_finite", "reason": "non-finite parameters after the repair"})
-        if told["attack"] == "blended" and told["defense"] == "fp" and told["ratio"]:
-            told.update(lost | {"status": "infeasible", "reason": "spc 10 exceeds class 3", "trace": None, "masks": None})
+    for one in rows:
+        if one["attack"] == "blended" and one["defense"] == "ft" and one["ratio"]:
+            if one["seed"] == 0:
+                one.update(lost | {"status": "failed", "reason": "ValueError: out of luck"})
+            if one["seed"] == 1:
+                one.update(lost | {"status": "non_finite", "reason": "non-finite parameters after the repair"})
+        if one["attack"] == "blended" and one["defense"] == "fp" and one["ratio"]:
+            one.update(lost | {"status": "infeasible", "reason": "spc 10 exceeds class 3", "trace": None, "masks": None})
     return frame(rows)
 
 

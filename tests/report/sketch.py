@@ -12,8 +12,8 @@ def save(figure, place, *, format="png", **_):
     """Stands for ``Figure.savefig``."""
     texts = [text.get_text() for text in figure.findobj(mpl.text.Text)]
     if format == "svg":
-        told = "".join(f"<text>{escape(text)}</text>" for text in texts if text)
-        place.write(f'<svg xmlns="http://www.w3.org/2000/svg">{told}</svg>')
+        body = "".join(f"<text>{escape(text)}</text>" for text in texts if text)
+        place.write(f'<svg xmlns="http://www.w3.org/2000/svg">{body}</svg>')
     else:
         place.write_bytes(PNG)
 

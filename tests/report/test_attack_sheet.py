@@ -17,11 +17,11 @@ from bdjax.population import Execution
 from bdjax.report import html
 from bdjax.report.attack_sheet import DPI, FRAME, GAP, Shown, attack_sheet, changed, mosaic
 from bdjax.report.details import details
-from bdjax.report.learned import Learning
-from bdjax.report.quality import Summary
-from bdjax.report.triggers import pictures, unlearned
-from bdjax.results import member
+from bdjax.results import member, recreate
+from bdjax.results.learned import Learning
+from bdjax.results.quality import Summary
 from bdjax.results.scenarios import scenarios
+from bdjax.results.triggers import pictures, unlearned
 from bdjax.store import hashing
 from bdjax.sweep import build, run
 from bdjax.sweep.cell import TrainCell
@@ -66,8 +66,8 @@ def test_changes_are_ten_times_as_large_around_grey(two):
 
 def test_a_pixel_is_a_square_of_whole_pixels_in_the_file(two):
     images, triggered = two
-    told = Summary(2, 0, 21.34, 0.98765, 120.4, 210)
-    figure = attack_sheet(images, [Shown("patch", triggered, told, "seed 3"), Shown("none", images)], ["cat", "dog"])
+    measured = Summary(2, 0, 21.34, 0.98765, 120.4, 210)
+    figure = attack_sheet(images, [Shown("patch", triggered, measured, "seed 3"), Shown("none", images)], ["cat", "dog"])
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=figure.dpi)
     drawn = np.asarray(Image.open(buffer).convert("RGB"))
@@ -176,7 +176,7 @@ def results(file, tmp_path_factory):
 def learned_images(out, ratio):
     """Triggered test images of a member as they were measured, and their rows."""
     dataset = load("digits", train_images=100)
-    found = member.triggered(member.find(out, {"ratio": ratio}), dataset)
+    found = recreate.triggered(member.find(out, {"ratio": ratio}), dataset)
     return dict(zip(found.index.tolist(), found.images, strict=True))
 
 
@@ -227,8 +227,8 @@ def test_show_draws_and_measures_what_members_carry(file, tmp_path, capsys):
     ]
     rows = [int(np.flatnonzero(labels == k)[0]) for k in (0, 5, 9)]  # evenly spaced among 0, 1, 3 … 9
     images = np.asarray(dataset.test.images)[rows]
-    stamped = as_measured(attack, dataset, 4, 0, images)
-    sheet, want = png(made.path), mosaic([stamped], 6)
+    triggered = as_measured(attack, dataset, 4, 0, images)
+    sheet, want = png(made.path), mosaic([triggered], 6)
     high, wide, _ = want.shape
     assert any(
         (sheet[y : y + high, x : x + wide] == want).all()
@@ -244,10 +244,10 @@ def test_show_draws_and_measures_what_members_carry(file, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_learned_trigger_is_trained_here_or_taken_from_a_run(results, file, tmp_path):
     out, _ = results
-    name, told = f"{file}:learned", []
-    common = {"seed": 2, "images": 9, "say": told.append, "execution": HOW}
+    name, lines = f"{file}:learned", []
+    common = {"seed": 2, "images": 9, "say": lines.append, "execution": HOW}
     taken = show([name], "digits", out=tmp_path / "a.png", **common, learning=Learning(str(out), poison_ratio=0.1))
-    assert not told
+    assert not lines
     fresh = show(
         [name], "digits", out=tmp_path / "b.png", **common, train_images=100, learning=Learning(width=4, poison_ratio=0.1)
     )
@@ -255,10 +255,10 @@ def test_a_learned_trigger_is_trained_here_or_taken_from_a_run(results, file, tm
     assert fresh.rows[1].quality.linf > 1.5 * fresh.rows[0].quality.linf  # twice as strong while training
     np.testing.assert_array_equal(png(tmp_path / "a.png"), png(tmp_path / "b.png"))
     assert (
-        "learns its trigger" in told[0]
-        and "cnn, 2 epochs of 100 images" in told[0]
-        and "ACC 0." in told[-1]
-        and "ASR " in told[-1]
+        "learns its trigger" in lines[0]
+        and "cnn, 2 epochs of 100 images" in lines[0]
+        and "ACC 0." in lines[-1]
+        and "ASR " in lines[-1]
     )
     with pytest.raises(UserError, match=r"2 networks of .* it holds ratio: 0.0, 0.1"):
         show([name], "digits", out=tmp_path / "c.png", **common, learning=Learning(str(out)))
@@ -286,9 +286,9 @@ def test_no_name_means_every_attack_that_fits_the_data(tmp_path, monkeypatch):
     some = {"badnets": ATTACKS["badnets"], "blended": ATTACKS["blended"], "picky": picky}
     for module in ("bdjax.attacks.table", "bdjax.cli.show_attack"):
         monkeypatch.setattr(f"{module}.ATTACKS", some)
-    told = []
-    made = show([], "digits", out=tmp_path / "all.png", images=2, say=told.append)
-    assert [row.name for row in made.rows] == ["badnets", "blended"] and told == ["picky is left out: picky needs larger images"]
+    lines = []
+    made = show([], "digits", out=tmp_path / "all.png", images=2, say=lines.append)
+    assert [row.name for row in made.rows] == ["badnets", "blended"] and lines == ["picky is left out: picky needs larger images"]
     with pytest.raises(UserError, match="larger images"):
         show(["picky"], "digits", out=tmp_path / "all.png", images=2)
 

@@ -6,7 +6,7 @@ import pytest
 
 from bdjax.cli.main import main
 from bdjax.errors import UserError
-from bdjax.report import compare
+from bdjax.results import masks as masks_of
 from bdjax.store import records
 from tests.report.conftest import frame, row
 
@@ -30,24 +30,24 @@ def two():
 
 
 def test_the_overlap_is_counted_over_the_members_that_both_repaired(two):
-    first, second = compare.overlaps(two, "anp", "clp")
+    first, second = masks_of.overlaps(two, "anp", "clp")
     assert first == (0.1, "bn1", 8, 2, 2.0, 2.0, 1.0, (3 * 4 / 8 + 0) / 2, (2 / 5 + 0) / 2)
     assert second == (0.1, "bn2", 8, 2, 0.0, 0.0, 0.0, 0.0, None)
 
 
 def test_soft_masks_count_from_a_factor_on(two):
     soft = json.dumps({"bn1": {"d": 4, "pruned": [1], "factors": [0.5, 0, 0.25, 1]}})
-    assert compare.pruned(json.loads(soft)["bn1"]).tolist() == [False, True, False, False]
-    assert compare.pruned(json.loads(soft)["bn1"], 0.3).tolist() == [False, True, True, False]
+    assert masks_of.pruned(json.loads(soft)["bn1"]).tolist() == [False, True, False, False]
+    assert masks_of.pruned(json.loads(soft)["bn1"], 0.3).tolist() == [False, True, True, False]
 
 
 def test_defenses_that_cannot_be_compared_are_named(two):
     with pytest.raises(UserError, match=r"anpp.*anp"):
-        compare.overlaps(two, "anpp", "clp")
+        masks_of.overlaps(two, "anpp", "clp")
     with pytest.raises(UserError, match=r"no layer in common: bn1, bn2 and linear"):
-        compare.overlaps(two, "anp", "fp")
+        masks_of.overlaps(two, "anp", "fp")
     with pytest.raises(UserError, match="no trained network was repaired by both anp and bnp"):
-        compare.overlaps(two, "anp", "bnp")  # 10 per class against 2
+        masks_of.overlaps(two, "anp", "bnp")  # 10 per class against 2
 
 
 def test_the_command_prints_the_table_and_draws_it(two, tmp_path, monkeypatch, capsys):

@@ -27,7 +27,7 @@ def test_before_after_draws_both_rates_of_every_defense_and_names_the_lost(recor
     after, before = dots(figure.axes[3])  # 10 %, ASR: clp, fp (infeasible), ft (two of four), grad_prune
     np.testing.assert_allclose(after, [6.5, 42.5, 3.5], atol=1e-9)
     np.testing.assert_allclose(before, [99, 99, 99], atol=1e-9)
-    told = texts(figure)
+    labels = texts(figure)
     assert {
         "clp",
         "fp · 10 per class",
@@ -35,7 +35,7 @@ def test_before_after_draws_both_rates_of_every_defense_and_names_the_lost(recor
         "grad_prune† · 10 per class",
         "4 infeasible",
         "42.5",
-    } <= told
+    } <= labels
 
 
 def test_before_after_of_one_seed_has_no_interval(one_seed):
@@ -49,10 +49,10 @@ def test_rows_that_would_look_alike_are_told_apart(records):
     ft = records.filter((pl.col("defense") == "ft") & (pl.col("attack") == "badnets"))
     faster = ft.with_columns(hyper=pl.lit('{"lr":0.1,"momentum":0.9}'))
     slower = ft.with_columns(hyper=pl.lit('{"lr":0.01,"momentum":0.9}'))
-    told = texts(figures.before_after(pl.concat([faster, slower])))
-    assert {"ft · 10 per class · lr 0.1", "ft · 10 per class · lr 0.01"} <= told  # what they share is not repeated
-    told = texts(figures.before_after(pl.concat([ft, ft.with_columns(cell=pl.lit("c" * 24))])))
-    assert "ft · 10 per class · cccccccc" in told
+    labels = texts(figures.before_after(pl.concat([faster, slower])))
+    assert {"ft · 10 per class · lr 0.1", "ft · 10 per class · lr 0.01"} <= labels  # what they share is not repeated
+    labels = texts(figures.before_after(pl.concat([ft, ft.with_columns(cell=pl.lit("c" * 24))])))
+    assert "ft · 10 per class · cccccccc" in labels
 
 
 def test_before_after_needs_a_defense(records):
@@ -62,13 +62,13 @@ def test_before_after_needs_a_defense(records):
 
 def test_picture_grid_shows_original_trigger_and_ten_times_the_change():
     images = np.full((2, 4, 4, 3), 100, np.uint8)
-    stamped = images.copy()
-    stamped[:, 3, 3] = (95, 107, 200)  # changes of 5, 7 and 100
-    figure = figures.picture_grid(images, {"patch": stamped}, ["cat", "dog"])
+    triggered = images.copy()
+    triggered[:, 3, 3] = (95, 107, 200)  # changes of 5, 7 and 100
+    figure = figures.picture_grid(images, {"patch": triggered}, ["cat", "dog"])
     shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
     assert len(shown) == 6 and {"original", "patch", "change × 10", "cat", "dog"} <= texts(figure)
     np.testing.assert_array_equal(shown[1], images[1])
-    np.testing.assert_array_equal(shown[3], stamped[1])
+    np.testing.assert_array_equal(shown[3], triggered[1])
     assert shown[5][3, 3].tolist() == [50, 70, 255] and shown[5].sum() == 375
 
 

@@ -1,4 +1,4 @@
-"""What an attack wants images called is told apart and named in every table: label rule, target, class."""
+"""What an attack wants images called is distinguished and named in every table: label rule, target, class."""
 
 import csv as reader
 import io
@@ -7,7 +7,8 @@ import json
 import polars as pl
 import pytest
 
-from bdjax.report import curves, html, tables
+from bdjax.report import html, tables
+from bdjax.results import curves
 from bdjax.results.scenarios import scenarios
 from tests.report.conftest import SPEC, row
 
@@ -15,20 +16,20 @@ RULES = ("all_to_one", "all_to_all")
 
 
 def of(rule, defense, seed=0, target=0, **changes):
-    told = row(seed, 0.1, "badnets", defense, 10 if defense != "none" else None, 0.9, 0.02)
-    config = json.loads(told["config"])
+    made = row(seed, 0.1, "badnets", defense, 10 if defense != "none" else None, 0.9, 0.02)
+    config = json.loads(made["config"])
     config["attack"]["config"] = {"target": target, "labels": rule}
     cell = f"{rule}{target}{defense}".ljust(24, "0")
-    return told | {"config": json.dumps(config), "cell": cell, "target": target, "target_class": None} | changes
+    return made | {"config": json.dumps(config), "cell": cell, "target": target, "target_class": None} | changes
 
 
-def told(*rows):
+def frame_of(*rows):
     return pl.DataFrame(rows, schema={**SPEC, "target_class": pl.String}, orient="row")
 
 
 @pytest.fixture(scope="module")
 def both():
-    return told(*(of(rule, defense, seed) for rule in RULES for defense in ("none", "ft") for seed in (0, 1)))
+    return frame_of(*(of(rule, defense, seed) for rule in RULES for defense in ("none", "ft") for seed in (0, 1)))
 
 
 def test_the_label_rule_is_a_column_of_table_and_csv(both):
@@ -49,7 +50,7 @@ def test_before_and_after_can_be_paired(both):
     other = [
         x | {"config": x["config"].replace('"epochs": 20', '"epochs": 40'), "cell": f"other{x['cell']}"[:24]} for x in longer
     ]
-    printed = tables.full(told(*longer, *other))
+    printed = tables.full(frame_of(*longer, *other))
     at = printed.heads.index("training")
     assert "cell" not in printed.heads
     by_training = {}
@@ -70,21 +71,23 @@ def test_records_without_the_rule_are_all_to_one_where_they_name_a_target(record
 
 
 def test_the_class_of_the_target_is_named():
-    named = told(*(of("all_to_one", d, target=14, target_class="stop sign") for d in ("none", "ft")))
+    named = frame_of(*(of("all_to_one", d, target=14, target_class="stop sign") for d in ("none", "ft")))
     assert "target: 14 (class 'stop sign')" in tables.markdown(named)
-    two = told(of("all_to_one", "ft", target=14, target_class="stop sign"), of("all_to_one", "ft", target=2, target_class="2"))
+    two = frame_of(
+        of("all_to_one", "ft", target=14, target_class="stop sign"), of("all_to_one", "ft", target=2, target_class="2")
+    )
     text = tables.markdown(two)
     assert "| 14 (class 'stop sign') |" in text and "| 2 |" in text
     assert {line["target_class"] for line in reader.DictReader(io.StringIO(tables.csv(two)))} == {"stop sign", "2"}
-    assert "target: –" in tables.markdown(told(of("all_to_all", "ft")))
+    assert "target: –" in tables.markdown(frame_of(of("all_to_all", "ft")))
 
 
 def test_page_and_titles_tell_them_apart(both, tmp_path, sketched):
     text = html.build(tmp_path, both).read_text()
     assert text.count("all_to_all") > 2 and 'data-c="labels"' in text
     assert [one.title for one in scenarios(both)] == ["badnets · all_to_one", "badnets · all_to_all"]
-    named = html.build(tmp_path, told(of("all_to_one", "ft", target=14, target_class="stop sign"))).read_text()
-    assert "target 14 (class &#x27;stop sign&#x27;)" in named
+    named = html.build(tmp_path, frame_of(of("all_to_one", "ft", target=14, target_class="stop sign"))).read_text()
+    assert "target 14 (class &#39;stop sign&#39;)" in named
 
 
 def test_pruning_curves_say_the_rule():

@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.report import figures, html, layout, tables
-from bdjax.report.triggers import pictures
+from bdjax.report import figures, html, tables
+from bdjax.report.svg import inline
+from bdjax.results.triggers import pictures
 
 
 class Page(HTMLParser):
@@ -69,7 +70,7 @@ def test_page_is_one_file_that_fetches_nothing(built):
 def test_page_holds_every_cell_of_both_tables_and_what_became_of_all_runs(built, records):
     page = Page(built[1])
     full, board = tables.full(records), tables.board(records)
-    assert page.cells == sum(len(row) for told in (full, board) for row in told.rows)
+    assert page.cells == sum(len(row) for printed in (full, board) for row in printed.rows)
     for count, text in (
         (16, "trained members"),
         (64, "repairs"),
@@ -113,7 +114,7 @@ def test_a_picture_and_all_around_it_repeat(records, tmp_path, sketched, monkeyp
     assert one == two and "<svg" in one
     monkeypatch.undo()
     few = records.filter(pl.col("attack") == "badnets", pl.col("defense").is_in(["none", "ft"]))
-    assert len({layout._svg(figures.before_after(few), "salt") for _ in range(2)}) == 1
+    assert len({inline(figures.before_after(few), "salt") for _ in range(2)}) == 1
 
 
 def test_trigger_pictures_are_made_from_the_record(records):
@@ -138,7 +139,7 @@ def test_names_from_records_are_escaped(records, tmp_path, sketched):
         reason=pl.when(pl.col("reason").is_not_null()).then(pl.lit("<script>alert('&')</script>"))
     )
     text = html.build(tmp_path, strange).read_text()
-    assert "<script>alert" not in text and "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in text
+    assert "<script>alert" not in text and "&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in text
 
 
 PARTS = [pl.col("defense") == "none", pl.col("ratio") == 0, pl.col("seed") == 1]

@@ -7,10 +7,10 @@ from bdjax.report.latex import escape, latex
 
 
 def test_every_row_has_every_column(records):
-    told = tables.full(records)
-    text = latex(told, "Results", "tab:x")
+    printed = tables.full(records)
+    text = latex(printed, "Results", "tab:x")
     rows = [line for line in text.splitlines() if line.endswith(r"\\") and " & " in line]
-    assert len(rows) == len(told.rows) and {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(told.heads)}
+    assert len(rows) == len(printed.rows) and {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(printed.heads)}
     assert r"91.5 {\scriptsize [90.0, 93.0]}" in text and r"grad\_prune$\dagger$" in text and r"\label{tab:x}" in text
     assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}") == 1
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from bdjax.report import html
-from bdjax.report.sensitivity import swept
+from bdjax.results.sensitivity import swept
 from tests.report.conftest import frame, row
 
 
@@ -34,8 +34,8 @@ def test_lines_hold_everything_else():
 
 def test_lost_runs_are_no_points():
     lost = pl.col("hyper").str.contains('"lr": 0.01,', literal=True)
-    told = records().with_columns(status=pl.when(lost).then(pl.lit("non_finite")).otherwise(pl.col("status")))
-    assert {one.leaf: one.lines[0].values for one in swept(told)}["lr"] == (0.001, 0.1)
+    rows = records().with_columns(status=pl.when(lost).then(pl.lit("non_finite")).otherwise(pl.col("status")))
+    assert {one.leaf: one.lines[0].values for one in swept(rows)}["lr"] == (0.001, 0.1)
 
 
 def test_the_report_draws_what_was_swept_and_nothing_else(tmp_path, sketched):

@@ -7,7 +7,7 @@ import numpy as np
 from bdjax.cli import main as cli
 from bdjax.data import load
 from bdjax.population import Execution
-from bdjax.results import member
+from bdjax.results import member, recreate
 from bdjax.store import import_folder
 from bdjax.store.import_folder import File, Import, Triggered
 from bdjax.store.rows import VOLATILE
@@ -59,7 +59,7 @@ def networks(out):
 def import_of(out, **fields):
     """The networks of a folder of results as an import would leave them, with the triggered test images of the whole test set."""
     found = networks(out)
-    kept = member.triggered(found[0], images())
+    kept = recreate.triggered(found[0], images())
     whole = Import(
         model="cnn",
         width=4,

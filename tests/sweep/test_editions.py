@@ -14,7 +14,7 @@ from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
 from bdjax.models import MODELS
 from bdjax.report import tables
-from bdjax.results import member, pool
+from bdjax.results import member, pool, recreate
 from bdjax.results.pool import leaderboard, without_replaced
 from bdjax.results.reproduce import again
 from bdjax.store import records as store
@@ -171,13 +171,13 @@ def test_a_record_of_an_earlier_edition_is_not_reproduced(old, monkeypatch):
     raised(monkeypatch, DEFENSES, "clp", 2)
     with pytest.raises(UserError, match="was made with edition 1 of clp, now 2: the result would not be that of the record"):
         again(old, row, images())
-    found = member.held(old, row)  # the weights are as they were
+    found = member.load(old, row)  # the weights are as they were
     with pytest.raises(UserError, match="edition 1 of clp, now 2: the repaired network would not be"):
-        member.repaired(found, member.network(found), images())
-    member.triggered(found, images())
+        recreate.defend(found, member.network(found), images())
+    recreate.triggered(found, images())
     raised(monkeypatch, ATTACKS, "badnets", 2)
     with pytest.raises(UserError, match="edition 1 of badnets, now 2: the trigger would not be"):
-        member.triggered(found, images())
+        recreate.triggered(found, images())
 
 
 def test_what_was_asked_with_earlier_editions_and_never_made_does_not_wait_for_ever(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from bdjax.cli import main as cli
 from bdjax.data import from_arrays, write_arrays
-from bdjax.results import member
+from bdjax.results import member, recreate
 from bdjax.store import records
 from bdjax.sweep import run as sweep
 from bdjax.sweep.grid import Grid
@@ -174,12 +174,12 @@ def test_pictures_and_repairs_are_made_from_the_images_of_the_record(results, fo
     with pytest.raises(UserError, match="pets is a data set of the user's own: name its folder with --dataset"):
         member.network(found)
     dataset = load(str(folders["images"]))
-    again = member.repaired(found, member.network(found, str(folders["images"])), dataset)
+    again = recreate.defend(found, member.network(found, str(folders["images"])), dataset)
     assert (again.measured["acc"], again.measured["asr"]) == (found.row["acc"], found.row["asr"])
-    assert member.triggered(found, dataset).images.shape == (60, 8, 8, 3)
+    assert recreate.triggered(found, dataset).images.shape == (60, 8, 8, 3)
     other = load(str(written(tmp_path / "pets", tiny_dataset, turned=True)))
     with pytest.raises(UserError, match="these images of pets are not those of the record"):
-        member.triggered(found, other)
+        recreate.triggered(found, other)
 
 
 @pytest.mark.torch

@@ -4,15 +4,16 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from bdjax import population
 from bdjax.errors import UserError
 from bdjax.keys import Stream, member_key, root, stream
-from bdjax.results import member
+from bdjax.results import member, recreate
 from bdjax.store.location import Location
-from bdjax.train import assets as kept
+from bdjax.train import assets as stored_assets
 from bdjax.train.experiment import Data, stage, stamp_all
 from bdjax.types import Attack, Dataset, Key, Member
 
@@ -39,11 +40,11 @@ def unlearned(attack: Attack, dataset: Dataset, seed: int, root_number: int, say
     """The trigger that the members of a seed carry, of an attack that settles it before the network is trained.
 
     Args:
-      attack: what it prepares is read from disk, or prepared now and kept.
+      attack: what it prepares is read from disk, or prepared now and stored there.
       dataset: the training and test images of the members.
       seed: of the members; it matters where their triggers differ.
       root_number: root of all keys.
-      say: told if a trigger is prepared for this seed now.
+      say: is called with a line if a trigger is prepared for this seed now.
 
     Raises:
       UserError: the attack learns its trigger while the network is trained.
@@ -57,7 +58,7 @@ def unlearned(attack: Attack, dataset: Dataset, seed: int, root_number: int, say
         assets = data.assets
         if attack.recipe.prepare_per == "seed":
             assets = one_prepared(attack, dataset, data, seed, 0.0, root_number, say).assets
-            assets = population.take(assets, 0)
+            assets = jax.tree.map(lambda leaf: leaf[0], assets)
     if attack.recipe.shared_trigger:
         return Trigger(attack.init(stream(start, Stream.TRIGGER), assets), start)
     return Trigger(attack.init(stream(own, Stream.TRIGGER), assets), stream(own, Stream.TRIGGER))
@@ -72,7 +73,7 @@ def learned(found: member.Trained, attack: Attack, dataset: Dataset) -> Trigger:
       dataset: of the record's data set, any number of images.
     """
     root_number = json.loads(found.row["config"])["root"]
-    value = member.trigger_of(found, attack, dataset, staged(attack, dataset, root_number))
+    value = recreate.trigger_of(found, attack, dataset, staged(attack, dataset, root_number))
     return Trigger(value, stream(member_key(root(root_number), found.row["seed"]), Stream.TRIGGER))
 
 
@@ -111,39 +112,41 @@ def pictures(
     from bdjax.data import load
 
     config = json.loads(record["config"])
-    told, name = config["attack"], record["dataset"]
-    if told["name"] in IMAGES_ONLY:
+    settings, name = config["attack"], record["dataset"]
+    if settings["name"] in IMAGES_ONLY:
         raise UserError("of this attack only stored test images are known, and they lie in the import folder, not in the records")
-    whole = load(name, data_dir)  # the pictures are the same for all records of a data set
-    attack = member.method("attack", told, ATTACKS)(whole.spec, told["config"], profile=config["profile"])
-    own = whole
+    full = load(name, data_dir)  # the pictures are the same for all records of a data set
+    attack = recreate.method("attack", settings, ATTACKS)(full.spec, settings["config"], profile=config["profile"])
+    own = full
     if attack.prepare is not None:  # from the very images of the record
         own = load(name, data_dir, train_images=record["train_images"], test_images=record["test_images"])
-        member.same_images(record, own)
-        _still_kept(attack, own, record, config["root"])
+        recreate.same_images(record, own)
+        _require_assets(attack, own, record, config["root"])
     if attack.update is None:
         trigger = unlearned(attack, own, record["seed"], config["root"])
     elif out is None:
-        raise UserError(f"the trigger of {told['name']} is learned while the network is trained: name the folder of its results")
+        raise UserError(
+            f"the trigger of {settings['name']} is learned while the network is trained: name the folder of its results"
+        )
     else:
         trigger = learned(member.find(out, {fact: record[fact] for fact in member.FACTS}), attack, own)
-    labels = np.asarray(whole.test.labels)
+    labels = np.asarray(full.test.labels)
     classes = np.unique(labels)[:count]
-    images = np.stack([whole.test.images[int(np.argmax(labels == k))] for k in classes])
-    stamped = np.asarray(stamp_all(attack, *trigger, images))
-    titles = whole.spec.class_names or tuple(str(k) for k in range(whole.spec.classes))
+    images = np.stack([full.test.images[int(np.argmax(labels == k))] for k in classes])
+    triggered = np.asarray(stamp_all(attack, *trigger, images))
+    titles = full.spec.class_names or tuple(str(k) for k in range(full.spec.classes))
     note = "" if attack.recipe.shared_trigger else f"seed {record['seed']}"
-    return Pictures(images, stamped, tuple(titles[k] for k in classes), note)
+    return Pictures(images, triggered, tuple(titles[k] for k in classes), note)
 
 
-def _still_kept(attack: Attack, dataset: Dataset, record: dict[str, Any], root_number: int) -> None:
+def _require_assets(attack: Attack, dataset: Dataset, record: dict[str, Any], root_number: int) -> None:
     """Raise :class:`UserError` if what the attack prepared is needed and is not on this machine."""
     per_seed = attack.recipe.prepare_per == "seed"
     if per_seed and attack.update is not None:
-        return  # it went into the trigger, which lies with the weights
+        return  # it is part of the trigger, which is stored with the weights
     start = root(root_number)
     key = stream(member_key(start, record["seed"]) if per_seed else start, Stream.PREPARE)
-    if kept.load(kept.place(attack, dataset, key)) is None:
+    if stored_assets.load(stored_assets.place(attack, dataset, key)) is None:
         name = record["attack"]
         raise UserError(
             f"what {name} prepared for its trigger is not kept on this machine; bdjax show-attack {name} --dataset "

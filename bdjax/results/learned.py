@@ -10,8 +10,8 @@ from bdjax.configure import recorded
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream
 from bdjax.population import Execution
-from bdjax.report.triggers import Say, Trigger, learned, one_prepared, staged, unlearned
-from bdjax.results import member
+from bdjax.results import member, recreate
+from bdjax.results.triggers import Say, Trigger, learned, one_prepared, staged, unlearned
 from bdjax.store.hashing import plain
 from bdjax.sweep.build import attacked
 from bdjax.train.experiment import attack_member
@@ -64,7 +64,7 @@ def ready(
       seed: of the member whose trigger it is.
       ratio: that a network trained here is poisoned with.
       execution: how it is trained; None = the default of the platform.
-      say: told what is trained.
+      say: is called with a line about what is trained.
 
     Raises:
       UserError: no network in the folder of results fits, or the training went out of bounds.
@@ -103,13 +103,13 @@ def _from_results(one: Named, dataset: Dataset, learning: Learning, seed: int) -
     wanted = {"dataset": dataset.spec.name, "attack": one.name, "seed": seed, "profile": cell.profile}
     more = {"model": learning.model, "ratio": learning.poison_ratio, "width": learning.width, "train_images": cell.train_images}
     found = member.find(str(learning.results), {**wanted, **more})
-    told = json.loads(found.row["config"])
-    member.method("attack", told["attack"], ATTACKS)  # its file is still the one it was trained with
-    network = told["model"]
+    config = json.loads(found.row["config"])
+    recreate.method("attack", config["attack"], ATTACKS)  # its file is still the one it was trained with
+    network = config["model"]
     _, attack = attacked(cell._replace(model=network["name"], width=network["width"], depth=network.get("depth"), recipe={}))
-    asked, held = plain(recorded(attack.config)), told["attack"]["config"]
-    differ = [field for field in sorted({*asked, *held}) if asked.get(field) != held.get(field)]
+    asked, trained_with = plain(recorded(attack.config)), config["attack"]["config"]
+    differ = [field for field in sorted({*asked, *trained_with}) if asked.get(field) != trained_with.get(field)]
     if differ:
-        values = ", ".join(f"{field} {held.get(field)}" for field in differ)
+        values = ", ".join(f"{field} {trained_with.get(field)}" for field in differ)
         raise UserError(f"the network of {learning.results} was trained with {one.name} of {values}: ask for that")
     return Ready(attack, learned(found, attack, dataset), f"{network['name']}, seed {seed}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.report.quality import Summary, quality, summary
+from bdjax.results.quality import Summary, quality, summary
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def test_a_white_patch_by_hand():
 
 def test_summary_counts_what_stayed_and_leaves_it_out_of_psnr_alone(pairs):
     found = quality(*pairs)
-    told = summary(found)
-    assert told == Summary(5, 1, np.mean(found.psnr[:4]), np.mean(found.ssim), np.mean(found.linf), 20)
-    assert isinstance(told.linf_max, int) and isinstance(told.unchanged, int)
+    means = summary(found)
+    assert means == Summary(5, 1, np.mean(found.psnr[:4]), np.mean(found.ssim), np.mean(found.linf), 20)
+    assert isinstance(means.linf_max, int) and isinstance(means.unchanged, int)
     assert summary(quality(pairs[0], pairs[0])) == Summary(5, 5, None, 1.0, 0.0, 0)
 
 
