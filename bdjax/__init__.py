@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bdjax.data import load as load_data
     from bdjax.defenses import DEFENSES as DEFENSES
     from bdjax.models import MODELS as MODELS
-    from bdjax.report.html import build as report
+    from bdjax.reporting.html import build as report
     from bdjax.results.cite import cite_folder as cite
     from bdjax.store.records import read as read
     from bdjax.sweep.estimate import overview as plan

@@ -62,7 +62,7 @@ def main() -> None:
 
 def measure(folder: Path, pages: int) -> None:
     """Load, render and draw some pages; print the seconds of each, and the most memory held."""
-    from bdjax.report import html
+    from bdjax.reporting import html
     from bdjax.results.scenarios import scenarios
 
     marks = [time.perf_counter()]

@@ -18,7 +18,7 @@ from bdjax.models import MODELS, PRECISIONS
 from bdjax.models.cnn import cnn
 from bdjax.nn.convolution import LOWERINGS
 from bdjax.population import Execution
-from bdjax.report.tables import markdown
+from bdjax.reporting.tables import markdown
 from bdjax.results.pool import table
 from bdjax.store import records
 from bdjax.sweep import build, expand

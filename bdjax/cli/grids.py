@@ -208,7 +208,7 @@ def _run(
     workers: int | None = None,
     **options: Any,
 ) -> int:
-    from bdjax.report.tables import markdown
+    from bdjax.reporting.tables import markdown
     from bdjax.sweep.run import run as run_grid
 
     checked(limits)

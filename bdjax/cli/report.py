@@ -31,7 +31,7 @@ def report(
       pages: draw the pages of single training configurations too.
       processes: that draw these pages side by side; default: one per CPU core, at most 8.
     """
-    from bdjax.report.html import build
+    from bdjax.reporting.html import build
 
     if processes is not None and processes < 1:
         raise UserError(f"--processes {processes}: at least 1")
@@ -73,7 +73,7 @@ def compare_masks(out: str, first: str, second: str, /, *, below: float = 0.0) -
       second: another.
       below: a channel counts as pruned where its keep factor is at most this; above 0 for soft masks such as awn's.
     """
-    from bdjax.report.compare import markdown, picture
+    from bdjax.reporting.compare import markdown, picture
     from bdjax.results.masks import overlaps
 
     if not 0 <= below < 1:
@@ -103,7 +103,7 @@ def pruning_curve(
       dataset: path of the data set, where it is your own.
       imported: import folder the networks came from, if they did.
     """
-    from bdjax.report.curves import markdown, picture
+    from bdjax.reporting.curves import markdown, picture
     from bdjax.results.curves import frame, grouped, measure
 
     found = measure(out, defense, data_dir=data_dir, dataset=dataset, folder=imported)

@@ -14,7 +14,7 @@ from bdjax.attacks.table import ATTACKS
 from bdjax.cli.flags import Scenario, grid_of
 from bdjax.errors import UserError
 from bdjax.population import Execution
-from bdjax.report.attack_sheet import Shown, attack_sheet
+from bdjax.reporting.attack_sheet import Shown, attack_sheet
 from bdjax.results.learned import Learning, Named, Ready, Say, ready
 from bdjax.results.quality import Summary, quality, summary
 from bdjax.store.files import replacing

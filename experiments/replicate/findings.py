@@ -18,8 +18,8 @@ import polars as pl
 import profiles
 from runs import by_defense, read
 
-from bdjax.report import overall
-from bdjax.report.rankings import rank_diagram
+from bdjax.reporting import overall
+from bdjax.reporting.rankings import rank_diagram
 from bdjax.results.methods import methods
 from bdjax.results.sensitivity import swept
 from bdjax.store import records

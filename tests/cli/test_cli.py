@@ -16,7 +16,7 @@ import pytest
 from bdjax.cli import main as cli
 from bdjax.population import compilations
 from bdjax.store import records
-from tests.report.sketch import sketch
+from tests.reporting.sketch import sketch
 from tests.sweep.shared import programs
 
 FAST = ["--width", "4", "--epochs", "2", "--batch", "25", "--train-images", "100", "--test-images", "50", "--spc", "2"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.report.conftest import one_seed, records, sketched  # noqa: F401  fixtures
+from tests.reporting.conftest import one_seed, records, sketched  # noqa: F401  fixtures
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,11 @@ import pytest
 from bdjax import metrics
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.report import html, tables
+from bdjax.reporting import html, tables
 from bdjax.results import intervals
 from bdjax.results.mitigation import Limits, checked, judged
 from bdjax.store import records as store
-from tests.report.conftest import frame, row
+from tests.reporting.conftest import frame, row
 
 LOST = ("acc", "asr", "ra", "arr", "rdr", "der")
 

@@ -6,9 +6,9 @@ import io
 import polars as pl
 import pytest
 
-from bdjax.report import html, tables
+from bdjax.reporting import html, tables
 from bdjax.results.soundness import with_soundness
-from tests.report.conftest import SPEC, frame, row
+from tests.reporting.conftest import SPEC, frame, row
 
 NEW = {"classes": pl.Int64, "majority": pl.Float64, "one_class_before": pl.Float64, "one_class": pl.Float64}
 

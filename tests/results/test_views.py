@@ -5,11 +5,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-import bdjax.report
-from bdjax.report import filters, tables
+import bdjax.reporting
+from bdjax.reporting import filters, tables
 from bdjax.results.pool import BOARD, leaderboard
 from bdjax.results.views import CHOICE, views
-from tests.report.conftest import frame, row
+from tests.reporting.conftest import frame, row
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +74,5 @@ def test_the_page_gets_the_cells_as_the_tables_print_them(made):
 
 
 def test_the_script_computes_no_number_of_its_own():
-    text = (Path(bdjax.report.__file__).parent / "page.js").read_text()
+    text = (Path(bdjax.reporting.__file__).parent / "page.js").read_text()
     assert "random" not in text.lower() and "Math." not in text

@@ -12,7 +12,7 @@ from bdjax.results import member
 from bdjax.store import location
 from bdjax.store import records as store
 from tests.later import some_later
-from tests.report.sketch import sketch
+from tests.reporting.sketch import sketch
 from tests.sweep import bucket, small
 from tests.sweep.bucket import Bucket
 from tests.sweep.small import EXECUTION, GRID, refused, stable

@@ -13,7 +13,7 @@ from bdjax.cli import main as cli
 from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-from bdjax.report import tables
+from bdjax.reporting import tables
 from bdjax.results import member, pool, recreate
 from bdjax.results.pool import leaderboard, without_replaced
 from bdjax.results.reproduce import again

@@ -9,7 +9,7 @@ from PIL import Image
 
 from bdjax.attacks.table import ATTACKS
 from bdjax.cli import main as cli
-from bdjax.report.tables import board, csv, full, markdown
+from bdjax.reporting.tables import board, csv, full, markdown
 from bdjax.store import records, rows
 from bdjax.sweep.foreign_trigger import shows_no_backdoor, warning
 from tests.sweep.small import DATA, EXECUTION, go, grid_of, images, import_of, refused, saved

@@ -10,7 +10,7 @@ import pytest
 from bdjax.data import spec
 from bdjax.errors import UserError
 from bdjax.models import by_name
-from bdjax.report.tables import csv, markdown
+from bdjax.reporting.tables import csv, markdown
 from bdjax.store import import_folder, records
 from bdjax.sweep import imported as imports
 from bdjax.sweep import imported_cells, pending
