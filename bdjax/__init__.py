@@ -51,7 +51,7 @@ _WHERE = {
     "load_data": ("data", "load"),
     "plan": ("sweep.estimate", "overview"),
     "read": ("store.records", "read"),
-    "report": ("report.html", "build"),
+    "report": ("reporting.html", "build"),
     "run": ("sweep.run", "run"),
 }
 
