@@ -68,7 +68,7 @@ def _training(name: str, about: Network, dataset: Dataset):
     stack, _ = members([0], [RATIO], rows)
     if name == "clean":
         attack = _clean(about.batch)
-        data = stage(attack, dataset, root())._replace(stamped=None)
+        data = stage(attack, dataset, root())._replace(triggered=None)
     else:
         attack, data, assets = attacked_by(name, dataset, epochs=1, batch=about.batch)
         stack = stack._replace(assets=jax.tree.map(lambda leaf: leaf[None], assets))

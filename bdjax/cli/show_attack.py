@@ -21,7 +21,7 @@ from bdjax.store.files import replacing
 from bdjax.sweep.build import asks_architecture, attacked
 from bdjax.sweep.expand import cells, check
 from bdjax.sweep.grid import Grid
-from bdjax.train.experiment import stamp_all
+from bdjax.train.experiment import apply_trigger_to_all
 from bdjax.types import Attack, DataSpec
 
 MEASURED = 1000  # test images whose quality is measured, at most
@@ -145,7 +145,7 @@ def show(
         if attack.train_stamp is not None:
             forms.append((f"{short}, training", attack._replace(stamp=attack.train_stamp)))
         for title, form in forms:
-            stamped = np.asarray(stamp_all(form, trigger.value, trigger.key, pictures))
+            stamped = np.asarray(apply_trigger_to_all(form, trigger.value, trigger.key, pictures))
             lines.append(Figures(title, summary(quality(pictures, stamped))))
             drawn.append(Shown(title, stamped[columns], lines[-1].quality, note))
     titles = whole.spec.class_names or tuple(str(k) for k in range(whole.spec.classes))

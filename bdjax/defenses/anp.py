@@ -14,9 +14,10 @@ from bdjax.defenses.channels import GRID, clipped, curve, kept, pruned_by_limit,
 from bdjax.defenses.tuning import training_rows
 from bdjax.keys import step_key
 from bdjax.train import descent
-from bdjax.train.descent import SGD, State
+from bdjax.train.descent import State
 from bdjax.train.loops import inner
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import SGD
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 

@@ -15,9 +15,10 @@ from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import PLAIN, State
+from bdjax.train.descent import State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import PLAIN
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
@@ -138,7 +139,7 @@ def awn(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
             return close(state, size)
 
         state, (means, size, kept) = run_epochs(epoch, start(view.variables, hyper), config.epochs, masked.loop)
-        loss, natural, robust = descent.by_number(means)
+        loss, natural, robust = descent.columns(means)
         masks = state.variables["params"]
         trace = AWNTrace(loss, natural, robust, size, kept, state.alive, state.stopped)
         return Defended(finish(view.variables, masks), masks, trace)

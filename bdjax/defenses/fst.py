@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, training_rows, tuner
 from bdjax.errors import choose
-from bdjax.train.descent import SGD, Optimiser
+from bdjax.train.optimisers import SGD, Optimiser
 from bdjax.train.schedules import cosine_by_epoch
 from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
 
@@ -146,11 +147,16 @@ def rescaled(params: Any, old: Mapping[str, Array]) -> dict[str, Any]:
 def _only(heads: tuple[str, ...]) -> Optimiser:
     """SGD that moves the layers at ``heads`` alone: the others get no weight decay either."""
 
-    def direction(hyper: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        step, state = SGD.direction(hyper, gradient, state, params)
-        return tree.replace(jax.tree.map(jnp.zeros_like, step), {head: tree.get(step, head) for head in heads}), state
+    def optimiser(hyper: Any) -> optax.GradientTransformation:
+        rule = SGD(hyper)
 
-    return Optimiser(SGD.init, direction)
+        def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            step, state = rule.update(gradient, state, params)
+            return tree.replace(jax.tree.map(jnp.zeros_like, step), {head: tree.get(step, head) for head in heads}), state
+
+        return optax.GradientTransformation(rule.init, update)
+
+    return optimiser
 
 
 def _shifting(model: Model, whole: bool) -> Gradient:

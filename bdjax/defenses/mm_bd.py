@@ -14,9 +14,10 @@ from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import ADAM, State
+from bdjax.train.descent import State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import ADAM
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
 
 RULES = {"original": (2, 0.1), "survey": (1, 1e-3)}  # the fifth of the epochs after which the weight first moves, learning rate

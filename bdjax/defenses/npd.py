@@ -10,8 +10,8 @@ import numpy as np
 from bdjax.configure import at_least, configure
 from bdjax.defenses.tuning import Batch, Gradient, Hyper, masked_mean, training_rows, tuner
 from bdjax.nn.normalisation import at_least_float32
-from bdjax.train.descent import PLAIN
 from bdjax.train.loops import inner
+from bdjax.train.optimisers import PLAIN
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables

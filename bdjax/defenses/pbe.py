@@ -13,10 +13,11 @@ from bdjax.defenses.tuning import Batch, cross_entropy_gradient, epoch_plan, mas
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import SGD, State
+from bdjax.train.descent import State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import inner
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import SGD
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
 
@@ -106,7 +107,7 @@ def pbe(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     @jax.jit
     def close(state: State, hyper: Any) -> tuple[State, Array]:
         state, means = descent.close(state)
-        return state._replace(optimiser=SGD.init(hyper, state.variables["params"])), means[0]
+        return state._replace(optimiser=SGD(hyper).init(state.variables["params"])), means[0]
 
     def defend(key: Key, view: DefenderView, hyper: PBEHyper) -> Defended:
         assert view.clean is not None

@@ -25,9 +25,11 @@ from bdjax.defenses.tuning import Hyper, epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import SGD, State
+from bdjax.train.descent import State
 from bdjax.train.loops import steps as run_steps
-from bdjax.train.trainer import cosine, cross_entropy
+from bdjax.train.optimisers import SGD
+from bdjax.train.schedules import cosine
+from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
 STEP = 200  # between two thresholds, in 1 / GRID

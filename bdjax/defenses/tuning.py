@@ -15,9 +15,10 @@ import numpy as np
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import SGD, Optimiser, State
+from bdjax.train.descent import State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import SGD, Optimiser
 from bdjax.train.schedules import Schedule
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Key, Model, Variables
@@ -170,7 +171,7 @@ def tuner(
     def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
         hyper = jax.tree.map(jnp.asarray, hyper)
         (state, _), means = go_on(key, begin(variables, hyper), clean, present, hyper, extra)
-        loss, *beside = descent.by_number(means)
+        loss, *beside = descent.columns(means)
         return Tuned(state.variables, loss, tuple(beside), state.alive, state.stopped, state.step)
 
     return tune

@@ -14,7 +14,7 @@ from bdjax.keys import Stream, member_key, root, stream
 from bdjax.results import member
 from bdjax.store.location import Location
 from bdjax.train import assets as kept
-from bdjax.train.experiment import Data, stage, stamp_all
+from bdjax.train.experiment import Data, apply_trigger_to_all, stage
 from bdjax.types import Attack, Dataset, Key, Member
 
 Say = Callable[[str], None]
@@ -132,7 +132,7 @@ def pictures(
     labels = np.asarray(whole.test.labels)
     classes = np.unique(labels)[:count]
     images = np.stack([whole.test.images[int(np.argmax(labels == k))] for k in classes])
-    stamped = np.asarray(stamp_all(attack, *trigger, images))
+    stamped = np.asarray(apply_trigger_to_all(attack, *trigger, images))
     titles = whole.spec.class_names or tuple(str(k) for k in range(whole.spec.classes))
     note = "" if attack.recipe.shared_trigger else f"seed {record['seed']}"
     return Pictures(images, stamped, tuple(titles[k] for k in classes), note)

@@ -19,7 +19,7 @@ from bdjax.store.import_folder import Triggered
 from bdjax.store.location import Location
 from bdjax.store.rows import Row, measured, one
 from bdjax.sweep import build, editions, imported
-from bdjax.train.experiment import Data, Subject, defend_member, stage, stage_stored, stamp_all, trigger_form
+from bdjax.train.experiment import Data, Subject, apply_trigger_to_all, defend_member, stage, stage_stored, trigger_form
 from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Variables
 
 # What can tell the networks of a folder apart.
@@ -176,7 +176,7 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     images = data.test.triggered
     if images is None:
         key = stream(member_key(root(config["root"]), trained.row["seed"]), Stream.TRIGGER)
-        images = stamp_all(attack, trigger_of(trained, attack, dataset, data), key, dataset.test.images)
+        images = apply_trigger_to_all(attack, trigger_of(trained, attack, dataset, data), key, dataset.test.images)
     truth = np.asarray(data.test.labels if data.test.truth is None else data.test.truth)
     goals = np.asarray(data.test.attack_labels)
     counted = np.flatnonzero(goals != truth)

@@ -13,7 +13,8 @@ from bdjax.errors import UserError, choose, unknown
 from bdjax.plugins.load import factory, source_digest
 from bdjax.store.hashing import canonical, plain, short_hash
 from bdjax.sweep import editions, imported
-from bdjax.train.trainer import AUGMENT, PREPARE_PER, SCHEDULES
+from bdjax.train.poison import AUGMENT
+from bdjax.train.trainer import PREPARE_PER, SCHEDULES
 from bdjax.types import Attack, Defense, Model, Recipe
 
 FIXED = ("second_batch", "prepare_per", "shared_trigger")  # fields of a recipe that say how an attack works

@@ -22,7 +22,7 @@ from bdjax.sweep.pending import Tries, opened, work
 from bdjax.sweep.ready import Ready
 from bdjax.sweep.run import choices_of, load, refuse_infeasible
 from bdjax.sweep.summary import data_bytes, member_bytes, summary, title
-from bdjax.train.evaluate import stamp_images
+from bdjax.train.evaluate import apply_trigger
 from bdjax.types import Dataset
 
 INFEASIBLE = "infeasible: "
@@ -94,7 +94,7 @@ def _shapes(branch: Branch, dataset: Dataset) -> str:
     if attack.prepare is None and branch.train.attack != STORED:
         bytes_ = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
         key = stream(root(branch.train.root), Stream.TRIGGER)
-        stamped = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)
+        stamped = jax.eval_shape(lambda x: apply_trigger(attack, attack.init(key, None), key, x), bytes_)
         if stamped.shape != bytes_.shape or stamped.dtype != bytes_.dtype:
             raise UserError(f"{branch.train.attack} turns images {list(bytes_.shape)} into {stamped.dtype}{list(stamped.shape)}")
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -7,8 +7,7 @@ import pytest
 
 from bdjax.defenses.tuning import Hyper, cross_entropy_gradient, epoch_plan, masked_mean, tuner
 from bdjax.models.cnn import cnn
-from bdjax.train.schedules import Schedule, cosine_by_epoch
-from bdjax.train.trainer import cosine
+from bdjax.train.schedules import Schedule, cosine, cosine_by_epoch
 from bdjax.types import Loop
 from tests.defenses.plain_network import plain
 

@@ -84,7 +84,7 @@ def test_nothing_is_prepared_for_an_attack_without(tiny_dataset, cache):
 def test_members_of_a_seed_share_what_it_prepared(tiny_dataset, cache):
     attack = prepared_attack("seed")
     data = stage(attack, tiny_dataset, root())
-    assert data.assets is None and data.stamped is None and data.test.triggered is None
+    assert data.assets is None and data.triggered is None and data.test.triggered is None
     stack, points = population.members([5, 3], [0.0, 0.1], 160)
     said = []
     ready = population.prepare(attack, stack, tiny_dataset, data, say=said.append)

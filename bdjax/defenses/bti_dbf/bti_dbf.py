@@ -12,7 +12,7 @@ from bdjax.defenses.bti_dbf.generator import Generator, generator
 from bdjax.defenses.bti_dbf.inversion import Rules, checked, searcher
 from bdjax.defenses.bti_dbf.phases import mean_square, wide_images, with_features
 from bdjax.defenses.tuning import Batch, Gradient, bits_by_index, interruptible, masked_mean
-from bdjax.train.amsgrad import plain_adam
+from bdjax.train.optimisers import adam, fixed, unfolded
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
@@ -99,7 +99,7 @@ def bti_dbf(model: Model, config: Config | Mapping[str, Any] | None = None, *, p
       original (see :func:`bdjax.defenses.bti_dbf.generator.generator`), the split is before the pooling as there. What the
       generator draws is not cut to [0, 1], in either profile. The published option to end the rounds once the detected class
       changes, off in all of its settings, is not offered; the trace tells. VGG's folded first linear layer: see
-      :func:`bdjax.train.amsgrad.amsgrad`.
+      :func:`bdjax.train.optimisers.unfolded`.
     """
     config = configure(PRESETS, config, "bti_dbf", profile)
     at_least("bti_dbf", config, unlearn_epochs=1)
@@ -113,7 +113,7 @@ def bti_dbf(model: Model, config: Config | Mapping[str, Any] | None = None, *, p
         schedule=constant(),
         gradient=_unlearning(model, draw, config.replaced),
         measured=2,
-        optimiser=plain_adam(model),
+        optimiser=fixed(unfolded(adam(), model)),
     )
     search = searcher(model, rules, unlearn)
 

@@ -18,9 +18,10 @@ from bdjax.defenses.tuning import epoch_plan, interruptible, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import ADAM, PLAIN, State, by_number
+from bdjax.train.descent import State, columns
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import ADAM, PLAIN
 from bdjax.train.schedules import constant
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 
@@ -217,7 +218,7 @@ def searcher(
     @jax.jit
     def tell(first: Array, each: Any) -> tuple[Told, tuple[Array, ...]]:
         *phases, votes = each
-        masks, painted, *unlearned = (by_number(means.reshape(-1, means.shape[-1])) for means in phases)
+        masks, painted, *unlearned = (columns(means.reshape(-1, means.shape[-1])) for means in phases)
         return Told(first[:, 0], *masks, *painted, *votes), unlearned[0] if unlearned else ()
 
     def search(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Found:

@@ -13,8 +13,9 @@ from bdjax.defenses.grad_prune.settings import Config
 from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import SGD, State
+from bdjax.train.descent import State
 from bdjax.train.loops import leading
+from bdjax.train.optimisers import SGD
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.keys import Stream, step_key, stream
-from bdjax.train import adam
 from bdjax.train.evaluate import finite
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import adam
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 
-DECAYS, EPS = (0.5, 0.9), 1e-8  # of Adam
+RULE = adam(decays=(0.5, 0.9))
 SOFT = 1e-7  # tanh(u)/(2 + SOFT) + 1/2 stays inside (0, 1)
 AT_ONCE = 512  # images of several classes that go through the network together
 
@@ -163,7 +163,7 @@ def searcher(model: Model, rules: Rules) -> Callable[..., Found]:
 
             def move(_: None) -> Any:
                 slope, (hit, size) = jax.grad(loss, has_aux=True)(free)
-                direction, new = adam.direction(slope, memory, DECAYS, EPS)
+                direction, new = RULE.update(slope, memory)
                 moved = jax.tree.map(lambda p, d: p - hyper.search_lr.astype(p.dtype) * d, free, direction)
                 ok = alive & finite(slope)
                 moved, new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), (moved, new), (free, memory))
@@ -190,7 +190,7 @@ def searcher(model: Model, rules: Rules) -> Callable[..., Found]:
         control = jax.tree.map(lambda x: jnp.broadcast_to(x, (classes,)), first_control(hyper.cost))
         zero = jnp.zeros(classes, jnp.float32)
         alive = jnp.ones(classes, bool)
-        return _State(free, jax.vmap(adam.start)(free), control, zero, zero, jnp.int32(0), squashed(free), alive)
+        return _State(free, jax.vmap(RULE.init)(free), control, zero, zero, jnp.int32(0), squashed(free), alive)
 
     @jax.jit
     def plan(key: Key, epoch: Array, clean: CleanSet) -> tuple[Array, Array, Array]:

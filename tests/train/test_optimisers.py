@@ -5,9 +5,7 @@ import pytest
 
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.nn.folded_linear import fold
-from bdjax.train import adam
-from bdjax.train.amsgrad import DECAYS, EPS, amsgrad, plain_adam
-from bdjax.train.descent import Optimiser
+from bdjax.train.optimisers import DECAYS, EPS, adam, amsgrad, fixed, unfolded
 from bdjax.train.schedules import constant
 from tests.defenses.plain_network import batches, cross_entropies, dense, dense_logits, pixels, plain
 
@@ -17,8 +15,8 @@ GRADIENTS = np.array(
 )
 
 
-direction = jax.jit(adam.amsgrad_direction, static_argnums=(2, 3))
-start_of = jax.jit(adam.amsgrad_start)
+RULE = amsgrad()
+direction, start_of = jax.jit(RULE.update), jax.jit(RULE.init)
 
 
 def written_out(gradients, lr, eps, bias_corrected_first=False):
@@ -54,19 +52,19 @@ def test_eight_steps_are_those_of_the_formula_and_not_those_of_optax(wide):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
     np.testing.assert_allclose(others, written_out(GRADIENTS, 0.1, 1e-8, True), rtol=0, atol=1e-8)
     assert np.max(np.abs(np.array(found) - np.array(others))) > 0.1, "more than one learning rate apart"
-    assert int(state["count"]) == 8 and state["largest"]["w"].dtype == np.float64
+    assert int(state.count) == 8 and state.largest["w"].dtype == np.float64
 
 
 def test_epsilon_and_decays_are_taken_where_the_formula_has_them(wide):
     # Gradients of the size of epsilon: were it under the root or divided by the correction the steps would be others.
-    gradients = 1e-3 * GRADIENTS
+    gradients, coarse = 1e-3 * GRADIENTS, jax.jit(amsgrad((0.9, 0.999), 1e-3).update)
     state, p, found = start_of(np.zeros(3)), np.zeros(3), []
     for g in gradients:
-        step, state = direction(g, state, (0.9, 0.999), 1e-3)
+        step, state = coarse(g, state)
         p = p - 0.1 * np.asarray(step)
         found.append(p)
     np.testing.assert_allclose(found, written_out(gradients, 0.1, 1e-3), rtol=0, atol=1e-13)
-    step, _ = direction(np.ones(3), start_of(np.zeros(3)), (0.5, 0.75), 0.25)
+    step, _ = jax.jit(amsgrad((0.5, 0.75), 0.25).update)(np.ones(3), start_of(np.zeros(3)))
     np.testing.assert_allclose(step, 1 / 1.25, rtol=1e-12)  # m and v corrected are 1
     step, _ = direction(np.zeros(3), start_of(np.zeros(3)))
     assert step.tolist() == [0, 0, 0]
@@ -90,8 +88,12 @@ def plain_loop(params, images, labels, plan, lr):
     return jax.tree.unflatten(structure, leaves)
 
 
+def by_amsgrad(model):
+    return fixed(unfolded(amsgrad(), model))
+
+
 def tuned(model, variables, rows, lr, epochs=3, batch=8):
-    run = jax.jit(tuner(model, epochs=epochs, batch=batch, schedule=constant(), optimiser=amsgrad(model), augment=False))
+    run = jax.jit(tuner(model, epochs=epochs, batch=batch, schedule=constant(), optimiser=by_amsgrad(model), augment=False))
     return run(jax.random.key(1), variables, rows, np.asarray(rows.role) == 1, Hyper(np.float64(lr)))
 
 
@@ -131,20 +133,20 @@ def test_on_vggs_folded_layer_it_does_to_the_function_what_it_does_on_the_whole_
     assert distance(b["first"]["kernel"], coordinates(a)) < 1e-10 and distance(a["last"], b["last"]) < 1e-10
 
 
-def compiled(optimiser):
-    return Optimiser(jax.jit(optimiser.init), jax.jit(optimiser.direction))
+def compiled(rule):
+    return optax.GradientTransformation(jax.jit(rule.init), jax.jit(rule.update))
 
 
 def test_on_vggs_folded_layer_epsilon_grows_as_the_steps_do(plain_spec, wide):
     # Gradients of the size of epsilon: each of the 49 copies gets a seventh of the folded weight's.
     model, slopes = dense(plain_spec, folded=True), 1e-8 * np.random.default_rng(0).normal(size=(4, 3, 3))
-    optimiser = compiled(amsgrad(model))
+    rule = compiled(unfolded(amsgrad(), model))
     params = plain(wide(model.init(jax.random.key(0))))["params"]
-    state, whole = optimiser.init(Hyper(), params), []
+    state, whole = rule.init(params), []
     for slope in slopes:
         gradient = jax.tree.map(lambda x: np.full_like(x, 1e-8), params)
         gradient["first"]["kernel"] = slope
-        step, state = optimiser.direction(Hyper(), gradient, state, params)
+        step, state = rule.update(gradient, state, params)
         whole.append(slope / 7)
         trace = np.concatenate([np.zeros((1, 3, 3)), written_out(whole, -1.0, 1e-8)])
         np.testing.assert_allclose(step["first"]["kernel"], 7 * (trace[-1] - trace[-2]), rtol=1e-10)
@@ -154,15 +156,15 @@ def test_on_vggs_folded_layer_epsilon_grows_as_the_steps_do(plain_spec, wide):
 def test_adam_without_the_largest_moment_does_the_same_to_the_folded_layer(plain_spec, wide):
     model, slopes = dense(plain_spec, folded=True), 1e-8 * np.random.default_rng(1).normal(size=(4, 3, 3))
     params = plain(wide(model.init(jax.random.key(0))))["params"]
-    optimiser, other = compiled(plain_adam(model)), compiled(plain_adam(dense(plain_spec)))
-    (state, same), expected = (o.init(Hyper(), params) for o in (optimiser, other)), jax.jit(adam.start)(np.zeros((3, 3)))
-    folded = jax.jit(adam.direction)
+    rule, other = (compiled(unfolded(adam(), each)) for each in (model, dense(plain_spec)))
+    alone = compiled(adam())
+    state, same, expected = rule.init(params), other.init(params), alone.init(np.zeros((3, 3)))
     for slope in slopes:
         gradient = jax.tree.map(lambda x: np.full_like(x, 1e-8), params)
         gradient["first"]["kernel"] = slope
-        step, state = optimiser.direction(Hyper(), gradient, state, params)
-        unfolded, same = other.direction(Hyper(), gradient, same, params)
-        one, expected = folded(slope / 7, expected)  # of each of the 49 copies
+        step, state = rule.update(gradient, state, params)
+        as_it_is, same = other.update(gradient, same, params)
+        one, expected = alone.update(slope / 7, expected)  # of each of the 49 copies
         np.testing.assert_allclose(step["first"]["kernel"], 7 * np.asarray(one), rtol=1e-12)
-        np.testing.assert_allclose(step["first"]["bias"], unfolded["first"]["bias"], rtol=1e-12)
-        assert np.abs(np.asarray(step["first"]["kernel"]) - np.asarray(unfolded["first"]["kernel"])).max() > 0.03
+        np.testing.assert_allclose(step["first"]["bias"], as_it_is["first"]["bias"], rtol=1e-12)
+        assert np.abs(np.asarray(step["first"]["kernel"]) - np.asarray(as_it_is["first"]["kernel"])).max() > 0.03
