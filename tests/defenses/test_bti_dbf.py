@@ -9,8 +9,9 @@ from bdjax import tree
 from bdjax.data.augment import to_float
 from bdjax.defenses.bti_dbf.bti_dbf import BTIDBFHyper, bti_dbf, replacements
 from bdjax.defenses.bti_dbf.generator import generator
-from bdjax.defenses.bti_dbf.inversion import InversionHyper, Rules, inverted_triggers
+from bdjax.defenses.bti_dbf.inversion import InversionHyper, inverted_triggers
 from bdjax.defenses.bti_dbf.phases import benign_share, change_of, mean_square
+from bdjax.defenses.bti_dbf.search import Rules
 from bdjax.errors import UserError
 from bdjax.models.cnn import cnn
 from bdjax.nn.convolution import LOWERINGS, convolve, convolve_transposed
@@ -306,9 +307,9 @@ def test_inverted_triggers_lead_to_the_target(backdoored):
         found = invert(jax.random.key(seed), known, rows, jax.tree.map(jnp.asarray, InversionHyper(**FAST)))
         drawn, there = np.asarray(found.images), role > 0
         assert drawn.dtype == np.uint8 and np.array_equal(drawn[~there], images[~there])
-        assert int(found.target) == found.told.detected[0] == 2 and bool(found.alive)
+        assert int(found.target) == found.history.detected[0] == 2 and bool(found.alive)
         reached = classes(known, drawn[there]) == 2
-        assert reached.mean() > 0.4 and float(found.told.share[0]) > 0.4 > 20 / 76
+        assert reached.mean() > 0.4 and float(found.history.share[0]) > 0.4 > 20 / 76
         # And the images are still theirs: within the bound, which is 0.14 of the range, or a little beyond.
         assert np.sqrt(np.mean(np.square(drawn[there] / 255 - images[there] / 255))) < 0.16
 

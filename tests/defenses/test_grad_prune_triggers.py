@@ -10,8 +10,9 @@ from bdjax.defenses.grad_prune import triggers
 from bdjax.defenses.grad_prune.grad_prune import grad_prune
 from bdjax.defenses.grad_prune.settings import Config
 from bdjax.defenses.grad_prune.triggers import SOURCES, Source
+from bdjax.defenses.nc.control import Rules
 from bdjax.defenses.nc.nc import NCHyper
-from bdjax.defenses.nc.search import Rules, searcher
+from bdjax.defenses.nc.search import searcher
 from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import log_softmax

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.nc.control import Rules
 from bdjax.defenses.nc.nc import Config, NCHyper, _gather, _virtual, nc, outliers, split
-from bdjax.defenses.nc.search import Rules
 from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
@@ -99,27 +99,27 @@ def test_without_deviation_the_division_gives_infinity_and_nan():
     assert flagged.tolist() == [False, False, False, True, False]  # a large norm is never flagged
 
 
-# Which rows are stamped
+# Which rows carry the triggers
 
 
 drawn = jax.jit(split, static_argnums=(3, 4))
 
 
 @pytest.mark.parametrize(("spc", "classes"), [(2, 10), (10, 10), (2, 43), (9, 4), (1, 3)])
-def test_the_stamped_share_is_taken_within_each_class(spc, classes):
+def test_the_triggered_share_is_taken_within_each_class(spc, classes):
     labels = np.repeat(np.arange(classes, dtype=np.int32), spc)
     rows = np.ones(len(labels), bool)
-    stamped = np.stack([np.asarray(drawn(jax.random.key(i), labels, rows, classes, 0.2)) for i in range(12)])
-    assert set(stamped.sum(1)) == {len(labels) - int(0.8 * len(labels))}
-    own = np.stack([np.bincount(labels[s], minlength=classes) for s in stamped])
+    triggered = np.stack([np.asarray(drawn(jax.random.key(i), labels, rows, classes, 0.2)) for i in range(12)])
+    assert set(triggered.sum(1)) == {len(labels) - int(0.8 * len(labels))}
+    own = np.stack([np.bincount(labels[s], minlength=classes) for s in triggered])
     assert np.all(own >= spc // 5) and np.all(own <= -(-spc // 5))
     if spc > 1:
-        assert len({s.tobytes() for s in stamped}) > 6  # drawn
+        assert len({s.tobytes() for s in triggered}) > 6  # drawn
     if spc == 2:  # classes at random too
         assert len({o.tobytes() for o in own}) > 6
 
 
-def test_the_stamped_rows_do_not_depend_on_padding():
+def test_the_triggered_rows_do_not_depend_on_padding():
     generator = np.random.default_rng(4)
     labels = np.sort(generator.integers(0, 6, 50)).astype(np.int32)  # classes of several sizes
     place = np.sort(generator.permutation(80)[:50])
@@ -139,16 +139,16 @@ virtual_rows, gathered = jax.jit(_virtual, static_argnums=3), jax.jit(_gather)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_the_virtual_rows_are_the_clean_part_and_the_stamped_part_once_per_trigger(count):
+def test_the_virtual_rows_are_the_clean_part_and_the_triggered_part_once_per_trigger(count):
     generator = np.random.default_rng(6)
     n, share = 30, 0.2
     rows = np.ones(n, bool)
     rows[generator.permutation(n)[:7]] = False
     labels = np.arange(n, dtype=np.int32) % 4
     images = generator.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
-    stamped = np.asarray(drawn(KEY, labels, rows, 4, share))
-    assert stamped.sum() == 23 - 18
-    virtual, present = virtual_rows(rows, stamped, np.int32(count), Config(stamped_share=share, max_flagged=3))
+    triggered = np.asarray(drawn(KEY, labels, rows, 4, share))
+    assert triggered.sum() == 23 - 18
+    virtual, present = virtual_rows(rows, triggered, np.int32(count), Config(stamped_share=share, max_flagged=3))
     present = np.asarray(present)
     assert present.sum() == (18 + 5 * count if count else 0)
     triggers = {
@@ -159,8 +159,8 @@ def test_the_virtual_rows_are_the_clean_part_and_the_stamped_part_once_per_trigg
     every = np.arange(len(present), dtype=np.int32)
     found, of = (np.asarray(x)[present] for x in gathered(clean, (virtual, triggers), every))
     x = images.astype(np.float64) / 255
-    pairs = [(i, None) for i in np.flatnonzero(rows & ~stamped)]
-    pairs += [(i, j) for j in range(count) for i in np.flatnonzero(stamped)]
+    pairs = [(i, None) for i in np.flatnonzero(rows & ~triggered)]
+    pairs += [(i, j) for j in range(count) for i in np.flatnonzero(triggered)]
     expected = []
     for i, j in pairs if count else []:
         m, q = (triggers[name][j or 0].astype(np.float64) for name in ("mask", "pattern"))

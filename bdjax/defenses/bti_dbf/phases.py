@@ -1,4 +1,4 @@
-"""BTI-DBF's losses: of the generator before and after the features are told apart, and of the mask that does that."""
+"""BTI-DBF's losses: of the generator before and after the features are separated, and of the mask that separates them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -116,8 +116,8 @@ def generating(model: Model, draw: Generator, change: Change) -> Gradient:
             entropy = masked_mean(cross_entropy(out.logits, jnp.full_like(batch.labels, target)), mask)
             return total + jnp.where(aimed, entropy, 0).astype(total.dtype), jnp.stack([image, benign, others])
 
-        (value, told), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return slope, {}, jnp.concatenate([value[None], told])
+        (value, changes), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return slope, {}, jnp.concatenate([value[None], changes])
 
     return gradient
 
