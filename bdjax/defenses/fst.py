@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ import optax
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
-from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, training_rows, tuner
+from bdjax.defenses.batches import training_rows
+from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, tuner
 from bdjax.errors import choose
 from bdjax.train.optimisers import SGD, Optimiser
 from bdjax.train.schedules import cosine_by_epoch
@@ -115,11 +117,11 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     return Defense(defend, FSTHyper(np.float32(lr), np.float32(alpha)), frozenset({"clean"}), config)
 
 
-def redrawn(key: Key, params: Any, heads: tuple[str, ...], copies: float, first: str) -> dict[str, Any]:
+def redrawn(key: Key, params: chex.ArrayTree, heads: tuple[str, ...], copies: float, first: str) -> dict[str, Any]:
     """``params`` with new linear layers at ``heads``, weights and biases from U(-b, b), b = 1/sqrt(fan-in).
 
-    Where the layer at ``first`` stands for ``copies`` times as many inputs, they count in the fan-in, and its weights, sums of
-    that many, come from the normal distribution of the same variance.
+    Kernels are f[fan-in, d], biases f[d]. Where the layer at ``first`` stands for ``copies`` times as many inputs, they count in
+    the fan-in, and its weights, sums of that many, come from the normal distribution of the same variance.
     """
     new = {}
     for i, head in enumerate(heads):
@@ -135,8 +137,8 @@ def redrawn(key: Key, params: Any, heads: tuple[str, ...], copies: float, first:
     return tree.replace(params, new)
 
 
-def rescaled(params: Any, old: Mapping[str, Array]) -> dict[str, Any]:
-    """``params`` with every matrix at the paths of ``old`` brought to the Frobenius norm it has there."""
+def rescaled(params: chex.ArrayTree, old: Mapping[str, Array]) -> dict[str, Any]:
+    """``params`` with every matrix at the paths of ``old`` {path: f[n d]} brought to the Frobenius norm it has there."""
     values = {}
     for path, before in old.items():
         now = tree.get(params, path)

@@ -9,7 +9,7 @@ import numpy as np
 
 from bdjax.configure import at_least, configure, of_ten_thousand
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import bits_by_index, epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import bits_by_index, epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
@@ -190,7 +190,13 @@ def _perturbing(model: Model, config: Config) -> Callable[..., Array]:
 def fixed_point(pull: Callable[[Array], Array], slope: Array, iterations: int, loop: Loop) -> tuple[Array, Array]:
     """v_k of v_0 = 0, v_{k+1} = ``pull(v_k)`` + ``slope``, and the length of the last change.
 
-    Stops moving once a change is shorter than :data:`CONVERGED`.
+    It stops moving once a change is shorter than :data:`CONVERGED`.
+
+    Args:
+      pull: linear, f[h w c] -> f[h w c].
+      slope: f[h w c].
+      iterations: at most so many; static.
+      loop: how the step that calls this is executed.
     """
 
     def step(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -231,7 +237,7 @@ def _unlearning(model: Model, config: Config, optimiser: Optimiser) -> Callable[
         _, back = jax.vjp(moved, delta, params)
         v, residual = fixed_point(lambda v: back(v)[0], by_delta, config.iterations, model.loop)
         slope = jax.tree.map(jnp.add, by_params, back(v)[1])
-        told = jnp.stack([loss, residual.astype(loss.dtype)])
-        return descent.descend(state, optimiser, hyper, hyper.lr, slope, told, mask)
+        values = jnp.stack([loss, residual.astype(loss.dtype)])
+        return descent.descend(state, optimiser, hyper, hyper.lr, slope, values, mask)
 
     return unlearn

@@ -9,7 +9,8 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import Batch, cross_entropy_gradient, epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, cross_entropy_gradient
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
@@ -129,13 +130,13 @@ def pbe(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         state = start(view.variables, hyper)
         if mixed:  # the first epoch is another program than the others
             state, opening = epoch(state, _first(), opening=True)
-            told = _stacked(opening)
+            losses = _stacked(opening)
             if config.epochs > 1:
                 state, later = run_epochs(lambda s, e: epoch(s, _after(e)), state, config.epochs - 1, model.loop)
-                told = _joined(told, later)
+                losses = _joined(losses, later)
         else:
-            state, told = run_epochs(epoch, state, config.epochs, model.loop)
-        return Defended(state.variables, None, PBETrace(told[0], told[1], state.alive, state.stopped))
+            state, losses = run_epochs(epoch, state, config.epochs, model.loop)
+        return Defended(state.variables, None, PBETrace(losses[0], losses[1], state.alive, state.stopped))
 
     return Defense(defend, PBEHyper(), frozenset({"clean"}), config)
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import inner
 from bdjax.train.optimisers import amsgrad, fixed, unfolded

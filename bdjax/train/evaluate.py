@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +41,7 @@ class Counts(NamedTuple):
 
 
 def apply_trigger(attack: Attack, trigger: Any, key: Key, images: Array) -> Array:
-    """Triggered copies of images u8[n h w c], u8[n h w c], exact on the grid k/255."""
+    """Triggered copies u8[n h w c] of images u8[n h w c], exact on the grid k/255."""
     return to_uint8(attack.stamp(trigger, key, to_float(images)))
 
 
@@ -97,7 +98,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
     return evaluate
 
 
-def finite(tree: Any) -> Array:
-    """bool[]: every floating leaf is finite everywhere."""
+def finite(tree: chex.ArrayTree) -> Array:
+    """bool[]: every floating leaf of a tree is finite everywhere."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.all(jnp.stack(leaves))

@@ -99,7 +99,7 @@ def stage_stored(dataset: Dataset, triggered: Split, attack_labels: Any) -> Data
     return Data(train, None, EvalSet(test.images, test.labels, images, goals.astype(jnp.int32), truth.astype(jnp.int32)), None)
 
 
-def apply_trigger_to_all(attack: Attack, trigger: Any, key: Key, images: Any) -> Array:
+def apply_trigger_to_all(attack: Attack, trigger: Any, key: Key, images: np.ndarray | Array) -> Array:
     """Triggered copies u8[n h w c] of any number of images u8[n h w c], :data:`CHUNK` at a time."""
     apply = jax.jit(lambda rows: apply_trigger(attack, trigger, key, rows))
     parts = [np.asarray(apply(jnp.asarray(images[i : i + CHUNK]))) for i in range(0, len(images), CHUNK)]

@@ -61,7 +61,7 @@ def first_trigger(attack: Attack, member: Member, assets: Any) -> Any:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Softmax cross-entropy per row, f[b], at least in float32."""
+    """Softmax cross-entropy of logits f[b k] per row of labels i32[b], f[b], at least in float32."""
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(at_least_float32(logits.dtype)), labels)
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.batches import epoch_plan
 from bdjax.defenses.i_bau import Config, IBAUHyper, fixed_point, i_bau, patched
-from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.types import DefenderView, Loop

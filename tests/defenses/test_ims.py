@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.batches import epoch_plan
 from bdjax.defenses.ims.ims import TOLD, IMSHyper, ims
 from bdjax.defenses.ims.networks import agree, disagree, factors
-from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.cnn import cnn

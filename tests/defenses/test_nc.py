@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.batches import epoch_plan
 from bdjax.defenses.nc.control import Rules
 from bdjax.defenses.nc.nc import Config, NCHyper, _gather, _virtual, nc, outliers, split
-from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.cnn import cnn

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.batches import epoch_plan
 from bdjax.defenses.nc import search as nc_search
 from bdjax.defenses.nc.control import Rules, advance, first_control
 from bdjax.defenses.nc.nc import NCHyper
 from bdjax.defenses.nc.search import searcher, squashed, with_trigger
-from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.build import _standardise
 from bdjax.models.cnn import cnn

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.batches import bits_by_index
 from bdjax.defenses.nft import NFTHyper, nft, partners
-from bdjax.defenses.tuning import bits_by_index
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.cnn import cnn

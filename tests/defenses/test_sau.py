@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.batches import epoch_plan
 from bdjax.defenses.sau import Config, SAUHyper, sau, shared_perturbation
 from bdjax.defenses.sau import _unlearning as unlearning
-from bdjax.defenses.tuning import Batch, epoch_plan
+from bdjax.defenses.tuning import Batch
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.cnn import cnn

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses.tuning import Hyper, cross_entropy_gradient, epoch_plan, masked_mean, tuner
+from bdjax.defenses.batches import epoch_plan, masked_mean
+from bdjax.defenses.tuning import Hyper, cross_entropy_gradient, tuner
 from bdjax.models.cnn import cnn
 from bdjax.train.schedules import Schedule, cosine, cosine_by_epoch
 from bdjax.types import Loop

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure, of_ten_thousand
+from bdjax.defenses.batches import bits_by_index, masked_mean
 from bdjax.defenses.bti_dbf.generator import Generator, generator
 from bdjax.defenses.bti_dbf.phases import mean_square, wide_images, with_features
 from bdjax.defenses.bti_dbf.search import Rules, checked, searcher
-from bdjax.defenses.tuning import Batch, Gradient, bits_by_index, interruptible, masked_mean
+from bdjax.defenses.tuning import Batch, Gradient, interruptible
 from bdjax.train.optimisers import adam, fixed, unfolded
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy

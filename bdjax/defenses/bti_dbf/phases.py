@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import masked_mean
 from bdjax.defenses.bti_dbf.generator import Generator
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean
+from bdjax.defenses.tuning import Batch, Gradient
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32, row
 from bdjax.train.trainer import cross_entropy

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.configure import at_least
+from bdjax.defenses.batches import epoch_plan, training_rows
 from bdjax.defenses.bti_dbf.generator import Generator, generator
 from bdjax.defenses.bti_dbf.phases import benign_share, change_of, decoupling, generating, pretraining, voting, with_features
-from bdjax.defenses.tuning import epoch_plan, interruptible, training_rows
+from bdjax.defenses.tuning import interruptible
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent

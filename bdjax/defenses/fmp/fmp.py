@@ -9,9 +9,10 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import ADDED, at_least, configure
+from bdjax.defenses.batches import training_rows
 from bdjax.defenses.channels import split
 from bdjax.defenses.fmp.stimulation import Rules, measurer
-from bdjax.defenses.tuning import training_rows, tuner
+from bdjax.defenses.tuning import tuner
 from bdjax.errors import choose
 from bdjax.train.evaluate import finite
 from bdjax.train.schedules import cosine_between

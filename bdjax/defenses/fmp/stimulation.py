@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bdjax import tree
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import steps as run_steps

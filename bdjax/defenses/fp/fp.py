@@ -10,8 +10,9 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
+from bdjax.defenses.batches import training_rows
 from bdjax.defenses.fp.levels import Rules, judge, measurer
-from bdjax.defenses.tuning import Hyper, training_rows, tuner
+from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.errors import UserError
 from bdjax.train.schedules import cosine_by_epoch
 from bdjax.types import Array, Curve, Defended, DefenderView, Defense, Key, Model, Variables

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.defenses.grad_prune.filters import Filters, pruned
 from bdjax.defenses.grad_prune.passes import measurer, pixels, validation_plans
 from bdjax.defenses.grad_prune.rounds import Ended, first_reason
 from bdjax.defenses.grad_prune.settings import Config
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
 from bdjax.train.descent import State

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from bdjax import tree
 from bdjax.data.augment import to_float
+from bdjax.defenses.batches import epoch_plan, training_rows
 from bdjax.defenses.grad_prune.settings import Config
-from bdjax.defenses.tuning import epoch_plan, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import leading

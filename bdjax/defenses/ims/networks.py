@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bdjax.defenses.tuning import masked_mean
+from bdjax.defenses.batches import masked_mean
 from bdjax.train.loops import inner
 from bdjax.train.optimisers import Optimiser, adamw
 from bdjax.types import Array, Loop
@@ -25,7 +25,7 @@ ADAMW: Optimiser = adamw_from
 
 
 def factors(free: Mapping[str, Array], slope: Array) -> tuple[Array, Array]:
-    """What channels are multiplied by in the masked network and in the inverse one, f[d] each, from "masks" and "selections".
+    """Factors f[d] of the channels in the masked network and in the inverse one, from f[d] "masks" and "selections".
 
     h(m) + s (1 - h(m)) in the form 1 - (1 - s) h(1 - m), which is 1 to the bit at s = 1, where everything starts.
     """

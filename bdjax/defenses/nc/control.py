@@ -34,7 +34,7 @@ class Control(NamedTuple):
 
 
 def first_control(cost: Array) -> Control:
-    """The controller before the first epoch."""
+    """The controller of one class before the first epoch; ``cost`` f[] is the first weight of the mask's norm."""
     zero, no, far = jnp.int32(0), jnp.bool_(False), jnp.float32(jnp.inf)
     return Control(cost.astype(jnp.float32), zero, zero, no, no, zero, far, far, no, no)
 

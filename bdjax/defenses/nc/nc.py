@@ -9,9 +9,10 @@ import numpy as np
 
 from bdjax.configure import at_least, configure, of_ten_thousand
 from bdjax.data.augment import to_float
+from bdjax.defenses.batches import bits_by_index, training_rows
 from bdjax.defenses.nc.control import Rules
 from bdjax.defenses.nc.search import searcher, with_trigger
-from bdjax.defenses.tuning import Tuned, bits_by_index, training_rows, tuner
+from bdjax.defenses.tuning import Tuned, tuner
 from bdjax.errors import UserError
 from bdjax.train.schedules import cosine_by_epoch, plateau
 from bdjax.types import PROFILES, Array, CleanSet, Defended, DefenderView, Defense, Key, Model

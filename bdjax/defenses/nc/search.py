@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.defenses.nc.control import Control, Rules, advance, first_control
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train.evaluate import finite
 from bdjax.train.loops import epochs as run_epochs
@@ -56,12 +56,12 @@ class _Class(NamedTuple):
     alive: Array  # bool[]
 
 
-def squashed(trigger: Any) -> Any:
-    """Mask and pattern in (0, 1) from their free parameters."""
+def squashed(trigger: dict[str, Array]) -> Any:
+    """Mask f[… h w 1] and pattern f[… h w c] in (0, 1) from their free parameters of the same shapes."""
     return jax.tree.map(lambda x: jnp.tanh(x) / (2 + SOFT) + 0.5, trigger)
 
 
-def with_trigger(trigger: Any, images: Array) -> Array:
+def with_trigger(trigger: dict[str, Array], images: Array) -> Array:
     """Images f[b h w c] that carry a trigger {"mask": m f[h w 1], "pattern": q f[h w c]}: (1 - m) x + m q, f[b h w c]."""
     mask, pattern = trigger["mask"][None], trigger["pattern"][None]
     return (1 - mask) * images.astype(mask.dtype) + mask * pattern

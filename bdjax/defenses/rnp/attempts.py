@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from bdjax import tree
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.defenses.channels import clipped
 from bdjax.defenses.rnp.settings import Config
-from bdjax.defenses.tuning import Hyper, epoch_plan, masked_mean, training_rows
+from bdjax.defenses.tuning import Hyper
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
 from bdjax.train.descent import State

@@ -9,6 +9,7 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
+from bdjax.defenses.batches import training_rows
 from bdjax.defenses.channels import (
     GRID,
     curve,
@@ -21,7 +22,6 @@ from bdjax.defenses.channels import (
 )
 from bdjax.defenses.rnp.attempts import attempter
 from bdjax.defenses.rnp.settings import Config
-from bdjax.defenses.tuning import training_rows
 from bdjax.errors import choose
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
