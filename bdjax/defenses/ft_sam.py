@@ -98,7 +98,10 @@ def ft_sam(model: Model, config: Config | Mapping[str, Any] | None = None, *, pr
 
 
 def smoothed_divergence(logits: Array, labels: Array, smoothing: Array) -> Array:
-    """KL(target ‖ softmax) per row, f[b k] and i32[b] -> f[b]; the target gives 1 - ``smoothing`` to the true class, the others the rest."""
+    """KL(target ‖ softmax) per row, f[b k] and i32[b] -> f[b].
+
+    The target gives 1 - ``smoothing`` f[] to the true class and the rest to the others.
+    """
     classes = logits.shape[-1]
     logits = logits.astype(at_least_float32(logits.dtype))
     smoothing = smoothing.astype(logits.dtype)

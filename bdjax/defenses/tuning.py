@@ -108,7 +108,7 @@ def tuner(
       project: ``(params, extra) -> params`` after every step, or None.
       augment: random crops and flips as in training, drawn anew for every step.
       measured: how many numbers the gradient gives beside the loss.
-      optimiser: see :class:`Optimiser`.
+      optimiser: what is built from ``hyper``, see :mod:`bdjax.train.optimisers`.
       gather: ``(clean, extra, rows i32[b]) -> (images u8 or f32 [b h w c], labels i32[b])``, before the augmentation; by default
         the rows of the clean set. With another one rows may number anything: as many as ``present`` has.
 

@@ -47,7 +47,7 @@ def _compiled(model, profile, **config):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 

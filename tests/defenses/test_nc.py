@@ -51,7 +51,7 @@ def built(model, *config):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -244,39 +244,39 @@ def test_the_method_is_the_one_written_out(max_flagged, model, known, clean, pad
 
 
 @pytest.fixture(scope="module")
-def repairing(model):
+def defending(model):
     config = nc(model, {**SHORT, "max_flagged": 1}).config
     return built(model, *config._asdict().items())
 
 
 @pytest.fixture(scope="module")
-def lively(repairing, known, clean, padded):
+def lively(defending, known, clean, padded):
     """What the method makes of rows among absent ones."""
     with jax.enable_x64(True):
-        return plain(repairing(jax.tree.map(np.float64, plain(known)), padded(clean(5), 6), hyper64()))
+        return plain(defending(jax.tree.map(np.float64, plain(known)), padded(clean(5), 6), hyper64()))
 
 
 @pytest.mark.parametrize("field", NCHyper._fields)
-def test_each_hyper_parameter_matters(field, lively, repairing, known, clean, padded, wide, distance):
+def test_each_hyper_parameter_matters(field, lively, defending, known, clean, padded, wide, distance):
     changed = {"outlier": 1e9, "threshold": 1.1}.get(field, LIVELY[field] / 2)
-    other = repairing(wide(known), padded(clean(5), 6), hyper64(**{field: changed}))
+    other = defending(wide(known), padded(clean(5), 6), hyper64(**{field: changed}))
     assert distance(lively.variables, other.variables) > 1e-6
 
 
-def test_the_network_comes_back_bit_for_bit_where_nothing_is_flagged(repairing, known, clean, padded, wide):
-    found = plain(repairing(wide(known), padded(clean(5), 6), hyper64(outlier=1e9)))
+def test_the_network_comes_back_bit_for_bit_where_nothing_is_flagged(defending, known, clean, padded, wide):
+    found = plain(defending(wide(known), padded(clean(5), 6), hyper64(outlier=1e9)))
     assert not found.trace.flagged.any() and int(found.trace.unlearned) == 0 and not found.trace.loss.any()
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(wide(known)), strict=True):
         np.testing.assert_array_equal(a, np.asarray(b))
 
 
-def test_absent_rows_change_nothing(lively, repairing, known, clean, wide, distance):
+def test_absent_rows_change_nothing(lively, defending, known, clean, wide, distance):
     alone = clean(5)
     behind = jax.tree.map(lambda a: np.concatenate([a, np.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
     behind = behind._replace(role=np.where(np.arange(26) < 20, behind.role, np.int8(0)), spc=alone.spc)
-    other = repairing(wide(known), behind, hyper64())
+    other = defending(wide(known), behind, hyper64())
     assert distance(lively.variables, other.variables) < 1e-12 and distance(lively.trace.mask, other.trace.mask) < 1e-12
-    empty = repairing(wide(known), behind._replace(role=np.zeros_like(behind.role)), hyper64())
+    empty = defending(wide(known), behind._replace(role=np.zeros_like(behind.role)), hyper64())
     assert distance(empty.variables, known) == 0
 
 

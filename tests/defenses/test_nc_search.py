@@ -112,7 +112,7 @@ def test_the_pattern_is_normalised_per_channel_and_not_per_row_as_published(norm
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 

@@ -59,7 +59,7 @@ def brittle(model):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -177,12 +177,12 @@ def defend(brittle):
         method = rnp(brittle, SHORT).defend
     run = jax.jit(lambda variables, rows, hyper: method(KEY, DefenderView(variables, rows), hyper))
 
-    def told(variables, rows, hyper):
+    def defended(variables, rows, hyper):
         found = plain(run(variables, rows, hyper))
         accuracy, masks = found.trace.unlearned
         return masks, found._replace(trace=found.trace._replace(unlearned=accuracy))
 
-    return told
+    return defended
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ CHANGES = [{}, {"stop": 0.3}, {"lr": 2.0}, {"lr": 5e4}, {"tolerance": 1.0}, *({k
 
 @pytest.fixture(scope="module")
 def alone(defend, known, clean, padded):
-    """What becomes of members with these hyper-parameters: masks before they are rounded, and the repair."""
+    """What becomes of members with these hyper-parameters: masks before they are rounded, and what the defense returns."""
     with jax.enable_x64(True):
         start = jax.tree.map(np.float64, plain(known))
         return [defend(start, padded(murky(clean(5)), 13), hyper64(**changed)) for changed in CHANGES]
@@ -334,10 +334,10 @@ def test_thresholds_leave_out_the_masks_that_lie_at_them(model, known, clean, mo
     """What is trained and counted is given: 10 of 12 right at the level 4, 6 at 5 and 12 from then on."""
     whole = {"bn1": [0, 199, 200, 201], "bn2": [9799, 9800, 9801, 9999] + [10_000] * 4, "bn3": [5000] * 16}
     given, right = {norm: np.int32(q) for norm, q in whole.items()}, np.int32([12, 12, 12, 12, 11, 6, *[12] * 45])
-    module, told = sys.modules["bdjax.defenses.rnp.rnp"], (np.zeros(1), np.zeros(1), np.int32(1))
+    module, course = sys.modules["bdjax.defenses.rnp.rnp"], (np.zeros(1), np.zeros(1), np.int32(1))
     monkeypatch.setattr(module, "rounded", lambda masks: given)
     monkeypatch.setattr(module, "curve", lambda *built: lambda *asked: right)
-    monkeypatch.setattr(module, "attempter", lambda *built: lambda *asked: ({}, told, np.bool_(True), np.int32(-1)))
+    monkeypatch.setattr(module, "attempter", lambda *built: lambda *asked: ({}, course, np.bool_(True), np.int32(-1)))
     found = rnp(model).defend(KEY, DefenderView(known, clean(3)), RNPHyper(tolerance=np.float32(0.1)))
     # The network as it is, 0, 0.02 (0 and 199 go), 0.04 (200 and 201 too) ... 0.52 (5000 too) ... 0.98 (9799 too, 9800 stays).
     assert found.trace.pruned.tolist() == [0, 0, 2, *[4] * 24, *[20] * 23, 21] and len(found.trace.pruned) == 51

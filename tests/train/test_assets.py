@@ -109,9 +109,9 @@ def test_the_members_assets_reach_training_and_the_stored_trigger(tiny_dataset):
     form = trigger_form(attack, tiny_dataset, data)
     assert jax.tree.structure(form) == jax.tree.structure(trained.trigger)
     nothing = Defense(lambda key, view, hyper: Defended(view.variables), (), frozenset())
-    subjects = Subject(stack._replace(assets=None), trained.variables, trained.trigger)  # a repair needs no assets
-    repaired = population.run(defend_member(model, attack, nothing, 0), subjects, (data,))
-    assert repaired.counts.attacked.tolist() == counts.attacked.tolist()
+    subjects = Subject(stack._replace(assets=None), trained.variables, trained.trigger)  # a defense needs no assets
+    defended = population.run(defend_member(model, attack, nothing, 0), subjects, (data,))
+    assert defended.counts.attacked.tolist() == counts.attacked.tolist()
 
 
 @pytest.mark.parametrize("place", ["/dev/null/x", __file__])

@@ -52,11 +52,11 @@ def test_leading_steps_stop_at_a_count_of_their_own(who):
     np.testing.assert_array_equal(made, counts)
     received = []
 
-    def told(shared, carry, x):
+    def recorded(shared, carry, x):
         host_callback(lambda value: received.append(float(value)), x)
         return body(shared, carry, x)
 
-    jax.block_until_ready(jax.jit(functools.partial(run, body=told))(jnp.int32(3), jnp.float32(0.5)))
+    jax.block_until_ready(jax.jit(functools.partial(run, body=recorded))(jnp.int32(3), jnp.float32(0.5)))
     jax.effects_barrier()
     np.testing.assert_array_equal(received, xs[:3])  # the others are not computed at all
 

@@ -1,11 +1,12 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.nn.folded_linear import fold
-from bdjax.train.optimisers import DECAYS, EPS, adam, amsgrad, fixed, unfolded
+from bdjax.train.optimisers import DECAYS, EPS, adam, adamw, amsgrad, fixed, sgd, unfolded
 from bdjax.train.schedules import constant
 from tests.defenses.plain_network import batches, cross_entropies, dense, dense_logits, pixels, plain
 
@@ -68,6 +69,46 @@ def test_epsilon_and_decays_are_taken_where_the_formula_has_them(wide):
     np.testing.assert_allclose(step, 1 / 1.25, rtol=1e-12)  # m and v corrected are 1
     step, _ = direction(np.zeros(3), start_of(np.zeros(3)))
     assert step.tolist() == [0, 0, 0]
+
+
+def test_adam_is_optaxs_but_for_rounding(wide):
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = optax.scale_by_adam()
+        params = {"w": np.zeros(3)}
+        ours, state, memory = jax.jit(adam().update), adam().init(params), theirs.init(params)
+        for g in GRADIENTS:
+            step, state = ours({"w": g}, state)
+            other, memory = theirs.update({"w": g}, memory, params)
+            np.testing.assert_allclose(step["w"], other["w"], rtol=1e-7, atol=1e-12)
+
+
+def test_adamw_adds_its_share_of_the_parameters_to_the_direction_of_adam():
+    params, g = np.float32([1, -2, 4]), np.float32([0.5, 0.1, -3])
+    plain_step, _ = adam().update(g, adam().init(params))
+    for decay in (0.25, np.float32(0.25)):
+        rule = adamw(decay)
+        step, state = jax.jit(rule.update)(g, rule.init(params), params)
+        np.testing.assert_allclose(step, np.asarray(plain_step) + 0.25 * params, rtol=1e-6)
+        assert int(state.count) == 1
+
+
+def test_decays_of_sgd_may_be_traced_and_of_another_precision_and_it_goes_into_an_optax_chain(wide):
+    params, gradients = np.array([1.0, -2.0]), [np.array([0.5, 0.25]), np.array([-1.0, 2.0])]
+
+    @jax.jit
+    def run(momentum, decay):
+        rule, p = optax.chain(sgd(momentum, decay), optax.scale(-0.5)), jnp.asarray(params)
+        state = rule.init(p)
+        for g in gradients:
+            change, state = rule.update(g, state, p)
+            p = optax.apply_updates(p, change)
+        return p
+
+    buffer, expected = 0.0, params
+    for g in gradients:
+        buffer = 0.75 * buffer + (g + 0.5 * expected)
+        expected = expected - 0.5 * buffer
+    np.testing.assert_allclose(run(np.float32(0.75), np.float32(0.5)), expected, rtol=1e-12)
 
 
 def plain_loop(params, images, labels, plan, lr):
