@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array
@@ -44,6 +45,16 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     digest: str
+
+
+class Triggered(NamedTuple):
+    """Triggered test images that were made elsewhere, on the host."""
+
+    images: np.ndarray  # u8[m h w c]
+    labels: np.ndarray  # i32[m], true labels
+    attack_labels: np.ndarray  # i32[m], what the attacked network is to answer
+    index: np.ndarray  # type: ignore[assignment]  # i64[m], rows of the test set
+    rows: int = 0  # of the whole test set; 0 = not known
 
 
 class Member(NamedTuple):
@@ -147,6 +158,9 @@ class Attack(NamedTuple):
     train_stamp: Callable[..., Array] | None = None  # like `stamp`, while training; None = `stamp`
     edition: int = 1  # raised when its results change, those of `prepare` included; part of the hash of every cell it is in
     source: str | None = None  # for an attack of the user's own: sha256 of its file and of what that imports, set by its loader
+    triggered: Callable[[], Triggered] | None = None
+    # () -> triggered test images, for an attack of which nothing else is known: networks are measured on them, and `select`,
+    # `stamp` and `relabel` refuse. None: the attack makes its own from the test set
 
 
 class CleanSet(NamedTuple):

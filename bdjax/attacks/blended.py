@@ -87,19 +87,19 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
         pixels, opacity = picture(height, width).astype(np.int32), np.full((height, width, 1), 255, np.int32)
     else:
         raise three_channels("blended", "picture", spec, "or give a picture of your own: --config blended.picture=FILE")
-    whole = 1000 * 255  # alpha and opacity as one whole number, so that (1000 - a) x + a D is exact where the picture is opaque
+    unit = 1000 * 255  # alpha and opacity as one whole number, so that (1000 - a) x + a D is exact where the picture is opaque
     train_share, test_share = (_thousandths(field, getattr(resolved, field)) for field in ("alpha", "test_alpha"))
 
-    def stamper(share: int) -> Callable[[Any, Key, Array], Array]:
+    def trigger_of(share: int) -> Callable[[Any, Key, Array], Array]:
         def stamp(trigger: Any, key: Key, images: Array) -> Array:
-            kept, added = jnp.asarray(whole - share * opacity)[None], jnp.asarray(share * opacity * pixels)[None]
-            mixed = (kept * to_uint8(images).astype(jnp.int32) + added) // whole
+            kept, added = jnp.asarray(unit - share * opacity)[None], jnp.asarray(share * opacity * pixels)[None]
+            mixed = (kept * to_uint8(images).astype(jnp.int32) + added) // unit
             return to_float(mixed.astype(jnp.uint8))
 
         return stamp
 
-    train_stamp = stamper(train_share) if train_share != test_share else None
-    return Attack(lambda key, assets: {}, any_class, stamper(test_share), relabel, Recipe(), resolved, train_stamp=train_stamp)
+    train_stamp = trigger_of(train_share) if train_share != test_share else None
+    return Attack(lambda key, assets: {}, any_class, trigger_of(test_share), relabel, Recipe(), resolved, train_stamp=train_stamp)
 
 
 def _own(field: str, path: Path, height: int, width: int, channels: int) -> np.ndarray:

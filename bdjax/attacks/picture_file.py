@@ -44,8 +44,8 @@ def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | 
         raise
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
         known = not isinstance(error, UnidentifiedImageError)
-        told = first_line(error) if known else "it is no image that Pillow knows"
-        raise UserError(f"{field}: {path} cannot be read as an image: {told}; give a PNG, JPEG, BMP or WebP file") from None
+        reason = first_line(error) if known else "it is no image that Pillow knows"
+        raise UserError(f"{field}: {path} cannot be read as an image: {reason}; give a PNG, JPEG, BMP or WebP file") from None
     if longest is not None:
         factor = longest / max(image.size)
         size = (max(1, round(image.height * factor)), max(1, round(image.width * factor)))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax.attacks.share import share
 from bdjax.configure import configure
 from bdjax.errors import UserError, choose
 from bdjax.types import PROFILES, Array, DataSpec, Key
@@ -104,7 +105,7 @@ def one_class(target: int, within: str = "all") -> Select:
         inside = labels[order] == target
         rank = jnp.cumsum(inside, dtype=jnp.int32) - 1
         size = jnp.sum(inside, dtype=jnp.int32)
-        wanted = count if within == "all" else _share(count, size, rows)
+        wanted = count if within == "all" else share(count, size, rows)
         poisoned = jnp.zeros(rows, bool).at[order].set(inside & (rank < wanted), unique_indices=True)
         # A share of an empty class is no row, and no attack.
         return poisoned, (wanted <= size) & (count <= rows) & ((size > 0) | (count <= 0))
@@ -160,18 +161,6 @@ def legacy_class_order(seed: int, labels: np.ndarray, target: int) -> np.ndarray
 
 def _below(rank: Array, count: Array) -> tuple[Array, Array]:
     return rank < count, count <= rank.shape[0]
-
-
-def _share(count: Array, part: Array, whole: int) -> Array:
-    """round(count part / whole), half to even, i32[]: by long division, as the product may exceed 32 bits; whole < 2²⁹."""
-
-    def digit(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        rest = 2 * state[1] + ((count >> (30 - i)) & 1) * part
-        return 2 * state[0] + rest // whole, rest % whole
-
-    quotient, rest = jax.lax.fori_loop(jnp.int32(0), jnp.int32(31), digit, (jnp.int32(0), jnp.int32(0)))
-    up = (2 * rest > whole) | ((2 * rest == whole) & (quotient % 2 == 1))
-    return quotient + up.astype(jnp.int32)
 
 
 def all_to_one(target: int) -> Relabel:

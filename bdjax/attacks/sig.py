@@ -57,7 +57,7 @@ def sig(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
     if 2 * resolved.frequency % width == 0:
         raise UserError(f"sig.frequency {resolved.frequency} is 0 in all {width} columns; it must not be a multiple of {width}/2")
 
-    def stamper(strength: float) -> Callable[[Any, Key, Array], Array]:
+    def trigger_of(strength: float) -> Callable[[Any, Key, Array], Array]:
         columns = shift(width, resolved.frequency, strength)
 
         def stamp(trigger: Any, key: Key, images: Array) -> Array:
@@ -66,8 +66,8 @@ def sig(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
 
         return stamp
 
-    stamp = stamper(resolved.test_strength)
-    train_stamp = stamper(resolved.strength) if resolved.strength != resolved.test_strength else None
+    stamp = trigger_of(resolved.test_strength)
+    train_stamp = trigger_of(resolved.strength) if resolved.strength != resolved.test_strength else None
     select = one_class(resolved.target, choose("sig.clean_label_ratio", resolved.clean_label_ratio, WITHIN))
     return Attack(lambda key, assets: {}, select, stamp, relabel, Recipe(), resolved, train_stamp=train_stamp)
 

@@ -54,8 +54,8 @@ def count(key: Key, ratio: Array, batch: int) -> Array:
       arXiv 2411.11200, 2024: what its benchmark does for attacks that poison inside the batch.
     """
     due = ratio * batch
-    whole = jnp.floor(due + 1e-4).astype(jnp.int32)  # a float32 ratio of 1/128 times 128 may miss 1
-    return jnp.where(whole >= 1, whole, jax.random.bernoulli(key, jnp.clip(due, 0, 1)).astype(jnp.int32))
+    number = jnp.floor(due + 1e-4).astype(jnp.int32)  # a float32 ratio of 1/128 times 128 may miss 1
+    return jnp.where(number >= 1, number, jax.random.bernoulli(key, jnp.clip(due, 0, 1)).astype(jnp.int32))
 
 
 def active(number: Array, places: int) -> Array:

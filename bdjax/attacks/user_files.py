@@ -31,7 +31,7 @@ def given(field: str, text: str, read: Callable[..., np.ndarray], *how: Any) -> 
 
     Args:
       field: the field of the configuration, for messages, e.g. "blended.picture".
-      text: path of the file, or "sha256:…" as a record tells it.
+      text: path of the file, or "sha256:…" as a record has it.
       read: ``read(field, path, *how) -> array``, a function of a module.
       how: numbers on which the result depends, e.g. the size of the images.
 
@@ -68,5 +68,5 @@ def _read(field: str, path: Path, stamp: tuple[int, int], read: Callable[..., np
 
 
 def _place(name: str, read: Callable[..., np.ndarray], how: tuple[Any, ...]) -> Path:
-    told = "-".join([read.__name__.strip("_"), *map(str, how)])
-    return cache_root() / "given" / f"{name.removeprefix(NAMED)}-{told}.npz"
+    form = "-".join([read.__name__.strip("_"), *map(str, how)])
+    return cache_root() / "given" / f"{name.removeprefix(NAMED)}-{form}.npz"

@@ -1,4 +1,4 @@
-"""Where a data set's archives lie, which edition they are, and whether they are whole."""
+"""Where a data set's archives lie, which edition they are, and whether they are complete."""
 
 import functools
 import hashlib
@@ -71,11 +71,11 @@ def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) 
         return UserError(f"the data directory {home} does not exist: {advice}.")
     folder = target(source, data_dir, root)
     folder = folder if folder.is_dir() else home
-    lacking = {edition.name: [file for file in edition.archives if not (folder / file).is_file()] for edition in source.editions}
-    begun = [e.name for e in source.editions if len(lacking[e.name]) < len(e.archives)] or list(lacking)
+    missing = {edition.name: [file for file in edition.archives if not (folder / file).is_file()] for edition in source.editions}
+    begun = [e.name for e in source.editions if len(missing[e.name]) < len(e.archives)] or list(missing)
     alike: dict[str, list[str]] = {}
     for edition in begun:
-        alike.setdefault(", ".join(lacking[edition]), []).append(edition)
+        alike.setdefault(", ".join(missing[edition]), []).append(edition)
     wanted = " or ".join(f"{files} (edition {' or '.join(editions)})" for files, editions in alike.items())
     there = sorted(file.name for file in folder.iterdir() if file.is_file())[:5]
     found = f" (found there: {', '.join(there)})" if there else ""
@@ -83,7 +83,7 @@ def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) 
     return UserError(f"{name}: missing in {folder}: {wanted}{found}; put them there, or unpacked {layouts}; then {advice}.")
 
 
-def told_apart(source: Source, folder: Path) -> Edition:
+def edition_in(source: Source, folder: Path) -> Edition:
     """Return the edition of complete archives by the least reading: names where they suffice, else the smallest file's digest.
 
     Raises:

@@ -109,10 +109,10 @@ def _kaggle(spec: DataSpec, base: Path) -> Listing:
     assert training is not None
     truth = base / "Test.csv"
     if tested is None or not truth.is_file():
-        lacking = (
+        missing = (
             "Test/, the folder of the test images" if tested is None else "Test.csv, which holds the labels of the test images"
         )
-        raise UserError(f"{base} lacks {lacking}; unpack it again.")
+        raise UserError(f"{base} lacks {missing}; unpack it again.")
     rows = {"train": _by_class(spec, training), "test": _listed(spec, tested, truth)}
     tables = [truth]
     if (table := base / "Train.csv").is_file():

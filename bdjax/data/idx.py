@@ -106,7 +106,9 @@ def _header(path: Path, part: str, data: bytes | None = None) -> tuple[tuple[int
 def _array(path: Path, part: str) -> np.ndarray:
     data = _bytes(path)
     sizes, length = _header(path, part, data)
-    told, found = int(np.prod([int(size) for size in sizes], dtype=object)), len(data) - length
-    if found != told:
-        raise UserError(f"{path} is truncated or damaged: {found:,} bytes follow its header instead of {told:,}; fetch it again.")
+    wanted, found = int(np.prod([int(size) for size in sizes], dtype=object)), len(data) - length
+    if found != wanted:
+        raise UserError(
+            f"{path} is truncated or damaged: {found:,} bytes follow its header instead of {wanted:,}; fetch it again."
+        )
     return np.frombuffer(data, np.uint8, offset=length).reshape(sizes)

@@ -52,14 +52,14 @@ def read(listing: Listing, root: Path, taken: tuple[str, ...]) -> Dataset:
     given = _settings(listing)
     place, source = _place(listing, given, root)
     _title(listing, given, taken)  # refused before minutes of decoding
-    held = files.read(place, source)
-    if held is None:
+    cached = files.read(place, source)
+    if cached is None:
         _build(listing, given, root, taken)
-        held = files.read(place, source)
+        cached = files.read(place, source)
     content = files.manifest(place, source)
-    if held is None or content is None:
+    if cached is None or content is None:
         raise UserError(f"the cache in {place} cannot be read back after it was written: is the disk sound?")
-    return Dataset(_spec(listing, given, content["found"], taken), held[0]["train"], held[0]["test"], held[1])
+    return Dataset(_spec(listing, given, content["found"], taken), cached[0]["train"], cached[0]["test"], cached[1])
 
 
 def prepare(listing: Listing, root: Path, taken: tuple[str, ...]) -> Path:

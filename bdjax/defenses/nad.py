@@ -58,7 +58,7 @@ PRESETS = {
     "corrected": Config(all_taps=True, repeated_statistics=False),
     "reference": Config(period=100, all_taps=False, repeated_statistics=True),
 }
-TINY: dict[str, Any] = {"batch": 128, "period": 0}  # on Tiny-ImageNet, in both
+OF_DATA: dict[str, dict[str, Any]] = {"tiny_imagenet": {"batch": 128, "period": 0}}  # fields that a data set changes, in both
 
 
 def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
@@ -89,8 +89,7 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       step; "reference" repeats that, "corrected" moves them once. Student epochs are the teacher's ten in both. The teacher's
       cosine has a half-period of ten times its epochs (100 in "reference"; on Tiny-ImageNet its rate waits for a plateau).
     """
-    tiny = model.spec.name == "tiny_imagenet"
-    presets = {name: preset._replace(**TINY) if tiny else preset for name, preset in PRESETS.items()}
+    presets = {name: preset._replace(**OF_DATA.get(model.spec.name, {})) for name, preset in PRESETS.items()}
     config = configure(presets, config, "nad", profile)
     batch, period = config.batch, 10 * config.teacher_epochs if config.period is None else config.period
     config = config._replace(period=period)

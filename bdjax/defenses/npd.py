@@ -15,7 +15,7 @@ from bdjax.train.loops import inner
 from bdjax.train.optimisers import PLAIN
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
+from bdjax.types import PROFILES, Array, Defended, DefenderView, Defense, Key, Model, Variables
 
 LARGEST = 80.0  # a row's loss is cut to this in the search for a perturbation
 TRUE_LOGIT = -10.0  # what the true class's logit becomes before the strongest wrong class is looked for
@@ -33,6 +33,15 @@ class Config(NamedTuple):
     inner_steps: int = 2  # of the perturbation, at most
     signed: bool | None = None  # it steps along the sign of the gradient, not along the gradient itself
     plug_train: bool | None = None  # the plug's norm takes the statistics of the batch while it is trained
+
+
+PRESETS = dict.fromkeys(PROFILES, Config(signed=True, plug_train=False))
+OF_DATA = {  # data sets with presets of their own
+    "tiny_imagenet": {
+        "corrected": Config(signed=True, plug_train=True),
+        "reference": Config(signed=False, plug_train=True),
+    },
+}
 
 
 class NPDHyper(NamedTuple):
@@ -91,9 +100,7 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       following the clean images alone. Images are cropped and flipped as in the survey, not in the paper. The published code
       saves the defended model without its plug. On ``cnn`` the plug acts on the features.
     """
-    tiny = model.spec.name == "tiny_imagenet"
-    presets = {name: Config(signed=not (tiny and name == "reference"), plug_train=tiny) for name in ("corrected", "reference")}
-    config = configure(presets, config, "npd", profile)
+    config = configure(OF_DATA.get(model.spec.name, PRESETS), config, "npd", profile)
     at_least("npd", config, warmup_epochs=1, epochs=1, batch=1, inner_steps=0)
     bound, weight = (np.float32(x) for x in PUBLISHED.get(model.spec.name, PUBLISHED["cifar10"]))
     batch, schedule = config.batch, constant()

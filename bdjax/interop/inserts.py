@@ -1,4 +1,4 @@
-"""What a repair put into a network beside its weights - NPD's plug, MM-BD's bounds - as a second file beside a checkpoint.
+"""What a defense put into a network beside its weights - NPD's plug, MM-BD's bounds - as a second file beside a checkpoint.
 
 A PyTorch state dict has no place for it. ``model.pt`` comes with ``model.pt.inserts.npz``, plain NumPy arrays by path, such as
 ``plug/kernel`` f32[1 1 d d] (of a 1x1 convolution, inputs before outputs) and ``bounds/layer1_0/bn1/act`` f32[d], to which the

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bdjax.errors import UserError
-from bdjax.interop.recognise import likeness, recognise
+from bdjax.interop.recognition import likeness, recognise
 
 WRAPPERS = ("module", "_orig_mod")  # DataParallel and its kin, also around a part of the network; torch.compile
 NOT_WEIGHTS = ("neuron_mask", "neuron_noise", "neuron_noise_bias")  # of norms that a pruning defense has replaced

@@ -10,7 +10,7 @@ from bdjax.errors import UserError
 from bdjax.interop import names
 from bdjax.interop.layout import Tensor, layout, to_leaf, to_tensor
 from bdjax.interop.pooled import fold_weight, unfold_weight
-from bdjax.interop.recognise import check_fit
+from bdjax.interop.recognition import check_fit
 from bdjax.nn.folded_linear import GRID
 from bdjax.types import Model, Variables
 

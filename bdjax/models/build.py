@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.errors import UserError, unknown
-from bdjax.nn.initial import Drawer, drawer
+from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Pass
 from bdjax.types import ArchSpec, Array, DataSpec, Key, Loop, Model, Output, Variables
 
@@ -50,8 +50,8 @@ def build(
       edition: raised when the results of the network change.
     """
 
-    def shaped(key: Key) -> Any:
-        return network.init(key, jnp.zeros((1, *spec.image_shape)), Pass(shaping=True), None)
+    def shaped(key: Key, mutable: bool) -> Any:
+        return network.init(key, jnp.zeros((1, *spec.image_shape)), Pass(shaping=True), None, mutable=mutable)
 
     def apply(
         variables: Variables,
@@ -92,7 +92,7 @@ def build(
         return Output(logits, after, run.taps)
 
     about = dict(depth=depth, norm_momentum=norm_momentum, dtype=dtype, edition=edition)
-    return Model(drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, **about)  # type: ignore[arg-type]
+    return Model(Drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, **about)  # type: ignore[arg-type]
 
 
 def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:

@@ -4,11 +4,10 @@ Every draw of its own costs the compiler as long as a layer does: for EfficientN
 step (benchmarks/results/initial_cpu.md).
 """
 
-import contextlib
-import contextvars
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +18,7 @@ from bdjax import tree
 from bdjax.types import Array, Key
 
 _STATISTICS = {"mean": 0.0, "var": 1.0}  # running ones, before any batch
+_LAWS = "intermediates"  # the collection of variables that Flax's own `init` leaves out
 
 
 class Law(NamedTuple):
@@ -27,9 +27,26 @@ class Law(NamedTuple):
     kind: str  # "normal": N(0, scale²) | "uniform": U(-scale, scale) | "constant": scale
     scale: float
 
+    def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """A parameter of this law alone, f[shape]."""
+        if self.kind == "constant":
+            return jnp.full(shape, self.scale)
+        return _NOISE[self.kind](key, shape) * self.scale
 
+
+_NOISE: Mapping[str, Callable[..., Array]] = {
+    "normal": jax.random.normal,
+    "uniform": functools.partial(jax.random.uniform, minval=-1),
+}
 Rule = Callable[[tuple[int, ...]], Law]  # of a parameter's shape
-_laws: contextvars.ContextVar[dict[str, Law] | None] = contextvars.ContextVar("laws", default=None)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Note:
+    """A law among the variables of a network: no array, so that shapes can be asked for without drawing."""
+
+    law: Law
 
 
 def uniform_fan_in(shape: tuple[int, ...]) -> Law:
@@ -53,7 +70,10 @@ def constant(value: float) -> Rule:
 
 
 def parameter(module: nn.Module, name: str, rule: Rule, shape: tuple[int, ...]) -> Array:
-    """A parameter of a module. It is filled in by :func:`drawer`: by the module's own ``init`` it would be 0.
+    """A parameter of a module, f[shape]; called in its compact method.
+
+    Networks start by :class:`Drawer`. The module's own ``init`` draws by the same laws and gives other numbers: Flax hands every
+    parameter a key of its own, and all parameters come from two keys here.
 
     Args:
       module: whose compact method is running.
@@ -61,25 +81,26 @@ def parameter(module: nn.Module, name: str, rule: Rule, shape: tuple[int, ...]) 
       rule: how it starts.
       shape: its shape.
     """
-    laws = _laws.get()
-    if laws is not None:
-        laws["/".join((*module.path, name))] = rule(shape)
-    return module.param(name, lambda key: jnp.zeros(shape))
-
-
-def drawer(init: Callable[[Key], Any]) -> "Drawer":
-    """``init(key) -> {"params", "batch_stats"}`` of a network whose parameters are made by :func:`parameter`.
-
-    Args:
-      init: the Flax module's ``init`` with its other arguments filled in; only shapes are asked of it.
-    """
-    return Drawer(init)
+    law, asked = rule(shape), module.is_mutable_collection(_LAWS)
+    if asked:
+        module.sow(_LAWS, name, _Note(law), init_fn=lambda: None, reduce_fn=lambda before, note: note)
+    # Where only the shape is wanted, by the Drawer and by Flax at every pass over a parameter that exists, tracing a draw would
+    # take longer than all the rest.
+    drawn = module.is_initializing() and not asked
+    return module.param(name, law.draw if drawn else lambda key, shape: jnp.zeros(shape), shape)
 
 
 class Drawer:
-    """Draws a network's variables; see :func:`drawer`."""
+    """Draws the variables of a network whose parameters are made by :func:`parameter`: ``draw(key) -> {"params", …}``.
 
-    def __init__(self, init: Callable[[Key], Any]):
+    All parameters of one kind are cut out of one draw, in the order of their paths. Running statistics start at 0 and 1.
+
+    Args:
+      init: ``(key, mutable) -> variables``, the Flax module's ``init`` with its other arguments filled in; only shapes are asked
+        of it.
+    """
+
+    def __init__(self, init: Callable[[Key, bool], Any]):
         self._init = init
 
     def __call__(self, key: Key) -> dict[str, Any]:
@@ -98,22 +119,18 @@ class Drawer:
 
     @functools.cached_property
     def _known(self) -> tuple[Any, dict[str, Law]]:
-        with _recorded() as laws:
-            shapes = jax.eval_shape(self._init, jax.random.key(0))
-        return shapes, laws
+        """The variables as shapes, and {path: law} of the parameters."""
+        shapes = dict(jax.eval_shape(lambda key: self._init(key, True), jax.random.key(0)))
+        notes: dict[str, Any] = tree.flatten(shapes.pop(_LAWS))
+        return shapes, {path: note.law for path, note in notes.items()}
 
 
 def _drawn(key: Key, shapes: Mapping[str, Any], laws: Mapping[str, Law]) -> dict[str, Array]:
-    sizes = dict.fromkeys(("normal", "uniform"), 0)
-    for path, leaf in shapes.items():
-        if laws[path].kind in sizes:
-            sizes[laws[path].kind] += leaf.size
+    """The parameters {path: f[…]} of one key: one draw of each kind, cut into pieces in the order of ``shapes``."""
     keys = jax.random.split(key)
-    noise = {
-        "normal": jax.random.normal(keys[0], (sizes["normal"],)),
-        "uniform": jax.random.uniform(keys[1], (sizes["uniform"],), minval=-1),
-    }
-    used, found = dict.fromkeys(sizes, 0), {}
+    sizes = {kind: sum(leaf.size for path, leaf in shapes.items() if laws[path].kind == kind) for kind in _NOISE}
+    noise = {kind: _NOISE[kind](one, (sizes[kind],)) for kind, one in zip(_NOISE, keys, strict=True)}
+    used, found = dict.fromkeys(_NOISE, 0), {}
     for path, leaf in shapes.items():
         kind, scale = laws[path]
         if kind == "constant":
@@ -123,13 +140,3 @@ def _drawn(key: Key, shapes: Mapping[str, Any], laws: Mapping[str, Law]) -> dict
         used[kind] = start + leaf.size
         found[path] = noise[kind][start : start + leaf.size].reshape(leaf.shape) * scale
     return found
-
-
-@contextlib.contextmanager
-def _recorded() -> Iterator[dict[str, Law]]:
-    laws: dict[str, Law] = {}
-    token = _laws.set(laws)
-    try:
-        yield laws
-    finally:
-        _laws.reset(token)

@@ -7,12 +7,12 @@ platform by measurement and invisible to attacks and defenses.
 
 from bdjax.population.autotune.cache import Tuned
 from bdjax.population.autotune.candidates import named
-from bdjax.population.autotune.tune import forms, remembered, tune
+from bdjax.population.autotune.tune import cached, forms, tune
 from bdjax.population.execute import run
 from bdjax.population.execution import LOOPS, MEASURED, STRATEGIES, Execution, adapt, check, default_execution, resolve
 from bdjax.population.memory import Footprint, device_memory, fit, footprint
-from bdjax.population.prepare import prepare
-from bdjax.population.stack import concatenate, members, size, take
+from bdjax.population.preparation import prepare
+from bdjax.population.stack import concatenate, members, size, stack, take, unstack
 
 __all__ = [
     "LOOPS",
@@ -22,6 +22,7 @@ __all__ = [
     "Footprint",
     "Tuned",
     "adapt",
+    "cached",
     "check",
     "concatenate",
     "default_execution",
@@ -32,10 +33,11 @@ __all__ = [
     "members",
     "named",
     "prepare",
-    "remembered",
     "resolve",
     "run",
     "size",
+    "stack",
     "take",
     "tune",
+    "unstack",
 ]

@@ -17,18 +17,18 @@ def keep_compilations() -> None:
 
     Where that folder cannot be written, one line on stderr says so and names the variable; everything compiles anew then.
     """
-    told = os.environ.get(_FOLDER) or jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if told and "://" in told:  # an object store, which JAX itself reaches
+    given = os.environ.get(_FOLDER) or jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if given and "://" in given:  # an object store, which JAX itself reaches
         return
     try:
-        folder = Path(told) if told else cache_root() / "compiled"
+        folder = Path(given) if given else cache_root() / "compiled"
         try_writing(folder)
     except (OSError, UserError) as error:
         jax.config.update("jax_compilation_cache_dir", None)
         reason = error if isinstance(error, UserError) else f"cannot write {folder}: {error.strerror or error}"
-        advice = "" if isinstance(error, UserError) else f"; set {_FOLDER if told else CACHE_DIR} to a folder with room"
+        advice = "" if isinstance(error, UserError) else f"; set {_FOLDER if given else CACHE_DIR} to a folder with room"
         print(f"bdjax: warning: compiled programs are not kept: {reason}{advice}", file=sys.stderr)
         return
-    if not told:
+    if not given:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

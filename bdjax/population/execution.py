@@ -39,7 +39,7 @@ def default_execution(platform: str | None = None, model: str = "") -> Execution
     platform = platform or jax.default_backend()
     for entry in ((platform, model), (platform, ""), ("", "")):
         if entry in MEASURED:
-            if hosts.several():
+            if hosts.is_multiprocess():
                 return MEASURED["", ""]._replace(lowering=MEASURED[entry].lowering, devices=jax.device_count())
             return MEASURED[entry] if platform == "cpu" else MEASURED[entry]._replace(devices=jax.local_device_count())
     raise AssertionError("the last entry fits everything")
@@ -68,9 +68,9 @@ def check(execution: Execution) -> Execution:
     if execution.unroll < 1 or execution.chunk < 0:
         raise UserError(f"unroll must be at least 1 and chunk at least 0; given {execution.unroll} and {execution.chunk}")
     everywhere = jax.device_count()
-    if hosts.several() and execution.devices not in (1, everywhere):
+    if hosts.is_multiprocess() and execution.devices not in (1, everywhere):
         raise UserError(f"several processes share members over all of their {everywhere} devices; given {execution.devices}")
-    if not hosts.several() and not 1 <= execution.devices <= jax.local_device_count():
+    if not hosts.is_multiprocess() and not 1 <= execution.devices <= jax.local_device_count():
         raise UserError(
             f"devices must lie in 1 … {jax.local_device_count()}, the devices of this machine; given {execution.devices}"
         )

@@ -50,7 +50,7 @@ def program_bytes(program: Any) -> int:
     """Device bytes that a compiled program needs at once: arguments, results and temporaries.
 
     Raises:
-      UserError: the compiler does not tell.
+      UserError: the compiler gives no analysis.
     """
     analysis = program.memory_analysis()
     if analysis is None:

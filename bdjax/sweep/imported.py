@@ -1,16 +1,18 @@
 """What a sweep asks of a folder of imported networks: its contents, and whether a grid or a data set fits them."""
 
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bdjax.attacks.stored import Config
+from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError
 from bdjax.store.hashing import array_digest
 from bdjax.store.import_folder import Import, load
-from bdjax.types import DataSpec, Split
+from bdjax.types import Attack, DataSpec, Triggered
 
 
 def opened(path: str) -> Import:
@@ -62,16 +64,32 @@ def check(found: Import, facts: DataSpec, path: str) -> None:
         )
 
 
-def stored_images(path: str) -> tuple[Split, np.ndarray]:
-    """The triggered test images of an import folder with their true labels, and their attack labels i32[m].
+def attacks(path: str | None) -> Mapping[str, Callable[..., Attack]]:
+    """The factories of the attacks that an import folder itself brings, by name: that of its triggered images.
+
+    Args:
+      path: the folder; None: there is none, and no such attack.
+    """
+    if path is None:
+        return {}
+    return {name: functools.partial(_made, path, name) for name in IMAGES_ONLY}
+
+
+def _made(path: str, name: str, *arguments: Any, **settings: Any) -> Attack:
+    make = IMAGES_ONLY[name](_config(*_stamp(path)), functools.partial(stored_images, path), path)
+    return make(*arguments, **settings)
+
+
+def stored_images(path: str) -> Triggered:
+    """The triggered test images of an import folder.
 
     Raises:
       UserError: there are none.
     """
-    held = opened(path).triggered
-    if held is None:
+    found = opened(path).triggered
+    if found is None:
         raise UserError(f"{path} holds no triggered test images: name the attack whose trigger is to be used with --attack")
-    return Split(held.images, held.labels), held.attack_labels  # type: ignore[arg-type]
+    return found
 
 
 def check_images(path: str, facts: DataSpec) -> None:
@@ -80,11 +98,11 @@ def check_images(path: str, facts: DataSpec) -> None:
     Raises:
       UserError: they are not of the data set, or there are none.
     """
-    images, goals = stored_images(path)
+    images = stored_images(path)
     if images.images.shape[1:] != tuple(facts.image_shape):
         given = "x".join(map(str, images.images.shape[1:]))
         raise UserError(f"the triggered images of {path} are {given}; {facts.name} has {'x'.join(map(str, facts.image_shape))}")
-    for name, labels in (("labels", images.labels), ("attack labels", goals)):
+    for name, labels in (("labels", images.labels), ("attack labels", images.attack_labels)):
         found = np.asarray(labels)
         if found.size and not 0 <= found.min() <= found.max() < facts.classes:
             raise UserError(
@@ -93,16 +111,12 @@ def check_images(path: str, facts: DataSpec) -> None:
             )
 
 
-def stored_config(path: str) -> Config:
-    """What a record says of the attack behind the stored images."""
-    return _config(*_stamp(path))
-
-
 @functools.lru_cache(maxsize=8)
 def _config(path: str, stamp: int) -> Config:
-    images, goals = stored_images(path)
-    targets = np.unique(np.asarray(goals))
-    return Config(array_digest([images.images, images.labels, goals]), int(targets[0]) if len(targets) == 1 else None)
+    """What a record says of the attack behind the stored images."""
+    images, labels, attack_labels, *_ = stored_images(path)
+    targets = np.unique(np.asarray(attack_labels))
+    return Config(array_digest([images, labels, attack_labels]), int(targets[0]) if len(targets) == 1 else None)
 
 
 def network(path: str, seed: int, ratio: float) -> Any:

@@ -46,7 +46,7 @@ class DefenseRun(NamedTuple):
 
 
 def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
-    """Put a data set on the device and compute once what all members share.
+    """Put a data set on the device and compute once what all members share; an attack that is known by images brings them.
 
     Args:
       attack: what it prepares per data set is read from disk, or prepared now and kept (:mod:`bdjax.train.assets`). What it
@@ -57,6 +57,10 @@ def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
     shared = attack.prepare is not None and attack.recipe.prepare_per == "dataset"
     assets = jax.tree.map(jnp.asarray, prepared(attack, dataset, stream(key, Stream.PREPARE))) if shared else None
     train, test = (Split(jnp.asarray(s.images), jnp.asarray(s.labels, jnp.int32)) for s in (dataset.train, dataset.test))
+    if attack.triggered is not None:
+        images, truth, attack_labels = (jnp.asarray(x) for x in attack.triggered()[:3])
+        given = EvalSet(test.images, test.labels, images, attack_labels.astype(jnp.int32), truth.astype(jnp.int32))
+        return Data(train, None, given, None)
     train_triggered = test_triggered = None
     if attack.recipe.shared_trigger:
         trigger = attack.init(stream(key, Stream.TRIGGER), assets)
@@ -84,19 +88,6 @@ def trigger_form(attack: Attack, dataset: Dataset, data: Data) -> Any:
     if attack.prepare is not None and attack.recipe.prepare_per == "seed":
         assets = jax.eval_shape(preparation(attack, dataset), jax.random.key(0), data)
     return jax.eval_shape(attack.init, jax.random.key(0), assets)
-
-
-def stage_stored(dataset: Dataset, triggered: Split, attack_labels: Any) -> Data:
-    """Put a data set and triggered test images that come from elsewhere on the device.
-
-    Args:
-      dataset: host arrays.
-      triggered: images u8[m h w c] with the trigger, and their true labels i32[m].
-      attack_labels: i32[m], what the attacker wants them called.
-    """
-    train, test = (Split(jnp.asarray(s.images), jnp.asarray(s.labels, jnp.int32)) for s in (dataset.train, dataset.test))
-    images, truth, goals = (jnp.asarray(x) for x in (*triggered, attack_labels))
-    return Data(train, None, EvalSet(test.images, test.labels, images, goals.astype(jnp.int32), truth.astype(jnp.int32)), None)
 
 
 def apply_trigger_to_all(attack: Attack, trigger: Any, key: Key, images: np.ndarray | Array) -> Array:

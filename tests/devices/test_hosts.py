@@ -17,7 +17,7 @@ GRID = """
 from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    defenses=("ft",), poison_ratios=(0.0, 0.1), seeds=(0, 1, 2), spc=(2,), width=4, epochs=3, batch=50,
+    defense=("ft",), poison_ratio=(0.0, 0.1), seeds=(0, 1, 2), spc=(2,), width=4, epochs=3, batch=50,
     train_images=200, test_images=100, defense_config={"ft": {"epochs": 2}},
 )
 """
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def test_one_process_agrees_with_itself_and_leads():
-    assert hosts.leads() and not hosts.several() and hosts.agree({"a": 1}) == {"a": 1}
+    assert hosts.is_leader() and not hosts.is_multiprocess() and hosts.broadcast({"a": 1}) == {"a": 1}
 
 
 @pytest.mark.slow

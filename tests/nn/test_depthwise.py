@@ -10,7 +10,7 @@ from jax import lax
 
 from bdjax.errors import UserError
 from bdjax.nn.depthwise import DepthwiseConv, depthwise, live_taps
-from bdjax.nn.initial import drawer
+from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Pass
 
 # height, width, window, stride, padding: odd sizes, maps smaller than the kernel, strides that end before the data, no padding
@@ -158,7 +158,8 @@ def test_bfloat16_adds_up_in_float32():
 def test_the_layer_draws_he_fan_out_without_groups_and_records_its_output():
     layer = DepthwiseConv(5, 2)
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 960)).astype(np.float32)
-    kernel = np.asarray(jax.jit(drawer(lambda key: layer.init(key, x, Pass())))(jax.random.key(1))["params"]["kernel"])
+    draw = Drawer(lambda key, mutable: layer.init(key, x, Pass(), mutable=mutable))
+    kernel = np.asarray(jax.jit(draw)(jax.random.key(1))["params"]["kernel"])
     assert kernel.shape == (5, 5, 1, 960)
     assert float(np.std(kernel)) == pytest.approx(math.sqrt(2 / (960 * 25)), rel=0.02)
 

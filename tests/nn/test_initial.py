@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.nn.initial import Law, constant, drawer, he_fan_out, normal, parameter, uniform_fan_in
+from bdjax.nn.initial import Drawer, Law, constant, he_fan_out, normal, parameter, uniform_fan_in
 from bdjax.nn.layers import NormAct, Pass
 
 
@@ -33,7 +33,7 @@ class Inner(nn.Module):
 
 @functools.cache
 def init():
-    return drawer(lambda key: Two().init(key, jnp.zeros((1, 2, 2, 3))))
+    return Drawer(lambda key, mutable: Two().init(key, jnp.zeros((1, 2, 2, 3)), mutable=mutable))
 
 
 @functools.cache
@@ -82,6 +82,12 @@ def test_the_key_decides_compiled_or_not_alone_or_together():
     assert np.all(one["params"]["kernel"] != other["params"]["kernel"])
 
 
-def test_a_module_alone_starts_at_zero():
-    params = jax.jit(Two().init)(jax.random.key(0), np.zeros((1, 2, 2, 3), np.float32))["params"]
-    assert not any(np.any(x) for x in jax.tree.leaves(params))
+def test_a_module_alone_starts_by_the_same_laws_with_other_numbers():
+    variables = jax.jit(Two().init)(jax.random.key(0), np.zeros((1, 2, 2, 3), np.float32))
+    assert variables.keys() == {"params", "batch_stats"}
+    alone, ours = (tree.flatten(params) for params in (variables["params"], drawn()["params"]))
+    np.testing.assert_array_equal(alone["bias"], ours["bias"])
+    np.testing.assert_array_equal(alone["norm/scale"], ours["norm/scale"])
+    for path, scale in (("kernel", np.sqrt(2 / 450)), ("square", 0.01), ("inner/kernel", 1 / np.sqrt(120)), ("inner/twin", None)):
+        assert np.mean(alone[path] == ours[path]) < 1e-3
+        assert float(alone[path].std()) == pytest.approx(scale or 1 / np.sqrt(120), rel=0.05)

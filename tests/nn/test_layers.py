@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.nn.initial import drawer
+from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Conv, Pass, tap
 from bdjax.nn.normalisation import batch_norm, normalise, pivot
 from benchmarks.norm_moments import gradient_error
@@ -207,7 +207,7 @@ def test_a_bound_below_0_acts_as_0_and_has_no_slope():
 
 def test_initial_weights_follow_the_fan_in():
     layer, bound = Conv(64, 3), 1 / np.sqrt(3 * 3 * 16)
-    draw = drawer(lambda key: layer.init(key, jnp.zeros((1, 4, 4, 16)), Pass()))
+    draw = Drawer(lambda key, mutable: layer.init(key, jnp.zeros((1, 4, 4, 16)), Pass(), mutable=mutable))
     kernel = np.asarray(jax.jit(draw)(jax.random.key(0))["params"]["kernel"])
     assert float(np.max(np.abs(kernel))) <= bound
     assert float(np.std(kernel)) == pytest.approx(bound / np.sqrt(3), rel=0.02)

@@ -1,4 +1,4 @@
-"""Tuning: the fastest candidate wins, is remembered, and nothing that fails or takes too long stops it."""
+"""Tuning: the fastest candidate wins, is cached, and nothing that fails or takes too long stops it."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from bdjax import population
 from bdjax.errors import UserError
 from bdjax.models.cnn import cnn
-from bdjax.population import Execution, default_execution, execute, forms, remembered
+from bdjax.population import Execution, cached, default_execution, execute, forms
 from bdjax.population.autotune import cache, candidates
 from bdjax.population.autotune.tune import tune
 
@@ -74,12 +74,12 @@ def test_real_steps_are_measured_and_the_winner_is_reused_without_measuring(mode
     assert first.execution in (ONE, TWO) and first.rate == max(row["rate"] for row in first.rows) > 0
     assert all(row["compile_seconds"] > 0 and row["reason"] is None for row in first.rows)
     before = len(calls)
-    assert tune(model, batch=4, members=3, candidates=[ONE, TWO]) == first == remembered(model, 4, candidates=[ONE, TWO])
+    assert tune(model, batch=4, members=3, candidates=[ONE, TWO]) == first == cached(model, 4, candidates=[ONE, TWO])
     assert len(calls) == before
     assert len(list((tmp_path / "cache" / "tuned").iterdir())) == 1  # no temporary file is left
-    assert remembered(model, 4) is None and remembered(model, 5, candidates=[ONE, TWO]) is None  # other work, other key
-    assert remembered(cnn(model.spec, 4), 4, candidates=[ONE, TWO]) is None
-    assert remembered(model.rebuild(dtype=jax.numpy.bfloat16), 4, candidates=[ONE, TWO]) is None
+    assert cached(model, 4) is None and cached(model, 5, candidates=[ONE, TWO]) is None  # other work, other key
+    assert cached(cnn(model.spec, 4), 4, candidates=[ONE, TWO]) is None
+    assert cached(model.rebuild(dtype=jax.numpy.bfloat16), 4, candidates=[ONE, TWO]) is None
     again = []
     monkeypatch.setattr(execute, "call", lambda function, stacked, shared, execution: again.append(execution) or ())
     tune(model, batch=4, members=3, candidates=[ONE, TWO], refresh=True)
@@ -99,15 +99,15 @@ def test_forms_meet_first_and_the_fastest_try_other_chunks(model, pace):
     tried = {(row["execution"]["lowering"], row["execution"]["chunk"]) for row in tuned.rows}
     assert {("patches", c) for c in (1, 4, 8, 16)} <= tried and ("mixed", 4) in tried and ("mixed", 8) not in tried
     assert tuned.rate == pytest.approx(4 * 2 / (cost["patches"] * 0.5))  # images of two steps of four rows
-    assert remembered(model, 4, members=1000) == tuned
+    assert cached(model, 4, members=1000) == tuned
 
 
 def test_what_was_tuned_for_few_members_does_not_serve_many(model, pace):
     pace["each"] = lambda execution: 1e-3
     tuned = tune(model, batch=4, members=2, budget_seconds=1000)
     assert max(row["execution"]["chunk"] for row in tuned.rows if row["execution"]["devices"] == 1) == 2
-    assert remembered(model, 4) == remembered(model, 4, members=2) == tuned
-    assert remembered(model, 4, members=3) is None
+    assert cached(model, 4) == cached(model, 4, members=2) == tuned
+    assert cached(model, 4, members=3) is None
 
 
 def test_the_budget_leaves_candidates_out_and_a_larger_one_measures_them(model, pace):
@@ -165,14 +165,14 @@ def test_a_damaged_file_is_named_and_measured_again(model, pace, capsys, harm):
         told["rate"] = -1.0 if harm == "rate" else told["rate"]
         told["key"]["batch"] = 7 if harm == "other key" else 4
         file.write_text(json.dumps(told))
-    assert remembered(model, 4, candidates=[ONE]) is None
+    assert cached(model, 4, candidates=[ONE]) is None
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and str(file) in lines[0] and "damaged" in lines[0]
     count = len(pace["calls"])
     again = tune(model, batch=4, members=2, candidates=[ONE])
     assert len(pace["calls"]) > count and again.execution == ONE
     capsys.readouterr()
-    assert remembered(model, 4, candidates=[ONE]) == again and not capsys.readouterr().err
+    assert cached(model, 4, candidates=[ONE]) == again and not capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_is_said_before_anything_is_measured(model, pace, monkeypatch, tmp_path):

@@ -26,7 +26,7 @@ class Config(NamedTuple):
     size: Annotated[int | None, ADDED] = None  # side of the patch in pixels, or longer side of the pattern; None: its own
     place: Annotated[str | tuple[int, int], ADDED] = "bottom_right"  # of its upper left pixel as (row, column), or a name
     colour: Annotated[int | tuple[int, ...], ADDED] = 255  # of the patch, 0 … 255: one value, or one per channel
-    pattern: Annotated[str | None, ADDED] = None  # an image file whose pixels are stamped, where it is not transparent
+    pattern: Annotated[str | None, ADDED] = None  # an image file whose pixels are drawn, where it is not transparent
     transparent: Annotated[int | tuple[int, ...] | None, ADDED] = None  # colour of the pattern's pixels that are left out
 
 
@@ -62,26 +62,26 @@ def badnets(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
     if resolved.pattern is None:
         if resolved.transparent is not None:
             raise UserError("badnets.transparent is a colour of badnets.pattern, which is not given")
-        stamped = coloured(_weights(resolved.size, spec), resolved.colour, spec)
+        patch = coloured(_weights(resolved.size, spec), resolved.colour, spec)
     else:
         if resolved.colour != Config().colour:
             raise UserError("badnets.colour has no effect on badnets.pattern, which has its own colours; give one of them")
-        stamped, name = pattern_of(resolved.pattern, resolved.size, resolved.transparent, spec)
+        patch, name = pattern_of(resolved.pattern, resolved.size, resolved.transparent, spec)
         resolved = resolved._replace(pattern=name)
-    whole = placed(stamped, resolved.place, spec)
-    return Attack(lambda key, assets: {}, any_class, _stamp(whole), relabel, Recipe(), resolved)
+    patch = placed(patch, resolved.place, spec)
+    return Attack(lambda key, assets: {}, any_class, _stamp(patch), relabel, Recipe(), resolved)
 
 
-def _stamp(whole: Patch) -> Any:
+def _stamp(patch: Patch) -> Any:
     """``stamp`` of an attack, from a patch on a map of the size of the images."""
-    opaque = np.broadcast_to(whole.opacity, whole.pixels.shape)
+    opaque = np.broadcast_to(patch.opacity, patch.pixels.shape)
 
     def replace(trigger: Any, key: Key, images: Array) -> Array:
         visible = jnp.asarray(opaque > 0)[None]
-        return jnp.where(visible, to_float(jnp.asarray(whole.pixels))[None], images)
+        return jnp.where(visible, to_float(jnp.asarray(patch.pixels))[None], images)
 
     def mix(trigger: Any, key: Key, images: Array) -> Array:
-        ours, share = (jnp.asarray(part, jnp.int32)[None] for part in (whole.pixels, opaque))
+        ours, share = (jnp.asarray(part, jnp.int32)[None] for part in (patch.pixels, opaque))
         mixed = (share * ours + (255 - share) * to_uint8(images).astype(jnp.int32) + 127) // 255
         return to_float(mixed.astype(jnp.uint8))
 

@@ -1,4 +1,4 @@
-"""What BadNets stamps and where: a block of one colour, or the pixels of an image file."""
+"""BadNets' patch and its place: a block of one colour, or the pixels of an image file."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,8 +96,8 @@ def placed(patch: Patch, place: Any, spec: DataSpec) -> Patch:
         share = PLACES[choose("badnets.place (or give [row,column])", place, PLACES)]
         row, column = (int(part * room) for part, room in zip(share, free, strict=True))
     else:
-        whole = len(place) == 2 and all(isinstance(at, int) and not isinstance(at, bool) for at in place)
-        if not whole or not all(0 <= at <= room for at, room in zip(place, free, strict=True)):
+        integers = len(place) == 2 and all(isinstance(at, int) and not isinstance(at, bool) for at in place)
+        if not integers or not all(0 <= at <= room for at, room in zip(place, free, strict=True)):
             raise UserError(
                 f"badnets.place is {list(place)}; allowed for {tall}x{wide} pixels on {height}x{width}: "
                 f"[row,column] with row 0 … {free[0]} and column 0 … {free[1]}, or {', '.join(PLACES)}"
@@ -112,8 +112,8 @@ def placed(patch: Patch, place: Any, spec: DataSpec) -> Patch:
 def _colour(field: str, colour: Any, channels: int) -> tuple[int, ...]:
     """The colour per channel."""
     values = tuple(colour) if isinstance(colour, (tuple, list)) else (colour,) * channels
-    whole = all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255 for value in values)
-    if not whole or len(values) != channels:
+    integers = all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255 for value in values)
+    if not integers or len(values) != channels:
         given_as = list(colour) if isinstance(colour, (tuple, list)) else colour
         raise UserError(f"{field} is {given_as}; allowed: a whole number of 0 … 255, or a list of {channels}, one per channel")
     return values

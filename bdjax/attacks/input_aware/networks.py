@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.nn.convolution import lowering_here
-from bdjax.nn.initial import drawer
+from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Conv, NormAct, Pass
 from bdjax.nn.pooling import max_pool
 from bdjax.types import Array, DataSpec, Key, Variables
@@ -50,8 +50,8 @@ def generator(spec: DataSpec, outputs: int, width: int, double_tanh: bool) -> Ge
     def network() -> _Network:
         return _Network(outputs, width, lowering_here())  # asked for when a program is traced, where the platform is known
 
-    def shaped(key: Key) -> Any:
-        return network().init(key, jnp.zeros((1, *spec.image_shape)), Pass())
+    def shaped(key: Key, mutable: bool) -> Any:
+        return network().init(key, jnp.zeros((1, *spec.image_shape)), Pass(), mutable=mutable)
 
     def apply(variables: Variables, images: Array, *, train: bool = False, mask: Array | None = None) -> tuple[Array, Any]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
@@ -78,7 +78,7 @@ def generator(spec: DataSpec, outputs: int, width: int, double_tanh: bool) -> Ge
 
         return y, jax.tree.map(follow, variables["batch_stats"], after)
 
-    return Generator(drawer(shaped), apply, pair)
+    return Generator(Drawer(shaped), apply, pair)
 
 
 def standardise(images: Array, spec: DataSpec) -> Array:

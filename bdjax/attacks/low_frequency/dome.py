@@ -25,6 +25,7 @@ COLOURS = {  # peak levels of red, green and blue, measured on the survey's trig
     },
 }
 FALLBACK = (18, 0, 51)
+UNSCALED = frozenset({"vgg19_bn"})  # architectures whose published arrays lie in [0, 0.2] and not in 0 … 51
 TAPS, DEVIATION = 30, 6.0  # of the blur, in pixels
 
 

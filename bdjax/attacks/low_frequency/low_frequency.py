@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.attacks.greyscale import three_channels
-from bdjax.attacks.low_frequency.dome import COLOURS, FALLBACK, dome
+from bdjax.attacks.low_frequency.dome import COLOURS, FALLBACK, UNSCALED, dome
 from bdjax.attacks.low_frequency.settings import Config
 from bdjax.attacks.selection import any_class, labelled
 from bdjax.configure import at_least
@@ -75,7 +75,7 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
 
     rows = COLOURS.get(spec.name, {})
     pixels = dome(height, width, resolved.colour or rows.get(resolved.architecture or "", FALLBACK))
-    if resolved.vgg_without_effect and resolved.architecture == "vgg19_bn" and resolved.colour is None:
+    if resolved.vgg_without_effect and resolved.architecture in UNSCALED and resolved.colour is None:
         pixels = np.zeros_like(pixels)  # floor(x + v) = x for whole x and v in [0, 0.2]
 
     def stamp(trigger: Any, key: Key, images: Array) -> Array:
@@ -110,5 +110,5 @@ def _check(config: Config, profile: str) -> None:
 
 
 def _levels(colour: tuple[Any, ...]) -> bool:
-    whole = all(isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= 255 for level in colour)
-    return whole and len(colour) == 3 and max(colour) > 1
+    levels = all(isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= 255 for level in colour)
+    return levels and len(colour) == 3 and max(colour) > 1

@@ -65,7 +65,7 @@ def search(key: Key, dataset: Dataset, config: Config) -> dict[str, Array]:
       the passes are those of S. Moosavi-Dezfooli, A. Fawzi, O. Fawzi, P. Frossard, "Universal adversarial perturbations", CVPR
       2017.
     Differs: from the code the survey (arXiv 2411.11200) publishes: the classifier sees normalised images in the search too; the
-      pattern is added to pixels everywhere; the rate is measured with the pattern as it is stamped (whole levels, clipped) on 10
+      pattern is added to pixels everywhere; the rate is measured with the pattern as it is added (whole levels, clipped) on 10
       training images per class instead of one test image; a pattern of zeros stays zero instead of dividing by zero; the result
       is floor(255 v), without 127.5 added; the target is the attack's on every data set. The classifier is trained by this
       package's own recipe (cosine schedule, crops and flips), without poison.
@@ -75,7 +75,7 @@ def search(key: Key, dataset: Dataset, config: Config) -> dict[str, Array]:
     if config.images > len(labels):
         raise UserError(f"low_frequency.images is {config.images}; {dataset.spec.name} has {len(labels)} training images")
     model, variables = _classifier(training, dataset, config)
-    chosen, held = _draw(choosing, labels, config.images)
+    chosen, measured = _draw(choosing, labels, config.images)
     images = jnp.asarray(dataset.train.images[chosen])
     predict = jax.jit(lambda variables, rows: jnp.argmax(model.apply(variables, to_float(rows)).logits, -1))
 
@@ -83,7 +83,7 @@ def search(key: Key, dataset: Dataset, config: Config) -> dict[str, Array]:
         parts = [predict(variables, jnp.asarray(rows[i : i + ROWS])) for i in range(0, len(rows), ROWS)]
         return np.concatenate([np.asarray(part) for part in parts])
 
-    clean, height, width = np.asarray(dataset.train.images[held]), *dataset.spec.image_shape[:2]
+    clean, height, width = np.asarray(dataset.train.images[measured]), *dataset.spec.image_shape[:2]
     before = predicted(clean)
     matrices = (jnp.asarray(blur(side), jnp.float32) for side in (height, width))
     shared = _Shared(variables, images, jnp.asarray(predicted(images), jnp.int32), *matrices)
@@ -93,8 +93,8 @@ def search(key: Key, dataset: Dataset, config: Config) -> dict[str, Array]:
         order = jax.random.permutation(step_key(shuffling, number), config.images)
         pattern = one_pass(shared, pattern, order.astype(jnp.int32))
         levels = _levels(pattern)
-        stamped = np.minimum(clean.astype(np.int32) + levels, 255).astype(np.uint8)
-        rates.append(float(np.mean(predicted(stamped) != before)))
+        triggered = np.minimum(clean.astype(np.int32) + levels, 255).astype(np.uint8)
+        rates.append(float(np.mean(predicted(triggered) != before)))
         last = rates[-STEADY:]
         if rates[-1] >= config.fooling_rate or (len(last) == STEADY and max(last) - min(last) < CHANGE):
             break
@@ -107,7 +107,7 @@ def search(key: Key, dataset: Dataset, config: Config) -> dict[str, Array]:
         "pattern": jnp.asarray(levels, jnp.uint8),
         "fooling_rate": jnp.float32(rates[-1]),
         "passes": jnp.int32(len(rates)),
-        "accuracy": jnp.float32(np.mean(before == labels[held])),
+        "accuracy": jnp.float32(np.mean(before == labels[measured])),
     }
 
 
@@ -129,10 +129,10 @@ def _classifier(key: Key, dataset: Dataset, config: Config) -> tuple[Model, Vari
 def _draw(key: Key, labels: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows the pattern is made from, and up to :data:`PER_CLASS` of each class, from one order of all rows."""
     order = np.asarray(jax.random.permutation(key, len(labels)))
-    held = [
+    measured = [
         order[labels[order] == label][-PER_CLASS:] for label in np.unique(labels)
     ]  # from its end: others, where there are enough
-    return order[:images], np.concatenate(held)
+    return order[:images], np.concatenate(measured)
 
 
 def _levels(pattern: Array) -> np.ndarray:

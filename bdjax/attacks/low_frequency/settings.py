@@ -11,7 +11,7 @@ class Config(NamedTuple):
     trigger: str = "dome"  # "dome": the closed form; "optimised": searched for against a clean classifier, once per data set
     architecture: str | None = None  # network whose colour is taken, or against which is searched; None = FALLBACK, or "cnn"
     colour: tuple[int, ...] | None = None  # of the dome: peak level of each channel, 0 … 255; None = by data set and architecture
-    vgg_without_effect: bool | None = None  # the trigger of vgg19_bn stays unscaled in [0, 0.2] and changes no pixel
+    vgg_without_effect: bool | None = None  # that of dome.UNSCALED stays in [0, 0.2] and changes no pixel
     # What follows is the search's alone.
     classifier_width: int | None = None  # channels of its first stage; None = its own
     classifier_depth: int | None = None  # at most so many blocks per stage; None = all

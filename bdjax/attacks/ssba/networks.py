@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.nn.convolution import lowering_here
-from bdjax.nn.initial import drawer
+from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Conv, Linear, Pass
 from bdjax.types import Array, Key
 
@@ -121,8 +121,8 @@ def drawers(width: int, bits: int, shape: tuple[int, int, int]) -> dict[str, Cal
     secret, images = jnp.zeros((1, bits), jnp.float32), jnp.zeros((1, *shape), jnp.float32)
     encoder, decoder = Encoder(width, lowering_here()), Decoder(width, bits, lowering_here())
     return {
-        "encoder": drawer(lambda key: encoder.init(key, secret, images)),
-        "decoder": drawer(lambda key: decoder.init(key, images)),
+        "encoder": Drawer(lambda key, mutable: encoder.init(key, secret, images, mutable=mutable)),
+        "decoder": Drawer(lambda key, mutable: decoder.init(key, images, mutable=mutable)),
     }
 
 

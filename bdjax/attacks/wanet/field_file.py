@@ -47,24 +47,24 @@ def _array(field: str, path: Path) -> Any:
     """The one array of a file that may be the field."""
     if path.suffix.lower() in (".npy", ".npz"):
         try:
-            held: Any = np.load(path, allow_pickle=False)
-            held = dict(held) if path.suffix.lower() == ".npz" else held
+            content: Any = np.load(path, allow_pickle=False)
+            content = dict(content) if path.suffix.lower() == ".npz" else content
         except Exception as error:  # whatever a damaged file makes NumPy's readers do
             raise UserError(f"{field}: {path} cannot be read as a NumPy file of numbers: {first_line(error)}") from None
     else:
         from bdjax.data.pickles.torch import load_pickled
 
         try:
-            held = load_pickled(path)
+            content = load_pickled(path)
         except UserError as error:
             raise UserError(f"{field}: {error}") from None
-    if not isinstance(held, Mapping):
-        return _numbers(held)
-    chosen = [name for name in NAMES if name in held] or list(held)
+    if not isinstance(content, Mapping):
+        return _numbers(content)
+    chosen = [name for name in NAMES if name in content] or list(content)
     if len(chosen) != 1:
-        names = ", ".join(map(str, list(held)[:8])) or "nothing"
+        names = ", ".join(map(str, list(content)[:8])) or "nothing"
         raise UserError(f"{field}: {path} holds {names}; the field is an array called {' or '.join(NAMES)}")
-    return _numbers(held[chosen[0]])
+    return _numbers(content[chosen[0]])
 
 
 def _numbers(value: Any) -> Any:

@@ -32,8 +32,8 @@ def unpickled(data: bytes) -> Any:
     except UserError as error:
         raise UserError(f"it holds {error}; only numbers, texts and NumPy arrays are read") from None
     except Exception as error:  # whatever a damaged file makes the reader do
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"it is truncated, damaged or no pickle ({told})") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"it is truncated, damaged or no pickle ({reason})") from None
 
 
 def _plain(value: Any) -> Any:

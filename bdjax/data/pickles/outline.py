@@ -36,7 +36,7 @@ class _Outliner(pickle.Unpickler):
 
 
 def advice(path: Path, known: Mapping[str, Any]) -> str:
-    """How to save the weights of a refused file from a source that is trusted; a whole network is told from a part of a file.
+    """How to save the weights of a refused file from a source that is trusted: of a pickled network, or of a part of the file.
 
     Args:
       path: the file.
@@ -56,8 +56,8 @@ def advice(path: Path, known: Mapping[str, Any]) -> str:
     states = [place for place, value in _walk(root) if isinstance(value, Mapping) and _weights(value, known)]
     if states and states[0]:
         return f"{begin}torch.save({load}{_index(states[0])}, 'weights.pt'); {keys}"
-    whole = [place for place, value in _walk(root) if isinstance(value, Unknown) and value.name not in known]
-    place = _index(whole[0]) if whole and not states else ""
+    networks = [place for place, value in _walk(root) if isinstance(value, Unknown) and value.name not in known]
+    place = _index(networks[0]) if networks and not states else ""
     return f"{begin}torch.save({load}{place}.state_dict(), 'weights.pt') if that is a whole network; {keys}"
 
 

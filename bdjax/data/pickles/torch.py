@@ -78,8 +78,8 @@ def load_pickled(path: Path) -> Any:
     except UserError as error:
         raise UserError(f"{path} holds {error}") from None
     except Exception as error:  # whatever a damaged file makes the reader do
-        told = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()[:160]
-        reason = f"{path} ({path.stat().st_size} bytes) is truncated, damaged or no PyTorch checkpoint: {told}"
+        last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()[:160]
+        reason = f"{path} ({path.stat().st_size} bytes) is truncated, damaged or no PyTorch checkpoint: {last}"
         raise UserError(_older_tar(path) or reason) from None
 
 
@@ -88,8 +88,8 @@ def _archive(path: Path) -> Any:
     names = set(archive.namelist())
     entry = next((name for name in sorted(names) if name == "data.pkl" or name.endswith("/data.pkl")), None)
     if entry is None:
-        told = ", ".join(sorted(names)[:4]) or "nothing"
-        raise UserError(f"a zip archive, but no PyTorch checkpoint: {told}; unpack it first if the checkpoint lies in it")
+        entries = ", ".join(sorted(names)[:4]) or "nothing"
+        raise UserError(f"a zip archive, but no PyTorch checkpoint: {entries}; unpack it first if the checkpoint lies in it")
     folder = entry.removesuffix("data.pkl")
     if f"{folder}constants.pkl" in names:
         raise UserError(
@@ -100,7 +100,7 @@ def _archive(path: Path) -> Any:
     storages: dict[str, Storage] = {}
 
     def locate(saved: Any) -> Storage:
-        number, key, count = _told(saved)
+        number, key, count = _described(saved)
         where = f"{folder}data/{key}"
         if where not in names:
             raise UserError(f"a tensor whose data {where} are missing")
@@ -127,15 +127,15 @@ def _stream(file: BinaryIO | io.BytesIO, size: int, read: Callable[[int, int], b
     storages: dict[str, Storage] = {}
 
     def locate(saved: Any) -> Storage:
-        number, key, count = _told(saved)
+        number, key, count = _described(saved)
         if key not in storages:
             storages[key] = Storage(number, count, lambda: b"", order)
         view = saved[5] if isinstance(saved, tuple) and len(saved) > 5 else None
         if view is None:
             return _as(storages[key], number, count)
         _, offset, length = view
-        start, whole = int(offset) * number.size, storages[key]
-        return Storage(number, int(length), lambda: whole.read()[start : start + length * number.size], order)
+        start, storage = int(offset) * number.size, storages[key]
+        return Storage(number, int(length), lambda: storage.read()[start : start + length * number.size], order)
 
     root, keys = _Reader(file, locate).load(), _Reader(file, nowhere).load()
     for key in keys:
@@ -154,7 +154,7 @@ def _nested(data: Any) -> Any:
     return _stream(io.BytesIO(raw), len(raw), lambda at, count: raw[at : at + count])
 
 
-def _told(saved: Any) -> tuple[Number, str, int]:
+def _described(saved: Any) -> tuple[Number, str, int]:
     """Kind, key and number of elements of a storage; the first protocol writes them as a line of text."""
     if isinstance(saved, str):
         found = _TEXT.fullmatch(saved)

@@ -12,7 +12,7 @@ from bdjax.attacks.input_aware.networks import standardise
 from bdjax.errors import UserError
 from bdjax.nn.activations import leaky_relu
 from bdjax.nn.convolution import convolve_transposed, lowering_here
-from bdjax.nn.initial import constant, drawer, parameter, uniform_fan_in
+from bdjax.nn.initial import Drawer, constant, parameter, uniform_fan_in
 from bdjax.nn.layers import Conv, Pass
 from bdjax.nn.normalisation import at_least_float32, row
 from bdjax.nn.pooling import max_pool
@@ -57,7 +57,7 @@ def generator(spec: DataSpec, width: int, levels: int) -> Generator:
     def network() -> _UNet:
         return _UNet(width, halved, channels, lowering_here())  # asked for when a program is traced, where the platform is known
 
-    draw = drawer(lambda key: network().init(key, jnp.zeros((1, *spec.image_shape))))
+    draw = Drawer(lambda key, mutable: network().init(key, jnp.zeros((1, *spec.image_shape)), mutable=mutable))
 
     def apply(params: Any, images: Array) -> Array:
         dtype = jax.tree.leaves(params)[0].dtype

@@ -34,6 +34,9 @@ class Config(NamedTuple):
     max_flagged: int = 3  # classes whose triggers are unlearned, smallest norms first
 
 
+OF_DATA = {"tiny_imagenet": Config(epochs=200, period=0)}  # data sets that are not tuned as the others are
+
+
 class NCHyper(NamedTuple):
     """Traced hyper-parameters; each f32[]."""
 
@@ -95,8 +98,7 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
       At most ``max_flagged`` triggers are unlearned, those with the smallest norms. All classes are searched over the same
       batches. Where the threshold was never reached, a class keeps the mask of the first epoch, as there.
     """
-    tiny = model.spec.name == "tiny_imagenet"
-    preset = Config(epochs=200, period=0) if tiny else Config(epochs=100)
+    preset = OF_DATA.get(model.spec.name, Config(epochs=100))
     config = configure(dict.fromkeys(PROFILES, preset), config, "nc", profile)
     if profile == "reference":
         raise UserError("nc has no profile 'reference': the published mitigation cannot run; use profile 'corrected'")

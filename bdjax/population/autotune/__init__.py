@@ -1,1 +1,1 @@
-"""Which execution is fastest on this machine: candidates, measured within a budget, and remembered."""
+"""Which execution is fastest on this machine: candidates, measured within a budget, and cached."""

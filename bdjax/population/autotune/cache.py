@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import jaxlib
 
 import bdjax
-from bdjax.data.cache import cache_root, replace_file, written_in
+from bdjax.data.atomic import OWNER_ONLY, replace_file
+from bdjax.data.cache import cache_root, written_in
 from bdjax.errors import UserError
 from bdjax.population.execution import Execution, check
 from bdjax.types import Model
@@ -83,12 +84,12 @@ def processor() -> str:
 
 
 def folder() -> Path:
-    """Where what was tuned lies."""
+    """Return the folder of the cached results."""
     return cache_root() / "tuned"
 
 
 def path(key: Mapping[str, Any]) -> Path:
-    """The file of a key."""
+    """Return the file of a key."""
     return folder() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
 
 
@@ -104,11 +105,10 @@ def write(tuned: Tuned) -> None:
     Raises:
       UserError: the cache cannot be written.
     """
-    told = {**tuned._asdict(), "execution": tuned.execution._asdict()}
-    text = json.dumps(told, indent=1, allow_nan=False)
+    fields = {**tuned._asdict(), "execution": tuned.execution._asdict()}
+    text = json.dumps(fields, indent=1, allow_nan=False)
     with written_in(folder()):
-        folder().mkdir(parents=True, exist_ok=True)
-        replace_file(path(tuned.key), lambda stream: stream.write(text.encode()))
+        replace_file(path(tuned.key), text.encode(), mode=OWNER_ONLY)
 
 
 def read(key: Mapping[str, Any]) -> Tuned | None:
@@ -118,12 +118,12 @@ def read(key: Mapping[str, Any]) -> Tuned | None:
     except UserError:  # no place for a cache: nothing was kept
         return None
     try:
-        told = json.loads(file.read_bytes())
-        if told["key"] != key:
+        fields = json.loads(file.read_bytes())
+        if fields["key"] != key:
             raise ValueError("it holds another key")
-        execution = check(Execution(**told.pop("execution")))
-        rows = tuple({**row} for row in told.pop("rows"))
-        tuned = Tuned(execution=execution, rows=rows, **told)
+        execution = check(Execution(**fields.pop("execution")))
+        rows = tuple({**row} for row in fields.pop("rows"))
+        tuned = Tuned(execution=execution, rows=rows, **fields)
         numbers = (tuned.rate, tuned.members, tuned.budget)
         if not all(isinstance(number, int | float) and number > 0 for number in numbers) or tuned.complete not in (True, False):
             raise ValueError("its numbers are out of range")

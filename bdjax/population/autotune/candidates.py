@@ -24,8 +24,8 @@ FAILED = "failed:"  # how the reason of a candidate that raised begins
 WORTH = 0.2  # seconds of measuring that settle a candidate
 
 
-class Contestant(NamedTuple):
-    """A candidate that was measured and can be timed again."""
+class Candidate(NamedTuple):
+    """An execution that was measured and can be timed again."""
 
     row: dict[str, Any]
     execution: Execution
@@ -33,7 +33,7 @@ class Contestant(NamedTuple):
     images: int
 
 
-class Race:
+class Tuning:
     """What was measured so far, and what the budget still allows.
 
     Args:
@@ -41,34 +41,34 @@ class Race:
       batch: rows of a training step.
       members: that will be trained; larger chunks are not tried.
       budget: seconds.
-      say: told one line per candidate.
+      say: gets one line per candidate.
     """
 
     def __init__(self, model: Model, batch: int, members: int, budget: float, say: Callable[[str], None] | None):
         self.model, self.batch, self.members, self.budget, self.say = model, batch, members, budget, say
         self.begun = time.perf_counter()
         self.rows: list[dict[str, Any]] = []
-        self.measured: list[Contestant] = []
+        self.measured: list[Candidate] = []
         self.kept = activation_bytes(model.rebuild(lowering="native"), batch)
         self.steps = min(max(WORK // self.kept, STEPS[0]), STEPS[1])
-        self.attack, self.split, self.stamped = _work(model, batch, self.steps)
+        self.attack, self.split, self.triggered = _work(model, batch, self.steps)
 
     def spent(self) -> float:
-        """Seconds since the beginning."""
+        """Return the seconds since the beginning."""
         return time.perf_counter() - self.begun
 
     def fitting(self, chunks: Sequence[int]) -> list[int]:
-        """The chunks whose activations fit a device, at least the smallest."""
+        """Return the chunks whose activations fit a device, at least the smallest."""
         return [chunk for chunk in chunks if chunk * self.kept <= device_memory()] or [min(chunks)]
 
-    def at(self, form: Execution, chunk: int) -> Execution:
-        """A form with so many members at once on each device, as many as there are at most; one by one there is no chunk."""
+    def with_chunk(self, form: Execution, chunk: int) -> Execution:
+        """Return a form with so many members at once on each device, at most all of them; one by one there is no chunk."""
         if form.strategy == "loop":
             return form
         return form._replace(chunk=min(chunk, -(-self.members // form.devices)) * form.devices)
 
     def fast_forms(self) -> list[Execution]:
-        """The fastest forms that have a chunk, if they are not much slower than the best; all of them if none was measured."""
+        """Return the fastest forms that have a chunk and are not much slower than the best; all forms if none was measured."""
         ranked = sorted(self.measured, key=_rate, reverse=True)
         if not any(one.execution.strategy != "loop" for one in ranked):
             tried = [Execution(**row["execution"]) for row in self.rows]
@@ -76,13 +76,13 @@ class Race:
         near = [one.execution for one in ranked if _rate(one) >= KEEP * _rate(ranked[0])]
         return [execution for execution in near if execution.strategy != "loop"][:2]
 
-    def enter(self, executions: Iterable[Execution]) -> None:
-        """Measure candidates, or say in their rows why not."""
+    def measure(self, executions: Iterable[Execution]) -> None:
+        """Measure executions, each once, or say in their rows why not."""
         for execution in executions:
             if all(row["execution"] != execution._asdict() for row in self.rows):
-                self._enter(execution)
+                self._try(execution)
 
-    def _enter(self, execution: Execution) -> None:
+    def _try(self, execution: Execution) -> None:
         count = 1 if execution.strategy == "loop" else min(execution.chunk or self.members, self.members)
         count = -(-count // execution.devices) * execution.devices
         row: dict[str, Any] = dict(execution=execution._asdict(), members=count, rate=None, compile_seconds=None)
@@ -120,21 +120,21 @@ class Race:
         rows = self.batch * self.steps
         train = trainer(adapt(self.model, execution), self.attack, rows)
         stack, _ = stack_of(range(count), [0.1], rows)
-        shared = (self.split, self.stamped)
+        shared = (self.split, self.triggered)
 
-        def function(member: Any, split: Split, stamped: Array) -> Any:
-            return train(member, split, stamped, None)
+        def function(member: Any, split: Split, triggered: Array) -> Any:
+            return train(member, split, triggered, None)
 
         def call() -> Any:  # not `run`, which would go on with half the members where they do not fit
             return execute.call(function, stack, shared, execution)
 
-        entrant = Contestant(row, execution, call, count * rows)
+        candidate = Candidate(row, execution, call, count * rows)
         first = _seconds(call)
         best = _settled(call)
-        row.update(rate=entrant.images / best, compile_seconds=max(first - best, 0.0))
-        self.measured.append(entrant)
+        row.update(rate=candidate.images / best, compile_seconds=max(first - best, 0.0))
+        self.measured.append(candidate)
 
-    def finish(self) -> Contestant:
+    def finish(self) -> Candidate:
         """Time the fastest again, in turn, as far as the budget goes, and return the winner."""
         if not self.measured:
             raise UserError(f"no execution of {self.model.name} could be measured; the first: {self.rows[0]['reason']}")
@@ -165,14 +165,14 @@ def _work(model: Model, batch: int, steps: int) -> tuple[Attack, Split, Array]:
 
     rows, generator = batch * steps, np.random.default_rng(0)
     images = generator.integers(0, 256, (rows, *model.spec.image_shape), dtype=np.uint8)
-    stamped = images.copy()
-    stamped[:, -3:, -3:] = 255
+    triggered = images.copy()
+    triggered[:, -3:, -3:] = 255
     attack = Attack(lambda key, assets: {}, select, stamp, jnp.zeros_like, Recipe(epochs=1, batch=batch))
     labels = (np.arange(rows) % model.spec.classes).astype(np.int32)
-    return attack, Split(jnp.asarray(images), jnp.asarray(labels)), jnp.asarray(stamped)
+    return attack, Split(jnp.asarray(images), jnp.asarray(labels)), jnp.asarray(triggered)
 
 
-def _rate(one: Contestant) -> float:
+def _rate(one: Candidate) -> float:
     return one.row["rate"]
 
 

@@ -1,4 +1,4 @@
-"""Measure which execution trains a model fastest on this machine, within a budget of seconds, and remember it."""
+"""Measure which execution trains a model fastest on this machine, within a budget of seconds, and cache it."""
 
 import datetime
 import math
@@ -10,7 +10,7 @@ from bdjax.errors import UserError
 from bdjax.nn.convolution import LOWERINGS
 from bdjax.population.autotune import cache
 from bdjax.population.autotune.cache import Tuned
-from bdjax.population.autotune.candidates import Race
+from bdjax.population.autotune.candidates import Tuning
 from bdjax.population.execution import Execution, check, default_execution
 from bdjax.types import Model
 
@@ -43,7 +43,7 @@ def forms(model: str = "") -> tuple[Execution, ...]:
     return tuple(dict.fromkeys([default_execution(model=model)._replace(chunk=0), *found]))
 
 
-def remembered(
+def cached(
     model: Model, batch: int, *, members: int | None = None, candidates: Sequence[Execution] | None = None
 ) -> Tuned | None:
     """What :func:`tune` found earlier on this machine, with these versions, for this work; None = nothing.
@@ -73,13 +73,13 @@ def tune(
     refresh: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Tuned:
-    """Find the execution with the most training images per second, and remember it in the cache.
+    """Find the execution with the most training images per second, and keep it in the cache.
 
     What is measured is training: whole steps (gather, poison, crop and flip, forward, backward, SGD) of a patch attack on random
     images, for as many members as the chunk holds. Defenses run the same convolutions, mostly on smaller batches, and evaluation
     only forward, so for them the winner is a good guess and not a measurement. Forms (strategy, lowering, loop) meet at one
     chunk; the fastest try other chunks, and the best few are timed again in turn. Compilation counts in the budget, not in the
-    rate. A candidate that fails, does not fit or would outlast the budget is a row with the reason. What is remembered is
+    rate. A candidate that fails, does not fit or would outlast the budget is a row with the reason. What is cached is
     measured again where the budget left candidates out and is larger now.
 
     Args:
@@ -88,8 +88,8 @@ def tune(
       members: that will be trained, at least 1; larger chunks are not tried.
       budget_seconds: after which nothing new starts; the first candidate is always measured.
       candidates: what to measure instead of the platform's list, exactly so (chunk 0 = all members at once).
-      refresh: measure even if a result is remembered.
-      say: told one line per candidate.
+      refresh: measure even if a result is cached.
+      say: gets one line per candidate.
 
     Returns:
       The winner, its rate, the table of candidates and the key of the cache.
@@ -103,26 +103,26 @@ def tune(
     if candidates is not None and not candidates:
         raise UserError("candidates is empty; None stands for the list of the platform")
     listed = None if candidates is None else tuple(check(execution) for execution in candidates)
-    found = None if refresh else remembered(model, batch, members=members, candidates=listed)
+    found = None if refresh else cached(model, batch, members=members, candidates=listed)
     if found is not None and (found.complete or budget_seconds <= found.budget):
         return found
     cache.prepare()
-    race = Race(model, batch, members, budget_seconds, say)
+    tuning = Tuning(model, batch, members, budget_seconds, say)
     if listed is not None:
-        race.enter(listed)
+        tuning.measure(listed)
     else:
-        sizes = race.fitting(_chunks())
-        race.enter(race.at(form, sizes[0]) for form in forms(model.name))
-        race.enter(race.at(form, size) for form in race.fast_forms() for size in sizes[1:])
-    winner = race.finish()
+        sizes = tuning.fitting(_chunks())
+        tuning.measure(tuning.with_chunk(form, sizes[0]) for form in forms(model.name))
+        tuning.measure(tuning.with_chunk(form, size) for form in tuning.fast_forms() for size in sizes[1:])
+    winner = tuning.finish()
     found = Tuned(
         winner.execution,
         winner.row["rate"],
-        tuple(race.rows),
+        tuple(tuning.rows),
         cache.tuning_key(model, batch, listed),
         members,
         float(budget_seconds),
-        round(race.spent(), 3),
+        round(tuning.spent(), 3),
         datetime.date.today().isoformat(),
     )
     cache.write(found)
