@@ -85,18 +85,18 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     config = configure(dict.fromkeys(("corrected", "reference"), Config(epochs=epochs)), config, "fst", profile)
     at_least("fst", config, epochs=1, batch=1)
     choose("fst.variant", config.variant, VARIANTS)
-    whole, length = config.variant == "full", config.epochs
+    full, length = config.variant == "full", config.epochs
     assert length is not None  # the presets have one
-    heads = model.arch.heads if whole else model.arch.heads[-1:]
+    heads = model.arch.heads if full else model.arch.heads[-1:]
     tune = tuner(
         model,
         epochs=length,
         batch=config.batch,
         schedule=cosine_by_epoch(length),
-        gradient=_shifting(model, whole),
-        project=(lambda params, extra: rescaled(params, extra[0])) if whole else None,
+        gradient=_shifting(model, full),
+        project=(lambda params, extra: rescaled(params, extra[0])) if full else None,
         measured=1,
-        optimiser=SGD if whole else _only(heads),
+        optimiser=SGD if full else _only(heads),
     )
 
     @jax.jit
@@ -161,14 +161,14 @@ def _only(heads: tuple[str, ...]) -> Optimiser:
     return optimiser
 
 
-def _shifting(model: Model, whole: bool) -> Gradient:
+def _shifting(model: Model, full: bool) -> Gradient:
     plain = cross_entropy_gradient(model)
 
     def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
         old, alpha = extra
         slope, statistics, loss = plain(variables, batch, (), key)
         overlap = jnp.stack([jnp.sum(before * tree.get(variables["params"], path)) for path, before in old.items()]).sum()
-        if whole:  # the penalty is linear: its gradient is alpha W0
+        if full:  # the penalty is linear: its gradient is alpha W0
             slope = tree.replace(slope, {path: tree.get(slope, path) + alpha.astype(w.dtype) * w for path, w in old.items()})
         return slope, statistics, jnp.stack([loss, overlap.astype(loss.dtype)])
 

@@ -465,15 +465,15 @@ def test_double_precision_is_that_of_ieee_754_for_counts_up_to_two_hundred_thous
     """Drawn at random, and such that the drop is exactly the tolerance, where the last digit decides."""
     generator = np.random.default_rng(0)
     rows = generator.integers(1, 200_001, 40_000)
-    limit = generator.choice([0, 1, 100, 200, 250, 500, 1000, 1250, 2000, 3000, 5000, 9999, 10_000], rows.size)
-    ties = rows * limit % 10_000 == 0
+    limit = generator.choice([-500, 0, 1, 100, 250, 500, 1000, 1250, 3000, 5000, 10_000, 12_500], rows.size)
+    ties = (rows * limit % 10_000 == 0) & (limit >= 0) & (limit <= 10_000)
     drop = np.where(ties, rows * limit // 10_000, generator.integers(0, rows + 1))
     before = generator.integers(drop, rows + 1)
     after = np.where(ties | (generator.random(rows.size) < 0.8), before - drop, rows - before)
     compare = jax.jit(jax.vmap(functools.partial(drop_is_below, unit=10_000)))
     found = np.asarray(compare(*(np.int32(x) for x in (before, after, rows, limit))))
     np.testing.assert_array_equal(found, before / rows - after / rows < limit / 10_000)
-    assert ties.sum() > 5000 and 0.1 < found[ties].mean() < 0.9 and (after > before).any()
+    assert ties.sum() > 5000 and found[ties].any() and not found[ties].all() and (after > before).any()
 
 
 def test_batches_are_filled_by_the_usual_split():

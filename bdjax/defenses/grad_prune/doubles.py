@@ -22,12 +22,16 @@ def drop_is_below(before: Array, after: Array, rows: Array, limit: Array, unit: 
       before: i32[], correct rows, at most ``rows``.
       after: i32[], likewise.
       rows: i32[], at most 200,000. Without a row the quotients are no numbers, and nothing is below the limit.
-      limit: i32[] in [0, ``unit``].
+      limit: i32[].
       unit: at most 200,000.
     """
-    drop = rounded(carried(quotient(before, rows) - quotient(after, rows)), jnp.bool_(False))
-    rises = after > before  # then the drop is negative, which digits of a number in [0, 1] cannot say
-    return (rows > 0) & (rises | is_below(drop, quotient(limit, jnp.int32(unit))))
+    more, fewer = jnp.maximum(before, after), jnp.minimum(before, after)
+    change = rounded(carried(quotient(more, rows) - quotient(fewer, rows)), jnp.bool_(False))
+    beyond = jnp.abs(limit) > unit  # more than any change
+    bound = quotient(jnp.minimum(jnp.abs(limit), unit), jnp.int32(unit))
+    drop_below = (limit > 0) & (beyond | is_below(change, bound))
+    rise_below = (limit >= 0) | (~beyond & is_below(bound, change))
+    return (rows > 0) & jnp.where(after > before, rise_below, drop_below)
 
 
 def quotient(numerator: Array, denominator: Array) -> Array:
