@@ -67,7 +67,7 @@ def _training(name: str, about: Network, dataset: Dataset):
     stacked, _ = members([0], [RATIO], rows)
     if name == "clean":
         attack = _clean(about.batch)
-        data = stage(attack, dataset, root())._replace(stamped=None)
+        data = stage(attack, dataset, root())._replace(triggered=None)
     else:
         attack, data, assets = attacked_by(name, dataset, epochs=1, batch=about.batch)
         stacked = stacked._replace(assets=stack([assets]))

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from bdjax.models import MODELS
-from bdjax.train.trainer import cross_entropy, sgd
+from bdjax.train.optimisers import sgd
+from bdjax.train.trainer import cross_entropy
 from benchmarks.measure import NETWORKS, network, seconds, synthetic, write
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"

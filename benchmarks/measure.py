@@ -61,7 +61,7 @@ def training_of(model: Model, attack: Attack, rows: int) -> Callable[..., Traine
     train = trainer(model, attack, rows)
 
     def function(member: Member, data: Data) -> Trained:
-        return train(member, data.train, data.stamped, data.assets)
+        return train(member, data.train, data.triggered, data.assets)
 
     return function
 

@@ -27,7 +27,8 @@ import optax
 from bdjax.models import MODELS
 from bdjax.nn import layers, normalisation
 from bdjax.population import adapt, compiler_options, default_execution
-from bdjax.train.trainer import cross_entropy, sgd
+from bdjax.train.optimisers import sgd
+from bdjax.train.trainer import cross_entropy
 from benchmarks.measure import NETWORKS, network, seconds, synthetic, write
 
 WAYS = ("about the running mean", "about a part of the batch", "two passes")  # the second is bdjax's

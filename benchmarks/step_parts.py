@@ -19,7 +19,8 @@ from jax import lax
 
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, compiler_options, default_execution, members, run
-from bdjax.train.trainer import cross_entropy, sgd
+from bdjax.train.optimisers import sgd
+from bdjax.train.trainer import cross_entropy
 from benchmarks.measure import NETWORKS, badnets_on, network, seconds, synthetic, training_of, write
 
 

@@ -21,7 +21,7 @@ from bdjax.store.files import replacing
 from bdjax.sweep.build import asks_architecture
 from bdjax.sweep.expand import cells, check
 from bdjax.sweep.grid import Grid
-from bdjax.train.experiment import stamp_all
+from bdjax.train.experiment import apply_trigger_to_all
 from bdjax.types import Attack, DataSpec
 
 MEASURED = 1000  # test images whose quality is measured, at most
@@ -156,7 +156,7 @@ def _triggered(title: str, attack: Ready, pictures: np.ndarray) -> Iterator[tupl
     if attack.attack.train_stamp is not None:
         forms.append((f"{title}, training", attack.attack._replace(stamp=attack.attack.train_stamp)))
     for name, form in forms:
-        yield name, np.asarray(stamp_all(form, attack.trigger.value, attack.trigger.key, pictures))
+        yield name, np.asarray(apply_trigger_to_all(form, attack.trigger.value, attack.trigger.key, pictures))
 
 
 def markdown(rows: Sequence[Figures]) -> str:

@@ -10,13 +10,14 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import training_rows
 from bdjax.defenses.channels import GRID, clipped, curve, kept, pruned_by_limit, published_norms, rounded, threshold_curve
-from bdjax.defenses.tuning import training_rows
 from bdjax.keys import step_key
 from bdjax.train import descent
-from bdjax.train.descent import SGD, State
+from bdjax.train.descent import State
 from bdjax.train.loops import inner
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import SGD
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
@@ -99,7 +100,7 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     masked = published_norms(model) if config.published_eps else model
     step = _iteration(masked, config)
     correct_by_level = curve(model, config.batch, bool(config.augment_validation))
-    norms = model.arch.norms
+    norms, in_grid = model.arch.norms, jax.jit(rounded)
 
     @jax.jit
     def start(key: Key, view: DefenderView, hyper: Any) -> Any:
@@ -115,35 +116,42 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         return (state, history), (order, jnp.sum(rows, dtype=jnp.int32)), keys, limits, trips, view.clean.role == 2
 
     @jax.jit
-    def whole_numbers(masks: Masks) -> Masks:
-        return rounded(masks)
-
-    @jax.jit
-    def decide(variables: Variables, whole: Masks, limits: Array, correct: Array, held: Array, test: Any, hyper: Any) -> Any:
-        count = jnp.sum(held, dtype=jnp.int32)
+    def decide(variables: Variables, grid: Masks, limits: Array, correct: Array, validation: Array, test: Any, hyper: Any) -> Any:
+        count = jnp.sum(validation, dtype=jnp.int32)
         level = chosen(correct, count, test, hyper.tolerance)
         params = variables["params"]
-        keep = kept(whole, limits[level], jax.tree.leaves(params)[0].dtype)
-        pruned = pruned_by_limit(whole, limits)
+        keep = kept(grid, limits[level], jax.tree.leaves(params)[0].dtype)
+        pruned = pruned_by_limit(grid, limits)
         return tree.mask_norms(params, keep, bias=False), keep, (pruned, correct, count, level)
 
     @jax.jit
-    def told(history: Array, whole: Masks) -> tuple[Array, Array, Array]:
-        masks = jnp.concatenate([whole[norm] for norm in norms]).astype(jnp.float32) / GRID
+    def ending(history: Array, grid: Masks) -> tuple[Array, Array, Array]:
+        masks = jnp.concatenate([grid[norm] for norm in norms]).astype(jnp.float32) / GRID
         return history[0], history[1], masks
 
     def defend(key: Key, view: DefenderView, hyper: ANPHyper) -> Defended:
         assert view.clean is not None and (view.test_accuracy is not None or not config.judged_by_test)
         hyper = jax.tree.map(jnp.asarray, hyper)
-        carry, rows, (drawing, network, judging), limits, trips, held = start(key, view, hyper)
+        carry, rows, (drawing, network, judging), limits, trips, validation = start(key, view, hyper)
         shared = (drawing, network, view.variables, view.clean, rows, hyper)
         state, history = run_steps(step, carry, trips, shared, model.loop)
-        whole = whole_numbers(state.variables["params"])
-        correct = correct_by_level(judging, view.variables, view.clean, held, whole, limits)
+        grid = in_grid(state.variables["params"])
+        correct = correct_by_level(judging, view.variables, view.clean, validation, grid, limits)
         test = view.test_accuracy if config.judged_by_test else None
-        params, keep, seen = decide(view.variables, whole, limits, correct, held, test, hyper)
-        natural, perturbed, masks = told(history, whole)
-        trace = ANPTrace(*(natural, perturbed, *seen, masks, state.alive, state.stopped))
+        params, keep, seen = decide(view.variables, grid, limits, correct, validation, test, hyper)
+        natural, perturbed, masks = ending(history, grid)
+        pruned, counted, rows, level = seen
+        trace = ANPTrace(
+            natural=natural,
+            perturbed=perturbed,
+            pruned=pruned,
+            correct=counted,
+            validation=rows,
+            level=level,
+            masks=masks,
+            alive=state.alive,
+            stopped=state.stopped,
+        )
         return Defended({**view.variables, "params": params}, keep, trace)
 
     needs = {"clean", "test_accuracy"} if config.judged_by_test else {"clean"}
@@ -203,8 +211,8 @@ def _iteration(model: Model, config: Config) -> Callable[..., Any]:
             alpha = hyper.alpha.astype(natural.dtype)
             return alpha * natural + (1 - alpha) * worst, jnp.stack([natural, worst])
 
-        (total, told), slope = jax.value_and_grad(both, has_aux=True)(masks)
-        history = history.at[:, trip].set(told.astype(history.dtype))
+        (total, losses), slope = jax.value_and_grad(both, has_aux=True)(masks)
+        history = history.at[:, trip].set(losses.astype(history.dtype))
         present = jnp.full(1, count > 0, jnp.float32)
         return descent.descend(state, SGD, hyper, hyper.lr, slope, total[None], present, project=clipped), history
 
@@ -212,7 +220,7 @@ def _iteration(model: Model, config: Config) -> Callable[..., Any]:
 
 
 def shake(key: Key, masks: Masks, eps: Array) -> tuple[Masks, Masks]:
-    """(d, e) ~ U(-eps, eps) per channel."""
+    """(d, e), each {norm: f[d]} like ``masks``, from U(-eps, eps) per channel."""
     drawn = []
     for part in jax.random.split(key):
         keys = jax.random.split(part, len(masks))

@@ -10,14 +10,15 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.defenses.channels import clipped, published_norms, seen_through
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import PLAIN, State
+from bdjax.train.descent import State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import PLAIN
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
@@ -138,7 +139,7 @@ def awn(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
             return close(state, size)
 
         state, (means, size, kept) = run_epochs(epoch, start(view.variables, hyper), config.epochs, masked.loop)
-        loss, natural, robust = descent.by_number(means)
+        loss, natural, robust = descent.columns(means)
         masks = state.variables["params"]
         trace = AWNTrace(loss, natural, robust, size, kept, state.alive, state.stopped)
         return Defended(finish(view.variables, masks), masks, trace)
@@ -160,7 +161,7 @@ def shifted(model: Model, images: Array, p: Array) -> Array:
 
 
 def cut(model: Model, images: Array, space: str) -> Array:
-    """Pixels cut to [0, 1] themselves, or to those whose normalised values lie in [0, 1]."""
+    """Pixels f[b h w c] cut to [0, 1] (``space`` "pixel"), or to those whose normalised values lie in [0, 1] ("normalised")."""
     if space == "pixel":
         return jnp.clip(images, 0, 1)
     mean, std = (_channels(values, images.dtype) for values in (model.spec.mean, model.spec.std))
@@ -204,7 +205,7 @@ def _softening(model: Model, config: Config) -> Callable[..., State]:
         # By its sign: the slope of |m| at 0 is 0, as in PyTorch.
         slope = jax.tree.map(lambda g, m: g + hyper.l1.astype(m.dtype) * jnp.sign(m), slope, masks)
         size = jnp.sum(jnp.stack([jnp.sum(m) for m in masks.values()]))
-        told = jnp.concatenate([(value + hyper.l1.astype(value.dtype) * size.astype(value.dtype))[None], parts])
-        return descent.descend(state, PLAIN, hyper, rate, slope, told, mask, project=clipped)
+        values = jnp.concatenate([(value + hyper.l1.astype(value.dtype) * size.astype(value.dtype))[None], parts])
+        return descent.descend(state, PLAIN, hyper, rate, slope, values, mask, project=clipped)
 
     return soften

@@ -10,8 +10,8 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import epoch_plan, training_rows
 from bdjax.defenses.channels import limit, outlier_curve, published_norms
-from bdjax.defenses.tuning import epoch_plan, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32, row
 from bdjax.train.loops import steps as run_steps

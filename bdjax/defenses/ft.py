@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.tuning import Hyper, training_rows, tuner
+from bdjax.defenses.batches import training_rows
+from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.train.schedules import cosine_by_epoch
 from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model
 

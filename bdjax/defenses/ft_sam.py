@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.errors import choose
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.schedules import cosine_by_epoch, cosine_by_step
@@ -96,7 +98,10 @@ def ft_sam(model: Model, config: Config | Mapping[str, Any] | None = None, *, pr
 
 
 def smoothed_divergence(logits: Array, labels: Array, smoothing: Array) -> Array:
-    """KL(target ‖ softmax) per row, f[b]; the target gives 1 - ``smoothing`` to the true class and the rest to the others."""
+    """KL(target ‖ softmax) per row, f[b k] and i32[b] -> f[b].
+
+    The target gives 1 - ``smoothing`` f[] to the true class and the rest to the others.
+    """
     classes = logits.shape[-1]
     logits = logits.astype(at_least_float32(logits.dtype))
     smoothing = smoothing.astype(logits.dtype)
@@ -106,8 +111,8 @@ def smoothed_divergence(logits: Array, labels: Array, smoothing: Array) -> Array
     return jnp.sum(entropy - target * jax.nn.log_softmax(logits), -1)
 
 
-def perturbation(params: Any, slope: Any, rho: Array, adaptive: bool) -> Any:
-    """The step of length ``rho`` towards a larger loss, as a tree like ``params``."""
+def perturbation(params: chex.ArrayTree, slope: chex.ArrayTree, rho: Array, adaptive: bool) -> Any:
+    """The step of length ``rho`` f[] towards a larger loss, as a tree like ``params``; ``slope`` is their gradient."""
     size = jnp.abs if adaptive else jnp.ones_like
     scaled = jax.tree.map(lambda p, g: size(p) * g, params, slope)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(scaled)))

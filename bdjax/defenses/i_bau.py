@@ -9,15 +9,15 @@ import numpy as np
 
 from bdjax.configure import at_least, configure, of_ten_thousand
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import bits_by_index, epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import bits_by_index, epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.amsgrad import amsgrad
-from bdjax.train.descent import ADAM, Optimiser, State
+from bdjax.train.descent import State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import inner
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import ADAM, Optimiser, amsgrad, fixed, unfolded
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Loop, Model, Variables
 
@@ -88,7 +88,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
       alone; "corrected" patches at least one, as in the authors' batches of 100, and keeps δ in pixels as they do, where the
       survey's code keeps it in normalised space. In both the batches of the outer loss are augmented once and kept, those of δ
       anew in every round, and δ takes one pass, far from the optimum that the theory asks for. Second derivatives are those of
-      reverse mode twice; ReLU's is 0 everywhere. VGG's folded first linear layer: see :func:`bdjax.train.amsgrad.amsgrad`.
+      reverse mode twice; ReLU's is 0 everywhere. VGG's folded first linear layer: see :func:`bdjax.train.optimisers.unfolded`.
     """
     config = configure(PRESETS, config, "i_bau", profile)
     at_least("i_bau", config, rounds=1, iterations=0, batch=1)
@@ -97,7 +97,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
     choose("i_bau.space", config.space, SPACES)
     choose("i_bau.optimiser", config.optimiser, OPTIMISERS)
     of_ten_thousand("i_bau.share", config.share, ends=True)
-    optimiser = ADAM if config.optimiser == "adam" else amsgrad(model)
+    optimiser = ADAM if config.optimiser == "adam" else fixed(unfolded(amsgrad(), model))
     perturb, unlearn = _perturbing(model, config), _unlearning(model, config, optimiser)
     spec = model.spec
 
@@ -139,7 +139,7 @@ def i_bau(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
             return close(run_steps(unlearn, state, kept, shared, model.loop), delta)
 
         state, (means, size) = run_epochs(round_, start(view.variables, hyper), config.rounds, model.loop)
-        loss, residual = descent.by_number(means)
+        loss, residual = descent.columns(means)
         return Defended(state.variables, None, IBAUTrace(loss, size, residual, state.alive, state.stopped))
 
     return Defense(defend, IBAUHyper(), frozenset({"clean"}), config)
@@ -190,7 +190,13 @@ def _perturbing(model: Model, config: Config) -> Callable[..., Array]:
 def fixed_point(pull: Callable[[Array], Array], slope: Array, iterations: int, loop: Loop) -> tuple[Array, Array]:
     """v_k of v_0 = 0, v_{k+1} = ``pull(v_k)`` + ``slope``, and the length of the last change.
 
-    Stops moving once a change is shorter than :data:`CONVERGED`.
+    It stops moving once a change is shorter than :data:`CONVERGED`.
+
+    Args:
+      pull: linear, f[h w c] -> f[h w c].
+      slope: f[h w c].
+      iterations: at most so many; static.
+      loop: how the step that calls this is executed.
     """
 
     def step(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -231,7 +237,7 @@ def _unlearning(model: Model, config: Config, optimiser: Optimiser) -> Callable[
         _, back = jax.vjp(moved, delta, params)
         v, residual = fixed_point(lambda v: back(v)[0], by_delta, config.iterations, model.loop)
         slope = jax.tree.map(jnp.add, by_params, back(v)[1])
-        told = jnp.stack([loss, residual.astype(loss.dtype)])
-        return descent.descend(state, optimiser, hyper, hyper.lr, slope, told, mask)
+        values = jnp.stack([loss, residual.astype(loss.dtype)])
+        return descent.descend(state, optimiser, hyper, hyper.lr, slope, values, mask)
 
     return unlearn

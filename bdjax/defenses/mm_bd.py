@@ -10,13 +10,14 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import ADAM, State
+from bdjax.train.descent import State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import ADAM
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
 
 RULES = {"original": (2, 0.1), "survey": (1, 1e-3)}  # the fifth of the epochs after which the weight first moves, learning rate
@@ -78,7 +79,7 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
       profile: "corrected" or "reference".
 
     Returns:
-      A defense whose repaired variables carry "bounds" {site: f[d]}, at least 0, with hyper-parameters :class:`MMBDHyper` and
+      A defense whose defended variables carry "bounds" {site: f[d]}, at least 0, with hyper-parameters :class:`MMBDHyper` and
       trace :class:`MMBDTrace`.
 
     Raises:
@@ -137,8 +138,8 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
         enough = accuracy >= 1 - tolerance if config.rule == "original" else accuracy > before - tolerance
         moves = jnp.any(epoch == jnp.array(marks, jnp.int32))
         after = jnp.where(moves, jnp.where(enough, weight * hyper.factor, weight / hyper.factor), weight)
-        told = (means[0], means[1], accuracy, weight, _size(state.variables["params"]).astype(jnp.float32))
-        return (state, after), told
+        by_epoch = (means[0], means[1], accuracy, weight, _size(state.variables["params"]).astype(jnp.float32))
+        return (state, after), by_epoch
 
     def defend(key: Key, view: DefenderView, hyper: MMBDHyper) -> Defended:
         assert view.clean is not None
@@ -155,9 +156,11 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
             state = run_steps(tighten, state, plan(key, number, clean)[0], shared, model.loop)
             return close(state, weight, before, rows, number, hyper)
 
-        (state, _), told = run_epochs(epoch, carry, config.epochs, model.loop)
+        (state, _), by_epoch = run_epochs(epoch, carry, config.epochs, model.loop)
+        loss, apart, accuracy, weights, size = by_epoch
+        trace = MMBDTrace(loss, apart, accuracy, weights, size, at, before, state.alive, state.stopped)
         bounded = {**view.variables, "bounds": _acting(state.variables["params"])}
-        return Defended(bounded, None, MMBDTrace(*(*told, at, before, state.alive, state.stopped)))
+        return Defended(bounded, None, trace)
 
     active = bool(config.active)
     return Defense(defend, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=active, edition=1 + active)
@@ -219,8 +222,8 @@ def _tightening(model: Model) -> Callable[..., State]:
                 [apart, right.astype(apart.dtype)]
             )
 
-        (value, told), slope = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
-        told = jnp.concatenate([value[None], told])
-        return descent.descend(state, ADAM, hyper, hyper.lr, slope, told, mask)
+        (value, parts), slope = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
+        values = jnp.concatenate([value[None], parts])
+        return descent.descend(state, ADAM, hyper, hyper.lr, slope, values, mask)
 
     return tighten

@@ -10,7 +10,8 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.nn.folded_linear import pool_matrix
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.schedules import constant, cosine_by_epoch, plateau
@@ -96,7 +97,7 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     schedule = cosine_by_epoch(period) if period else plateau()
     teach = tuner(model, epochs=config.teacher_epochs, batch=batch, schedule=schedule)
 
-    @functools.cache  # at the first repair: which stages have a map takes a trace of the network to know
+    @functools.cache  # when it first defends: which stages have a map takes a trace of the network to know
     def learner() -> Callable[..., Any]:
         taps = _last_stages(model) if config.all_taps else _published_taps(model)
         gradient = _distilling(model, taps, config)
@@ -156,8 +157,8 @@ def _sides(model: Model) -> dict[str, int]:
 
 def _last_stages(model: Model) -> tuple[Tap, ...]:
     sides = _sides(model)
-    telling = [stage for stage in model.arch.stages if sides[stage] > 1][-3:]
-    return tuple(Tap(stage, 3 - len(telling) + i) for i, stage in enumerate(telling))
+    informative = [stage for stage in model.arch.stages if sides[stage] > 1][-3:]
+    return tuple(Tap(stage, 3 - len(informative) + i) for i, stage in enumerate(informative))
 
 
 def _published_taps(model: Model) -> tuple[Tap, ...]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
+from bdjax.defenses.batches import bits_by_index, masked_mean, training_rows
 from bdjax.defenses.channels import published_norms, seen_through
-from bdjax.defenses.tuning import Batch, Gradient, bits_by_index, masked_mean, training_rows, tuner
+from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.train.schedules import cosine_between
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
@@ -145,10 +146,10 @@ def _mixing(model: Model) -> Gradient:
             every = jnp.concatenate(list(masks.values())).astype(one.dtype)
             # Without a slope at 1 itself, where |1 - m| has one in JAX.
             away = jnp.sum(jnp.where(every < 1, 1 - every, 0))
-            told = jnp.stack([mixed, jnp.mean(every)])
-            return mixed + pull.astype(one.dtype) * away, (out.variables["batch_stats"], told)
+            parts = jnp.stack([mixed, jnp.mean(every)])
+            return mixed + pull.astype(one.dtype) * away, (out.variables["batch_stats"], parts)
 
-        (value, (statistics, told)), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return slope, statistics, jnp.concatenate([value[None], told])
+        (value, (statistics, parts)), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return slope, statistics, jnp.concatenate([value[None], parts])
 
     return gradient

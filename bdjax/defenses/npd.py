@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.tuning import Batch, Gradient, Hyper, masked_mean, training_rows, tuner
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, Hyper, tuner
 from bdjax.nn.normalisation import at_least_float32
-from bdjax.train.descent import PLAIN
 from bdjax.train.loops import inner
+from bdjax.train.optimisers import PLAIN
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import PROFILES, Array, Defended, DefenderView, Defense, Key, Model, Variables
@@ -86,7 +87,7 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       profile: "corrected" or "reference".
 
     Returns:
-      A defense whose repaired variables carry "plug" and "plug_stats", with hyper-parameters :class:`NPDHyper` and trace
+      A defense whose defended variables carry "plug" and "plug_stats", with hyper-parameters :class:`NPDHyper` and trace
       :class:`NPDTrace`.
 
     Raises:
@@ -141,7 +142,7 @@ def first_plug(model: Model, variables: Variables) -> Variables:
 
 
 def with_plug(variables: Variables, plug: Variables) -> dict[str, Any]:
-    """The network with a plug."""
+    """The variables of a network with a plug {"params": …, "batch_stats": …} as "plug" and "plug_stats"."""
     return {**variables, "plug": plug["params"], "plug_stats": plug["batch_stats"]}
 
 
@@ -167,7 +168,7 @@ def projected(delta: Array, bound: Array) -> Array:
 
 
 def within(images: Array) -> Array:
-    """Pixels cut to [0, 1]. At 0 and 1 themselves the whole slope goes through, of which ``jnp.clip`` lets half."""
+    """Pixels f[b h w c] cut to [0, 1]. At 0 and 1 themselves the whole slope goes through, of which ``jnp.clip`` lets half."""
     return jnp.where((images >= 0) & (images <= 1), images, jnp.clip(images, 0, 1))
 
 

@@ -9,14 +9,16 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import Batch, cross_entropy_gradient, epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, cross_entropy_gradient
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import SGD, State
+from bdjax.train.descent import State
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import inner
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import SGD
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
 
@@ -106,7 +108,7 @@ def pbe(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     @jax.jit
     def close(state: State, hyper: Any) -> tuple[State, Array]:
         state, means = descent.close(state)
-        return state._replace(optimiser=SGD.init(hyper, state.variables["params"])), means[0]
+        return state._replace(optimiser=SGD(hyper).init(state.variables["params"])), means[0]
 
     def defend(key: Key, view: DefenderView, hyper: PBEHyper) -> Defended:
         assert view.clean is not None
@@ -128,13 +130,13 @@ def pbe(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         state = start(view.variables, hyper)
         if mixed:  # the first epoch is another program than the others
             state, opening = epoch(state, _first(), opening=True)
-            told = _stacked(opening)
+            losses = _stacked(opening)
             if config.epochs > 1:
                 state, later = run_epochs(lambda s, e: epoch(s, _after(e)), state, config.epochs - 1, model.loop)
-                told = _joined(told, later)
+                losses = _joined(losses, later)
         else:
-            state, told = run_epochs(epoch, state, config.epochs, model.loop)
-        return Defended(state.variables, None, PBETrace(told[0], told[1], state.alive, state.stopped))
+            state, losses = run_epochs(epoch, state, config.epochs, model.loop)
+        return Defended(state.variables, None, PBETrace(losses[0], losses[1], state.alive, state.stopped))
 
     return Defense(defend, PBEHyper(), frozenset({"clean"}), config)
 

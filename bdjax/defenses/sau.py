@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.nn.normalisation import at_least_float32
-from bdjax.train.amsgrad import amsgrad
 from bdjax.train.loops import inner
+from bdjax.train.optimisers import amsgrad, fixed, unfolded
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
@@ -81,7 +82,7 @@ def sau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     Differs: the same in both profiles. As in the survey, norms stay in eval mode (``train_bn`` switches the unlearning step to
       train mode) and lambda_adversarial is 0. The published loop stops perturbing once all images are shared; a shared image has
       gradient 0 and no longer moves, so the fixed number of steps here is the same. VGG's folded first linear layer: see
-      :func:`bdjax.train.amsgrad.amsgrad`.
+      :func:`bdjax.train.optimisers.unfolded`.
     """
     preset = Config(epochs=EPOCHS.get(model.spec.name, 100))
     config = configure(dict.fromkeys(("corrected", "reference"), preset), config, "sau", profile)
@@ -95,7 +96,7 @@ def sau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         gradient=_unlearning(model, config),
         augment=False,
         measured=3,
-        optimiser=amsgrad(model),
+        optimiser=fixed(unfolded(amsgrad(), model)),
     )
 
     def defend(key: Key, view: DefenderView, hyper: SAUHyper) -> Defended:

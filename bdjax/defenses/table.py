@@ -5,8 +5,8 @@ from bdjax.defenses.awn import awn
 from bdjax.defenses.bnp import bnp
 from bdjax.defenses.bti_dbf.bti_dbf import bti_dbf
 from bdjax.defenses.clp import clp
-from bdjax.defenses.fmp import fmp
-from bdjax.defenses.fp import fp
+from bdjax.defenses.fmp.fmp import fmp
+from bdjax.defenses.fp.fp import fp
 from bdjax.defenses.fst import fst
 from bdjax.defenses.ft import ft
 from bdjax.defenses.ft_sam import ft_sam
@@ -19,7 +19,7 @@ from bdjax.defenses.nc.nc import nc
 from bdjax.defenses.nft import nft
 from bdjax.defenses.npd import npd
 from bdjax.defenses.pbe import pbe
-from bdjax.defenses.rnp import rnp
+from bdjax.defenses.rnp.rnp import rnp
 from bdjax.defenses.sau import sau
 
 DEFENSES = {

@@ -22,7 +22,7 @@ from bdjax.store import hashing, provenance
 from bdjax.store.rows import Row, measured
 from bdjax.sweep import build, editions, imported
 from bdjax.sweep.cell import Point
-from bdjax.train.experiment import Data, Subject, defend_member, stage, stamp_all, trigger_form
+from bdjax.train.experiment import Data, Subject, apply_trigger_to_all, defend_member, stage, trigger_form
 from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Triggered, Variables
 
 
@@ -86,7 +86,7 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     images = data.test.triggered
     if images is None:
         key = stream(member_key(root(config["root"]), trained.row["seed"]), Stream.TRIGGER)
-        images = stamp_all(attack, trigger_of(trained, attack, dataset, data), key, dataset.test.images)
+        images = apply_trigger_to_all(attack, trigger_of(trained, attack, dataset, data), key, dataset.test.images)
     truth = np.asarray(data.test.labels if data.test.truth is None else data.test.truth)
     goals = np.asarray(data.test.attack_labels)
     counted = np.flatnonzero(goals != truth)

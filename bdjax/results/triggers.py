@@ -14,7 +14,7 @@ from bdjax.keys import Stream, member_key, root, stream
 from bdjax.results import member, recreate
 from bdjax.store.location import Location
 from bdjax.train import assets as stored_assets
-from bdjax.train.experiment import Data, stage, stamp_all
+from bdjax.train.experiment import Data, apply_trigger_to_all, stage
 from bdjax.types import Attack, Dataset, Key, Member
 
 Say = Callable[[str], None]
@@ -133,7 +133,7 @@ def pictures(
     labels = np.asarray(full.test.labels)
     classes = np.unique(labels)[:count]
     images = np.stack([full.test.images[int(np.argmax(labels == k))] for k in classes])
-    triggered = np.asarray(stamp_all(attack, *trigger, images))
+    triggered = np.asarray(apply_trigger_to_all(attack, *trigger, images))
     titles = full.spec.class_names or tuple(str(k) for k in range(full.spec.classes))
     note = "" if attack.recipe.shared_trigger else f"seed {record['seed']}"
     return Pictures(images, triggered, tuple(titles[k] for k in classes), note)

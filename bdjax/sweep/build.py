@@ -15,7 +15,8 @@ from bdjax.population import stack
 from bdjax.store.hashing import plain, short_hash
 from bdjax.sweep import editions, imported
 from bdjax.sweep.cell import DefenseCell, Point, TrainCell
-from bdjax.train.trainer import AUGMENT, PREPARE_PER, SCHEDULES
+from bdjax.train.poison import AUGMENT
+from bdjax.train.trainer import PREPARE_PER, SCHEDULES
 from bdjax.types import Attack, Defense, Model, Recipe
 
 FIXED = ("second_batch", "prepare_per", "shared_trigger")  # fields of a recipe that say how an attack works

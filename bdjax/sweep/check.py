@@ -21,7 +21,7 @@ from bdjax.sweep.pending import Tries, pending, work_of
 from bdjax.sweep.ready import Ready
 from bdjax.sweep.run import choices_of, load, refuse_infeasible
 from bdjax.sweep.summary import data_bytes, member_bytes, summary, title
-from bdjax.train.evaluate import stamp_images
+from bdjax.train.evaluate import apply_trigger
 from bdjax.types import Dataset
 
 INFEASIBLE = "infeasible: "
@@ -92,7 +92,7 @@ def _shapes(branch: Branch, dataset: Dataset) -> str:
     if attack.prepare is None and attack.triggered is None:
         bytes_ = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
         key = stream(root(branch.train.root), Stream.TRIGGER)
-        triggered = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)
+        triggered = jax.eval_shape(lambda x: apply_trigger(attack, attack.init(key, None), key, x), bytes_)
         if triggered.shape != bytes_.shape or triggered.dtype != bytes_.dtype:
             raise UserError(
                 f"{branch.train.attack} turns images {list(bytes_.shape)} into {triggered.dtype}{list(triggered.shape)}"

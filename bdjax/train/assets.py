@@ -47,7 +47,7 @@ def prepared(attack: Attack, dataset: Dataset, key: Key) -> Any:
 
 def place(attack: Attack, dataset: Dataset, key: Key) -> Path:
     """The file of the assets: named by the attack's configuration, edition and code, the data, the key and the version."""
-    told = [
+    named_by = [
         LAYOUT,
         bdjax.__version__,
         _name(attack),
@@ -59,17 +59,17 @@ def place(attack: Attack, dataset: Dataset, key: Key) -> Path:
         np.asarray(jax.random.key_data(key)).tolist(),
         *([attack.edition] if attack.edition != 1 else []),
     ]
-    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(named_by).encode()).hexdigest()
     return folder() / f"{_name(attack)}-{digest[:24]}.npz"
 
 
 def folder() -> Path:
-    """Where assets are kept."""
+    """The folder in which assets are kept."""
     return cache_root() / "assets"
 
 
 def ready(folder: Path) -> None:
-    """See that assets can be kept in a folder, before the hours that it may take to prepare them.
+    """Check that assets can be kept in a folder, before the hours that it may take to prepare them.
 
     Raises:
       UserError: the cache folder cannot be written to.
@@ -90,7 +90,10 @@ def save(path: Path, assets: Any) -> Any:
 
 
 def load(path: Path) -> Any:
-    """What :func:`save` wrote; None where there is no such file or it is damaged, which is said on stderr."""
+    """The nested dicts of host arrays that :func:`save` wrote; None where there is no such file.
+
+    A damaged file counts as none, with a warning on stderr.
+    """
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,46 +1,22 @@
-"""The descent that defenses share: how a gradient becomes a step, and what is counted on the way."""
+"""The descent that training and defenses share: one step of a network, what is counted on the way, and what freezes a member."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from bdjax.train import adam
 from bdjax.train.evaluate import finite
-from bdjax.train.trainer import advance, sgd
+from bdjax.train.optimisers import Optimiser
 from bdjax.types import Array, Variables
-
-
-class Optimiser(NamedTuple):
-    """How a gradient becomes a step."""
-
-    init: Callable[[Any, Any], Any]  # (hyper, params) -> state
-    direction: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
-    # (hyper, gradient, state, params) -> (what is subtracted, but for the learning rate; new state)
-
-
-def _sgd(hyper: Any, params: Any) -> optax.GradientTransformation:
-    dtype = jax.tree.leaves(params)[0].dtype
-    return sgd(hyper.momentum.astype(dtype), hyper.weight_decay.astype(dtype))
-
-
-SGD = Optimiser(
-    lambda hyper, params: _sgd(hyper, params).init(params),
-    lambda hyper, gradient, state, params: _sgd(hyper, params).update(gradient, state, params),
-)
-
-
-ADAM = Optimiser(lambda hyper, params: adam.start(params), lambda hyper, g, state, params: adam.direction(g, state))
-PLAIN = Optimiser(lambda hyper, params: (), lambda hyper, gradient, state, params: (gradient, state))  # the gradient itself
 
 
 class State(NamedTuple):
     """A network while it is tuned."""
 
     variables: Variables
-    optimiser: Any
+    optimiser: Any  # its state
     step: Array  # i32[]: batches with at least one row so far
     alive: Array  # bool[]: loss and gradients stayed finite
     stopped: Array  # i32[]: the step at which they did not; -1 = none
@@ -49,9 +25,16 @@ class State(NamedTuple):
 
 
 def begin(optimiser: Optimiser, variables: Variables, hyper: Any, measured: int) -> State:
-    """The state before the first step; ``measured`` numbers are kept beside the loss."""
+    """The state before the first step.
+
+    Args:
+      optimiser: what is built from ``hyper``.
+      variables: with the parameters to be tuned, of any structure, in "params".
+      hyper: traced hyper-parameters.
+      measured: j, how many numbers are averaged beside the loss.
+    """
     counters = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.zeros(1 + measured, jnp.float32), jnp.int32(0)
-    return State(dict(variables), optimiser.init(hyper, variables["params"]), *counters)
+    return State(dict(variables), optimiser(hyper).init(variables["params"]), *counters)
 
 
 def descend(
@@ -59,8 +42,8 @@ def descend(
     optimiser: Optimiser,
     hyper: Any,
     lr: Array,
-    slope: Any,
-    told: Array,
+    gradient: chex.ArrayTree,
+    values: Array,
     mask: Array,
     *,
     project: Callable[[Any], Any] | None = None,
@@ -70,23 +53,46 @@ def descend(
 
     Args:
       state: before the step.
-      optimiser: see :class:`Optimiser`.
-      hyper: what it reads.
+      optimiser: what is built from ``hyper``.
+      hyper: traced hyper-parameters.
       lr: f[], learning rate.
-      slope: gradient of the parameters.
-      told: f[1 + j], the loss of the batch and what is measured beside it.
+      gradient: of the parameters.
+      values: f[1 + j], the loss of the batch and what is measured beside it.
       mask: f[b], 1 for the rows that count.
       project: applied to the new parameters.
       learned: further new variables by collection, such as ``batch_stats``.
     """
     params = state.variables["params"]
-    direction, memory = optimiser.direction(hyper, slope, state.optimiser, params)
+    direction, memory = optimiser(hyper).update(gradient, state.optimiser, params)
     params = jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction)
     if project is not None:
         params = project(params)
     taken = {"variables": {**state.variables, "params": params, **(learned or {})}, "optimiser": memory}
-    new = advance(state, jnp.isfinite(told[0]) & finite(slope), told, taken)._replace(batches=state.batches + 1)
+    new = advance(state, jnp.isfinite(values[0]) & finite(gradient), values, taken)._replace(batches=state.batches + 1)
     return jax.tree.map(lambda a, b: jnp.where(jnp.sum(mask) > 0, a, b), new, state)
+
+
+def advance(state: Any, finite: Array, loss: Array, learned: Mapping[str, Any]) -> Any:
+    """Close a step: count it, and take over what was learned while everything is finite.
+
+    A member whose step is not finite is frozen at its last finite state for good; the others of its population go on.
+
+    Args:
+      state: NamedTuple with ``step`` i32[], ``alive`` bool[], ``stopped`` i32[] (the step that froze it; -1 = none) and ``total``
+        f32[] or f32[1 + j] (sums of the loss and of what is measured beside it).
+      finite: bool[], loss and gradients of this step are finite.
+      loss: f[] or f[1 + j], of this step.
+      learned: new values of further fields.
+    """
+    ok = state.alive & finite
+    counted = state._replace(
+        step=state.step + 1,
+        alive=ok,
+        stopped=jnp.where(state.alive & ~ok, state.step, state.stopped),
+        total=state.total + loss.astype(jnp.float32),
+    )
+    old = {name: getattr(state, name) for name in learned}
+    return counted._replace(**jax.tree.map(lambda a, b: jnp.where(ok, a, b), dict(learned), old))
 
 
 def close(state: State) -> tuple[State, Array]:
@@ -96,6 +102,6 @@ def close(state: State) -> tuple[State, Array]:
 
 
 @jax.jit
-def by_number(means: Array) -> tuple[Array, ...]:
+def columns(means: Array) -> tuple[Array, ...]:
     """f32[epochs, 1 + j] as 1 + j arrays f32[epochs]. Compiled: an un-jitted index is sent from the host."""
     return tuple(means[:, i] for i in range(means.shape[1]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -28,19 +29,19 @@ class EvalSet(NamedTuple):
 class Counts(NamedTuple):
     """Integers, so that rates are exact: ACC = correct / clean, ASR = attacked / triggered, RA = recovered / triggered.
 
-    ``predicted`` tells a network that calls every image the same class, whose ASR of 100 % or 0 % says nothing.
+    ``predicted`` shows whether a network calls every image the same class: its ASR of 100 % or 0 % then says nothing.
     """
 
-    clean: Array
-    correct: Array
-    triggered: Array
+    clean: Array  # clean rows
+    correct: Array  # clean rows predicted as their label
+    triggered: Array  # triggered rows that count
     attacked: Array  # triggered rows predicted as their attack label
     recovered: Array  # triggered rows predicted as their true label
     predicted: Array  # i32[k]: clean rows predicted as each class, whatever their label
 
 
-def stamp_images(attack: Attack, trigger: Any, key: Key, images: Array) -> Array:
-    """Triggered copies of images u8[n h w c] as u8, exact on the grid k/255."""
+def apply_trigger(attack: Attack, trigger: Any, key: Key, images: Array) -> Array:
+    """Triggered copies u8[n h w c] of images u8[n h w c], exact on the grid k/255."""
     return to_uint8(attack.stamp(trigger, key, to_float(images)))
 
 
@@ -49,7 +50,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
 
     Args:
       model: network.
-      attack: stamps the test images where ``EvalSet.triggered`` is None.
+      attack: applies the trigger to the test images where ``EvalSet.triggered`` is None.
       batch: rows per step, at least 1; None = :data:`BATCH` of the platform in use. Counts do not depend on it.
 
     Returns:
@@ -64,7 +65,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
         truth = labels if test.truth is None else test.truth[other]
         if test.triggered is None:
             assert attack is not None, "per-member triggers need the attack"
-            triggered = stamp_images(attack, trigger, key, images)
+            triggered = apply_trigger(attack, trigger, key, images)
         else:
             triggered = test.triggered[other]
         present, counted = x < n, (x < m) & (goals != truth)
@@ -97,7 +98,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
     return evaluate
 
 
-def finite(tree: Any) -> Array:
-    """bool[]: every floating leaf is finite everywhere."""
+def finite(tree: chex.ArrayTree) -> Array:
+    """bool[]: every floating leaf of a tree is finite everywhere."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.all(jnp.stack(leaves))

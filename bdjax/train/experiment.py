@@ -1,4 +1,4 @@
-"""One member's experiments from end to end: train and measure, repair and measure.
+"""One member's experiments from end to end: train and measure, defend and measure.
 
 These compositions are what ``run``, ``sweep`` and the benchmarks hand to :mod:`bdjax.population`.
 """
@@ -13,24 +13,24 @@ import numpy as np
 from bdjax.data import clean_subset
 from bdjax.keys import Stream, stream
 from bdjax.train.assets import prepared
-from bdjax.train.evaluate import Counts, EvalSet, evaluator, finite, stamp_images
+from bdjax.train.evaluate import Counts, EvalSet, apply_trigger, evaluator, finite
 from bdjax.train.trainer import Report, Trained, trainer
 from bdjax.types import Array, Attack, CleanSet, Dataset, Defended, DefenderView, Defense, Key, Member, Model, Split, Variables
 
-CHUNK = 1000  # rows stamped at once
+CHUNK = 1000  # rows to which the trigger is applied at once
 
 
 class Data(NamedTuple):
     """What all members of a cell share, on the device."""
 
     train: Split
-    stamped: Array | None  # u8[n h w c]: triggered copies of the training rows, where the trigger is shared
+    triggered: Array | None  # u8[n h w c]: triggered copies of the training rows, where the trigger is shared
     test: EvalSet
     assets: Any  # what the attack prepared for the data set
 
 
 class Subject(NamedTuple):
-    """A trained member before its repair."""
+    """A trained member before it is defended."""
 
     member: Member
     variables: Variables
@@ -38,11 +38,11 @@ class Subject(NamedTuple):
 
 
 class DefenseRun(NamedTuple):
-    """A repaired member. ``repair.variables`` is empty unless asked for: a population of networks is large."""
+    """A defended member. ``defended.variables`` is empty unless asked for: a population of networks is large."""
 
     defended: Defended
     counts: Counts
-    finite: Array  # bool[]: the repaired parameters are finite
+    finite: Array  # bool[]: the defended parameters are finite
 
 
 def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
@@ -61,13 +61,14 @@ def stage(attack: Attack, dataset: Dataset, key: Key) -> Data:
         images, truth, attack_labels = (jnp.asarray(x) for x in attack.triggered()[:3])
         given = EvalSet(test.images, test.labels, images, attack_labels.astype(jnp.int32), truth.astype(jnp.int32))
         return Data(train, None, given, None)
-    stamped = triggered = None
+    train_triggered = test_triggered = None
     if attack.recipe.shared_trigger:
         trigger = attack.init(stream(key, Stream.TRIGGER), assets)
         while_training = attack._replace(stamp=attack.train_stamp or attack.stamp)
-        stamped = stamp_all(while_training, trigger, key, dataset.train.images) if attack.batch is None else None
-        triggered = stamp_all(attack, trigger, key, dataset.test.images)
-    return Data(train, stamped, EvalSet(test.images, test.labels, triggered, attack.relabel(test.labels)), assets)
+        if attack.batch is None:
+            train_triggered = apply_trigger_to_all(while_training, trigger, key, dataset.train.images)
+        test_triggered = apply_trigger_to_all(attack, trigger, key, dataset.test.images)
+    return Data(train, train_triggered, EvalSet(test.images, test.labels, test_triggered, attack.relabel(test.labels)), assets)
 
 
 def preparation(attack: Attack, dataset: Dataset) -> Callable[..., Any]:
@@ -82,17 +83,17 @@ def preparation(attack: Attack, dataset: Dataset) -> Callable[..., Any]:
 
 
 def trigger_form(attack: Attack, dataset: Dataset, data: Data) -> Any:
-    """The trigger of one member as shapes, for putting stored leaves together again."""
+    """The trigger of one member as shapes: its structure is what stored leaves are put together by."""
     assets: Any = data.assets
     if attack.prepare is not None and attack.recipe.prepare_per == "seed":
         assets = jax.eval_shape(preparation(attack, dataset), jax.random.key(0), data)
     return jax.eval_shape(attack.init, jax.random.key(0), assets)
 
 
-def stamp_all(attack: Attack, trigger: Any, key: Key, images: Any) -> Array:
-    """Triggered copies of any number of images u8[n h w c], :data:`CHUNK` at a time."""
-    stamp = jax.jit(lambda rows: stamp_images(attack, trigger, key, rows))
-    parts = [np.asarray(stamp(jnp.asarray(images[i : i + CHUNK]))) for i in range(0, len(images), CHUNK)]
+def apply_trigger_to_all(attack: Attack, trigger: Any, key: Key, images: np.ndarray | Array) -> Array:
+    """Triggered copies u8[n h w c] of any number of images u8[n h w c], :data:`CHUNK` at a time."""
+    apply = jax.jit(lambda rows: apply_trigger(attack, trigger, key, rows))
+    parts = [np.asarray(apply(jnp.asarray(images[i : i + CHUNK]))) for i in range(0, len(images), CHUNK)]
     return jnp.asarray(np.concatenate(parts))
 
 
@@ -101,7 +102,7 @@ def attack_member(model: Model, attack: Attack, rows: int, report: Report | None
     train, evaluate = trainer(model, attack, rows, report), evaluator(model, attack)
 
     def run(member: Member, data: Data) -> tuple[Trained, Counts]:
-        trained = train(member, data.train, data.stamped, data.assets)
+        trained = train(member, data.train, data.triggered, data.assets)
         return trained, evaluate(trained.variables, data.test, trained.trigger, stream(member.key, Stream.TRIGGER))
 
     return run
@@ -122,14 +123,14 @@ def draw_clean(member: Member, train: Split, classes: int, spc: int, validation:
 
 
 def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, keep: bool = False) -> Callable[..., DefenseRun]:
-    """Repair one trained member and measure it: ``f(subject: Subject, data: Data) -> DefenseRun``.
+    """Defend one trained member and measure it: ``f(subject: Subject, data: Data) -> DefenseRun``.
 
     Args:
       model: the network of the members.
-      attack: stamps test rows, and clean rows for defenses that declare the need.
+      attack: applies its trigger to test rows, and to clean rows for defenses that declare the need.
       defense: what runs; it sees only the fields of the view that it names.
       spc: clean samples per class, static: it sets the size of the clean set. Ignored by data-free defenses, which draw nothing.
-      keep: return the repaired variables too.
+      keep: return the defended variables too.
     """
     evaluate = evaluator(model, attack)
 
@@ -139,7 +140,10 @@ def defend_member(model: Model, attack: Attack, defense: Defense, spc: int, *, k
         triggered = None
         if "triggered" in defense.needs:
             copies = stream(member.key, Stream.TRIGGER)
-            triggered = data.stamped[index] if data.stamped is not None else stamp_images(attack, trigger, copies, clean.images)
+            if data.triggered is not None:
+                triggered = data.triggered[index]
+            else:
+                triggered = apply_trigger(attack, trigger, copies, clean.images)
         return clean, triggered
 
     def run(subject: Subject, data: Data) -> DefenseRun:

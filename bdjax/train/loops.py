@@ -1,6 +1,6 @@
 """Loops of steps, executed as one compiled scan or as a Python loop over a compiled step.
 
-Training and repair are written once, for one member, with :func:`steps` and :func:`epochs`; how a loop runs is the static
+Training and defenses are written once, for one member, with :func:`steps` and :func:`epochs`; how a loop runs is the static
 ``Loop`` that :mod:`bdjax.population` chose. On a CPU JAX's own convolution gradients are far slower inside a compiled loop than
 dispatched (:mod:`bdjax.nn.lowerings` says why, and what is as fast in both); elsewhere the scan saves the dispatches.
 
@@ -75,7 +75,10 @@ def _copied_by_members(size: int, batched: Any, carry: Any, shared: Any) -> tupl
 
 @jax.jit
 def _owned(carry: Any, shared: Any) -> Any:
-    """A copy of ``carry`` whose buffers may be donated: the caller keeps its own; and a 0. ``shared`` only tells of members."""
+    """A copy of ``carry`` whose buffers may be donated, while the caller keeps its own, and a 0.
+
+    ``shared`` is not read; if it has a member axis, the copy gets one too.
+    """
     return _copied(carry, shared), jnp.int32(0)
 
 
@@ -106,10 +109,10 @@ def steps(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any
     if loop.kind != "dispatch":
         raise ValueError(f"Loop.kind must be 'scan' or 'dispatch', not {loop.kind!r}")
     carry, first = _owned(carry, shared)
-    whole = count - count % loop.unroll
-    for _ in range(0, whole, loop.unroll):
+    unrolled = count - count % loop.unroll
+    for _ in range(0, unrolled, loop.unroll):
         carry, first = _dispatched(body, loop.unroll, loop.options)(shared, carry, xs, first)
-    for _ in range(whole, count):
+    for _ in range(unrolled, count):
         carry, first = _dispatched(body, 1, loop.options)(shared, carry, xs, first)
     return carry
 
@@ -117,7 +120,7 @@ def steps(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any
 def leading(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, count: Array, shared: Any, loop: Loop) -> Any:
     """:func:`steps` for the first ``count`` i32[] leading indices of ``xs`` alone; those after them cost nothing.
 
-    One compiled loop whatever ``loop`` says of others, as the host does not know where it ends; it cannot be differentiated.
+    It is one compiled loop whatever ``loop.kind`` is, as the host does not know where it ends; it cannot be differentiated.
     """
     body = _member_body(body, loop.members)
     return lax.fori_loop(0, count, lambda i, c: body(shared, c, _map(lambda a: a[i], xs)), _map(jnp.asarray, carry))
@@ -146,29 +149,41 @@ def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int
 
 
 def inner(count: int, step: Callable[[Any, Any], Any], carry: Any, loop: Loop) -> Any:
-    """``lax.fori_loop(0, count, step, carry)`` inside a body of :func:`steps`; written out where bodies are dispatched, as loops
-    are slow there."""
+    """``lax.fori_loop(0, count, step, carry)`` inside a body of :func:`steps`.
+
+    It is written out where bodies are dispatched, as loops are slow there (:mod:`bdjax.nn.lowerings`).
+
+    Args:
+      count: number of steps, static.
+      step: ``(index i32[], carry) -> carry``.
+      carry: pytree of arrays.
+      loop: how the body that calls this is executed.
+    """
     return lax.fori_loop(0, count, step, carry, unroll=loop.kind == "dispatch" or None)
 
 
-def tell(f: Callable[..., None], *values: Array) -> None:
+def host_callback(f: Callable[..., None], *values: Array) -> None:
     """Call the host function ``f`` with the values of the whole population, f(m …), or of the one member that runs alone.
 
-    ``f`` is called once per call site and trip, not once per member, as NumPy arrays; it returns nothing and changes nothing.
+    ``f`` is called once per call site and trip, not once per member, with NumPy arrays; it returns nothing and changes nothing.
+
+    Args:
+      f: takes as many arrays as there are ``values``.
+      values: arrays of one member, of any shapes.
     """
 
-    def heard(*arrays: Any) -> None:
+    def on_host(*arrays: Any) -> None:
         f(*(np.array(a) for a in arrays))  # copies: the runtime may reuse the buffers afterwards
 
     def call(*arrays: Array) -> Array:
-        jax.debug.callback(heard, *arrays)
+        jax.debug.callback(on_host, *arrays)
         return jnp.int32(0)
 
-    hear = jax.custom_batching.custom_vmap(call)
+    once = jax.custom_batching.custom_vmap(call)
 
-    @hear.def_vmap
+    @once.def_vmap
     def rule(size: int, batched: Any, *arrays: Array) -> tuple[Array, bool]:
         full = [a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in zip(arrays, batched, strict=True)]
         return call(*full), False
 
-    hear(*values)
+    once(*values)

@@ -1,12 +1,25 @@
-"""Learning-rate schedules of the fine-tuning loop."""
+"""Learning-rate schedules, of training and of the fine-tuning loop."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bdjax.train.trainer import cosine
 from bdjax.types import Array
+
+
+def cosine(lr: Array, t: Array, period: int) -> Array:
+    """lr (1 + cos(pi t / period)) / 2, f[], not clamped after ``period``: it climbs back to ``lr`` at 2 ``period``.
+
+    Args:
+      lr: f[].
+      t: i32[], completed epochs (or steps).
+      period: epochs (or steps) from ``lr`` down to 0.
+    """
+    # As a squared cosine of half the angle: no cancellation near the end of the period.
+    angle = (t % (2 * period)).astype(lr.dtype) * (math.pi / (2 * period))
+    return lr * jnp.square(jnp.cos(angle))
 
 
 class Schedule(NamedTuple):
@@ -28,17 +41,17 @@ def constant() -> Schedule:
 
 
 def cosine_by_epoch(period: int) -> Schedule:
-    """:func:`~bdjax.train.trainer.cosine` of the epoch."""
+    """:func:`cosine` of the epoch."""
     return _blind(lambda hyper, epoch, step: cosine(hyper.lr, epoch, period))
 
 
 def cosine_between(period: int) -> Schedule:
-    """From ``hyper.lr`` in epoch 0 to ``hyper.last_lr`` in epoch ``period`` along a :func:`~bdjax.train.trainer.cosine`."""
+    """From ``hyper.lr`` in epoch 0 to ``hyper.last_lr`` in epoch ``period`` along a :func:`cosine`."""
     return _blind(lambda hyper, epoch, step: hyper.last_lr + cosine(hyper.lr - hyper.last_lr, epoch, period))
 
 
 def cosine_by_step(period: int) -> Schedule:
-    """:func:`~bdjax.train.trainer.cosine` of the step; batches without a row are no steps."""
+    """:func:`cosine` of the step; batches without a row are no steps."""
     return _blind(lambda hyper, epoch, step: cosine(hyper.lr, step, period))
 
 

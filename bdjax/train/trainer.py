@@ -1,7 +1,6 @@
 """Train one backdoored member: SGD over shuffled batches, poisoned before or inside the batch by the attack's hooks."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bdjax.data.augment import crop_flip, to_float
-from bdjax.errors import UserError, choose
+from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32
-from bdjax.train.loops import epochs, steps, tell
+from bdjax.train.descent import advance
+from bdjax.train.loops import epochs, host_callback, steps
+from bdjax.train.optimisers import sgd
+from bdjax.train.poison import Poison, Rows, poisoner
+from bdjax.train.schedules import cosine
 from bdjax.types import Array, Attack, Key, Member, Model, Recipe, Split, Variables
 
-AUGMENT = ("after", "before", "own", "none")
 SCHEDULES = ("cosine", "constant")
 PREPARE_PER = ("dataset", "seed")
 Report = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -44,12 +45,8 @@ class _State(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    images: Array
-    labels: Array
-    stamped: Array | None
-    poisoned: Array  # bool[n]
-    member: Member
-    lr: Array
+    rows: Rows
+    lr: Array  # f32[]
 
 
 def poison_count(ratio: float, rows: int) -> int:
@@ -63,50 +60,9 @@ def first_trigger(attack: Attack, member: Member, assets: Any) -> Any:
     return attack.init(stream(member.key, Stream.TRIGGER), own)
 
 
-def sgd(momentum: float | Array, weight_decay: float | Array) -> optax.GradientTransformation:
-    """PyTorch's SGD without the learning rate: g + wd p, then buf = mu buf + g. Decay acts on all parameters, norms included."""
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))  # type: ignore[arg-type]
-
-
-def cosine(lr: Array, t: Array, period: int) -> Array:
-    """lr (1 + cos(pi t / period)) / 2, not clamped after ``period``: it climbs back to ``lr`` at 2 ``period``.
-
-    Args:
-      lr: f[].
-      t: i32[], completed epochs (or steps).
-      period: epochs (or steps) from ``lr`` down to 0.
-    """
-    # As a squared cosine of half the angle: no cancellation near the end of the period.
-    angle = (t % (2 * period)).astype(lr.dtype) * (math.pi / (2 * period))
-    return lr * jnp.square(jnp.cos(angle))
-
-
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Softmax cross-entropy per row, f[b], at least in float32."""
+    """Softmax cross-entropy of logits f[b k] per row of labels i32[b], f[b], at least in float32."""
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(at_least_float32(logits.dtype)), labels)
-
-
-def advance(state: Any, finite: Array, loss: Array, learned: Mapping[str, Any]) -> Any:
-    """Close a step: count it, and take over what was learned while everything is finite.
-
-    A member whose step is not finite is frozen at its last finite state for good; the others of its population go on.
-
-    Args:
-      state: NamedTuple with ``step`` i32[], ``alive`` bool[], ``stopped`` i32[] (the step that froze it; -1 = none) and ``total``
-        f32[] (sum of the losses).
-      finite: bool[], loss and gradients of this step are finite.
-      loss: f[], of this step.
-      learned: new values of further fields.
-    """
-    ok = state.alive & finite
-    counted = state._replace(
-        step=state.step + 1,
-        alive=ok,
-        stopped=jnp.where(state.alive & ~ok, state.step, state.stopped),
-        total=state.total + loss.astype(jnp.float32),
-    )
-    old = {name: getattr(state, name) for name in learned}
-    return counted._replace(**jax.tree.map(lambda a, b: jnp.where(ok, a, b), dict(learned), old))
 
 
 def trainer(model: Model, attack: Attack, rows: int, report: Report | None = None) -> Callable[..., Trained]:
@@ -119,8 +75,8 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
       report: host function ``(epoch i32[m], loss f32[m], alive bool[m])`` called once per epoch, or None.
 
     Returns:
-      ``train(member, train: Split, stamped: u8[n h w c] | None, assets) -> Trained``. ``assets`` is what the attack prepared for
-      the data set; what it prepares per seed comes with the member. ``stamped`` holds the triggered copies of all rows, for
+      ``train(member, train: Split, triggered: u8[n h w c] | None, assets) -> Trained``. ``assets`` is what the attack prepared
+      for the data set; what it prepares per seed comes with the member. ``triggered`` holds the triggered copies of all rows, for
       attacks whose trigger is the same for all members and acts before the augmentation.
 
     Raises:
@@ -155,17 +111,17 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
     def close(state: _State) -> tuple[_State, Array]:
         return state._replace(total=jnp.float32(0)), state.total / per_epoch
 
-    def train(member: Member, data: Split, stamped: Array | None, assets: Any) -> Trained:
+    def train(member: Member, data: Split, triggered: Array | None, assets: Any) -> Trained:
         if data.labels.shape[0] != rows:
             raise UserError(f"this trainer was built for {rows} rows; given {data.labels.shape[0]}")
         state, poisoned, feasible = start(member, data.labels, assets)
 
         def epoch(state: _State, e: Array) -> tuple[_State, Array]:
             order, lr = plan(member.key, e)
-            shared = _Shared(data.images, data.labels, stamped, poisoned, member, lr)
+            shared = _Shared(Rows(data.images, data.labels, triggered, poisoned, member), lr)
             state, loss = close(steps(step, state, order, shared, model.loop))
             if report is not None:
-                tell(report, e, loss, state.alive)
+                host_callback(report, e, loss, state.alive)
             return state, loss
 
         state, losses = epochs(epoch, state, recipe.epochs, model.loop)
@@ -183,59 +139,17 @@ def _learning_rate(recipe: Recipe, epoch: Array) -> Array:
 
 
 def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _State]:
-    recipe, spec = attack.recipe, model.spec
-    choose("augment", recipe.augment, AUGMENT)
-    stamp = attack.train_stamp or attack.stamp
-
-    def augment(key: Key, images: Array, when: str) -> Array:
-        return crop_flip(key, images, spec.pad, spec.flip) if recipe.augment == when else images
-
-    def fixed(shared: _Shared, rows: Array, trigger: Any, key: Key, crop: Key) -> tuple[Array, Array]:
-        """A batch of an attack whose poison set is fixed: rows of the set carry trigger and attack label."""
-        hit, images, labels = shared.poisoned[rows], shared.images[rows], shared.labels[rows]
-        labels = jnp.where(hit, attack.relabel(labels), labels)
-        hit = hit[:, None, None, None]
-        if shared.stamped is not None and recipe.augment != "before":
-            return to_float(augment(crop, jnp.where(hit, shared.stamped[rows], images), "after")), labels
-        images = to_float(augment(crop, images, "before"))
-        return augment(crop, jnp.where(hit, stamp(trigger, key, images), images), "after"), labels
+    """One step of SGD on a batch with its poison; ``order`` = (rows i32[b], those of the second batch i32[b] or None)."""
+    poison = poisoner(attack, model.spec)
+    rule = sgd(attack.recipe.momentum, attack.recipe.weight_decay)
 
     def step(shared: _Shared, state: _State, order: tuple[Array, Array | None]) -> _State:
-        rows, second = order
-        key = {
-            role: step_key(stream(shared.member.key, role), state.step) for role in (Stream.AUGMENT, Stream.BATCH, Stream.NETWORK)
-        }
-
-        def loss(params: Any, trigger: Any) -> tuple[Array, Any]:
-            extra, after = jnp.float32(0), trigger
-            if attack.batch is None:
-                images, labels = fixed(shared, rows, trigger, key[Stream.BATCH], key[Stream.AUGMENT])
-            else:
-                first_crop, second_crop = jax.random.split(key[Stream.AUGMENT])
-                images = to_float(augment(first_crop, shared.images[rows], "before"))
-                other = None
-                if second is not None:
-                    other = (to_float(augment(second_crop, shared.images[second], "before")), shared.labels[second])
-                images, labels, extra, after = attack.batch(
-                    trigger, key[Stream.BATCH], images, shared.labels[rows], shared.member.ratio, other
-                )
-                images = augment(first_crop, images, "after")
-            out = model.apply({**state.variables, "params": params}, images, train=True, key=key[Stream.NETWORK])
-            ce = jnp.mean(cross_entropy(out.logits, labels))
-            return ce + extra, (ce, out.variables["batch_stats"], after)
-
-        wanted = (0, 1) if attack.update else 0
-        gradient, (ce, statistics, trigger) = jax.grad(loss, argnums=wanted, has_aux=True, allow_int=True)(
-            state.variables["params"], state.trigger
-        )
+        gradient, trigger_gradient, (ce, statistics, trigger) = _gradients(model, attack, poison, shared.rows, state, order)
         finite = jnp.isfinite(ce)
         if attack.update:
-            gradient, trigger_gradient = gradient
             finite &= jnp.isfinite(optax.tree.norm(_floating(trigger_gradient)))
             trigger = attack.update(trigger, trigger_gradient)
-        direction, momentum = sgd(recipe.momentum, recipe.weight_decay).update(
-            gradient, state.momentum, state.variables["params"]
-        )
+        direction, momentum = rule.update(gradient, state.momentum, state.variables["params"])
         params = jax.tree.map(lambda p, d: p - shared.lr.astype(p.dtype) * d, state.variables["params"], direction)
         learned = {
             "variables": {**state.variables, "params": params, "batch_stats": statistics},
@@ -245,6 +159,22 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
         return advance(state, finite & jnp.isfinite(optax.tree.norm(gradient)), ce, learned)
 
     return step
+
+
+def _gradients(model: Model, attack: Attack, poison: Poison, rows: Rows, state: _State, order: tuple[Array, Array | None]) -> Any:
+    """(gradient of the parameters, of the trigger or None where it is not learned, (cross-entropy f[], statistics, trigger))."""
+    roles = Stream.AUGMENT, Stream.BATCH, Stream.NETWORK
+    augmenting, poisoning, network = (step_key(stream(rows.member.key, role), state.step) for role in roles)
+
+    def loss(params: Any, trigger: Any) -> tuple[Array, Any]:
+        images, labels, extra, after = poison(rows, order, trigger, poisoning, augmenting)
+        out = model.apply({**state.variables, "params": params}, images, train=True, key=network)
+        ce = jnp.mean(cross_entropy(out.logits, labels))
+        return ce + extra, (ce, out.variables["batch_stats"], after)
+
+    wanted = (0, 1) if attack.update else (0,)
+    gradients, beside = jax.grad(loss, argnums=wanted, has_aux=True, allow_int=True)(state.variables["params"], state.trigger)
+    return gradients[0], gradients[1] if attack.update else None, beside
 
 
 def _floating(gradient: Any) -> list[Array]:

@@ -74,8 +74,8 @@ def digest(main: Path, files: Mapping[Path, str]) -> str:
     own = _sha256(main)
     if not files:
         return own
-    told = [own, sorted([name, _sha256(path)] for path, name in files.items())]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    contents = [own, sorted([name, _sha256(path)] for path, name in files.items())]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def is_own(path: str | Path) -> bool:

@@ -1,6 +1,6 @@
 """A triggered copy of the data, computed once and gathered, equals a trigger stamped on every batch: bit for bit.
 
-`experiment.stage` computes the copies (`Data.stamped`), `training.trainer` gathers from them where the attack's trigger is shared
+`experiment.stage` computes the copies (`Data.triggered`), `trainer` gathers from them where the attack's trigger is shared
 and acts before the augmentation, and stamps in the batch where it is given none.
 """
 
@@ -17,7 +17,7 @@ from bdjax.keys import root
 from bdjax.models.cnn import cnn
 from bdjax.population import members
 from bdjax.train import experiment
-from bdjax.train.evaluate import stamp_images
+from bdjax.train.evaluate import apply_trigger
 from bdjax.train.experiment import stage
 from bdjax.train.trainer import trainer
 from bdjax.types import ArchSpec, Loop, Model, Output
@@ -50,7 +50,7 @@ def staged(dataset):
 def test_gathering_copies_equals_stamping_the_gathered_rows(name, dataset, staged):
     attack, data = attack_on(name, dataset), staged(name)
     rows = np.random.default_rng(3).permutation(160)[:64]
-    images, gathered = np.asarray(data.train.images)[rows], np.asarray(data.stamped)[rows]
+    images, gathered = np.asarray(data.train.images)[rows], np.asarray(data.triggered)[rows]
     assert gathered.dtype == np.uint8 and np.any(gathered != images)
     trigger, key = jax.jit(lambda key: attack.init(key, None))(jax.random.key(1)), jax.random.key(2)
 
@@ -59,7 +59,7 @@ def test_gathering_copies_equals_stamping_the_gathered_rows(name, dataset, stage
 
     for run in (live, jax.jit(live)):
         np.testing.assert_array_equal(run(jax.device_put(images)), to_float(jax.device_put(gathered)))
-    stamp = jax.jit(lambda images: stamp_images(attack, trigger, key, images))
+    stamp = jax.jit(lambda images: apply_trigger(attack, trigger, key, images))
     np.testing.assert_array_equal(stamp(images), gathered)
     np.testing.assert_array_equal(np.asarray(data.test.triggered)[7], stamp(np.asarray(data.test.images)[7:8])[0])
 
@@ -86,13 +86,13 @@ def test_the_network_sees_the_same_bits(name, dataset, staged):
     def alone(member, stamped):
         return run(member, data.train, stamped, None).variables["batch_stats"]["images"]
 
-    ready, live = (np.asarray(alone(one(ratio=0.5), stamped)) for stamped in (data.stamped, None))
+    ready, live = (np.asarray(alone(one(ratio=0.5), stamped)) for stamped in (data.triggered, None))
     clean = np.asarray(alone(one(ratio=0.0), None))
     assert np.any(ready != clean) and np.any(clean > 0)  # some rows are poisoned, some are not
     assert 5 < np.sum(np.any(ready != clean, (1, 2, 3))) < 35
     np.testing.assert_array_equal(ready, live)
     stack = members([0, 1], [0.5], 160)[0]
-    both = [np.asarray(jax.jit(jax.vmap(alone, (0, None)))(stack, stamped)) for stamped in (data.stamped, None)]
+    both = [np.asarray(jax.jit(jax.vmap(alone, (0, None)))(stack, stamped)) for stamped in (data.triggered, None)]
     np.testing.assert_array_equal(*both)
     np.testing.assert_array_equal(both[0][0], ready)
 
@@ -103,7 +103,7 @@ def test_training_ends_alike(name, dataset, staged):
     data = staged(name)
     run = trainer(cnn(dataset.spec, 2), attack_on(name, dataset), 160)
     program = jax.jit(lambda m, s: run(m, data.train, s, None))
-    ready, live = (jax.device_get(program(one(ratio=0.5), s)) for s in (data.stamped, None))
+    ready, live = (jax.device_get(program(one(ratio=0.5), s)) for s in (data.triggered, None))
     assert ready.loss[1] < ready.loss[0]
     for a, b in zip(jax.tree.leaves((ready.variables, ready.loss)), jax.tree.leaves((live.variables, live.loss)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # the same batches in another program: only float order is free
@@ -114,6 +114,6 @@ def test_a_trigger_after_the_augmentation_never_takes_the_copies(dataset, staged
     attack, data = attack_on("badnets", dataset, augment="before"), staged("badnets")
     run = trainer(witness(dataset.spec, 40), attack, 160)
     program = jax.jit(lambda s: run(one(ratio=1.0), data.train, s, None).variables["batch_stats"]["images"])
-    images = [np.asarray(program(s)) for s in (np.full(data.stamped.shape, 123, np.uint8), None)]
+    images = [np.asarray(program(s)) for s in (np.full(data.triggered.shape, 123, np.uint8), None)]
     np.testing.assert_array_equal(*images)
     assert np.all(images[0][:, -3:, -3:] == 1)  # no crop cut the patch

@@ -23,7 +23,7 @@ def test_networks_are_measured_on_the_images_it_brings(tiny_spec, tiny_dataset):
     np.testing.assert_array_equal(data.test.triggered, IMAGES.images)
     np.testing.assert_array_equal(data.test.truth, IMAGES.labels)
     np.testing.assert_array_equal(data.test.attack_labels, IMAGES.attack_labels)
-    assert data.stamped is None and len(data.test.images) == len(tiny_dataset.test.labels)
+    assert data.triggered is None and len(data.test.images) == len(tiny_dataset.test.labels)
 
 
 def test_it_may_be_given_what_a_record_says_of_it_and_nothing_else(tiny_spec):

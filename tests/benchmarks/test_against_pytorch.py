@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.batches import epoch_plan
 from bdjax.defenses.table import DEFENSES
-from bdjax.defenses.tuning import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models import MODELS
 from bdjax.types import CleanSet, DataSpec, DefenderView

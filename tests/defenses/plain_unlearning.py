@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.defenses.tuning import epoch_plan
+from bdjax.defenses.batches import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.build import build
 from bdjax.nn.layers import Conv, Linear, NormAct, tap

@@ -41,7 +41,7 @@ def network(plain_spec):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -133,8 +133,8 @@ def slopes(spec):
         return loss(params, {n: masks[n] + d[n] for n in NORMS}, {n: 1 + e[n] for n in NORMS}, *rest)
 
     def both(masks, d, e, params, *rest, alpha):
-        told = loss(params, masks, None, *rest), worst(masks, d, e, params, *rest)
-        return alpha * told[0] + (1 - alpha) * told[1], told
+        recorded = loss(params, masks, None, *rest), worst(masks, d, e, params, *rest)
+        return alpha * recorded[0] + (1 - alpha) * recorded[1], recorded
 
     return jax.jit(jax.grad(worst, (1, 2))), jax.jit(jax.grad(both, has_aux=True))
 
@@ -160,10 +160,10 @@ def by_hand(spec, variables, images, labels, key, hyper, iterations, batch, inne
             rising = plain(*uphill(masks, d, e, params, x, y, eps))
             d, e = ({n: a[n] + half / inner_steps * np.sign(g[n]) for n in NORMS} for a, g in zip((d, e), rising, strict=True))
         peak = max(peak, *(float(np.abs(a).max()) for part in (d, e) for a in part.values()))
-        slope, told = plain(*slope_of(masks, d, e, params, x, y, eps, alpha=alpha))
+        slope, recorded = plain(*slope_of(masks, d, e, params, x, y, eps, alpha=alpha))
         masks, buffer = descend(masks, buffer, slope, float(hyper.lr), float(hyper.momentum), float(hyper.weight_decay))
         masks = clipped(masks)
-        history.append([float(x) for x in told])
+        history.append([float(x) for x in recorded])
     return masks, np.array(history).T, peak
 
 

@@ -17,7 +17,7 @@ LIMITS = np.r_[-1, 0, 1500, np.arange(3000, 6001, 250), 10_000]
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from bdjax import tree
 from bdjax.data.augment import to_float
-from bdjax.defenses.fmp import PRESETS, FMPHyper, _executed, _kept, _measurer, _registered_norms, fmp
+from bdjax.defenses.fmp.fmp import PRESETS, FMPHyper, _executed, _kept, _registered_norms, fmp, rules_of
+from bdjax.defenses.fmp.stimulation import measurer
 from bdjax.defenses.tuning import Tuned
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream
@@ -46,7 +47,7 @@ def _compiled(model, profile, **config):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -210,7 +211,7 @@ def test_published_code_stimulates_the_sum_that_is_written_over_a_last_convoluti
     """
     network, variables = one_pixel()
     fields = {"score_bn": "eval", "clip_space": "pixel", "augment_scored": False, "images": 1}
-    measure = _measurer(network, ("first", "last"), PRESETS[profile]._replace(**fields))
+    measure = measurer(network, ("first", "last"), rules_of(PRESETS[profile]._replace(**fields)))
     x, label, epsilon = np.array([128, 153, 51]), 1, 0.04
     rows = CleanSet(np.uint8(x).reshape(1, 1, 1, 3), np.int32([label]), np.ones(1, np.int8), np.int32(1))
     signs_seen = set()
@@ -240,7 +241,7 @@ def test_sums_that_are_written_over_convolutions_change_the_scores_of_these_alon
     fields = {"score_bn": "eval", "clip_space": "pixel", "augment_scored": False, "images": 6}
     found = {}
     for in_place in (False, True):
-        measure = _measurer(model, convs, PRESETS["reference"]._replace(**fields, in_place=in_place))
+        measure = measurer(model, convs, rules_of(PRESETS["reference"]._replace(**fields, in_place=in_place)))
         found[in_place] = np.asarray(jax.jit(measure)(SCORING, variables, rows, np.float64(0.02))[1])
     sizes = [tree.get(variables["params"], conv)["kernel"].shape[-1] for conv in convs]
     start = dict(zip(convs, np.cumsum([0, *sizes[:-1]]), strict=True))
@@ -293,9 +294,9 @@ def test_it_finds_a_planted_detector(plain_spec, variables):
 
 def faked(monkeypatch, model, profile, scores, **config):
     """(what is returned, the convolutions that were measured, what the tuning was built with); ``scores(sizes)`` is measured."""
-    module, seen = sys.modules["bdjax.defenses.fmp"], {}
+    module, seen = sys.modules["bdjax.defenses.fmp.fmp"], {}
 
-    def measurer(network, convs, config):
+    def measurer_of(network, convs, rules):
         seen["convs"] = convs
         return lambda key, variables, clean, epsilon: (*map(jnp.asarray, scores(variables, convs)), jnp.int32(7))
 
@@ -304,7 +305,7 @@ def faked(monkeypatch, model, profile, scores, **config):
         none = jnp.zeros(config.get("epochs", 10), jnp.float32)
         return lambda key, variables, *rest: Tuned(variables, none, (), jnp.bool_(True), jnp.int32(-1), jnp.int32(0))
 
-    monkeypatch.setattr(module, "_measurer", measurer)
+    monkeypatch.setattr(module, "measurer", measurer_of)
     monkeypatch.setattr(module, "tuner", tuner)
     defense = fmp(model, config, profile=profile)
     rows = CleanSet(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int32), np.ones(1, np.int8), np.int32(1))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.defenses.fp import FPHyper, choose_level, fp, levels
+from bdjax.defenses.fp.fp import FPHyper, fp
+from bdjax.defenses.fp.levels import choose_level, levels
 from bdjax.errors import UserError
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing

@@ -182,7 +182,7 @@ def test_both_gradients_see_the_batch_and_draw_on_their_own(plain_spec, clean):
         jax.debug.callback(lambda *x: seen.append([np.array(y) for y in x]), jax.random.key_data(key), images, mask, ordered=True)
         assert train
         out = network.apply(variables, images)
-        # Statistics that tell which pass they come from: they follow the weights.
+        # Statistics that show which pass they come from: they follow the weights.
         return Output(out.logits, {**variables, "batch_stats": {"w": jnp.sum(variables["params"]["last"]["kernel"])}}, {})
 
     start = {**network.init(jax.random.key(0)), "batch_stats": {"w": jnp.float32(0)}}

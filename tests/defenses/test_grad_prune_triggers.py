@@ -10,8 +10,9 @@ from bdjax.defenses.grad_prune import triggers
 from bdjax.defenses.grad_prune.grad_prune import grad_prune
 from bdjax.defenses.grad_prune.settings import Config
 from bdjax.defenses.grad_prune.triggers import SOURCES, Source
+from bdjax.defenses.nc.control import Rules
 from bdjax.defenses.nc.nc import NCHyper
-from bdjax.defenses.nc.search import Rules, searcher
+from bdjax.defenses.nc.search import searcher
 from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import log_softmax
@@ -38,7 +39,7 @@ def making(network, kind):
 
 
 @functools.cache
-def repairing(network, kind):
+def defending(network, kind):
     defend = grad_prune(network, {**SHORT, "triggers": kind}).defend
     return jax.jit(lambda key, variables, rows, hyper: defend(key, DefenderView(variables, rows), hyper))
 
@@ -109,7 +110,7 @@ def test_a_perturbation_knows_its_row_by_its_place_among_those_present(model, va
     assert distance(one, make(jax.random.key(1), variables, alone, arrays(source.hyper))) > 0.01
 
 
-@pytest.mark.slow  # each compiles a search and two repairs
+@pytest.mark.slow  # each compiles a search and two defenses
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_source_takes_the_place_of_the_true_copies(kind, small, model, variables, clean, distance):
     """Needs clean rows alone, and does with its images what is done with those that are given."""
@@ -119,7 +120,7 @@ def test_a_source_takes_the_place_of_the_true_copies(kind, small, model, variabl
     assert defense.needs == {"clean"} and given.needs == {"clean", "triggered"} and defense.validation
     assert defense.hyper == source.hyper and defense.hyper[:4] == given.hyper
     hyper = arrays(defense.hyper)
-    found = repairing(network, kind)(KEY, start, rows, hyper)
+    found = defending(network, kind)(KEY, start, rows, hyper)
     images = make(jax.random.split(KEY)[0], start, rows, hyper)
     expected = jax.jit(given.defend)(KEY, DefenderView(start, rows, images), arrays(given.hyper))
     assert distance(found.variables, expected.variables) < 1e-6 and distance(found.masks, expected.masks) == 0
@@ -162,10 +163,10 @@ def test_a_generator_that_is_not_finite_marks_the_repair(model, variables, clean
     assert np.abs(images - np.asarray(rows.images) / np.float32(255)).max() > 0.05
     wild = arrays(source.hyper._replace(generator_lr=np.float32(np.inf)))
     assert np.isnan(np.asarray(make(KEY, variables, rows, wild))).all()
-    assert not bool(repairing(model, "generator")(KEY, variables, rows, wild).trace.alive)
+    assert not bool(defending(model, "generator")(KEY, variables, rows, wild).trace.alive)
 
 
-def test_a_source_is_one_function_and_images_that_are_not_finite_mark_the_repair(small, clean, monkeypatch):
+def test_a_source_is_one_function_and_images_that_are_not_finite_mark_the_member(small, clean, monkeypatch):
     """As those of a generator that diverged."""
     network, start = small
     shade = Source(lambda key, variables, clean, hyper: jnp.full(clean.images.shape, hyper.lr), grad_prune(network).hyper)

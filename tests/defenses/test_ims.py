@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses.ims.ims import TOLD, IMSHyper, ims
+from bdjax.defenses.batches import epoch_plan
+from bdjax.defenses.ims.ims import BY_ROUND, IMSHyper, ims
 from bdjax.defenses.ims.networks import agree, disagree, factors
-from bdjax.defenses.tuning import epoch_plan
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.cnn import cnn
@@ -38,14 +38,14 @@ def stacked(members):
 
 @functools.cache
 def compiled(model, **config):
-    """``repair(variables, rows, hyper)``."""
+    """``defend(variables, rows, hyper)``."""
     defend = ims(model, {**SHORT, **config}).defend
     return jax.jit(lambda variables, rows, hyper: defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -112,11 +112,11 @@ def decayed(adam, params, gradient, lr, decay):
 
 
 def by_hand(spec, start, images, key, hyper, lengths=LENGTHS, batch=8, inner=4, patience=2):
-    """Masks and selections f64[28], what is told of each round [7, rounds], and how many rounds each stage had."""
+    """Masks and selections f64[28], what is recorded of each round [7, rounds], and how many rounds each stage had."""
     h = {name: float(value) for name, value in hyper._asdict().items()}
     start, images = plain(start, images)
     uphill, clear, searched, *_ = slopes(spec)
-    free, told, made, first = (np.ones(28), np.ones(28)), [], [], 0
+    free, recorded, made, first = (np.ones(28), np.ones(28)), [], [], 0
     for stage, length in enumerate(lengths):
         adam, best, missed = Adam(free, largest=False), np.inf, 0
         rounds = []
@@ -142,10 +142,10 @@ def by_hand(spec, start, images, key, hyper, lengths=LENGTHS, batch=8, inner=4, 
             rounds.append([value, *parts[:3], size, s.mean(), parts[3]])
             free = tuple(np.clip(p, 0, 1) for p in decayed(adam, free, slope, h["lr"], h["weight_decay"]))
             best, missed = (value, 0) if value < h["progress"] * best else (best, missed + 1)
-        told += rounds + [[np.nan] * 7] * (length - len(rounds))
+        recorded += rounds + [[np.nan] * 7] * (length - len(rounds))
         made.append(len(rounds))
         first += length
-    return *free, np.array(told).T, made
+    return *free, np.array(recorded).T, made
 
 
 @pytest.mark.parametrize(
@@ -156,16 +156,16 @@ def by_hand(spec, start, images, key, hyper, lengths=LENGTHS, batch=8, inner=4, 
 def test_masks_are_those_written_out(batch, expected, model, known, clean, padded, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
     found, images = plain(compiled(model, batch=batch)(start, padded(rows, 13), hyper)), np.asarray(pixels(rows))
-    m, s, told, made = by_hand(plain_spec, start, images, KEY, hyper, batch=batch)
+    m, s, recorded, made = by_hand(plain_spec, start, images, KEY, hyper, batch=batch)
     *_, both, logits = slopes(plain_spec)
     keep, _ = plain(*both(m, s, LIVELY["slope"]))
     assert distance(found.masks, parted(keep)) < 1e-9
     np.testing.assert_allclose(found.trace.masks, m, atol=1e-6)
     np.testing.assert_allclose(found.trace.selections, s, atol=1e-6)
-    np.testing.assert_allclose([getattr(found.trace, name) for name in TOLD], told, rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose([getattr(found.trace, name) for name in BY_ROUND], recorded, rtol=2e-6, atol=1e-7)
     assert found.trace.rounds.tolist() == made and bool(found.trace.alive) and int(found.trace.stopped) == -1
     assert made == expected, "stages must end early, but not all"
-    assert np.nanmax(told[4]) == LIVELY["bound"] and s.min() < 0.7 and np.any(s == 1) and m.min() < 0.7
+    assert np.nanmax(recorded[4]) == LIVELY["bound"] and s.min() < 0.7 and np.any(s == 1) and m.min() < 0.7
     assert len(np.unique(np.asarray(keep).round(3))) > 10, "the case must have factors of all sizes"
     # Folded into the kernels they do what they do behind the convolutions; nothing else has changed.
     masked, apply = logits(start, images, keep), jax.jit(lambda variables: model.apply(variables, images).logits)
@@ -258,9 +258,9 @@ def test_every_hyper_parameter_counts(alone, known, distance):
     # A stage ends after more rounds without progress than the patience, 2; where a loss must fall to a billionth to make any,
     # these are the three after its first.
     assert every.trace.rounds.tolist() == list(LENGTHS) and few.trace.rounds.tolist() == [4, 4, 4]
-    for name in TOLD:
-        told = [r < 4 for length in LENGTHS for r in range(length)]
-        assert np.isfinite(getattr(few.trace, name)).tolist() == told
+    for name in BY_ROUND:
+        recorded = [r < 4 for length in LENGTHS for r in range(length)]
+        assert np.isfinite(getattr(few.trace, name)).tolist() == recorded
         assert np.isfinite(getattr(every.trace, name)).all()
     # What is not finite is noticed in the first round with perturbations, and leaves what the first stage has found.
     assert [bool(found.trace.alive) for found in alone] == [True] * (len(alone) - 1) + [False]

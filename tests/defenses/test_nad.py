@@ -164,9 +164,9 @@ def test_a_dead_map_teaches_nothing_and_breaks_nothing(wide):
         maps = attention(x, power)
         return jnp.sum((maps - goal) ** 2), (maps, plain_attention(x, power))
 
-    told = jax.jit(jax.grad(apart, has_aux=True), static_argnums=1)
+    recorded = jax.jit(jax.grad(apart, has_aux=True), static_argnums=1)
     for power in (1, 2, 3):
-        slope, (found, expected) = told(features, power)
+        slope, (found, expected) = recorded(features, power)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         assert np.isfinite(np.asarray(slope)).all() and np.any(np.asarray(slope)[0] != 0)
         # With power 1 the map has a kink there, and any number between the slopes is as good.
@@ -205,8 +205,8 @@ def test_taps_of_every_network(name):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     found = jax.eval_shape(lambda v, x: model.apply(v, x, record=model.arch.stages).taps, shapes, images)
-    telling = [stage for stage in model.arch.stages if min(found[stage].shape[1:3]) >= 2]
-    assert [tap.address for tap in taps] == telling[-3:]
+    informative = [stage for stage in model.arch.stages if min(found[stage].shape[1:3]) >= 2]
+    assert [tap.address for tap in taps] == informative[-3:]
     published = [(model.arch.stages.index(tap.address) + 1, tap.beta) for tap in _published_taps(model)]
     assert published == [(stage, i) for i, stage in enumerate(FIRST_WEIGHTS.get(name, ()))]
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.defenses.batches import bits_by_index
 from bdjax.defenses.nft import NFTHyper, nft, partners
-from bdjax.defenses.tuning import bits_by_index
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.cnn import cnn
@@ -31,7 +31,7 @@ def stacked(members):
 
 @functools.cache
 def compiled(network, profile="corrected"):
-    """``repair(variables, rows, hyper)``."""
+    """``defend(variables, rows, hyper)``."""
     defend = nft(network, SHORT, profile=profile).defend
     return jax.jit(lambda variables, rows, hyper: defend(KEY, DefenderView(variables, rows), hyper))
 
@@ -43,7 +43,7 @@ def network(plain_spec):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -72,7 +72,7 @@ def by_hand(spec, start, images, labels, key, hyper, per_class, eps, momentum, e
     """The masks, the statistics, and per epoch the mean loss, cross-entropy and mask."""
     h = {name: float(value) for name, value in hyper._asdict().items()}
     start, images, labels = plain(start, images, labels)
-    masks, statistics, told, step = ones(start["params"]), start["batch_stats"], [], 0
+    masks, statistics, recorded, step = ones(start["params"]), start["batch_stats"], [], 0
     buffer = {norm: np.zeros_like(m) for norm, m in masks.items()}
     floors = {norm: h["alpha"] * np.exp(-h["beta"] * i) for i, norm in enumerate(NORMS, 1)}
     for e, epoch in enumerate(batches(key, len(labels), batch, epochs)):
@@ -92,8 +92,8 @@ def by_hand(spec, start, images, labels, key, hyper, per_class, eps, momentum, e
                 masks[norm] = np.clip(m - lr * buffer[norm], floors[norm], 1)
             statistics = follow(statistics, measured, momentum)
             step += 1
-        told.append(np.mean(of_epoch, 0))
-    return masks, statistics, np.array(told).T
+        recorded.append(np.mean(of_epoch, 0))
+    return masks, statistics, np.array(recorded).T
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def by_hand(spec, start, images, labels, key, hyper, per_class, eps, momentum, e
 def test_masks_are_those_written_out(profile, inside, momentum, network, known, clean, padded, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
     found, images = plain(compiled(network, profile)(start, padded(rows, 13), hyper)), np.asarray(pixels(rows))
-    masks, statistics, told = by_hand(plain_spec, start, images, rows.labels, KEY, hyper, 5, inside, momentum)
+    masks, statistics, recorded = by_hand(plain_spec, start, images, rows.labels, KEY, hyper, 5, inside, momentum)
     assert distance(found.masks, masks) < 1e-10 and distance(found.variables["batch_stats"], statistics) < 1e-10
     for i, norm in enumerate(NORMS, 1):
         floor = 0.95 * np.exp(-0.15 * i)
@@ -112,7 +112,7 @@ def test_masks_are_those_written_out(profile, inside, momentum, network, known, 
         assert np.any(masks[norm] == floor) and np.any(masks[norm] > floor), "masks must reach the end of their range"
     every = np.concatenate([masks[n] for n in NORMS])
     assert every.max() == 1 and len(np.unique(every.round(2))) > 8, "the case must have masks of all sizes"
-    np.testing.assert_allclose([found.trace.loss, found.trace.mixed, found.trace.kept], told, rtol=1e-6)
+    np.testing.assert_allclose([found.trace.loss, found.trace.mixed, found.trace.kept], recorded, rtol=1e-6)
     assert bool(found.trace.alive) and int(found.trace.stopped) == -1
     # Convolutions, linear layer and biases are what they were, to the bit; the folded network computes what the masked one does.
     for layer, leaves in start["params"].items():

@@ -56,7 +56,7 @@ def erased(plain_spec, variables, rows, hyper, *, normalised, mixed):
     images, labels = plain(pixels(rows), rows.labels)
     mean, std = (np.reshape(v, (1, 1, 1, 3)) if normalised else u for v, u in ((plain_spec.mean, 0.0), (plain_spec.std, 1.0)))
     params, running = plain(variables["params"], variables["batch_stats"])
-    radius, told, step = float(hyper.radius), [], 0
+    radius, recorded, step = float(hyper.radius), [], 0
     halves = [batches(own, len(labels), SHORT["batch"], SHORT["epochs"]) for own in jax.random.split(KEY)]
     for epoch in range(SHORT["epochs"]):
         for half, plans in enumerate(halves):
@@ -77,8 +77,8 @@ def erased(plain_spec, variables, rows, hyper, *, normalised, mixed):
                 params, buffer = descend(params, buffer, slope, float(hyper.lr), float(hyper.momentum), float(hyper.weight_decay))
                 losses.append(float(value))
                 step += 1
-            told.append(np.mean(losses))
-    return {"params": params, "batch_stats": running}, told[::2], told[1::2]
+            recorded.append(np.mean(losses))
+    return {"params": params, "batch_stats": running}, recorded[::2], recorded[1::2]
 
 
 PROFILES = [("corrected", (False, False)), pytest.param("reference", (True, True), marks=pytest.mark.slow)]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.defenses.rnp import RNPHyper, _attempts, chosen, rnp
+from bdjax.defenses.rnp.attempts import attempter
+from bdjax.defenses.rnp.rnp import RNPHyper, chosen, rnp
 from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.models.cnn import cnn
@@ -58,7 +59,7 @@ def brittle(model):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -160,28 +161,28 @@ def by_hand(spec, start, images, labels, key, hyper, *, attempt=0, masked=True, 
 
 @pytest.fixture(scope="module")
 def defend(brittle):
-    """``repair(variables, rows, hyper) -> (masks before they are rounded, Defended)`` of the corrected method."""
+    """``defend(variables, rows, hyper) -> (masks before they are rounded, Defended)`` of the corrected method."""
 
-    def telling(*built):  # the masks go out beside the accuracies
-        attempt = _attempts(*built)
+    def with_masks(*built):  # the masks go out beside the accuracies
+        attempt = attempter(*built)
 
-        def tell(*asked):
+        def attempt_with_masks(*asked):
             masks, (accuracy, *others), *rest = attempt(*asked)
             return masks, ((accuracy, masks), *others), *rest
 
-        return tell
+        return attempt_with_masks
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["bdjax.defenses.rnp"], "_attempts", telling)
+        patch.setattr(sys.modules["bdjax.defenses.rnp.rnp"], "attempter", with_masks)
         method = rnp(brittle, SHORT).defend
     run = jax.jit(lambda variables, rows, hyper: method(KEY, DefenderView(variables, rows), hyper))
 
-    def told(variables, rows, hyper):
+    def defended(variables, rows, hyper):
         found = plain(run(variables, rows, hyper))
         accuracy, masks = found.trace.unlearned
         return masks, found._replace(trace=found.trace._replace(unlearned=accuracy))
 
-    return told
+    return defended
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_masks_are_those_written_out(changed, epochs, attempts, defend, known, c
 def test_a_random_start_has_no_masks_while_it_unlearns(model, known, clean, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
     # Its key is the first half of the method's.
-    attempt = _attempts(model, rnp(model, {**SHORT, "unlearn_from": "random"}).config)
+    attempt = attempter(model, rnp(model, {**SHORT, "unlearn_from": "random"}).config)
     masks, (accuracy, losses, _), *_ = jax.jit(functools.partial(attempt, jax.random.split(KEY)[0]))(start, rows, hyper)
     fresh = wide(model.init(jax.random.split(step_key(jax.random.split(KEY)[0], 0), 3)[0]))
     hand = by_hand(plain_spec, fresh, *plain(pixels(rows), rows.labels), KEY, hyper, masked=False)
@@ -274,7 +275,7 @@ CHANGES = [{}, {"stop": 0.3}, {"lr": 2.0}, {"lr": 5e4}, {"tolerance": 1.0}, *({k
 
 @pytest.fixture(scope="module")
 def alone(defend, known, clean, padded):
-    """What becomes of members with these hyper-parameters: masks before they are rounded, and the repair."""
+    """What becomes of members with these hyper-parameters: masks before they are rounded, and what the defense returns."""
     with jax.enable_x64(True):
         start = jax.tree.map(np.float64, plain(known))
         return [defend(start, padded(murky(clean(5)), 13), hyper64(**changed)) for changed in CHANGES]
@@ -333,10 +334,10 @@ def test_thresholds_leave_out_the_masks_that_lie_at_them(model, known, clean, mo
     """What is trained and counted is given: 10 of 12 right at the level 4, 6 at 5 and 12 from then on."""
     whole = {"bn1": [0, 199, 200, 201], "bn2": [9799, 9800, 9801, 9999] + [10_000] * 4, "bn3": [5000] * 16}
     given, right = {norm: np.int32(q) for norm, q in whole.items()}, np.int32([12, 12, 12, 12, 11, 6, *[12] * 45])
-    module, told = sys.modules["bdjax.defenses.rnp"], (np.zeros(1), np.zeros(1), np.int32(1))
+    module, course = sys.modules["bdjax.defenses.rnp.rnp"], (np.zeros(1), np.zeros(1), np.int32(1))
     monkeypatch.setattr(module, "rounded", lambda masks: given)
     monkeypatch.setattr(module, "curve", lambda *built: lambda *asked: right)
-    monkeypatch.setattr(module, "_attempts", lambda *built: lambda *asked: ({}, told, np.bool_(True), np.int32(-1)))
+    monkeypatch.setattr(module, "attempter", lambda *built: lambda *asked: ({}, course, np.bool_(True), np.int32(-1)))
     found = rnp(model).defend(KEY, DefenderView(known, clean(3)), RNPHyper(tolerance=np.float32(0.1)))
     # The network as it is, 0, 0.02 (0 and 199 go), 0.04 (200 and 201 too) ... 0.52 (5000 too) ... 0.98 (9799 too, 9800 stays).
     assert found.trace.pruned.tolist() == [0, 0, 2, *[4] * 24, *[20] * 23, 21] and len(found.trace.pruned) == 51
@@ -347,7 +348,7 @@ def test_thresholds_leave_out_the_masks_that_lie_at_them(model, known, clean, mo
 def test_profiles_say_how_accuracy_is_measured(plain_spec, monkeypatch):
     network, asked = cnn(plain_spec, 4, norm_eps=1e-3), []
     published = network.rebuild(norm_eps=1e-5, norm_momentum=0.1)
-    monkeypatch.setattr(sys.modules["bdjax.defenses.rnp"], "curve", lambda *given: asked.append(given))
+    monkeypatch.setattr(sys.modules["bdjax.defenses.rnp.rnp"], "curve", lambda *given: asked.append(given))
     for profile, changed in (("corrected", {}), ("reference", {}), ("corrected", {"augment_validation": True, "batch": 9})):
         rnp(network, changed, profile=profile)
     assert asked == [(network, 256, False), (published, 256, True), (network, 9, True)]

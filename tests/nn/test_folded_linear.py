@@ -167,7 +167,7 @@ def test_20_steps_of_sgd_with_momentum_and_decay_give_the_same_logits(h, nestero
 
 
 def test_the_sgd_of_this_package_too():
-    from bdjax.train.trainer import sgd as ours
+    from bdjax.train.optimisers import sgd as ours
 
     with jax.enable_x64(True):
         rule = optax.chain(ours(0.9, 0.05), optax.scale(-0.05))
@@ -262,7 +262,7 @@ def test_independent_weights_stay_independent_in_the_coordinates():
 @pytest.mark.parametrize("size", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_20_steps_of_the_folded_network_are_those_of_the_whole_one(size):
     """VGG itself, its convolutions frozen: features through pooling, linear layers and dropout by the same keys."""
-    from bdjax.train.trainer import sgd as ours
+    from bdjax.train.optimisers import sgd as ours
 
     spec, h = DataSpec("x", (size, size, 3), CLASSES, (0.5,) * 3, (0.25,) * 3, False, 0), size // 32
     with jax.enable_x64(True):

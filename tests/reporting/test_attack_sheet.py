@@ -26,7 +26,7 @@ from bdjax.store import hashing
 from bdjax.sweep import build, run
 from bdjax.sweep.cell import TrainCell
 from bdjax.sweep.grid import Grid
-from bdjax.train.experiment import stage, stamp_all
+from bdjax.train.experiment import apply_trigger_to_all, stage
 from tests.reporting.made_up import SOURCE
 from tests.reporting.sketch import sketch
 
@@ -119,10 +119,10 @@ def as_measured(attack, dataset, seed, root_number, images):
     stacked, _ = population.members([seed], [0.1], len(dataset.train.labels), root_number=root_number)
     assets = population.prepare(attack, stacked, dataset, data).assets
     if attack.recipe.shared_trigger:
-        return np.asarray(stamp_all(attack, attack.init(stream(key, Stream.TRIGGER), data.assets), key, images))
+        return np.asarray(apply_trigger_to_all(attack, attack.init(stream(key, Stream.TRIGGER), data.assets), key, images))
     own = stream(member_key(key, seed), Stream.TRIGGER)
     assets = None if assets is None else jax.tree.map(lambda leaf: leaf[0], assets)
-    return np.asarray(stamp_all(attack, attack.init(own, assets), own, images))
+    return np.asarray(apply_trigger_to_all(attack, attack.init(own, assets), own, images))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -87,7 +87,7 @@ def test_bytes_are_those_of_the_compiled_training(monkeypatch):
     monkeypatch.setattr(population, "footprint", footprint)
     found = overview(grid, measuring=Measuring(tune=False))
     assert len(shapes) == 1  # both attacks poison before the training: one program
-    assert shapes[0].train.images.shape == (100, 16, 16, 3) == shapes[0].stamped.shape and shapes[0].test.labels.shape == (10,)
+    assert shapes[0].train.images.shape == (100, 16, 16, 3) == shapes[0].triggered.shape and shapes[0].test.labels.shape == (10,)
     for cell in found.cells:
         assert cell.member_bytes > cell.parameter_bytes
         assert 0.8 <= cell.members_per_device * cell.member_bytes / population.device_memory() <= 1

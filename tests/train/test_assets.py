@@ -84,7 +84,7 @@ def test_nothing_is_prepared_for_an_attack_without(tiny_dataset, cache):
 def test_members_of_a_seed_share_what_it_prepared(tiny_dataset, cache):
     attack = prepared_attack("seed")
     data = stage(attack, tiny_dataset, root())
-    assert data.assets is None and data.stamped is None and data.test.triggered is None
+    assert data.assets is None and data.triggered is None and data.test.triggered is None
     stack, points = population.members([5, 3], [0.0, 0.1], 160)
     said = []
     ready = population.prepare(attack, stack, tiny_dataset, data, say=said.append)
@@ -109,9 +109,9 @@ def test_the_members_assets_reach_training_and_the_stored_trigger(tiny_dataset):
     form = trigger_form(attack, tiny_dataset, data)
     assert jax.tree.structure(form) == jax.tree.structure(trained.trigger)
     nothing = Defense(lambda key, view, hyper: Defended(view.variables), (), frozenset())
-    subjects = Subject(stack._replace(assets=None), trained.variables, trained.trigger)  # a repair needs no assets
-    repaired = population.run(defend_member(model, attack, nothing, 0), subjects, (data,))
-    assert repaired.counts.attacked.tolist() == counts.attacked.tolist()
+    subjects = Subject(stack._replace(assets=None), trained.variables, trained.trigger)  # a defense needs no assets
+    defended = population.run(defend_member(model, attack, nothing, 0), subjects, (data,))
+    assert defended.counts.attacked.tolist() == counts.attacked.tolist()
 
 
 @pytest.mark.parametrize("place", ["/dev/null/x", __file__])

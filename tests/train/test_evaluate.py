@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bdjax.models.cnn import cnn
-from bdjax.train.evaluate import EvalSet, evaluator, finite, stamp_images
+from bdjax.train.evaluate import EvalSet, apply_trigger, evaluator, finite
 from bdjax.types import Attack, Loop, Recipe
 
 
@@ -53,7 +53,7 @@ LOOPS = [pytest.param(*case, marks=[SLOW] * (case[0].kind == "dispatch" and case
 def test_counts_equal_a_plain_loop(tiny_dataset, model, variables, predicted, loop, batch):
     images, y = tiny_dataset.test.images, tiny_dataset.test.labels
     trigger = {"level": np.float32(1)}
-    triggered = np.asarray(jax.jit(lambda x: stamp_images(ATTACK, trigger, jax.random.key(0), x))(images))
+    triggered = np.asarray(jax.jit(lambda x: apply_trigger(ATTACK, trigger, jax.random.key(0), x))(images))
     assert triggered.dtype == np.uint8 and triggered[0, 0, 0, 0] == 255
     np.testing.assert_array_equal(triggered[:, 2:], images[:, 2:])
     clean, bad = predicted(images), predicted(triggered)

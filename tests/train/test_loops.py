@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.train.loops import epochs, leading, steps, tell
+from bdjax.train.loops import epochs, host_callback, leading, steps
 from bdjax.types import Loop
 from tests.later import some_later
 
@@ -50,15 +50,15 @@ def test_leading_steps_stop_at_a_count_of_their_own(who):
     many, made = jax.jit(jax.vmap(run))(counts, factors)
     np.testing.assert_allclose(many, [reference(2.0, float(f), xs[:n]) for f, n in zip(factors, counts, strict=True)], rtol=1e-6)
     np.testing.assert_array_equal(made, counts)
-    heard = []
+    received = []
 
-    def told(shared, carry, x):
-        tell(lambda value: heard.append(float(value)), x)
+    def recorded(shared, carry, x):
+        host_callback(lambda value: received.append(float(value)), x)
         return body(shared, carry, x)
 
-    jax.block_until_ready(jax.jit(functools.partial(run, body=told))(jnp.int32(3), jnp.float32(0.5)))
+    jax.block_until_ready(jax.jit(functools.partial(run, body=recorded))(jnp.int32(3), jnp.float32(0.5)))
     jax.effects_barrier()
-    np.testing.assert_array_equal(heard, xs[:3])  # the others are not computed at all
+    np.testing.assert_array_equal(received, xs[:3])  # the others are not computed at all
 
 
 def test_dispatch_keeps_the_callers_arrays_and_traces_once_per_population():
@@ -89,18 +89,18 @@ def test_epochs_stack_what_each_returns(kind):
     np.testing.assert_array_equal(numbers, [0, 1, 2])
 
 
-def test_tell_calls_the_host_once_for_the_whole_population():
-    heard = []
+def test_a_host_callback_runs_once_for_the_whole_population():
+    received = []
 
     def one(x):
-        tell(lambda a, b: heard.append((np.asarray(a), np.asarray(b))), x, jnp.float32(5))
+        host_callback(lambda a, b: received.append((np.asarray(a), np.asarray(b))), x, jnp.float32(5))
         return x
 
     jax.block_until_ready(jax.jit(jax.vmap(one))(jnp.arange(3.0)))
     jax.effects_barrier()
-    assert len(heard) == 1
-    np.testing.assert_array_equal(heard[0][0], [0, 1, 2])
-    np.testing.assert_array_equal(heard[0][1], [5, 5, 5])
+    assert len(received) == 1
+    np.testing.assert_array_equal(received[0][0], [0, 1, 2])
+    np.testing.assert_array_equal(received[0][1], [5, 5, 5])
 
 
 def test_unknown_kinds_are_refused():

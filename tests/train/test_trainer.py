@@ -8,7 +8,9 @@ import pytest
 from bdjax.errors import UserError
 from bdjax.models.cnn import cnn
 from bdjax.population import members, take
-from bdjax.train.trainer import cosine, poison_count, sgd, trainer
+from bdjax.train.optimisers import sgd
+from bdjax.train.schedules import cosine
+from bdjax.train.trainer import poison_count, trainer
 from bdjax.types import Loop
 from tests.toy import data, one, patch_attack
 

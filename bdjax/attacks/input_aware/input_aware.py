@@ -13,7 +13,7 @@ from bdjax.attacks.selection import labelled
 from bdjax.configure import at_least
 from bdjax.data.augment import truncate
 from bdjax.errors import UserError
-from bdjax.train import adam
+from bdjax.train.optimisers import adam
 from bdjax.types import Array, Attack, DataSpec, Key, Recipe
 
 __all__ = ["Config", "input_aware"]
@@ -79,13 +79,14 @@ def input_aware(spec: DataSpec, config: Config | Mapping[str, Any] | None = None
     _check(spec, resolved)
     pattern = generator(spec, spec.image_shape[2], resolved.width, resolved.double_tanh)
     mask = generator(spec, 1, resolved.width, resolved.double_tanh)
+    optimiser = adam(DECAYS)
 
     def init(key: Key, assets: Any) -> dict[str, Any]:
         drawn = pattern.init(key)
         trigger = {
             "generator": drawn["params"],
             "statistics": drawn["batch_stats"],
-            "adam": adam.start(drawn["params"]),
+            "adam": optimiser.init(drawn["params"]),
             "mask": {name: assets[name] for name in ("params", "batch_stats")},
         }
         if resolved.accumulate_g_grad:
@@ -136,7 +137,7 @@ def input_aware(spec: DataSpec, config: Config | Mapping[str, Any] | None = None
         after, towards = dict(trigger), gradient["generator"]
         if resolved.accumulate_g_grad:
             towards = after["total"] = jax.tree.map(jnp.add, trigger["total"], towards)
-        direction, after["adam"] = adam.direction(towards, trigger["adam"], DECAYS)
+        direction, after["adam"] = optimiser.update(towards, trigger["adam"])
         after["generator"] = jax.tree.map(lambda p, d: p - resolved.lr * d, trigger["generator"], direction)
         return after
 

@@ -10,8 +10,8 @@ import optax
 from bdjax.attacks.input_aware.networks import NARROW, Generator, standardise
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.keys import step_key
-from bdjax.train import adam
 from bdjax.train.loops import epochs, steps
+from bdjax.train.optimisers import adam
 from bdjax.types import Array, Dataset, DataSpec, Key, Loop
 
 TINY = 1e-7  # added to the distances that divide
@@ -68,6 +68,8 @@ def mask_training(spec: DataSpec, mask: Generator, config: Any) -> Callable[[Key
       the same at 1. Its third pass of M in a step is kept in its only effect: x1 moves the running statistics twice.
     """
 
+    optimiser = adam(DECAYS)
+
     def loss(params: Any, statistics: Any, images: Array) -> tuple[Array, Any]:
         # The first batch moves the running statistics twice: the published code passes it once more, without using the result.
         m, after = mask.pair({"params": params, "batch_stats": statistics}, images, moves=(2, 1))
@@ -81,7 +83,7 @@ def mask_training(spec: DataSpec, mask: Generator, config: Any) -> Callable[[Key
         keys = jax.random.split(step_key(shared.crops, state.step))
         images = to_float(jnp.stack([crop_flip(keys[i], shared.images[order[i]], spec.pad, spec.flip) for i in range(2)]))
         (value, (statistics, density)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, state.statistics, images)
-        direction, moments = adam.direction(gradient, state.adam, DECAYS)
+        direction, moments = optimiser.update(gradient, state.adam)
         params = jax.tree.map(lambda p, d: p - shared.lr.astype(p.dtype) * d, state.params, direction)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         stopped = jnp.where((state.stopped < 0) & ~finite, state.step, state.stopped)
@@ -98,7 +100,7 @@ def mask_training(spec: DataSpec, mask: Generator, config: Any) -> Callable[[Key
         variables = mask.init(init)
         params = variables["params"]
         dtype = jax.tree.leaves(params)[0].dtype
-        state = _State(params, variables["batch_stats"], adam.start(params), jnp.int32(0), jnp.int32(-1), jnp.zeros(2, dtype))
+        state = _State(params, variables["batch_stats"], optimiser.init(params), jnp.int32(0), jnp.int32(-1), jnp.zeros(2, dtype))
 
         def shuffled(order: Key, e: Array) -> Array:
             return jax.random.permutation(step_key(order, e), rows)[: per_epoch * batch].reshape(per_epoch, batch)

@@ -15,8 +15,8 @@ from bdjax.attacks.ssba import networks as ssba_net
 from bdjax.data.augment import to_float
 from bdjax.errors import UserError
 from bdjax.keys import step_key
-from bdjax.train import adam
 from bdjax.train.loops import steps
+from bdjax.train.optimisers import adam
 from bdjax.types import Array, Key, Loop
 
 FULL = 15_620  # steps of 20 epochs over 50,000 images, batch 64; a shorter training has a shorter ramp
@@ -129,7 +129,7 @@ class _Programs(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def _programs(width: int, bits: int, batch: int, shape: tuple[int, int, int, int]) -> _Programs:
     """The compiled pieces of a training, for images u8[n h w c] of that shape."""
-    rows = shape[0]
+    rows, optimiser = shape[0], adam()
 
     def draw(key: Key, size: int) -> tuple[Array, Array]:
         drawn = jax.random.bernoulli(key, 0.5, (size, bits))
@@ -148,7 +148,7 @@ def _programs(width: int, bits: int, batch: int, shape: tuple[int, int, int, int
             return weight * error + jnp.mean(optax.sigmoid_binary_cross_entropy(logits, secret)), (right, error)
 
         gradient, (right, error) = jax.grad(loss, has_aux=True)(state.params)
-        direction, moments = adam.direction(gradient, state.moments)
+        direction, moments = optimiser.update(gradient, state.moments)
         params = jax.tree.map(lambda p, d: p - shared.lr * d, state.params, direction)
         readable = jnp.where((state.readable < 0) & (right > READABLE), state.step, state.readable)
         return _State(params, moments, state.step + 1, readable, weight, right, error)
@@ -159,7 +159,7 @@ def _programs(width: int, bits: int, batch: int, shape: tuple[int, int, int, int
         keys = dict(zip(networks, jax.random.split(key), strict=True))
         params = {name: network(keys[name])["params"] for name, network in networks.items()}
         zero = jnp.float32(0)
-        return _State(params, adam.start(params), jnp.int32(0), jnp.int32(-1), zero, zero, zero)
+        return _State(params, optimiser.init(params), jnp.int32(0), jnp.int32(-1), zero, zero, zero)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def epoch(shared: _Shared, state: _State, number: Array) -> _State:

@@ -1,4 +1,4 @@
-"""BTI-DBF, its unlearning variant: invert the trigger by telling benign features from the others, and unlearn it."""
+"""BTI-DBF, its unlearning variant: invert the trigger by separating benign features from the others, and unlearn it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure, of_ten_thousand
+from bdjax.defenses.batches import bits_by_index, masked_mean
 from bdjax.defenses.bti_dbf.generator import Generator, generator
-from bdjax.defenses.bti_dbf.inversion import Rules, checked, searcher
 from bdjax.defenses.bti_dbf.phases import mean_square, wide_images, with_features
-from bdjax.defenses.tuning import Batch, Gradient, bits_by_index, interruptible, masked_mean
-from bdjax.train.amsgrad import plain_adam
+from bdjax.defenses.bti_dbf.search import Rules, checked, searcher
+from bdjax.defenses.tuning import Batch, Gradient, interruptible
+from bdjax.train.optimisers import adam, fixed, unfolded
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
@@ -42,7 +43,7 @@ class BTIDBFHyper(NamedTuple):
     pretrain_bound: Any = np.float32(0.1)  # of the mean squared change of an image, in the pre-training
     image_bound: Any = np.float32(0.3)  # of that after it
     feature_bound: Any = np.float32(3)  # of the mean squared change of the benign features
-    noise: Any = np.float32(0.03)  # on the images by which the target is told, in standard deviations of the data
+    noise: Any = np.float32(0.03)  # on the images that vote for the target, in standard deviations of the data
 
 
 class BTIDBFTrace(NamedTuple):
@@ -98,8 +99,8 @@ def bti_dbf(model: Model, config: Config | Mapping[str, Any] | None = None, *, p
       is nearly the same. The survey's code lacks the generator and the split of its networks: the generator is that of the
       original (see :func:`bdjax.defenses.bti_dbf.generator.generator`), the split is before the pooling as there. What the
       generator draws is not cut to [0, 1], in either profile. The published option to end the rounds once the detected class
-      changes, off in all of its settings, is not offered; the trace tells. VGG's folded first linear layer: see
-      :func:`bdjax.train.amsgrad.amsgrad`.
+      changes, off in all of its settings, is not offered; the trace has that class by round. VGG's folded first linear layer: see
+      :func:`bdjax.train.optimisers.unfolded`.
     """
     config = configure(PRESETS, config, "bti_dbf", profile)
     at_least("bti_dbf", config, unlearn_epochs=1)
@@ -113,15 +114,15 @@ def bti_dbf(model: Model, config: Config | Mapping[str, Any] | None = None, *, p
         schedule=constant(),
         gradient=_unlearning(model, draw, config.replaced),
         measured=2,
-        optimiser=plain_adam(model),
+        optimiser=fixed(unfolded(adam(), model)),
     )
     search = searcher(model, rules, unlearn)
 
     def defend(key: Key, view: DefenderView, hyper: BTIDBFHyper) -> Defended:
         assert view.clean is not None
         found = search(key, view.variables, view.clean, hyper)
-        (loss, entropy, apart), end = found.beside, found.network
-        trace = BTIDBFTrace(*found.told, loss, entropy, apart, found.target, end.alive, end.stopped)
+        (loss, entropy, apart), end = found.unlearning, found.network
+        trace = BTIDBFTrace(*found.history, loss, entropy, apart, found.target, end.alive, end.stopped)
         return Defended(end.variables, None, trace)
 
     return Defense(defend, BTIDBFHyper(), frozenset({"clean"}), config)
@@ -163,7 +164,7 @@ def _unlearning(model: Model, draw: Generator, share: float) -> Gradient:
             apart = mean_square(features, seen, mask).astype(entropy.dtype)
             return entropy + apart, (out.variables["batch_stats"], jnp.stack([entropy, apart]))
 
-        (value, (statistics, told)), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return slope, statistics, jnp.concatenate([value[None], told])
+        (value, (statistics, parts)), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return slope, statistics, jnp.concatenate([value[None], parts])
 
     return gradient

@@ -1,4 +1,4 @@
-"""BTI-DBF's losses: of the generator before and after the features are told apart, and of the mask that does that."""
+"""BTI-DBF's losses: of the generator before and after the features are separated, and of the mask that separates them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import masked_mean
 from bdjax.defenses.bti_dbf.generator import Generator
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean
+from bdjax.defenses.tuning import Batch, Gradient
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32, row
 from bdjax.train.trainer import cross_entropy
@@ -116,8 +117,8 @@ def generating(model: Model, draw: Generator, change: Change) -> Gradient:
             entropy = masked_mean(cross_entropy(out.logits, jnp.full_like(batch.labels, target)), mask)
             return total + jnp.where(aimed, entropy, 0).astype(total.dtype), jnp.stack([image, benign, others])
 
-        (value, told), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return slope, {}, jnp.concatenate([value[None], told])
+        (value, changes), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return slope, {}, jnp.concatenate([value[None], changes])
 
     return gradient
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.grad_prune.filters import COMPANIONS, masks_of, pruned
+from bdjax.defenses.grad_prune.filters import COMPANIONS, filters, masks_of, pruned
 from bdjax.defenses.grad_prune.joint_tuning import tuner, untuned
 from bdjax.defenses.grad_prune.rounds import Ended, pruner
 from bdjax.defenses.grad_prune.settings import Config
@@ -84,7 +84,7 @@ def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *
     with the smallest L is kept. Then SGD on CE(f(x), y) + CE(f(x~), y) in train mode, until CE(f(x), y) on the validation rows
     has not fallen for ``tuning_patience`` epochs; the network with the smallest is the result. No augmentation.
 
-    The effect has three parts, which can be told apart: the drift of the norms' statistics alone is ``prune=False, tune=False,
+    The effect has three parts, which can be separated: the drift of the norms' statistics alone is ``prune=False, tune=False,
     score_bn="first_batch_train"``, pruning alone ``tune=False, score_bn="eval"``, tuning alone ``prune=False, score_bn="eval"``.
 
     Args:
@@ -128,18 +128,29 @@ def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *
     @jax.jit
     def mitigate(key: Key, variables: Variables, clean: CleanSet, triggered: Array, hyper: Any) -> Defended:
         pruning, tuning = jax.random.split(key)
-        best, table, told, (held, rounds, ended) = prune(pruning, variables, clean, triggered, hyper)
+        params = variables["params"]
+        table = filters(model.arch, params, str(config.companion), bool(config.prune_squeeze))
+        rounds = prune(pruning, variables, table, clean, triggered, hyper)
+        best = rounds.best
         masks = masks_of(table, best.keep)
-        params = pruned(table, variables["params"], best.keep)
-        kept = {**variables, "params": params, "batch_stats": best.statistics}
+        kept = {**variables, "params": pruned(table, params, best.keep), "batch_stats": best.statistics}
         tuned = untuned(kept, config.epochs)
         if config.tune:
             tuned = tune(tuning, kept, table, best.keep, best.clean, clean, triggered, hyper)
-        alive = (ended != Ended.NON_FINITE) & (tuned.ended != Ended.NON_FINITE)
         trace = GradPruneTrace(
-            *(*told, held, rounds, best.round, ended),
-            *(tuned.loss, tuned.validated, best.clean.astype(jnp.float32), tuned.epochs, tuned.kept, tuned.ended),
-            *(alive, tuned.stopped),
+            **rounds.history._asdict(),
+            validation=rounds.validation,
+            rounds=rounds.rounds,
+            kept=best.round,
+            ended=rounds.ended,
+            loss=tuned.loss,
+            validated=tuned.validated,
+            untuned=best.clean.astype(jnp.float32),
+            epochs=tuned.epochs,
+            kept_epoch=tuned.kept,
+            tuning_ended=tuned.ended,
+            alive=(rounds.ended != Ended.NON_FINITE) & (tuned.ended != Ended.NON_FINITE),
+            stopped=tuned.stopped,
         )
         return Defended(tuned.variables, masks, trace)
 

@@ -6,15 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.defenses.grad_prune.filters import Filters, pruned
 from bdjax.defenses.grad_prune.passes import measurer, pixels, validation_plans
-from bdjax.defenses.grad_prune.rounds import Ended
+from bdjax.defenses.grad_prune.rounds import Ended, first_reason
 from bdjax.defenses.grad_prune.settings import Config
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
-from bdjax.train.descent import SGD, State
+from bdjax.train.descent import State
 from bdjax.train.loops import leading
+from bdjax.train.optimisers import SGD
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, CleanSet, Key, Model, Variables
 
@@ -36,7 +37,7 @@ class _Carry(NamedTuple):
     best: Variables
     least: Array  # f[]: its validation loss
     waited: Array  # i32[]: epochs since it
-    told: Tuned  # its variables are empty
+    course: Tuned  # its variables are empty
 
 
 def untuned(variables: Variables, epochs: int) -> Tuned:
@@ -74,9 +75,9 @@ def tuner(model: Model, config: Config) -> Callable[..., Tuned]:
     """Build ``tune(key, variables, table, keep, least, clean, triggered, hyper) -> Tuned``.
 
     ``least`` f[] is the clean validation loss before; the filters that ``keep`` f[F] of ``table`` leaves out stay 0 if they are
-    frozen.
+    frozen. ``triggered`` are images u8 or f32 [n h w c], one for every clean row.
     """
-    measure, slope = measurer(model), gradient(model)
+    measure = measurer(model)
 
     def tune(
         key: Key,
@@ -90,56 +91,62 @@ def tuner(model: Model, config: Config) -> Callable[..., Tuned]:
     ) -> Tuned:
         ordering, judging, network = jax.random.split(key, 3)
         validate_at = validation_plans(config, clean, model.spec.classes)
-        dtype = jax.tree.leaves(variables["params"])[0].dtype
-
-        def step(shared: Any, state: State, x: tuple[Array, Array]) -> State:
-            clean, triggered, keep, hyper, network = shared
-            rows, mask = x
-            keys = jax.random.split(step_key(stream(network, Stream.NETWORK), state.step))
-            images, there = (pixels(each[rows], dtype) for each in (clean.images, triggered))
-            found, statistics, loss = slope(state.variables, images, there, clean.labels[rows], mask, keys)
-            return descent.descend(
-                state,
-                SGD,
-                hyper,
-                hyper.lr,
-                found,
-                loss[None],
-                mask,
-                project=(lambda params: pruned(table, params, keep)) if config.freeze_pruned else None,
-                learned={"batch_stats": statistics},
-            )
+        step = _step(model, config, table, jax.tree.leaves(variables["params"])[0].dtype)
 
         def epoch(carry: _Carry) -> _Carry:
-            told = carry.told
-            number = told.epochs + 1
-            rows, mask = epoch_plan(step_key(stream(ordering, Stream.ORDER), told.epochs), training_rows(clean), config.batch)
+            order = step_key(stream(ordering, Stream.ORDER), carry.course.epochs)
+            rows, mask = epoch_plan(order, training_rows(clean), config.batch)
             trips = jnp.sum(jnp.sum(mask, 1) > 0, dtype=jnp.int32)
             shared = (clean, triggered, keep, hyper, network)
             state, means = descent.close(leading(step, carry.state, (rows, mask), trips, shared, model.loop))
-            loss = measure(state.variables, (clean.images,), clean.labels, validate_at(judging, number))[1][0]
-            better = state.alive & (loss < carry.least)
-            waited = jnp.where(better, 0, carry.waited + 1)
-            ended = jnp.select(
-                [~state.alive, waited >= config.tuning_patience, number >= config.epochs],
-                [jnp.int32(reason) for reason in (Ended.NON_FINITE, Ended.PATIENCE, Ended.CAP)],
-                jnp.int32(Ended.NOT_RUN),
-            )
-            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.variables, carry.best)
-            told = told._replace(
-                loss=told.loss.at[told.epochs].set(means[0]),
-                validated=told.validated.at[told.epochs].set(loss.astype(jnp.float32)),
-                epochs=number,
-                kept=jnp.where(better, number, told.kept),
-                ended=ended,
-                stopped=state.stopped,
-            )
-            return _Carry(state, best, jnp.where(better, loss, carry.least), waited, told)
+            batches = validate_at(judging, carry.course.epochs + 1)
+            loss = measure(state.variables, (clean.images,), clean.labels, batches)[1][0]
+            return _after_epoch(config, carry, state, means[0], loss)
 
         variables = dict(variables)
         begun = descent.begin(SGD, variables, hyper, measured=0)
         start = _Carry(begun, variables, least, jnp.int32(0), untuned({}, config.epochs))
-        last = jax.lax.while_loop(lambda carry: carry.told.ended == Ended.NOT_RUN, epoch, start)
-        return last.told._replace(variables=last.best)
+        last = jax.lax.while_loop(lambda carry: carry.course.ended == Ended.NOT_RUN, epoch, start)
+        return last.course._replace(variables=last.best)
 
     return tune
+
+
+def _step(model: Model, config: Config, table: Filters, dtype: Any) -> Callable[..., State]:
+    """A step of SGD on a batch of clean images and their triggered copies."""
+    slope = gradient(model)
+
+    def step(shared: Any, state: State, x: tuple[Array, Array]) -> State:
+        clean, triggered, keep, hyper, network = shared
+        rows, mask = x
+        keys = jax.random.split(step_key(stream(network, Stream.NETWORK), state.step))
+        images, with_trigger = (pixels(each[rows], dtype) for each in (clean.images, triggered))
+        found, statistics, loss = slope(state.variables, images, with_trigger, clean.labels[rows], mask, keys)
+        project = (lambda params: pruned(table, params, keep)) if config.freeze_pruned else None
+        learned = {"batch_stats": statistics}
+        return descent.descend(state, SGD, hyper, hyper.lr, found, loss[None], mask, project=project, learned=learned)
+
+    return step
+
+
+def _after_epoch(config: Config, carry: _Carry, state: State, trained: Array, loss: Array) -> _Carry:
+    """What goes on after an epoch with the mean loss ``trained`` f[], whose network has the validation loss ``loss`` f[]."""
+    course, number = carry.course, carry.course.epochs + 1
+    better = state.alive & (loss < carry.least)
+    waited = jnp.where(better, 0, carry.waited + 1)
+    reasons = {
+        Ended.NON_FINITE: ~state.alive,
+        Ended.PATIENCE: waited >= config.tuning_patience,
+        Ended.CAP: number >= config.epochs,
+    }
+    ended = first_reason(reasons)
+    best = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.variables, carry.best)
+    course = course._replace(
+        loss=course.loss.at[course.epochs].set(trained),
+        validated=course.validated.at[course.epochs].set(loss.astype(jnp.float32)),
+        epochs=number,
+        kept=jnp.where(better, number, course.kept),
+        ended=ended,
+        stopped=state.stopped,
+    )
+    return _Carry(state, best, jnp.where(better, loss, carry.least), waited, course)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from bdjax import tree
 from bdjax.data.augment import to_float
+from bdjax.defenses.batches import epoch_plan, training_rows
 from bdjax.defenses.grad_prune.settings import Config
-from bdjax.defenses.tuning import epoch_plan, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import leading
@@ -37,12 +37,12 @@ def sizes(rows: int, classes: int, batch: int) -> tuple[int, int]:
 
     That keeps a tenth of each class for validation, at least one row. With another split the batches are less full.
     """
-    held = min(max(1, rows // classes // 10) * classes, rows)
+    validation = min(max(1, rows // classes // 10) * classes, rows)
 
     def even(count: int) -> int:
         return max(1, -(-count // max(1, -(-count // batch))))
 
-    return even(rows - held), even(held)
+    return even(rows - validation), even(validation)
 
 
 def plan(key: Key, present: Array, size: int, per_image: bool) -> Plan:

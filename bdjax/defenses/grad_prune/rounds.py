@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.defenses.channels import GRID
-from bdjax.defenses.grad_prune.filters import Filters, filters, flat, masks_of, pruned
+from bdjax.defenses.grad_prune.doubles import drop_is_below
+from bdjax.defenses.grad_prune.filters import Filters, flat, masks_of, pruned
 from bdjax.defenses.grad_prune.passes import measurer, scorer, training_plans, validation_plans
 from bdjax.defenses.grad_prune.settings import Config
 from bdjax.keys import Stream, step_key, stream
@@ -16,7 +17,7 @@ from bdjax.types import Array, CleanSet, Key, Model, Variables
 
 
 class Ended(IntEnum):
-    """Why a part ended, as its trace tells it."""
+    """Why the rounds, or the epochs of the tuning, ended: the numbers of the trace."""
 
     NOT_RUN = -1
     CAP = 0  # the configured rounds or epochs are over
@@ -26,17 +27,22 @@ class Ended(IntEnum):
     NON_FINITE = 4  # a score or a loss was not finite: that round or step does not count
 
 
+def first_reason(reasons: dict[Ended, Array]) -> Array:
+    """i32[]: the first reason whose bool[] is true; ``Ended.NOT_RUN``, which lets a loop go on, where none is."""
+    return jnp.select(list(reasons.values()), [jnp.int32(reason) for reason in reasons], jnp.int32(Ended.NOT_RUN))
+
+
 class Best(NamedTuple):
     """The state that is kept."""
 
-    keep: Array  # f[F]
+    keep: Array  # f[F]: 0 for the filters that are pruned
     statistics: Any
     unlearning: Array  # f[]: loss on triggered validation rows
     clean: Array  # f[]: on clean ones
     round: Array  # i32[]
 
 
-class Told(NamedTuple):
+class History(NamedTuple):
     """What happened, by round: entry 0 is the network as it came; -1 or NaN after the last round."""
 
     address: Array  # i32[rounds + 1]
@@ -46,6 +52,16 @@ class Told(NamedTuple):
     unlearning: Array  # f32[rounds + 1]
 
 
+class Pruned(NamedTuple):
+    """What the rounds leave."""
+
+    best: Best
+    history: History
+    validation: Array  # i32[]: validation rows
+    rounds: Array  # i32[]: rounds made
+    ended: Array  # i32[]: :class:`Ended`
+
+
 class _State(NamedTuple):
     keep: Array
     statistics: Any
@@ -53,7 +69,25 @@ class _State(NamedTuple):
     waited: Array  # i32[]: rounds since the best one
     round: Array  # i32[]: rounds made
     ended: Array  # i32[]
-    told: Told
+    history: History
+
+
+class _Choice(NamedTuple):
+    """The filter that a round prunes."""
+
+    keep: Array  # f[F]: without it
+    found: Array  # bool[]: its score is not 0
+    finite: Array  # bool[]: all scores are
+    row: dict[str, Array]  # what the history notes of it
+
+
+class _Judged(NamedTuple):
+    """A network on the validation rows."""
+
+    errors: Array  # i32[]: clean rows that are wrong
+    clean: Array  # f[]: cross-entropy on clean rows
+    unlearning: Array  # f[]: on triggered ones
+    finite: Array  # bool[]: both are
 
 
 def within(errors: Array, before: Array, rows: Array, tolerance: Array, integer: bool) -> Array:
@@ -65,104 +99,115 @@ def within(errors: Array, before: Array, rows: Array, tolerance: Array, integer:
       rows: i32[] in all, at most 200,000 (the products are 32-bit).
       tolerance: f[] in [0, 1], rounded to 1e-4.
       integer: compare whole numbers; else the difference of two accuracies in double precision, where a drop of exactly the
-        tolerance is sometimes smaller than it.
+        tolerance is sometimes smaller than it (:mod:`~.doubles`).
     """
     accepted = jnp.round(tolerance.astype(jnp.float32) * GRID).astype(jnp.int32)
     if integer:
         return GRID * (errors - before) < accepted * rows
-    with jax.enable_x64(True):
-        count, limit = rows.astype(jnp.float64), accepted.astype(jnp.float64) / jnp.full((), GRID, jnp.float64)
-        return (rows - before).astype(jnp.float64) / count - (rows - errors).astype(jnp.float64) / count < limit
+    return drop_is_below(rows - before, rows - errors, rows, accepted, GRID)
 
 
-def pruner(model: Model, config: Config) -> Callable[..., tuple[Best, Filters, Told, tuple[Array, Array, Array]]]:
+def pruner(model: Model, config: Config) -> Callable[..., Pruned]:
     """Build the rounds of one member.
 
     Returns:
-      ``prune(key, variables, clean, triggered, hyper) -> (what is kept, the filters, what happened by round, (validation rows,
-      rounds made, why they ended: :class:`Ended`))``. A round that is not finite, or finds no filter, does not count.
+      ``prune(key, variables, table: Filters, clean, triggered u8 or f32 [n h w c], hyper) -> Pruned``. A round that is not
+      finite, or finds no filter, does not count.
     """
     drifts = config.score_bn == "first_batch_train"
     measure, slopes = measurer(model), scorer(model, first_in_train_mode=drifts)
-    rounds = config.rounds if config.prune or drifts else 0
-    integer, squeeze = bool(config.integer_threshold), bool(config.prune_squeeze)
+    rounds, classes = config.rounds if config.prune or drifts else 0, model.spec.classes
 
-    def prune(key: Key, variables: Variables, clean: CleanSet, triggered: Array, hyper: Any) -> Any:
+    def prune(key: Key, variables: Variables, table: Filters, clean: CleanSet, triggered: Array, hyper: Any) -> Pruned:
         ordering, judging, network = jax.random.split(key, 3)
-        params, sets = variables["params"], (clean.images, triggered)
-        table = filters(model.arch, params, str(config.companion), squeeze)
         kernels = tuple(f"{conv}/kernel" for conv in table.convs) if config.prune else ()
-        train_at = training_plans(config, clean, model.spec.classes)
-        validate_at = validation_plans(config, clean, model.spec.classes)
-        held = jnp.sum(clean.role == 2, dtype=jnp.int32)
+        train_at, validate_at = training_plans(config, clean, classes), validation_plans(config, clean, classes)
+        validation = jnp.sum(clean.role == 2, dtype=jnp.int32)
 
         def network_of(keep: Array, statistics: Any) -> Variables:
-            return {**variables, "params": pruned(table, params, keep), "batch_stats": statistics}
+            return {**variables, "params": pruned(table, variables["params"], keep), "batch_stats": statistics}
 
-        def judged(keep: Array, statistics: Any, number: Array) -> tuple[Array, Array]:
-            return measure(network_of(keep, statistics), sets, clean.labels, validate_at(judging, number))
+        def judge(keep: Array, statistics: Any, number: Array) -> _Judged:
+            batches = validate_at(judging, number)
+            wrong, loss = measure(network_of(keep, statistics), (clean.images, triggered), clean.labels, batches)
+            return _Judged(wrong[0], loss[0], loss[1], jnp.all(jnp.isfinite(loss)))
 
-        def chosen(state: _State, slope: dict[str, Array]) -> tuple[Array, Array, Array]:
-            """(number of the filter, its score, whether all scores are finite)."""
-            scores = jnp.concatenate([jnp.mean(jnp.abs(slope[path]), (0, 1, 2)) for path in kernels])
-            left = flat(table, masks_of(table, state.keep)) > 0 if config.exclude_pruned else jnp.ones_like(scores, bool)
-            winner = jnp.argmax(jnp.where(left, scores, -jnp.inf)).astype(jnp.int32)  # of equal ones the first
-            return winner, jnp.where(left[winner], scores[winner], -jnp.inf), jnp.all(jnp.isfinite(scores))
+        def inside(judged: _Judged) -> Array:
+            return within(judged.errors, first.errors, validation, hyper.tolerance, bool(config.integer_threshold))
 
         def again(state: _State) -> _State:
             number = state.round + 1
-            draws = step_key(stream(network, Stream.NETWORK), number)
-            batches = train_at(ordering, number)
+            draws, batches = step_key(stream(network, Stream.NETWORK), number), train_at(ordering, number)
             now = network_of(state.keep, state.statistics)
             slope, statistics = slopes(draws, now, kernels, triggered, clean.labels, batches)
-            keep, found, sound, row = state.keep, jnp.bool_(True), jnp.bool_(True), {}
-            if config.prune:
-                winner, score, sound = chosen(state, slope)
-                keep, found = keep.at[winner].set(0), score > 0
-                address, channel = (jnp.asarray(each)[winner] for each in (table.address, table.channel))
-                row = {"address": address, "filter": channel, "score": score}
-            wrong, loss = judged(keep, statistics, number)
-            sound = sound & jnp.all(jnp.isfinite(loss))
-            inside = within(wrong[0], first[0][0], held, hyper.tolerance, integer)
-            better = inside & (loss[1] < state.best.unlearning)
-            waited = jnp.where(better, 0, state.waited + 1)
-            ended = jnp.select(
-                [~sound, ~found, ~inside, waited >= config.pruning_patience, number >= rounds],
-                [jnp.int32(reason) for reason in (Ended.NON_FINITE, Ended.NO_FILTER, Ended.ACCURACY, Ended.PATIENCE, Ended.CAP)],
-                jnp.int32(Ended.NOT_RUN),
-            )
-            current = Best(keep, statistics, loss[1], loss[0], number)
-            new = _State(
-                keep,
-                statistics,
-                jax.tree.map(lambda a, b: jnp.where(better, a, b), current, state.best),
-                waited,
-                number,
-                ended,
-                _noted(state.told, number, {**row, "errors": wrong[0], "unlearning": loss[1]}),
-            )
-            return jax.tree.map(lambda a, b: jnp.where(found & sound, a, b), new, state._replace(ended=ended))
+            choice = _chosen(config, table, state.keep, [slope[path] for path in kernels])
+            judged = judge(choice.keep, statistics, number)
+            return _after_round(config, rounds, state, statistics, choice, judged, inside(judged))
 
-        keep = jnp.ones(len(table.address), jax.tree.leaves(params)[0].dtype)
-        first = judged(keep, variables["batch_stats"], jnp.int32(0))
-        start = Best(keep, variables["batch_stats"], first[1][1], first[1][0], jnp.int32(0))
-        told = _noted(_blank(config.rounds), jnp.int32(0), {"errors": first[0][0], "unlearning": first[1][1]})
-        sound, inside = jnp.all(jnp.isfinite(first[1])), within(first[0][0], first[0][0], held, hyper.tolerance, integer)
-        ended = jnp.select([~sound, ~inside], [jnp.int32(Ended.NON_FINITE), jnp.int32(Ended.ACCURACY)], jnp.int32(Ended.NOT_RUN))
+        keep = jnp.ones(len(table.address), jax.tree.leaves(variables["params"])[0].dtype)
+        first = judge(keep, variables["batch_stats"], jnp.int32(0))
+        state = _before_rounds(config, keep, variables["batch_stats"], first, inside(first))
         if not rounds:
-            return start, table, told, (held, jnp.int32(0), jnp.where(sound, jnp.int32(Ended.NOT_RUN), ended))
-        state = _State(keep, variables["batch_stats"], start, jnp.int32(0), jnp.int32(0), ended, told)
+            ended = jnp.where(first.finite, jnp.int32(Ended.NOT_RUN), state.ended)
+            return Pruned(state.best, state.history, validation, jnp.int32(0), ended)
         last = jax.lax.while_loop(lambda state: state.ended == Ended.NOT_RUN, again, state)
-        return last.best, table, last.told, (held, last.round, last.ended)
+        return Pruned(last.best, last.history, validation, last.round, last.ended)
 
     return prune
 
 
-def _blank(rounds: int) -> Told:
+def _chosen(config: Config, table: Filters, keep: Array, slopes: list[Array]) -> _Choice:
+    """The filter whose gradient is largest in the mean, from gradients of the kernels f[kh kw c d] in the table's order."""
+    if not config.prune:
+        return _Choice(keep, jnp.bool_(True), jnp.bool_(True), {})
+    scores = jnp.concatenate([jnp.mean(jnp.abs(slope), (0, 1, 2)) for slope in slopes])
+    left = flat(table, masks_of(table, keep)) > 0 if config.exclude_pruned else jnp.ones_like(scores, bool)
+    winner = jnp.argmax(jnp.where(left, scores, -jnp.inf)).astype(jnp.int32)  # of equal ones the first
+    score = jnp.where(left[winner], scores[winner], -jnp.inf)
+    address, channel = (jnp.asarray(each)[winner] for each in (table.address, table.channel))
+    row = {"address": address, "filter": channel, "score": score}
+    return _Choice(keep.at[winner].set(0), score > 0, jnp.all(jnp.isfinite(scores)), row)
+
+
+def _before_rounds(config: Config, keep: Array, statistics: Any, judged: _Judged, inside: Array) -> _State:
+    """The state before the first round, which there is none of where the network is not finite or nothing may be lost."""
+    number = jnp.int32(0)
+    best = Best(keep, statistics, judged.unlearning, judged.clean, number)
+    history = _with_row(_empty(config.rounds), number, {"errors": judged.errors, "unlearning": judged.unlearning})
+    reasons = {Ended.NON_FINITE: ~judged.finite, Ended.ACCURACY: ~inside}
+    return _State(keep, statistics, best, jnp.int32(0), number, first_reason(reasons), history)
+
+
+def _after_round(
+    config: Config, rounds: int, state: _State, statistics: Any, choice: _Choice, judged: _Judged, inside: Array
+) -> _State:
+    """The state after a round; of one that does not count, only why it ended the rounds."""
+    number, finite = state.round + 1, choice.finite & judged.finite
+    better = inside & (judged.unlearning < state.best.unlearning)
+    waited = jnp.where(better, 0, state.waited + 1)
+    ended = first_reason(
+        {
+            Ended.NON_FINITE: ~finite,
+            Ended.NO_FILTER: ~choice.found,
+            Ended.ACCURACY: ~inside,
+            Ended.PATIENCE: waited >= config.pruning_patience,
+            Ended.CAP: number >= rounds,
+        }
+    )
+    current = Best(choice.keep, statistics, judged.unlearning, judged.clean, number)
+    best = jax.tree.map(lambda a, b: jnp.where(better, a, b), current, state.best)
+    row = {**choice.row, "errors": judged.errors, "unlearning": judged.unlearning}
+    new = _State(choice.keep, statistics, best, waited, number, ended, _with_row(state.history, number, row))
+    return jax.tree.map(lambda a, b: jnp.where(choice.found & finite, a, b), new, state._replace(ended=ended))
+
+
+def _empty(rounds: int) -> History:
+    """The history of no round."""
     none, nothing = jnp.full(rounds + 1, -1, jnp.int32), jnp.full(rounds + 1, jnp.nan, jnp.float32)
-    return Told(none, none, nothing, none, nothing)
+    return History(none, none, nothing, none, nothing)
 
 
-def _noted(told: Told, at: Array, row: dict[str, Array]) -> Told:
-    old = {name: getattr(told, name) for name in row}
-    return told._replace(**{name: old[name].at[at].set(value.astype(old[name].dtype)) for name, value in row.items()})
+def _with_row(history: History, at: Array, row: dict[str, Array]) -> History:
+    """The history with these values at entry ``at`` i32[]."""
+    old = {name: getattr(history, name) for name in row}
+    return history._replace(**{name: old[name].at[at].set(value.astype(old[name].dtype)) for name, value in row.items()})

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.data.augment import to_float
-from bdjax.defenses.bti_dbf import inversion
 from bdjax.defenses.bti_dbf.inversion import inverted_triggers
+from bdjax.defenses.bti_dbf.search import Rules as InversionRules
 from bdjax.defenses.grad_prune.settings import Config
-from bdjax.defenses.nc.search import Found, Rules, searcher, stamp
+from bdjax.defenses.nc.control import Rules
+from bdjax.defenses.nc.search import Found, searcher, with_trigger
 from bdjax.defenses.pbe import Config as Perturbation
 from bdjax.defenses.pbe import perturbed
 from bdjax.defenses.tuning import Batch
@@ -81,14 +82,14 @@ def universal(model: Model, config: Config) -> Source:
     search = searcher(model, Rules(epochs=config.search_epochs, batch=config.search_batch))
 
     @jax.jit
-    def stamped(found: Found, clean: CleanSet) -> Array:
+    def triggered(found: Found, clean: CleanSet) -> Array:
         # A class whose search was not finite is frozen with a mask that says nothing.
         target = jnp.argmin(jnp.where(found.alive, found.norm, jnp.inf))
         trigger = {"mask": found.mask[target][..., None], "pattern": found.pattern[target]}
-        return stamp(trigger, to_float(clean.images))
+        return with_trigger(trigger, to_float(clean.images))
 
     def make(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Array:
-        return stamped(search(key, variables, clean, hyper), clean)
+        return triggered(search(key, variables, clean, hyper), clean)
 
     return Source(make, UniversalHyper())
 
@@ -134,13 +135,13 @@ def generator(model: Model, config: Config) -> Source:
     """Each image is drawn anew by BTI-DBF's generator: as before for what the class needs, as different as may be for the rest.
 
     One round of its reconstruction on the network as it is (:func:`bdjax.defenses.bti_dbf.inversion.inverted_triggers`). Where
-    that is not finite the images are not either, so that the repair is marked.
+    that is not finite the images are not either, so that the member is marked as not finite.
 
     Source: X. Xu, K. Huang, Y. Li, Z. Qin, K. Ren, "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling
       Benign Features", ICLR 2024.
     """
     fields = ("pretrain_epochs", "mask_epochs", "generator_epochs", "generator_width", "generator_levels", "batch")
-    rules = inversion.Rules(rounds=1, **{field: getattr(config, field) for field in fields})
+    rules = InversionRules(rounds=1, **{field: getattr(config, field) for field in fields})
     invert = inverted_triggers(model, rules)
 
     @jax.jit

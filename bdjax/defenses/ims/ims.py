@@ -11,9 +11,9 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import to_float
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.defenses.channels import clipped, split
 from bdjax.defenses.ims.networks import ADAMW, Network, agree, disagree, factors, perturbation
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train import descent
@@ -100,8 +100,9 @@ def ims(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     config = configure(PRESETS, config, "ims", profile)
     at_least("ims", config, start_rounds=1, search_rounds=0, settle_rounds=0, batch=1, inner_steps=1, patience=0)
     lengths = config.start_rounds, config.search_rounds, config.settle_rounds
-    whole = (np.array(each, np.int32) for each in ((0, 1, 2), (0, lengths[0], lengths[0] + lengths[1]), lengths))
-    spans = _Span(*(*whole, np.array([1, 0, 1], np.float32)))
+    first_rounds = (0, lengths[0], lengths[0] + lengths[1])
+    number, first, length = (np.array(each, np.int32) for each in ((0, 1, 2), first_rounds, lengths))
+    spans = _Span(number, first, length, np.array([1, 0, 1], np.float32))
     perturbed = [number for number in (1, 2) if lengths[number]]
     start, search = _stage(model, config, perturbed=False), _stage(model, config, perturbed=True)
 
@@ -113,23 +114,24 @@ def ims(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         ones = jnp.concatenate(list(channels.values()))
         shared = _Shared(stream(key, Stream.ORDER), view.variables, view.clean, hyper)
         state = descent.begin(ADAMW, {"params": {"masks": ones, "selections": ones}}, hyper, measured=0)
-        told = jnp.full((len(TOLD), sum(lengths)), jnp.nan, jnp.float32)
-        carry = start(shared, (state, told, jnp.zeros(3, jnp.int32)), jax.tree.map(lambda x: jnp.asarray(x[0]), spans))
+        history = jnp.full((len(BY_ROUND), sum(lengths)), jnp.nan, jnp.float32)
+        carry = start(shared, (state, history, jnp.zeros(3, jnp.int32)), jax.tree.map(lambda x: jnp.asarray(x[0]), spans))
         if perturbed:
             carry = run_steps(search, carry, jax.tree.map(lambda x: jnp.asarray(x[perturbed]), spans), shared, Loop())
-        state, told, rounds = carry
+        state, history, rounds = carry
         free = state.variables["params"]
         keep, _ = factors(free, hyper.slope)
         masks = split(jnp.round(keep) if config.hard_mask else keep, channels)
         params = tree.scale_convs(view.variables["params"], masks)
-        last = (free[name].astype(jnp.float32) for name in ("masks", "selections"))
-        trace = IMSTrace(*(*told, rounds, *last, state.alive, state.stopped))
+        last = [free[name].astype(jnp.float32) for name in ("masks", "selections")]
+        after = {"rounds": rounds, "masks": last[0], "selections": last[1], "alive": state.alive, "stopped": state.stopped}
+        trace = IMSTrace(**dict(zip(BY_ROUND, history, strict=True)), **after)
         return Defended({**view.variables, "params": params}, masks, trace)
 
     return Defense(defend, IMSHyper(), frozenset({"clean"}), config)
 
 
-TOLD = IMSTrace._fields[:7]  # what is told of every round
+BY_ROUND = IMSTrace._fields[:7]  # what the trace has of every round
 
 
 class _Span(NamedTuple):
@@ -150,21 +152,21 @@ class _Shared(NamedTuple):
 
 class _Progress(NamedTuple):
     state: State
-    told: Array  # f32[TOLD, rounds of all stages]
+    history: Array  # f32[BY_ROUND, rounds of all stages]
     made: Array  # i32[]: rounds of this stage
     best: Array  # f[]: loss of the last round that made progress
     missed: Array  # i32[]: rounds since then
 
 
 def _stage(model: Model, config: Config, *, perturbed: bool) -> Callable[..., Any]:
-    """``stage(shared, (state, told, rounds i32[3]), span) -> (state, told, rounds)``.
+    """``stage(shared, (state, history, rounds i32[3]), span) -> (state, history, rounds)``.
 
     How many rounds there are depends on the data: a while-loop, whose rounds are steps of a scan whatever the model's loop is.
     """
     loop, round_ = model.loop._replace(kind="scan"), _round(model, config, perturbed)
 
     def stage(shared: _Shared, carry: tuple[State, Array, Array], span: _Span) -> tuple[State, Array, Array]:
-        state, told, rounds = carry
+        state, history, rounds = carry
         free = state.variables["params"]
 
         def going(now: _Progress) -> Array:
@@ -174,9 +176,9 @@ def _stage(model: Model, config: Config, *, perturbed: bool) -> Callable[..., An
             return run_steps(round_, now, ((span.first + now.made)[None], span.pulled[None]), shared, loop)
 
         worst = jnp.asarray(jnp.inf, at_least_float32(free["masks"].dtype))
-        fresh = state._replace(optimiser=ADAMW.init(shared.hyper, free))
-        last = jax.lax.while_loop(going, step, _Progress(fresh, told, jnp.int32(0), worst, jnp.int32(0)))
-        return last.state, last.told, rounds.at[span.number].set(last.made)
+        fresh = state._replace(optimiser=ADAMW(shared.hyper).init(free))
+        last = jax.lax.while_loop(going, step, _Progress(fresh, history, jnp.int32(0), worst, jnp.int32(0)))
+        return last.state, last.history, rounds.at[span.number].set(last.made)
 
     return stage
 
@@ -228,13 +230,13 @@ def _round(model: Model, config: Config, perturbed: bool) -> Callable[[_Shared, 
             # Without a slope at 1 itself, where |1 - s| has one in JAX.
             pull = pulled.astype(s.dtype) * hyper.l1.astype(s.dtype) * jnp.mean(jnp.where(s < 1, 1 - s, 0))
             total = close + apart + shaken + pull
-            told = total, close, apart, shaken, size, jnp.mean(s), jnp.mean(keep)
-            return total, jnp.stack([value.astype(jnp.float32) for value in told])
+            values = total, close, apart, shaken, size, jnp.mean(s), jnp.mean(keep)
+            return total, jnp.stack([value.astype(jnp.float32) for value in values])
 
-        (value, told), gradient = jax.value_and_grad(loss, has_aux=True)(free)
+        (value, values), gradient = jax.value_and_grad(loss, has_aux=True)(free)
         state = descent.descend(now.state, ADAMW, hyper, hyper.lr, gradient, value[None], mask, project=clipped)
         better = value < hyper.progress.astype(value.dtype) * now.best
         best, missed = jnp.where(better, value, now.best), jnp.where(better, 0, now.missed + 1)
-        return _Progress(state, now.told.at[:, number].set(told), now.made + 1, best, missed)
+        return _Progress(state, now.history.at[:, number].set(values), now.made + 1, best, missed)
 
     return round_

@@ -5,28 +5,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from bdjax.defenses.tuning import masked_mean
-from bdjax.train import adam
-from bdjax.train.descent import Optimiser
+from bdjax.defenses.batches import masked_mean
 from bdjax.train.loops import inner
+from bdjax.train.optimisers import Optimiser, adamw
 from bdjax.types import Array, Loop
 
 SMALLEST = 1e-8  # added inside the logarithms
 Network = Callable[[Array], Array]  # images f[b h w c] -> probabilities f[b k]
 
 
-def _adamw(hyper: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
-    """Adam with decoupled decay: the rate times ``weight_decay`` times the parameters is subtracted too."""
-    direction, state = adam.direction(gradient, state)
-    return jax.tree.map(lambda d, p: d + hyper.weight_decay.astype(p.dtype) * p, direction, params), state
+def adamw_from(hyper: Any) -> optax.GradientTransformation:
+    """:func:`bdjax.train.optimisers.adamw` with ``hyper.weight_decay``, f[]."""
+    return adamw(hyper.weight_decay)
 
 
-ADAMW = Optimiser(lambda hyper, params: adam.start(params), _adamw)
+ADAMW: Optimiser = adamw_from
 
 
 def factors(free: Mapping[str, Array], slope: Array) -> tuple[Array, Array]:
-    """What channels are multiplied by in the masked network and in the inverse one, f[d] each, from "masks" and "selections".
+    """Factors f[d] of the channels in the masked network and in the inverse one, from f[d] "masks" and "selections".
 
     h(m) + s (1 - h(m)) in the form 1 - (1 - s) h(1 - m), which is 1 to the bit at s = 1, where everything starts.
     """
@@ -56,11 +55,13 @@ def perturbation(original: Network, inverse: Network, images: Array, mask: Array
         there, other = original(images + delta), inverse(images + delta)
         return masked_mean(agree(other, there) + disagree(there, seen), mask)
 
+    rule = ADAMW(hyper)
+
     def step(_: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
         delta, memory = carry
-        direction, memory = ADAMW.direction(hyper, jax.grad(loss)(delta), memory, delta)
+        direction, memory = rule.update(jax.grad(loss)(delta), memory, delta)
         bound = hyper.bound.astype(delta.dtype)
         return jnp.clip(delta - hyper.perturbation_lr.astype(delta.dtype) * direction, -bound, bound), memory
 
     start = jnp.zeros_like(images)
-    return inner(steps, step, (start, adam.start(start)), Loop())[0]
+    return inner(steps, step, (start, rule.init(start)), Loop())[0]

@@ -9,8 +9,10 @@ import numpy as np
 
 from bdjax.configure import at_least, configure, of_ten_thousand
 from bdjax.data.augment import to_float
-from bdjax.defenses.nc.search import Rules, searcher, stamp
-from bdjax.defenses.tuning import Tuned, bits_by_index, training_rows, tuner
+from bdjax.defenses.batches import bits_by_index, training_rows
+from bdjax.defenses.nc.control import Rules
+from bdjax.defenses.nc.search import searcher, with_trigger
+from bdjax.defenses.tuning import Tuned, tuner
 from bdjax.errors import UserError
 from bdjax.train.schedules import cosine_by_epoch, plateau
 from bdjax.types import PROFILES, Array, CleanSet, Defended, DefenderView, Defense, Key, Model
@@ -88,7 +90,7 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
     Source: B. Wang, Y. Yao, S. Shan, H. Li, B. Viswanath, H. Zheng, B. Y. Zhao, "Neural Cleanse: Identifying and Mitigating
       Backdoor Attacks in Neural Networks", IEEE S&P 2019; settings of K. Dunnett et al., arXiv 2411.11200, 2024.
     Differs: the published code stops with an error once a class is flagged, and would return the untouched network if it did
-      not, so there is no profile "reference". Here the stamped share is drawn within each class (at 2 per class over classes at
+      not, so there is no profile "reference". Here ``stamped_share`` is drawn within each class (at 2 per class over classes at
       random), triggers act in floating point before the augmentation, and the tuned network is returned. The search normalises
       the pattern per channel, as it does images. The published search mistakes rows for channels, which changes what it finds on
       every data set but GTSRB (:func:`bdjax.defenses.nc.search.searcher`). As in the survey, not the original: the search starts
@@ -117,8 +119,8 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
         order = jnp.argsort(jnp.where(flagged, norm, jnp.inf), stable=True)[: config.max_flagged]
         count = jnp.minimum(jnp.sum(flagged, dtype=jnp.int32), config.max_flagged)
         rows = training_rows(clean)
-        stamped = split(key, clean.labels, rows, model.spec.classes, config.stamped_share)
-        virtual, present = _virtual(rows, stamped, count, config)
+        triggered = split(key, clean.labels, rows, model.spec.classes, config.stamped_share)
+        virtual, present = _virtual(rows, triggered, count, config)
         triggers = {"mask": mask[order][..., None], "pattern": pattern[order]}
         return index, flagged, count, present, (virtual, triggers)
 
@@ -160,17 +162,17 @@ def outliers(norm: Array, threshold: Array) -> tuple[Array, Array]:
 
 
 def _share_of(rows: Any, share: float) -> Any:
-    """How many of so many rows are stamped: rows - floor((1 - share) rows), for an int or i32[]."""
+    """How many of so many rows carry the triggers: rows - floor((1 - share) rows), for an int or i32[]."""
     return rows - (10_000 - of_ten_thousand("nc.stamped_share", share, ends=False)) * rows // 10_000
 
 
 def split(key: Key, labels: Array, rows: Array, classes: int, share: float) -> Array:
-    """The training rows that are stamped, ``share`` of each class; what does not divide is drawn over the classes.
+    """The training rows that carry the triggers, ``share`` of each class; what does not divide is drawn over the classes.
 
     Args:
       key: draws.
       labels: i32[n].
-      rows: bool[n], training rows; of N of them N - floor((1 - share) N) are stamped.
+      rows: bool[n], training rows; of N of them N - floor((1 - share) N) carry them.
       classes: number of classes.
       share: in (0, 1).
 
@@ -192,26 +194,26 @@ def split(key: Key, labels: Array, rows: Array, classes: int, share: float) -> A
     return rows & (jnp.argsort(jnp.lexsort((turn, jnp.where(rows, level, 2)))).astype(jnp.int32) < count)
 
 
-def _virtual(rows: Array, stamped: Array, count: Array, config: Config) -> tuple[Array, Array]:
+def _virtual(rows: Array, triggered: Array, count: Array, config: Config) -> tuple[Array, Array]:
     """The rows of the fine-tuning: (row and trigger i32[v], present bool[v]); row + j n is row with trigger j - 1, j = 0 clean.
 
     There are at most so many of them as room is made for here, statically: the present ones come first.
     """
     n = rows.shape[0]
-    several = jnp.arange(1, config.max_flagged + 1, dtype=jnp.int32)[:, None] <= count
-    present = jnp.concatenate([(rows & ~stamped)[None], stamped[None] & several]).reshape(-1)
+    unlearned = jnp.arange(1, config.max_flagged + 1, dtype=jnp.int32)[:, None] <= count
+    present = jnp.concatenate([(rows & ~triggered)[None], triggered[None] & unlearned]).reshape(-1)
     room = n + (config.max_flagged - 1) * _share_of(n, config.stamped_share)
     order = jnp.argsort(~present, stable=True).astype(jnp.int32)[:room]
     return order, present[order] & (count > 0)
 
 
 def _gather(clean: CleanSet, extra: Any, at: Array) -> tuple[Array, Array]:
-    """Images f32[b h w c] and labels of the fine-tuning's rows, stamped where they carry a trigger."""
+    """Images f32[b h w c] and labels of the fine-tuning's rows, with the triggers that they carry."""
     virtual, triggers = extra
     n = clean.labels.shape[0]
     row, number = virtual[at] % n, virtual[at] // n
     images = to_float(clean.images[row]).astype(triggers["mask"].dtype)
     for j in range(triggers["mask"].shape[0]):
         trigger = {name: value[j] for name, value in triggers.items()}
-        images = jnp.where((number == j + 1)[:, None, None, None], stamp(trigger, images), images)
+        images = jnp.where((number == j + 1)[:, None, None, None], with_trigger(trigger, images), images)
     return images, clean.labels[row]

@@ -10,43 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.nc.control import Control, Rules, advance, first_control
 from bdjax.keys import Stream, step_key, stream
-from bdjax.train import adam
 from bdjax.train.evaluate import finite
 from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import adam
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.types import Array, CleanSet, DataSpec, Key, Model, Variables
 
-DECAYS, EPS = (0.5, 0.9), 1e-8  # of Adam
+RULE = adam(decays=(0.5, 0.9))
 SOFT = 1e-7  # tanh(u)/(2 + SOFT) + 1/2 stays inside (0, 1)
 AT_ONCE = 512  # images of several classes that go through the network together
-
-
-class Rules(NamedTuple):
-    """Static rules of the search."""
-
-    epochs: int = 80
-    batch: int = 256
-    patience: int = 5  # epochs of success, or of failure, after which the cost changes
-    early_patience: int = 25  # epochs without a smaller mask after which a class stops
-    early_ratio: float = 0.99  # "smaller" means below this ratio of the smallest so far
-
-
-class Control(NamedTuple):
-    """The controller of one class."""
-
-    cost: Array  # f32[]: weight of the mask's norm
-    up: Array  # i32[]: epochs of success in a row
-    down: Array  # i32[]: epochs of failure in a row
-    up_seen: Array  # bool[]: the cost has been raised
-    down_seen: Array  # bool[]: the cost has been lowered
-    waited: Array  # i32[]: epochs without a clearly smaller mask
-    early_best: Array  # f32[]: smallest norm that early stopping knows
-    best: Array  # f32[]: norm of the smallest successful mask, inf before there is one
-    have: Array  # bool[]: something has been kept
-    done: Array  # bool[]: stopped
 
 
 class Found(NamedTuple):
@@ -61,52 +37,6 @@ class Found(NamedTuple):
     alive: Array  # bool[k]: the gradients stayed finite; where they did not the class is frozen from then on
 
 
-def first_control(cost: Array) -> Control:
-    """The controller before the first epoch."""
-    zero, no, far = jnp.int32(0), jnp.bool_(False), jnp.float32(jnp.inf)
-    return Control(cost.astype(jnp.float32), zero, zero, no, no, zero, far, far, no, no)
-
-
-def advance(control: Control, success: Array, size: Array, hyper: Any, rules: Rules) -> tuple[Control, Array]:
-    """The controller after an epoch, and whether the current mask is to be kept.
-
-    Args:
-      control: of one class.
-      success: f32[], mean success rate of the epoch's batches.
-      size: f32[], mean L1 norm of the mask.
-      hyper: with ``threshold`` and ``multiplier``.
-      rules: static.
-    """
-    good = success >= hyper.threshold.astype(success.dtype)
-    smaller = good & (size < control.best)
-    best = jnp.where(smaller, size, control.best)
-    stuck = best >= rules.early_ratio * control.early_best
-    waited = jnp.where(jnp.isfinite(best), jnp.where(stuck, control.waited + 1, 0), control.waited)
-    early_best = jnp.minimum(best, control.early_best)
-    stop = control.up_seen & control.down_seen & (waited >= rules.early_patience)
-    up, down = jnp.where(good, control.up + 1, 0), jnp.where(good, 0, control.down + 1)
-    raised, lowered = up >= rules.patience, down >= rules.patience
-    # Down takes the power 1.5 of what up takes.
-    factor = jnp.where(raised, hyper.multiplier, jnp.where(lowered, hyper.multiplier**-1.5, 1))
-    moved = Control(
-        control.cost * factor.astype(control.cost.dtype),
-        jnp.where(raised, 0, up),
-        jnp.where(lowered, 0, down),
-        control.up_seen | raised,
-        control.down_seen | lowered,
-        waited,
-        early_best,
-        best,
-        jnp.bool_(True),
-        jnp.bool_(False),
-    )
-    # Where the search stops, the cost and its counters are left as they are.
-    stopped = control._replace(waited=waited, early_best=early_best, best=best, have=jnp.bool_(True), done=jnp.bool_(True))
-    new = jax.tree.map(lambda a, b: jnp.where(stop, a, b), stopped, moved)
-    new = jax.tree.map(lambda a, b: jnp.where(control.done, a, b), control, new)
-    return new, ~control.done & (smaller | (~control.have & ~stop))
-
-
 class _State(NamedTuple):
     trigger: Any  # {"mask": f[k h w 1], "pattern": f[k h w c]} before the squashing
     adam: Any
@@ -118,13 +48,21 @@ class _State(NamedTuple):
     alive: Array  # bool[k]
 
 
-def squashed(trigger: Any) -> Any:
-    """Mask and pattern in (0, 1) from their free parameters."""
+class _Class(NamedTuple):
+    """What a step of one class reads and changes."""
+
+    trigger: Any  # {"mask": f[h w 1], "pattern": f[h w c]} before the squashing
+    adam: Any
+    alive: Array  # bool[]
+
+
+def squashed(trigger: dict[str, Array]) -> Any:
+    """Mask f[… h w 1] and pattern f[… h w c] in (0, 1) from their free parameters of the same shapes."""
     return jax.tree.map(lambda x: jnp.tanh(x) / (2 + SOFT) + 0.5, trigger)
 
 
-def stamp(trigger: Any, images: Array) -> Array:
-    """(1 - m) x + m q, f[b h w c]."""
+def with_trigger(trigger: dict[str, Array], images: Array) -> Array:
+    """Images f[b h w c] that carry a trigger {"mask": m f[h w 1], "pattern": q f[h w c]}: (1 - m) x + m q, f[b h w c]."""
     mask, pattern = trigger["mask"][None], trigger["pattern"][None]
     return (1 - mask) * images.astype(mask.dtype) + mask * pattern
 
@@ -133,64 +71,16 @@ def searcher(model: Model, rules: Rules) -> Callable[..., Found]:
     """Build ``search(key, variables, clean: CleanSet, hyper) -> Found``.
 
     Args:
-      model: network, used in eval mode; its first act normalises the stamped images, and with them the pattern, per channel.
+      model: network, used in eval mode; its first act normalises the triggered images, and with them the pattern, per channel.
       rules: static.
 
-    Differs: the published code stamps normalised images and normalises the pattern itself, an array of channels, rows and
-      columns without a batch, at the axis behind the first. So in every channel its rows 0, 1 and 2 are normalised with the mean
-      and std of the channels 0, 1 and 2, and all rows below not at all: their pattern q in [0, 1] counts as a normalised value,
-      which is the colour mean + std q. A pattern per channel is a correction. On GTSRB, whose images nobody normalises, both
-      are the same.
+    Differs: the published code applies the trigger to normalised images and normalises the pattern itself, an array of channels,
+      rows and columns without a batch, at the axis behind the first. So in every channel its rows 0, 1 and 2 are normalised with
+      the mean and std of the channels 0, 1 and 2, and all rows below not at all: their pattern q in [0, 1] counts as a normalised
+      value, which is the colour mean + std q. A pattern per channel is a correction. On GTSRB, whose images nobody normalises,
+      both are the same.
     """
-    spec, classes = model.spec, model.spec.classes
-
-    def step(shared: Any, state: _State, x: tuple[Array, Array, Array]) -> _State:
-        key, variables, clean, hyper = shared
-        rows, mask, trip = x
-        draw = step_key(stream(key, Stream.AUGMENT), trip)
-        images = to_float(crop_flip(draw, clean.images[rows], spec.pad, spec.flip))
-
-        def one(inputs: Any) -> Any:
-            free, memory, alive, cost, done, target = inputs
-
-            def loss(free: Any) -> tuple[Array, tuple[Array, Array]]:
-                trigger = squashed(free)
-                logits = model.apply(variables, stamp(trigger, images)).logits
-                labels = jnp.full(logits.shape[:1], target)
-                size = jnp.sum(trigger["mask"])
-                hit = masked_mean((jnp.argmax(logits, -1).astype(jnp.int32) == target).astype(jnp.float32), mask)
-                return masked_mean(cross_entropy(logits, labels), mask) + cost.astype(size.dtype) * size, (hit, size)
-
-            def move(_: None) -> Any:
-                slope, (hit, size) = jax.grad(loss, has_aux=True)(free)
-                direction, new = adam.direction(slope, memory, DECAYS, EPS)
-                moved = jax.tree.map(lambda p, d: p - hyper.search_lr.astype(p.dtype) * d, free, direction)
-                ok = alive & finite(slope)
-                moved, new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), (moved, new), (free, memory))
-                return moved, new, ok, hit, size.astype(jnp.float32)
-
-            def rest(_: None) -> Any:
-                return free, memory, alive, jnp.float32(0), jnp.float32(0)
-
-            return jax.lax.cond(done, rest, move, None)
-
-        control = state.control
-        xs = (state.trigger, state.adam, state.alive, control.cost, control.done, jnp.arange(classes, dtype=jnp.int32))
-        together = max(1, min(classes, AT_ONCE // len(rows)))
-        free, memory, alive, hit, size = jax.lax.map(one, xs, batch_size=None if together == 1 else together)
-        sums = {"success": state.success + hit, "size": state.size + size, "batches": state.batches + 1}
-        new = state._replace(trigger=free, adam=memory, alive=alive, **sums)
-        return jax.tree.map(lambda a, b: jnp.where(jnp.sum(mask) > 0, a, b), new, state)
-
-    @jax.jit
-    def start(variables: Variables, hyper: Any) -> _State:
-        dtype = jax.tree.leaves(variables["params"])[0].dtype
-        h, w, c = spec.image_shape
-        free = {"mask": jnp.ones((classes, h, w, 1), dtype), "pattern": jnp.ones((classes, h, w, c), dtype)}
-        control = jax.tree.map(lambda x: jnp.broadcast_to(x, (classes,)), first_control(hyper.cost))
-        zero = jnp.zeros(classes, jnp.float32)
-        alive = jnp.ones(classes, bool)
-        return _State(free, jax.vmap(adam.start)(free), control, zero, zero, jnp.int32(0), squashed(free), alive)
+    step = _step(model)
 
     @jax.jit
     def plan(key: Key, epoch: Array, clean: CleanSet) -> tuple[Array, Array, Array]:
@@ -198,19 +88,12 @@ def searcher(model: Model, rules: Rules) -> Callable[..., Found]:
         return rows, mask, epoch * len(rows) + jnp.arange(len(rows), dtype=jnp.int32)
 
     @jax.jit
-    def close(state: _State, hyper: Any) -> tuple[_State, tuple[Array, Array, Array]]:
-        batches = jnp.maximum(state.batches, 1).astype(jnp.float32)
-        success, size = state.success / batches, state.size / batches
-        control, keep = jax.vmap(lambda c, a, r: advance(c, a, r, hyper, rules))(state.control, success, size)
+    def start(variables: Variables, hyper: Any) -> _State:
+        return _start(model.spec, jax.tree.leaves(variables["params"])[0].dtype, hyper)
 
-        def kept(new: Array, old: Array) -> Array:
-            return jnp.where(keep.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-        best = jax.tree.map(kept, squashed(state.trigger), state.best)
-        told = tuple(jnp.where(state.control.done, jnp.float32(jnp.nan), x) for x in (success, size, state.control.cost))
-        zero = jnp.zeros_like(success)
-        new = state._replace(control=control, success=zero, size=zero, batches=jnp.int32(0), best=best)
-        return new, told  # type: ignore[return-value]
+    @jax.jit
+    def close(state: _State, hyper: Any) -> tuple[_State, tuple[Array, ...]]:
+        return _after_epoch(state, hyper, rules)
 
     def search(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Found:
         def epoch(state: _State, e: Array) -> tuple[_State, Any]:
@@ -222,3 +105,87 @@ def searcher(model: Model, rules: Rules) -> Callable[..., Found]:
         return Found(mask, state.best["pattern"], jnp.sum(mask, (1, 2)), success, size, cost, state.alive)
 
     return search
+
+
+def _step(model: Model) -> Callable[..., _State]:
+    """One batch, for all classes; those that have stopped are left as they are."""
+    spec, classes = model.spec, model.spec.classes
+    descend = _class_step(model)
+
+    def step(shared: Any, state: _State, x: tuple[Array, Array, Array]) -> _State:
+        key, variables, clean, hyper = shared
+        rows, mask, trip = x
+        draw = step_key(stream(key, Stream.AUGMENT), trip)
+        images = to_float(crop_flip(draw, clean.images[rows], spec.pad, spec.flip))
+
+        def one(inputs: tuple[_Class, Array, Array, Array]) -> tuple[_Class, Array, Array]:
+            now, cost, done, target = inputs
+
+            def move(_: None) -> tuple[_Class, Array, Array]:
+                return descend((variables, images, mask, hyper), now, cost, target)
+
+            def rest(_: None) -> tuple[_Class, Array, Array]:
+                return now, jnp.float32(0), jnp.float32(0)
+
+            return jax.lax.cond(done, rest, move, None)
+
+        control, each = state.control, _Class(state.trigger, state.adam, state.alive)
+        xs = (each, control.cost, control.done, jnp.arange(classes, dtype=jnp.int32))
+        together = max(1, min(classes, AT_ONCE // len(rows)))
+        each, hit, size = jax.lax.map(one, xs, batch_size=None if together == 1 else together)
+        sums = {"success": state.success + hit, "size": state.size + size, "batches": state.batches + 1}
+        new = state._replace(**each._asdict(), **sums)
+        return jax.tree.map(lambda a, b: jnp.where(jnp.sum(mask) > 0, a, b), new, state)
+
+    return step
+
+
+def _class_step(model: Model) -> Callable[..., tuple[_Class, Array, Array]]:
+    """``descend(shared, now: _Class, cost, target) -> (the class after a step of Adam, success rate f32[], norm f32[])``."""
+
+    def descend(shared: Any, now: _Class, cost: Array, target: Array) -> tuple[_Class, Array, Array]:
+        variables, images, mask, hyper = shared
+
+        def loss(free: Any) -> tuple[Array, tuple[Array, Array]]:
+            trigger = squashed(free)
+            logits = model.apply(variables, with_trigger(trigger, images)).logits
+            labels = jnp.full(logits.shape[:1], target)
+            size = jnp.sum(trigger["mask"])
+            hit = masked_mean((jnp.argmax(logits, -1).astype(jnp.int32) == target).astype(jnp.float32), mask)
+            return masked_mean(cross_entropy(logits, labels), mask) + cost.astype(size.dtype) * size, (hit, size)
+
+        slope, (hit, size) = jax.grad(loss, has_aux=True)(now.trigger)
+        direction, memory = RULE.update(slope, now.adam)
+        moved = jax.tree.map(lambda p, d: p - hyper.search_lr.astype(p.dtype) * d, now.trigger, direction)
+        alive = now.alive & finite(slope)
+        old = now.trigger, now.adam
+        moved, memory = jax.tree.map(lambda a, b: jnp.where(alive, a, b), (moved, memory), old)
+        return _Class(moved, memory, alive), hit, size.astype(jnp.float32)
+
+    return descend
+
+
+def _start(spec: DataSpec, dtype: Any, hyper: Any) -> _State:
+    """Before the first epoch: masks and patterns of ones, before the squashing."""
+    classes, (h, w, c) = spec.classes, spec.image_shape
+    free = {"mask": jnp.ones((classes, h, w, 1), dtype), "pattern": jnp.ones((classes, h, w, c), dtype)}
+    control = jax.tree.map(lambda x: jnp.broadcast_to(x, (classes,)), first_control(hyper.cost))
+    zero = jnp.zeros(classes, jnp.float32)
+    alive = jnp.ones(classes, bool)
+    return _State(free, jax.vmap(RULE.init)(free), control, zero, zero, jnp.int32(0), squashed(free), alive)
+
+
+def _after_epoch(state: _State, hyper: Any, rules: Rules) -> tuple[_State, tuple[Array, ...]]:
+    """The state ready for the next epoch, and success rate, norm and cost of this one, f32[k] each, NaN for stopped classes."""
+    batches = jnp.maximum(state.batches, 1).astype(jnp.float32)
+    success, size = state.success / batches, state.size / batches
+    control, keep = jax.vmap(lambda c, a, r: advance(c, a, r, hyper, rules))(state.control, success, size)
+
+    def kept(new: Array, old: Array) -> Array:
+        return jnp.where(keep.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    best = jax.tree.map(kept, squashed(state.trigger), state.best)
+    measured = tuple(jnp.where(state.control.done, jnp.float32(jnp.nan), x) for x in (success, size, state.control.cost))
+    zero = jnp.zeros_like(success)
+    new = state._replace(control=control, success=zero, size=zero, batches=jnp.int32(0), best=best)
+    return new, measured

@@ -1,13 +1,12 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.nn.folded_linear import fold
-from bdjax.train import adam
-from bdjax.train.amsgrad import DECAYS, EPS, amsgrad, plain_adam
-from bdjax.train.descent import Optimiser
+from bdjax.train.optimisers import DECAYS, EPS, adam, adamw, amsgrad, fixed, sgd, unfolded
 from bdjax.train.schedules import constant
 from tests.defenses.plain_network import batches, cross_entropies, dense, dense_logits, pixels, plain
 
@@ -17,8 +16,8 @@ GRADIENTS = np.array(
 )
 
 
-direction = jax.jit(adam.amsgrad_direction, static_argnums=(2, 3))
-start_of = jax.jit(adam.amsgrad_start)
+RULE = amsgrad()
+direction, start_of = jax.jit(RULE.update), jax.jit(RULE.init)
 
 
 def written_out(gradients, lr, eps, bias_corrected_first=False):
@@ -54,22 +53,62 @@ def test_eight_steps_are_those_of_the_formula_and_not_those_of_optax(wide):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
     np.testing.assert_allclose(others, written_out(GRADIENTS, 0.1, 1e-8, True), rtol=0, atol=1e-8)
     assert np.max(np.abs(np.array(found) - np.array(others))) > 0.1, "more than one learning rate apart"
-    assert int(state["count"]) == 8 and state["largest"]["w"].dtype == np.float64
+    assert int(state.count) == 8 and state.largest["w"].dtype == np.float64
 
 
 def test_epsilon_and_decays_are_taken_where_the_formula_has_them(wide):
     # Gradients of the size of epsilon: were it under the root or divided by the correction the steps would be others.
-    gradients = 1e-3 * GRADIENTS
+    gradients, coarse = 1e-3 * GRADIENTS, jax.jit(amsgrad((0.9, 0.999), 1e-3).update)
     state, p, found = start_of(np.zeros(3)), np.zeros(3), []
     for g in gradients:
-        step, state = direction(g, state, (0.9, 0.999), 1e-3)
+        step, state = coarse(g, state)
         p = p - 0.1 * np.asarray(step)
         found.append(p)
     np.testing.assert_allclose(found, written_out(gradients, 0.1, 1e-3), rtol=0, atol=1e-13)
-    step, _ = direction(np.ones(3), start_of(np.zeros(3)), (0.5, 0.75), 0.25)
+    step, _ = jax.jit(amsgrad((0.5, 0.75), 0.25).update)(np.ones(3), start_of(np.zeros(3)))
     np.testing.assert_allclose(step, 1 / 1.25, rtol=1e-12)  # m and v corrected are 1
     step, _ = direction(np.zeros(3), start_of(np.zeros(3)))
     assert step.tolist() == [0, 0, 0]
+
+
+def test_adam_is_optaxs_but_for_rounding(wide):
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = optax.scale_by_adam()
+        params = {"w": np.zeros(3)}
+        ours, state, memory = jax.jit(adam().update), adam().init(params), theirs.init(params)
+        for g in GRADIENTS:
+            step, state = ours({"w": g}, state)
+            other, memory = theirs.update({"w": g}, memory, params)
+            np.testing.assert_allclose(step["w"], other["w"], rtol=1e-7, atol=1e-12)
+
+
+def test_adamw_adds_its_share_of_the_parameters_to_the_direction_of_adam():
+    params, g = np.float32([1, -2, 4]), np.float32([0.5, 0.1, -3])
+    plain_step, _ = adam().update(g, adam().init(params))
+    for decay in (0.25, np.float32(0.25)):
+        rule = adamw(decay)
+        step, state = jax.jit(rule.update)(g, rule.init(params), params)
+        np.testing.assert_allclose(step, np.asarray(plain_step) + 0.25 * params, rtol=1e-6)
+        assert int(state.count) == 1
+
+
+def test_decays_of_sgd_may_be_traced_and_of_another_precision_and_it_goes_into_an_optax_chain(wide):
+    params, gradients = np.array([1.0, -2.0]), [np.array([0.5, 0.25]), np.array([-1.0, 2.0])]
+
+    @jax.jit
+    def run(momentum, decay):
+        rule, p = optax.chain(sgd(momentum, decay), optax.scale(-0.5)), jnp.asarray(params)
+        state = rule.init(p)
+        for g in gradients:
+            change, state = rule.update(g, state, p)
+            p = optax.apply_updates(p, change)
+        return p
+
+    buffer, expected = 0.0, params
+    for g in gradients:
+        buffer = 0.75 * buffer + (g + 0.5 * expected)
+        expected = expected - 0.5 * buffer
+    np.testing.assert_allclose(run(np.float32(0.75), np.float32(0.5)), expected, rtol=1e-12)
 
 
 def plain_loop(params, images, labels, plan, lr):
@@ -90,8 +129,12 @@ def plain_loop(params, images, labels, plan, lr):
     return jax.tree.unflatten(structure, leaves)
 
 
+def by_amsgrad(model):
+    return fixed(unfolded(amsgrad(), model))
+
+
 def tuned(model, variables, rows, lr, epochs=3, batch=8):
-    run = jax.jit(tuner(model, epochs=epochs, batch=batch, schedule=constant(), optimiser=amsgrad(model), augment=False))
+    run = jax.jit(tuner(model, epochs=epochs, batch=batch, schedule=constant(), optimiser=by_amsgrad(model), augment=False))
     return run(jax.random.key(1), variables, rows, np.asarray(rows.role) == 1, Hyper(np.float64(lr)))
 
 
@@ -131,20 +174,20 @@ def test_on_vggs_folded_layer_it_does_to_the_function_what_it_does_on_the_whole_
     assert distance(b["first"]["kernel"], coordinates(a)) < 1e-10 and distance(a["last"], b["last"]) < 1e-10
 
 
-def compiled(optimiser):
-    return Optimiser(jax.jit(optimiser.init), jax.jit(optimiser.direction))
+def compiled(rule):
+    return optax.GradientTransformation(jax.jit(rule.init), jax.jit(rule.update))
 
 
 def test_on_vggs_folded_layer_epsilon_grows_as_the_steps_do(plain_spec, wide):
     # Gradients of the size of epsilon: each of the 49 copies gets a seventh of the folded weight's.
     model, slopes = dense(plain_spec, folded=True), 1e-8 * np.random.default_rng(0).normal(size=(4, 3, 3))
-    optimiser = compiled(amsgrad(model))
+    rule = compiled(unfolded(amsgrad(), model))
     params = plain(wide(model.init(jax.random.key(0))))["params"]
-    state, whole = optimiser.init(Hyper(), params), []
+    state, whole = rule.init(params), []
     for slope in slopes:
         gradient = jax.tree.map(lambda x: np.full_like(x, 1e-8), params)
         gradient["first"]["kernel"] = slope
-        step, state = optimiser.direction(Hyper(), gradient, state, params)
+        step, state = rule.update(gradient, state, params)
         whole.append(slope / 7)
         trace = np.concatenate([np.zeros((1, 3, 3)), written_out(whole, -1.0, 1e-8)])
         np.testing.assert_allclose(step["first"]["kernel"], 7 * (trace[-1] - trace[-2]), rtol=1e-10)
@@ -154,15 +197,15 @@ def test_on_vggs_folded_layer_epsilon_grows_as_the_steps_do(plain_spec, wide):
 def test_adam_without_the_largest_moment_does_the_same_to_the_folded_layer(plain_spec, wide):
     model, slopes = dense(plain_spec, folded=True), 1e-8 * np.random.default_rng(1).normal(size=(4, 3, 3))
     params = plain(wide(model.init(jax.random.key(0))))["params"]
-    optimiser, other = compiled(plain_adam(model)), compiled(plain_adam(dense(plain_spec)))
-    (state, same), expected = (o.init(Hyper(), params) for o in (optimiser, other)), jax.jit(adam.start)(np.zeros((3, 3)))
-    folded = jax.jit(adam.direction)
+    rule, other = (compiled(unfolded(adam(), each)) for each in (model, dense(plain_spec)))
+    alone = compiled(adam())
+    state, same, expected = rule.init(params), other.init(params), alone.init(np.zeros((3, 3)))
     for slope in slopes:
         gradient = jax.tree.map(lambda x: np.full_like(x, 1e-8), params)
         gradient["first"]["kernel"] = slope
-        step, state = optimiser.direction(Hyper(), gradient, state, params)
-        unfolded, same = other.direction(Hyper(), gradient, same, params)
-        one, expected = folded(slope / 7, expected)  # of each of the 49 copies
+        step, state = rule.update(gradient, state, params)
+        as_it_is, same = other.update(gradient, same, params)
+        one, expected = alone.update(slope / 7, expected)  # of each of the 49 copies
         np.testing.assert_allclose(step["first"]["kernel"], 7 * np.asarray(one), rtol=1e-12)
-        np.testing.assert_allclose(step["first"]["bias"], unfolded["first"]["bias"], rtol=1e-12)
-        assert np.abs(np.asarray(step["first"]["kernel"]) - np.asarray(unfolded["first"]["kernel"])).max() > 0.03
+        np.testing.assert_allclose(step["first"]["bias"], as_it_is["first"]["bias"], rtol=1e-12)
+        assert np.abs(np.asarray(step["first"]["kernel"]) - np.asarray(as_it_is["first"]["kernel"])).max() > 0.03

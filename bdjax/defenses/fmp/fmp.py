@@ -1,6 +1,6 @@
 """FMP: prune the feature maps whose adversarial stimulation costs most accuracy, then fine-tune."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -9,19 +9,15 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import ADDED, at_least, configure
-from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import training_rows
 from bdjax.defenses.channels import split
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows, tuner
+from bdjax.defenses.fmp.stimulation import Rules, measurer
+from bdjax.defenses.tuning import tuner
 from bdjax.errors import choose
-from bdjax.keys import Stream, step_key, stream
-from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.evaluate import finite
-from bdjax.train.loops import steps as run_steps
 from bdjax.train.schedules import cosine_between
-from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Masks, Model, Variables
 
-AT_ONCE = 512  # images of several channels that go through the network together
 PROJECTION = "shortcut_0"  # of a residual block: published networks run it first and register it last
 SCORE_BN, CLIP_SPACE, TIE_BREAK = ("eval", "train"), ("pixel", "normalised"), ("cross_entropy", "index")
 
@@ -132,7 +128,7 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     convs = tuple(address for kind, address in model.arch.registered if kind == "conv")
     measured = _executed(convs) if config.order_bug else convs  # whose scores the convolutions are judged by
     norms = _registered_norms(model) if config.registered_norms else {conv: norm for norm, conv in model.arch.feeds}
-    measure = _measurer(model.rebuild(dtype=None), measured, config)
+    measure = measurer(model.rebuild(dtype=None), measured, rules_of(config))
 
     def project(params: Any, masks: Masks) -> Any:
         fed = {norms[conv]: keep for conv, keep in masks.items() if conv in norms}
@@ -171,6 +167,17 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     return Defense(defend, FMPHyper(), frozenset({"clean"}), config, edition=edition)
 
 
+def rules_of(config: Config) -> Rules:
+    """The rules of the scores that a configuration without None asks for."""
+    return Rules(
+        images=config.images,
+        train=config.score_bn == "train",
+        normalised=config.clip_space == "normalised",
+        in_place=config.in_place,
+        augment=bool(config.augment_scored),
+    )
+
+
 def _kept(correct: Array, entropy: Array, sizes: list[int], config: Config) -> Array:
     """bool[channels] of convolutions of ``sizes`` channels: false for the floor(d / prune_one_in) of each to be pruned."""
     layer = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
@@ -200,82 +207,3 @@ def _registered_norms(model: Model) -> dict[str, str]:
         for (kind, conv), (next_kind, norm) in following
         if (kind, next_kind) == ("conv", "norm") and conv.rpartition("/")[0] == norm.rpartition("/")[0]
     }
-
-
-def _measurer(model: Model, convs: tuple[str, ...], config: Config) -> Callable[..., tuple[Array, Array, Array]]:
-    """``measure(key, variables, clean, epsilon) -> (correct i32[channels], entropy f[channels], scored i32[])``, conv by conv."""
-    spec, train = model.spec, config.score_bn == "train"
-    written_over = dict(model.arch.in_place) if config.in_place else {}
-    seen = {conv: written_over.get(conv, conv) for conv in convs}  # the addresses of their maps
-    normalised = config.clip_space == "normalised"
-    unit = spec.std if normalised else (1.0,) * len(spec.std)  # of a step, and of the range of values, in pixels
-    low = spec.mean if normalised else (0.0,) * len(spec.std)
-    high = tuple(least + width for least, width in zip(low, unit, strict=True))
-
-    def colours(values: tuple[float, ...], dtype: Any) -> Array:
-        return jnp.asarray(values, dtype).reshape(1, 1, 1, -1)
-
-    def count(variables: Variables) -> int:
-        return sum(tree.get(variables["params"], conv)["kernel"].shape[-1] for conv in convs)
-
-    def maps(variables: Variables, images: Array, mask: Array, key: Key) -> dict[str, Array]:
-        taps = model.apply(variables, images, train=train, mask=mask, key=key, record=tuple(seen.values())).taps
-        return {conv: taps[address] for conv, address in seen.items()}
-
-    def cut(images: Array) -> Array:
-        return jnp.clip(images, colours(low, images.dtype), colours(high, images.dtype))
-
-    def stimulate(shared: Any, carry: tuple[Array, Array], channels: Array) -> tuple[Array, Array]:
-        """Scores of the channels i32[k], numbered through all convolutions."""
-        key, variables, (started, labels, mask), before, step = shared
-        draws = stream(key, Stream.NETWORK)
-        now, pull = jax.vjp(lambda images: maps(variables, images, mask, step_key(draws, 0)), started)
-        # Twice the difference is the slope of the squared one; sums or means over it only scale what a sign is taken of.
-        away = {conv: (now[conv] - before[conv]) * mask.astype(now[conv].dtype).reshape(-1, 1, 1, 1) for conv in convs}
-
-        def one(channel: Array) -> tuple[Array, Array]:
-            first, slopes = 0, {}
-            for conv, z in away.items():
-                mine = first + jnp.arange(z.shape[-1], dtype=jnp.int32) == channel
-                slopes[conv], first = z * mine.astype(z.dtype).reshape(1, 1, 1, -1), first + z.shape[-1]
-            images = cut(started + step * jnp.sign(pull(slopes)[0]))
-            logits = model.apply(variables, images, train=train, mask=mask, key=step_key(draws, 2 + channel)).logits
-            right = (jnp.argmax(logits, -1).astype(labels.dtype) == labels) & (mask > 0)
-            return jnp.sum(right, dtype=jnp.int32), masked_mean(cross_entropy(logits, labels), mask)
-
-        return jax.tree.map(lambda old, new: old.at[channels].set(new.astype(old.dtype)), carry, jax.vmap(one)(channels))
-
-    @jax.jit
-    def start(key: Key, variables: Variables, clean: CleanSet, epsilon: Array) -> Any:
-        """What :func:`stimulate` reads, the channels in groups, and scores to be filled in."""
-        dtype = jax.tree.leaves(variables["params"])[0].dtype
-        rows, mask = (x[0] for x in epoch_plan(stream(key, Stream.ORDER), training_rows(clean), config.images))
-        images, labels = clean.images[rows], clean.labels[rows]
-        if config.augment_scored:
-            images = crop_flip(stream(key, Stream.AUGMENT), images, spec.pad, spec.flip)
-        images = to_float(images).astype(dtype)
-        step = epsilon.astype(dtype) * colours(unit, dtype)
-        drawn = stream(key, Stream.DEFENSE)
-        # By place: how many rows there are changes no draw.
-        keys = jax.vmap(lambda i: jax.random.fold_in(drawn, i))(jnp.arange(len(rows), dtype=jnp.int32))
-        signs = jax.vmap(lambda k: jax.random.rademacher(k, spec.image_shape, dtype))(keys)
-        started = cut(images + step * signs)
-        before = maps(variables, images, mask, step_key(stream(key, Stream.NETWORK), 1))
-        together = max(1, AT_ONCE // len(rows))
-        trips = -(-count(variables) // together)
-        groups = jnp.arange(trips * together, dtype=jnp.int32).reshape(trips, together)
-        zero = jnp.zeros(groups.size, jnp.int32), jnp.zeros(groups.size, at_least_float32(dtype))
-        return (key, variables, (started, labels, mask), before, step), groups, zero
-
-    @jax.jit
-    def finish(variables: Variables, correct: Array, entropy: Array, mask: Array) -> tuple[Array, Array, Array]:
-        channels = count(variables)
-        return correct[:channels], entropy[:channels], jnp.sum(mask).astype(jnp.int32)
-
-    def measure(key: Key, variables: Variables, clean: CleanSet, epsilon: Array) -> tuple[Array, Array, Array]:
-        shared, groups, zero = start(key, variables, clean, epsilon)
-        correct, entropy = run_steps(stimulate, zero, groups, shared, model.loop)
-        _, _, (_, _, mask), *_ = shared
-        return finish(variables, correct, entropy, mask)
-
-    return measure
