@@ -77,7 +77,7 @@ def _mesh(devices: int) -> Mesh:
 
 @functools.lru_cache(maxsize=32)
 def compiled(function: Callable[..., Any], batched: bool, devices: int, arguments: int) -> Callable[..., Any]:
-    """The jitted program; cached on the function, so that chunks and repeated calls compile once."""
+    """Return the jitted program; cached on the function, so that chunks and repeated calls compile once."""
     if batched:
         function = jax.vmap(function, in_axes=(0, *(None,) * arguments))
     if devices > 1:

@@ -23,7 +23,7 @@ def prepare(
     execution: Execution | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Member:
-    """The members with the assets of their seeds, which are kept on disk; as they are where the attack prepares nothing per seed.
+    """Return the members with the assets of their seeds, which are kept on disk; unchanged where nothing is prepared per seed.
 
     Args:
       attack: its ``prepare`` runs once per seed, whatever the number of ratios.

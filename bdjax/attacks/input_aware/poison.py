@@ -65,7 +65,7 @@ def poisoner(spec: DataSpec, pattern: Generator, mask: Generator, config: Any, r
 
 
 def _places(size: int, max_ratio: float) -> int:
-    """How many images of a batch of this size may carry the trigger; as many others get a foreign pattern."""
+    """Return how many images of a batch of this size may carry the trigger; as many others get a foreign pattern."""
     places = slots.most(size, max_ratio)
     if size < 2 * places:
         raise UserError(f"input_aware triggers one image and gives another a foreign pattern: it needs 2 per batch; given {size}")
@@ -73,7 +73,7 @@ def _places(size: int, max_ratio: float) -> int:
 
 
 def _diversity_loss(weight: float, spec: DataSpec, pair: Array, patterns: Array, active: Array, number: Array) -> Array:
-    """The loss of patterns that differ less than their images: λ_div mean_i d(x_i, z_i) / (d(G(x_i), G(z_i)) + 1e-7), f[].
+    """Return the loss of patterns that differ less than their images: λ_div mean_i d(x_i, z_i) / (d(G(x_i), G(z_i)) + 1e-7), f[].
 
     Args:
       weight: λ_div.
