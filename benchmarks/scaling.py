@@ -110,7 +110,7 @@ def _bytes(function: Callable[..., Any], stack: Any, data: Any, execution: Execu
     """What the program of the members that run at once needs: arguments, results and temporaries."""
     batched = execution.strategy != "loop"
     if not batched:
-        stack = jax.tree.map(lambda x: x[0], stack)
+        stack = take(stack, 0)
     return program_bytes(compiled(function, batched, 1, 1).lower(stack, data).compile())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bdjax.report.figures import COLORS, GREY, PAPER, legend, panels_of, styled
+from bdjax.reporting.figures import COLORS, GREY, PAPER, legend, panels_of, styled
 from bdjax.store import records
 
 PARTS = {

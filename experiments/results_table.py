@@ -19,8 +19,7 @@ from bdjax.sweep.plugins import factory
 from bdjax.data import spec
 from bdjax.defenses import DEFENSES
 from bdjax.models import cnn
-from bdjax.report.figures import ratio_title
-from bdjax.report.tables import marks, percent
+from bdjax.results.wording import marks, percent, ratio_title
 from bdjax.sweep import store
 
 RATES = ("acc", "asr", "ra", "der")

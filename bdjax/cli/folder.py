@@ -35,15 +35,15 @@ def reproduce(
       results: folder of a run, or its URL.
       picked: the record.
       tolerance: largest difference of ACC, ASR and RA that passes, a fraction.
-      retrain: also train again the network that the defense repaired.
+      retrain: also train again the network that was defended.
       imported: import folder the network came from.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
     """
-    from bdjax.results import member
+    from bdjax.results import member, recreate
     from bdjax.results.reproduce import again, lines
 
     row = member.record(results, picked.facts(), statuses=("ok", "infeasible", "non_finite"))
-    images = member.images_of(row, picked.dataset, data_dir)
+    images = recreate.images_of(row, picked.dataset, data_dir)
     found = again(location.locate(results), row, images, tolerance=tolerance, retrain=retrain, folder=imported)
     print("\n".join(lines(found)))
     return 1 if found.verdict == "different" else 0

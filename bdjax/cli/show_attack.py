@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from bdjax.attacks.table import ATTACKS
 from bdjax.cli.flags import Scenario, grid_of
 from bdjax.errors import UserError
 from bdjax.population import Execution
-from bdjax.report.attack_sheet import Shown, attack_sheet
-from bdjax.report.learned import Learning, Named, Say, ready
-from bdjax.report.quality import Summary, quality, summary
+from bdjax.reporting.attack_sheet import Shown, attack_sheet
+from bdjax.results.learned import Learning, Named, Ready, Say, ready
+from bdjax.results.quality import Summary, quality, summary
 from bdjax.store.files import replacing
-from bdjax.sweep.build import asks_architecture, attacked
+from bdjax.sweep.build import asks_architecture
 from bdjax.sweep.expand import cells, check
 from bdjax.sweep.grid import Grid
 from bdjax.train.experiment import stamp_all
@@ -102,11 +102,11 @@ def show(
     """Write the sheet of some attacks on one data set, and measure how much their triggers change test images.
 
     The images are of different classes, and of classes that every one of the attacks moves to another; the figures are of up to
-    :data:`MEASURED` such test images, evenly spaced. An attack that stamps otherwise while training gets a second row. A trigger
+    :data:`MEASURED` such test images, evenly spaced. An attack whose trigger differs while training gets a second row. A trigger
     that is learned comes from a folder of results, or is learned here.
 
     Args:
-      names: see :func:`show_attack`, as are the arguments that are not told here.
+      names: see :func:`show_attack`.
       dataset: name, or path of a folder.
       out: file ending in .png.
       images: columns.
@@ -119,7 +119,7 @@ def show(
       data_dir: of the archives.
       learning: of triggers that are learned.
       execution: how a network is trained; None = the default of the platform.
-      say: told what is left out, prepared or trained; None = stderr.
+      say: is called with a line about what is left out, prepared or trained; None = stderr.
 
     Raises:
       UserError: an unknown name or setting, an attack named that cannot attack the data set, more images than classes, settings
@@ -132,27 +132,31 @@ def show(
     grid = _grid(dataset, learning, target=target, seed=seed, root=root, profile=profile, train_images=train_images)
     chosen = _chosen(names, grid, config, say)
     _all_used(learning, chosen, config)
-    whole = data.load(dataset, data_dir, train_images=train_images)
-    shown, measured = _rows(np.asarray(whole.test.labels), [one.attack for one in chosen], images, whole.spec)
-    pictures = np.asarray(whole.test.images[measured])
+    loaded = data.load(dataset, data_dir, train_images=train_images)
+    shown, measured = _rows(np.asarray(loaded.test.labels), [one.attack for one in chosen], images, loaded.spec)
+    pictures = np.asarray(loaded.test.images[measured])
     columns = np.searchsorted(measured, shown)
     lines: list[Figures] = []
     drawn: list[Shown] = []
     for one in chosen:
-        attack, trigger, note = ready(one, whole, learning, seed, grid.poison_ratios[0], execution, say)
-        short = one.name.rpartition(":")[2]
-        forms = [(short, attack)]
-        if attack.train_stamp is not None:
-            forms.append((f"{short}, training", attack._replace(stamp=attack.train_stamp)))
-        for title, form in forms:
-            stamped = np.asarray(stamp_all(form, trigger.value, trigger.key, pictures))
-            lines.append(Figures(title, summary(quality(pictures, stamped))))
-            drawn.append(Shown(title, stamped[columns], lines[-1].quality, note))
-    titles = whole.spec.class_names or tuple(str(k) for k in range(whole.spec.classes))
-    figure = attack_sheet(pictures[columns], drawn, [titles[int(whole.test.labels[row])] for row in shown])
+        attack = ready(one, loaded, learning, seed, grid.poison_ratio[0], execution, say)
+        for title, triggered in _triggered(one.name.rpartition(":")[2], attack, pictures):
+            lines.append(Figures(title, summary(quality(pictures, triggered))))
+            drawn.append(Shown(title, triggered[columns], lines[-1].quality, attack.note))
+    titles = loaded.spec.class_names or tuple(str(k) for k in range(loaded.spec.classes))
+    figure = attack_sheet(pictures[columns], drawn, [titles[int(loaded.test.labels[row])] for row in shown])
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=figure.dpi, format="png")
     return Sheet(out, tuple(lines))
+
+
+def _triggered(title: str, attack: Ready, pictures: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The pictures u8[n h w c] with the trigger, and with that of the training where it is another, each with its title."""
+    forms = [(title, attack.attack)]
+    if attack.attack.train_stamp is not None:
+        forms.append((f"{title}, training", attack.attack._replace(stamp=attack.attack.train_stamp)))
+    for name, form in forms:
+        yield name, np.asarray(stamp_all(form, attack.trigger.value, attack.trigger.key, pictures))
 
 
 def markdown(rows: Sequence[Figures]) -> str:
@@ -160,43 +164,43 @@ def markdown(rows: Sequence[Figures]) -> str:
     lines = ["| attack | PSNR, dB | SSIM | L∞, mean | L∞, max | images | unchanged |", "|---|---:|---:|---:|---:|---:|---:|"]
     for name, found in rows:
         psnr = "–" if found.psnr is None else f"{found.psnr:.2f}"
-        told = (name, psnr, f"{found.ssim:.4f}", f"{found.linf:.1f}", found.linf_max, found.images, found.unchanged)
-        lines.append("| " + " | ".join(map(str, told)) + " |")
+        cells = (name, psnr, f"{found.ssim:.4f}", f"{found.linf:.1f}", found.linf_max, found.images, found.unchanged)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
 def _grid(dataset: str, learning: Learning, *, seed: int, **fields: Any) -> Grid:
     ratio = 0.1 if learning.poison_ratio is None else learning.poison_ratio
     return Grid(
-        datasets=(dataset,), models=(learning.model or "cnn",), defenses=(), seeds=(seed,), poison_ratios=(ratio,),
+        dataset=(dataset,), model=(learning.model or "cnn",), defense=(), seeds=(seed,), poison_ratio=(ratio,),
         width=learning.width, epochs=learning.epochs, batch=learning.batch, **fields,
     )  # fmt: skip
 
 
 def _chosen(names: Sequence[str], grid: Grid, config: Sequence[str], say: Say) -> list[Named]:
-    """The attacks named; or, where none is, all of the table that accept the data set, and the others are told."""
-    every = dataclasses.replace(grid, attacks=tuple(names) or tuple(ATTACKS))
+    """The attacks named; or, where none is, all of the table that accept the data set; ``say`` is called for the others."""
+    every = dataclasses.replace(grid, attack=tuple(names) or tuple(ATTACKS))
     every = check(grid_of(Scenario(config=tuple(config)), every))
     found = []
-    for name in every.attacks:
+    for name in every.attack:
         settings, recipe = ({k: v for k, v in of.items() if k == name} for of in (every.attack_config, every.attack_recipe))
         try:
-            (branch,) = cells(dataclasses.replace(every, attacks=(name,), attack_config=settings, attack_recipe=recipe))
+            (branch,) = cells(dataclasses.replace(every, attack=(name,), attack_config=settings, attack_recipe=recipe))
         except UserError as error:
             if names or settings or recipe:
                 raise
             say(f"{name} is left out: {error}")
             continue
-        found.append(Named(name, branch.train, attacked(branch.train)[1]))
+        found.append(Named(name, branch.train, branch.attack))
     if not found:
-        raise UserError(f"no attack can be shown on {grid.datasets[0]}")
+        raise UserError(f"no attack can be shown on {grid.dataset[0]}")
     return found
 
 
 def _all_used(learning: Learning, chosen: Sequence[Named], config: Sequence[str]) -> None:
     """Settings of a training are refused where nothing is trained."""
-    told = {f"--{field.name.replace('_', '-')}": getattr(learning, field.name) for field in dataclasses.fields(learning)}
-    given = [flag for flag, value in told.items() if value is not None]
+    settings = {f"--{field.name.replace('_', '-')}": getattr(learning, field.name) for field in dataclasses.fields(learning)}
+    given = [flag for flag, value in settings.items() if value is not None]
     recipes = [item for item in config if item.startswith("recipe.") or ".recipe." in item.partition("=")[0]]
     learned = [one.name for one in chosen if one.attack.update is not None]
     if learned:
@@ -213,7 +217,7 @@ def _all_used(learning: Learning, chosen: Sequence[Named], config: Sequence[str]
 
 
 def _rows(labels: np.ndarray, attacks: Sequence[Attack], count: int, spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the test set: those shown, of evenly spaced classes, and those measured, ascending, which hold them."""
+    """Rows of the test set: those shown, of evenly spaced classes, and those measured, ascending, which include them."""
     moved = np.all([np.asarray(attack.relabel(jnp.asarray(labels, jnp.int32))) != labels for attack in attacks], axis=0)
     classes = np.unique(labels[moved])
     if not 1 <= count <= len(classes):

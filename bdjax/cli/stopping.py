@@ -98,7 +98,7 @@ def _in_callback(frame: FrameType | None) -> bool:
 def _give_back() -> None:
     """What other processes would otherwise wait for, and what was printed."""
     if "bdjax.store.leases" in sys.modules:
-        sys.modules["bdjax.store.leases"].give_all_back()
+        sys.modules["bdjax.store.leases"].release_all()
     if "multiprocessing" in sys.modules:
         for child in sys.modules["multiprocessing"].active_children():
             child.kill()
@@ -143,8 +143,8 @@ def answered(line: str, *, watched: bool) -> Iterator[Stop]:
 def _unless_stopped(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A signal that arrives while Python cleans an object up is no news for the user; the watcher goes on counting."""
 
-    def quiet(told: Any) -> None:
-        if told.exc_type is not KeyboardInterrupt:
-            hook(told)
+    def quiet(raised: Any) -> None:
+        if raised.exc_type is not KeyboardInterrupt:
+            hook(raised)
 
     return quiet

@@ -1,1 +1,1 @@
-"""Methods in Python files of the user's own: found, imported apart from each other, hashed, and checked."""
+"""Methods in Python files of the user's own: found, imported in isolation from each other, hashed and checked."""

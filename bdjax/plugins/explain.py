@@ -1,4 +1,4 @@
-"""What went wrong in a method of the user's own, in one line with its remedy."""
+"""Errors of a method of the user's own as one line with the remedy."""
 
 import jax
 
@@ -34,7 +34,7 @@ _REMEDIES = (
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line: what it says, or what an error of JAX means and how to avoid it."""
+    """Return an error as one line: its message, or what an error of JAX means and how to avoid it."""
     for kind, remedy in _REMEDIES:
         if isinstance(error, kind):
             return f"{remedy} ({type(error).__name__})"
@@ -42,5 +42,5 @@ def reason(error: BaseException) -> str:
         return "it ends the program (SystemExit); raise an error instead"
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    told = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
-    return told if len(told) <= 300 else told[:297] + "..."
+    line = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+    return line if len(line) <= 300 else line[:297] + "..."

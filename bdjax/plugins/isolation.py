@@ -1,7 +1,7 @@
-"""A file of the user's own is imported apart: what it imports from beside it is its own, not what another file found so named.
+"""Isolated imports: a file of the user's own finds the modules beside it, and not those of the same name beside another file.
 
-Such modules are compiled from their source every time: Python's compiled files are told apart by time and size alone, and an edit
-may change neither.
+Such modules are compiled from their source every time: Python recognises an outdated compiled file by its time and size alone,
+and an edit may change neither.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from typing import Any
 from bdjax.train import user_code
 
 _LOCK = threading.RLock()
-_INSIDE: list["Room"] = []  # the one entered last is the last
+_ACTIVE: list["FileModules"] = []  # the last one was entered last
 
 
 class Source(importlib.machinery.SourceFileLoader):
-    """Loads a module from its source, never from a compiled file."""
+    """A loader that takes a module from its source, never from a compiled file."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """The code of the module."""
+        """Return the code of the module."""
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
 
@@ -41,11 +41,11 @@ class _Finder:
 
 
 class _Folder(str):
-    """An entry of Python's path that is told apart from an equal one."""
+    """An entry of ``sys.path`` that is compared by identity, so that an equal one is not taken for it."""
 
 
-class Room:
-    """The modules of one file: what it imports that is neither installed nor Python's.
+class FileModules:
+    """The modules of one file of the user's own: itself, and what it imports that is neither installed nor Python's.
 
     Args:
       path: of the file.
@@ -59,12 +59,12 @@ class Room:
         self.parts = user_code.parts(path, self.folders())
 
     def folders(self) -> list[Path]:
-        """Where its modules may lie, its own folder apart: what it added to the path, and what is on it and not installed."""
+        """Return where its modules may lie besides its own folder: folders of ``sys.path`` that are not of installed packages."""
         names = dict.fromkeys((*self.paths, *sys.path))
         return [Path(name).resolve() for name in names if Path(name).is_dir() and user_code.is_own(name)]
 
     def load(self) -> ModuleType:
-        """Run the file as a module, and a package of what lies beside it, so that it may import that relatively."""
+        """Run the file as a module that is also the package of what lies beside it, so that relative imports work."""
         importlib.invalidate_caches()
         for name in [name for name in sys.modules if name.partition(".")[0] == self.name]:
             del sys.modules[name]
@@ -75,37 +75,37 @@ class Room:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[self.name] = module
-        with self.entered():
+        with self.active():
             spec.loader.exec_module(module)
-        self.parts = self.look()
+        self.parts = self.inspect()
         return module
 
-    def look(self) -> user_code.Parts:
-        """What the file consists of now: what its text says, and what it was seen to import."""
+    def inspect(self) -> user_code.Parts:
+        """Return what the file consists of now, by its text and by what it has imported."""
         seen = {path: f"{name.replace('.', '/')}{path.suffix}" for name, path in self._own() if path != self.path}
         return user_code.parts(self.path, self.folders(), seen)
 
-    def unforeseen(self) -> list[Path]:
-        """Files that it imported since :meth:`load` and that were not known to belong to it."""
+    def unexpected(self) -> list[Path]:
+        """Return files that it imported since :meth:`load` and that its text does not show."""
         return [path for _, path in self._own() if path not in self.parts.files and path != self.path]
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Whatever is imported meanwhile is what this file finds."""
+    def active(self) -> Iterator[None]:
+        """Make the modules of this file the ones that imports find while the block runs."""
         with _LOCK:
-            if _INSIDE and _INSIDE[-1] is self:
+            if _ACTIVE and _ACTIVE[-1] is self:
                 yield
                 return
             path, others, home = list(sys.path), self._hide(), _Folder(self.path.parent)
             sys.modules.update(self.modules)
-            sys.path[:] = [*self.paths, *path, home]  # last: what lies beside a file hides nothing that is installed
+            sys.path[:] = [*self.paths, *path, home]  # last: a module beside the file hides nothing that is installed
             before, finder = set(sys.modules), _Finder()
             sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
-            _INSIDE.append(self)
+            _ACTIVE.append(self)
             try:
                 yield
             finally:
-                _INSIDE.pop()
+                _ACTIVE.pop()
                 sys.meta_path.remove(finder)  # type: ignore[arg-type]
                 self.paths = [folder for folder in sys.path if folder is not home and folder not in path]
                 sys.path[:] = path
@@ -113,12 +113,12 @@ class Room:
                 sys.modules.update(others)
 
     def _hide(self) -> dict[str, ModuleType]:
-        """Take modules of others that have the names of ours out of Python's table."""
+        """Take the modules of others that have the names of ours out of ``sys.modules``, and return them."""
         ours = {*self.parts.modules, *(name.partition(".")[0] for name in self.modules)} - {self.name}
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in ours}
 
     def _keep(self, new: set[str]) -> None:
-        """Take our modules out of Python's table; those below the file's own name, which nobody else has, stay there."""
+        """Take our modules out of ``sys.modules``; those below the file's own name, which nobody else has, stay there."""
         for name in new:
             module = sys.modules[name]
             if name.partition(".")[0] != self.name and (name.partition(".")[0] in self.parts.modules or _file(module)):
@@ -127,7 +127,7 @@ class Room:
             sys.modules.pop(name, None)
 
     def _own(self) -> Iterator[tuple[str, Path]]:
-        """Names and files of what was imported so far, in the order of the names."""
+        """Yield the names and files of the modules imported so far, in the order of the names."""
         below = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == self.name}
         for name, module in sorted({**self.modules, **below}.items()):
             path = _file(module)
@@ -136,6 +136,6 @@ class Room:
 
 
 def _file(module: Any) -> Path | None:
-    """The file of a module that is the user's own."""
+    """Return the file of a module that is the user's own; None for others."""
     name = getattr(module, "__file__", None)
     return Path(name).resolve() if isinstance(name, str) and user_code.is_own(name) else None

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from bdjax.errors import PluginError, UserError, unknown
 from bdjax.plugins.explain import reason
-from bdjax.plugins.isolation import Room
-from bdjax.plugins.usable import HOOKS, described, wrong_with
+from bdjax.plugins.isolation import FileModules
+from bdjax.plugins.usable import HOOKS, described, problem_of
 from bdjax.train import user_code
 from bdjax.types import Attack, Defense
 
@@ -21,21 +21,23 @@ KINDS: Mapping[str, Any] = {"attack": Attack, "defense": Defense}
 
 class _Loaded(NamedTuple):
     module: Any
-    room: Room
+    modules: FileModules
     digest: str
 
 
 _loaded: dict[str, _Loaded] = {}
-_settled: set[str] | None = None  # files that are not looked at again for now
+_settled: set[str] | None = None  # files that are not read again while a block of `settled` runs
 
 
 def is_path(name: str) -> bool:
-    """Whether ``name`` means a file and not an entry of a table."""
+    """Return whether ``name`` means a file and not an entry of a table."""
     return ".py:" in name
 
 
 def spelled(given: str, names: Iterable[str], flag: str) -> str:
-    """The name that is meant: itself, or that of the one file whose factory is called so; what nobody is called is returned.
+    """Return the full name of a method: itself, or ``file.py:factory`` of the one file whose factory has this name.
+
+    A name that nothing has is returned as it is.
 
     Args:
       given: what was written.
@@ -55,9 +57,9 @@ def spelled(given: str, names: Iterable[str], flag: str) -> str:
 
 
 def factory(kind: str, name: str, table: Mapping[str, Factory]) -> Factory:
-    """The factory of a method.
+    """Return the factory of a method.
 
-    What a user's own factory returns does its imports as its file would, and its failures are told by :class:`PluginError`.
+    What a user's own factory returns finds its imports as its file would, and its failures raise :class:`PluginError`.
 
     Args:
       kind: "attack" or "defense", for messages.
@@ -82,7 +84,7 @@ def factory(kind: str, name: str, table: Mapping[str, Factory]) -> Factory:
 
 
 def source_digest(name: str) -> str | None:
-    """sha256 of the file of a user's own method and of what it imports or names, so that an edit is a new experiment.
+    """Return the sha256 of the file of a user's own method and of what it imports or names, so that an edit is a new experiment.
 
     None for built-in methods.
 
@@ -103,7 +105,7 @@ def load_python(kind: str, path: str) -> Any:
 
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
-    """Files that were looked at once stay as they are meanwhile: who edits one during a run does not mix its results."""
+    """Read every file at most once while the block runs, so that an edit during a run does not mix its results."""
     global _settled
     before = _settled
     _settled = set() if before is None else before
@@ -114,19 +116,19 @@ def settled() -> Iterator[None]:
 
 
 def _load(kind: str, given: str) -> _Loaded:
-    """A file as it is now; it is run again where it changed, or what it imports did."""
+    """Return a file as it is now; it is run again if it or what it imports has changed."""
     path = str(Path(given).resolve())
     known = _loaded.get(path)
-    if known is None or (not (_settled and path in _settled) and _digest(known.room) != known.digest):
+    if known is None or (not (_settled and path in _settled) and _digest(known.modules) != known.digest):
         known = _loaded[path] = _run(kind, Path(path))
     if _settled is not None:
         _settled.add(path)
     return known
 
 
-def _digest(room: Room) -> str | None:
+def _digest(modules: FileModules) -> str | None:
     try:
-        return user_code.digest(room.path, room.look().files)
+        return user_code.digest(modules.path, modules.inspect().files)
     except OSError:  # one of them is gone
         return None
 
@@ -141,21 +143,21 @@ def _run(kind: str, path: Path) -> _Loaded:
         raise UserError(
             f"the path of the {kind} file {path} is not UTF-8, and JAX compiles nothing from there; rename it"
         ) from None
-    room = Room(path)
+    modules = FileModules(path)
     try:
-        module = room.load()
-        return _Loaded(module, room, user_code.digest(path, room.parts.files))
+        module = modules.load()
+        return _Loaded(module, modules, user_code.digest(path, modules.parts.files))
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        where = _where(error, room) or str(path)
+        where = _where(error, modules) or str(path)
         raise PluginError(where, f"{kind} file {path} fails when imported: {reason(error)}") from error
 
 
 def _checked(kind: str, attribute: str, found: Factory, loaded: _Loaded) -> Factory:
-    """A user's factory whose mistakes are told in one line."""
+    """Wrap a user's factory so that its mistakes raise :class:`PluginError` with one line."""
     subject = "spec" if kind == "attack" else "model"
-    here = place(found) or str(loaded.room.path)
+    here = place(found) or str(loaded.modules.path)
 
     @functools.wraps(found)
     def make(*arguments: Any, **named: Any) -> Any:
@@ -164,7 +166,7 @@ def _checked(kind: str, attribute: str, found: Factory, loaded: _Loaded) -> Fact
         except TypeError as error:
             form = f'def {attribute}({subject}, config=None, *, profile="corrected")'
             raise PluginError(here, f"{attribute} is called with {subject}, config and profile: {error}; write {form}") from error
-        except ValueError:  # it does not tell what it takes
+        except ValueError:  # its signature is not known
             pass
         with _within(loaded, attribute, here):
             built = found(*arguments, **named)
@@ -172,19 +174,19 @@ def _checked(kind: str, attribute: str, found: Factory, loaded: _Loaded) -> Fact
             other = next((name for name, type_ in KINDS.items() if isinstance(built, type_)), None)
             hint = f"; name it with --{other}" if other else f"; it has to return bdjax.types.{KINDS[kind].__name__}(...)"
             raise PluginError(here, f"{attribute} is no {kind}: it returns {described(built)}{hint}")
-        wrong = wrong_with(built)
-        if wrong:
-            raise PluginError(here, f"{attribute} cannot be used: {wrong}")
-        return _at_home(built, loaded, attribute)
+        problem = problem_of(built)
+        if problem:
+            raise PluginError(here, f"{attribute} cannot be used: {problem}")
+        return _with_own_imports(built, loaded, attribute)
 
     return make
 
 
-def _at_home(built: Any, loaded: _Loaded, attribute: str) -> Any:
-    """A method whose functions run where its file's imports are found."""
+def _with_own_imports(built: Any, loaded: _Loaded, attribute: str) -> Any:
+    """Return a method whose functions find the imports of its file."""
 
     def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-        here = place(function) or str(loaded.room.path)
+        here = place(function) or str(loaded.modules.path)
 
         @functools.wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
@@ -202,34 +204,34 @@ def _at_home(built: Any, loaded: _Loaded, attribute: str) -> Any:
 
 @contextlib.contextmanager
 def _within(loaded: _Loaded, attribute: str, here: str) -> Iterator[None]:
-    """Run code of a user's file: its imports are its own, and what it raises is told with its place."""
+    """Run code of a user's file with its own imports; what it raises becomes a :class:`PluginError` with file and line."""
     try:
-        with loaded.room.entered():
+        with loaded.modules.active():
             yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(_where(error, loaded.room) or here, f"{attribute} fails: {reason(error)}") from error
-    late = loaded.room.unforeseen()
+        raise PluginError(_where(error, loaded.modules) or here, f"{attribute} fails: {reason(error)}") from error
+    late = loaded.modules.unexpected()
     if late:
         raise PluginError(
             here,
             f"{attribute} imports {late[0]} while it runs, in a way that its text does not tell, so that an edit of that file "
-            f"would go unnoticed; import it at the top of {loaded.room.path.name}",
+            f"would go unnoticed; import it at the top of {loaded.modules.path.name}",
         )
 
 
-def _where(error: BaseException, room: Room) -> str | None:
-    """File and line of the user's own code that an error comes from."""
+def _where(error: BaseException, modules: FileModules) -> str | None:
+    """Return file and line of the user's own code that an error comes from."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    own = {str(room.path), *map(str, room.look().files)}
+    own = {str(modules.path), *map(str, modules.inspect().files)}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if str(Path(frame.filename).resolve()) in own]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
 
 
 def place(function: Any) -> str | None:
-    """File and line where a function begins."""
+    """Return file and line where a function begins; None for one without Python code."""
     while isinstance(function, functools.partial):
         function = function.func
     code = getattr(inspect.unwrap(function), "__code__", None)

@@ -1,4 +1,4 @@
-"""Shapes of what a user's own functions return, compared with what they have to return."""
+"""Shapes that a user's own functions return, compared with those they have to return."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def returns(here: str, name: str, function: Callable[..., Any], arguments: tuple
     found = shapes_of(here, name, function, *arguments)
     if isinstance(wanted, tuple) and not hasattr(wanted, "_fields"):
         if not isinstance(found, (tuple, list)) or len(found) != len(wanted):
-            given = f"{len(found)} values" if isinstance(found, (tuple, list)) else _of_tree(found)
+            given = f"{len(found)} values" if isinstance(found, (tuple, list)) else _text_of_tree(found)
             raise PluginError(here, f"{name} returns {given}; it has to return {len(wanted)} values")
     else:
         wanted, found = (wanted,), (found,)
@@ -40,27 +40,27 @@ def returns(here: str, name: str, function: Callable[..., Any], arguments: tuple
 
 
 def shapes_of(here: str, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, as shapes; a failure outside the user's own code is that of what it returned."""
+    """Return what a function returns, as shapes; an error outside the user's own code means that it returned no arrays."""
     try:
         return jax.eval_shape(function, *arguments)
     except UserError:
         raise
     except (TypeError, ValueError) as error:  # not arrays
-        told = " ".join(str(error).split())
-        raise PluginError(here, f"{name} returns something that holds no arrays: {told[:200]}") from error
+        message = " ".join(str(error).split())
+        raise PluginError(here, f"{name} returns something that holds no arrays: {message[:200]}") from error
 
 
 def difference(wanted: Any, found: Any) -> str:
-    """How two trees of shapes differ, in words; empty where they do not."""
+    """Return how two trees of shapes differ, for a message; empty where they do not."""
     ours, theirs = _flat(wanted), _flat(found)
     for path, leaf in ours.items():
         at = f" at {path}" if path else ""
         if path not in theirs:
-            return f"returns {_of_tree(found)}; {_told(leaf)}{at} is missing"
+            return f"returns {_text_of_tree(found)}; {_text(leaf)}{at} is missing"
         if (leaf.shape, leaf.dtype) != (theirs[path].shape, theirs[path].dtype):
-            return f"returns {_told(theirs[path])}{at}; it has to be {_told(leaf)}"
+            return f"returns {_text(theirs[path])}{at}; it has to be {_text(leaf)}"
     extra = [path for path in theirs if path not in ours]
-    return f"returns {_of_tree(found)}, with {extra[0]} that does not belong there" if extra else ""
+    return f"returns {_text_of_tree(found)}, with {extra[0]} that does not belong there" if extra else ""
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -68,19 +68,19 @@ def _flat(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _of_tree(tree: Any) -> str:
-    return _told(tree) if hasattr(tree, "shape") else described(tree)
+def _text_of_tree(tree: Any) -> str:
+    return _text(tree) if hasattr(tree, "shape") else described(tree)
 
 
-def _told(leaf: Any) -> str:
+def _text(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def leaf_of(leaf: Any) -> Any:
-    """An array or a number as its shape; numbers of Python are float32."""
+    """Return the shape and dtype of an array or a number; numbers of Python are float32."""
     return shape_of(np.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else jnp.float32)
 
 
 def shape_of(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A shape and a dtype, in place of an array."""
+    """Return a shape and a dtype in place of an array."""
     return jax.ShapeDtypeStruct(shape, dtype)

@@ -1,4 +1,4 @@
-"""What a user's own attack or defense must be, before any of its functions is called."""
+"""Checks of a user's own attack or defense before any of its functions is called."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ HOOKS = ("init", "select", "stamp", "relabel", "prepare", "batch", "update", "tr
 NEEDS = frozenset({"clean", "triggered", "test_accuracy"})
 
 
-def wrong_with(built: Any) -> str:
-    """What of a user's attack or defense cannot be used, whatever its functions do; empty where everything can."""
+def problem_of(built: Any) -> str:
+    """Return why a user's attack or defense cannot be used, whatever its functions do; empty if it can."""
     required = ("init", "select", "stamp", "relabel") if isinstance(built, Attack) else ("defend",)
     for hook in HOOKS:
         value = getattr(built, hook, None)
@@ -36,7 +36,7 @@ def wrong_with(built: Any) -> str:
 
 
 def described(value: Any) -> str:
-    """What kind of thing a value is, in words."""
+    """Return the type of a value with its article, for messages."""
     if value is None:
         return "nothing"
     name = type(value).__name__

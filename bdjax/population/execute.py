@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from bdjax.population import compiler_options, hosts
 from bdjax.population.execution import Execution, check, default_execution
-from bdjax.population.stack import concatenate, size, take
+from bdjax.population.stack import concatenate, size, stack, take
 
 
 def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = (), execution: Execution | None = None) -> Any:
@@ -48,7 +48,7 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
             print(f"bdjax: out of memory; going on with {chunk} members at once", file=sys.stderr)
             continue
         valid = min(chunk, total - done)
-        results.append(out if valid == chunk else jax.tree.map(lambda x, valid=valid: x[:valid], out))
+        results.append(out if valid == chunk else take(out, slice(valid)))
         done += valid
     return concatenate(results)
 
@@ -56,9 +56,9 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
 def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
     """Run members that fit at once, with nothing to fall back on; the "loop" strategy takes a stack of one."""
     if execution.strategy == "loop":
-        one = jax.tree.map(lambda x: x[0], stacked)
+        one = take(stacked, 0)
         out = (compiled(function, False, 1, len(shared)) if execution.loop == "scan" else function)(one, *shared)
-        return jax.tree.map(lambda x: x[None], out)
+        return stack([out])
     if execution.loop == "dispatch":
         return jax.vmap(function, in_axes=(0, *(None,) * len(shared)))(stacked, *shared)
     if execution.devices > 1:

@@ -9,7 +9,7 @@ import numpy as np
 from bdjax.keys import Stream, stream
 from bdjax.population.execute import run
 from bdjax.population.execution import Execution, default_execution
-from bdjax.population.stack import concatenate, size, take
+from bdjax.population.stack import size, stack, take, unstack
 from bdjax.train import assets
 from bdjax.train.experiment import Data, preparation
 from bdjax.types import Attack, Dataset, Member
@@ -47,8 +47,8 @@ def prepare(
             name = places[0].name.rpartition("-")[0]
             say(f"{name} prepares its trigger for {len(missing)} seeds, once; it is kept in {places[0].parent}")
         made = jax.device_get(run(preparation(attack, dataset), take(keys, missing), (data,), execution or default_execution()))
-        for at, seed in enumerate(missing):
-            found[seed] = assets.save(places[seed], jax.tree.map(lambda leaf, at=at: leaf[at], made))
-    stack = concatenate([jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], asset) for asset in found])
-    assert size(stack) == len(first)
-    return stacked._replace(assets=take(stack, np.ravel(which)))
+        for seed, asset in zip(missing, unstack(made), strict=True):
+            found[seed] = assets.save(places[seed], asset)
+    each_seed = stack(jax.tree.map(jnp.asarray, found))
+    assert size(each_seed) == len(first)
+    return stacked._replace(assets=take(each_seed, np.ravel(which)))

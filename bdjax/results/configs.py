@@ -1,4 +1,4 @@
-"""What the full static configuration of a record tells, read once for all rows that share it."""
+"""Facts from the full static configuration of a record, which is parsed once for all rows that share it."""
 
 import functools
 import hashlib
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def told_of(records: "pl.DataFrame", tell: Callable[[str | None], str | None]) -> "pl.Series":
-    """What ``tell`` says of each row's configuration; few configurations are many rows', so each is read once."""
+def from_configs(records: "pl.DataFrame", read: Callable[[str | None], str | None]) -> "pl.Series":
+    """What ``read`` returns for the configuration of each row; many rows share a configuration, so each is read once."""
     import polars as pl
 
-    known = {config: tell(config) for config in records["config"].unique()}
+    known = {config: read(config) for config in records["config"].unique()}
     return pl.Series([known[config] for config in records["config"]], dtype=pl.String)
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def parsed(config: str | None) -> dict[str, Any]:
-    """A row's full static configuration; it is read for many purposes, and not to be changed."""
+    """A row's full static configuration; callers share it and must not change it."""
     found: dict[str, Any] = json.loads(config or "{}")
     return found
 
 
 def trained(config: str | None) -> str:
     """The part of a row's full static configuration that its training decides, as JSON: equal for all defenses of one model."""
-    told = parsed(config)
-    return json.dumps({key: told[key] for key in sorted(told) if key not in ("defense", "spc")}, sort_keys=True)
+    settings = parsed(config)
+    return json.dumps({key: settings[key] for key in sorted(settings) if key not in ("defense", "spc")}, sort_keys=True)
 
 
 def training(config: str | None) -> str:
@@ -39,18 +39,18 @@ def training(config: str | None) -> str:
 
 
 def precision(config: str | None) -> str:
-    """The dtype of activations and convolutions in a row's full static configuration; float32 where it says nothing."""
+    """The dtype of activations and convolutions in a row's full static configuration; float32 where it names none."""
     return str((parsed(config).get("model") or {}).get("precision", "float32"))
 
 
 def depth(config: str | None) -> str:
     """Blocks per stage that a row's network was cut to, or "whole"."""
-    told = (parsed(config).get("model") or {}).get("depth")
-    return "whole" if told is None else str(told)
+    blocks = (parsed(config).get("model") or {}).get("depth")
+    return "whole" if blocks is None else str(blocks)
 
 
 def labels(config: str | None) -> str | None:
-    """The label rule of a row's attack: "all_to_one", "all_to_all", or None where its configuration tells none."""
+    """The label rule of a row's attack: "all_to_one", "all_to_all", or None where its configuration has none."""
     return goal.rule((parsed(config).get("attack") or {}).get("config"))
 
 

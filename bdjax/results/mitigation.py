@@ -8,8 +8,8 @@ import math
 from typing import TYPE_CHECKING
 
 from bdjax.errors import UserError
-from bdjax.results.configs import told_of, trained
-from bdjax.results.soundness import sounded
+from bdjax.results.configs import from_configs, trained
+from bdjax.results.soundness import with_soundness
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,7 +28,7 @@ class Limits:
     max_arr: float = 0.10
     """Largest relative loss of accuracy, ARR = 1 - ACC after / ACC before, at which the attack counts as mitigated."""
 
-    def told(self) -> str:
+    def text(self) -> str:
         """The limits in words."""
         asr, margin, loss = (f"{100 * value:g}" for value in dataclasses.astuple(self))
         return (
@@ -66,16 +66,16 @@ def judged(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
       limits: see :class:`Limits`.
 
     Returns:
-      The columns of :func:`bdjax.results.soundness.sounded` and ``asr_limit`` f64, ``mitigated`` f64 (1 or 0; null: the run does
-      not count), ``kept`` f64 (likewise: the accuracy is within its limit), ``standing`` f64 (likewise: a number that is larger
-      for the better of two runs, the one that is mitigated, of equals the one that kept its accuracy, of these the one with the
-      larger DER) and ``left_out`` (a run at a ratio above 0 that does not count, the infeasible ones aside).
+      The columns of :func:`bdjax.results.soundness.with_soundness` and ``asr_limit`` f64; ``mitigated`` f64 (1 or 0; null: the
+      run does not count); ``kept`` f64 (likewise: the accuracy is within its limit); ``standing`` f64 (likewise: a number that is
+      larger for the better of two runs: the one that is mitigated, of equals the one that kept its accuracy, of these the one
+      with the larger DER); and ``left_out`` (a run at a ratio above 0 that does not count, the infeasible ones aside).
     """
     import polars as pl
 
     if "mitigated" in records.columns:
         return records
-    rows = sounded(records).with_columns(told_of(records, trained).alias("_trained"))
+    rows = with_soundness(records).with_columns(from_configs(records, trained).alias("_trained"))
     rows = rows.join(_never_attacked(rows), on="_trained", how="left", maintain_order="left")
     limit = pl.max_horizontal(pl.lit(limits.max_asr), pl.col("_clean") + limits.asr_margin)
     defended = (pl.col("defense") != "none") & (pl.col("ratio") > 0)

@@ -4,16 +4,14 @@ No run is dropped in silence: those that were infeasible, failed or diverged are
 """
 
 import collections
-import concurrent.futures
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bdjax import metrics
 from bdjax.errors import UserError
-from bdjax.results.configs import depth, labels, parsed, precision, told_of, trained, training, variant
+from bdjax.results.configs import depth, from_configs, labels, parsed, precision, trained, training, variant
+from bdjax.results.intervals import interquartile_mean
 from bdjax.results.mitigation import LIMITS, Limits, judged
 from bdjax.results.soundness import counted, remark
+from bdjax.results.summarised import summarised
 from bdjax.sweep import editions
 from bdjax.sweep.goal import ALL_TO_ALL
 
@@ -27,7 +25,6 @@ PREDICTED = ("one_class_before", "one_class")  # largest share of the clean test
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "labels", "target")
 GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "training", "cell")
-AT_ONCE = 1000  # handfuls of runs whose resamples are held in memory together, by each thread
 SETTING = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "labels")
 BOARD = (*SETTING, "defense", "variant", "spc", "hyper")
 
@@ -47,8 +44,8 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
       answer); ``outdated``, the editions it was made with where these are no longer today's; ``knows_trigger`` and
       ``knows_test``; ``mitigated``, the share of the ``mitigated_n`` attacked runs that were mitigated, with ``mitigated_low``
       and ``mitigated_high``; ``left_out``, the runs at a ratio above 0 that are not among them (infeasible ones aside); ``kept``,
-      the share that kept its accuracy; ``remark``, what makes the row's networks say little, with the counts behind it
-      (:func:`bdjax.results.soundness.remark`); the means of :data:`PREDICTED`, null where no record tells them; the interquartile
+      the share that kept its accuracy; ``remark``, why the numbers of the row's networks say little, with the counts behind it
+      (:func:`bdjax.results.soundness.remark`); the means of :data:`PREDICTED`, null where no record has them; the interquartile
       means of :data:`BEFORE`; for each metric ``m`` of :data:`METRICS`: ``m`` (interquartile mean), ``m_mean``, ``m_low`` and
       ``m_high`` (its 95 % interval), ``m_n``. Fractions; null where undefined, intervals also where there are fewer than two
       runs. Sorted, "none" before the defenses.
@@ -56,7 +53,8 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
     Raises:
       UserError: there are no records.
     """
-    return _pool(records, GROUP, limits)
+    _require_records(records)
+    return pool(described(judged(records, limits)), GROUP)
 
 
 def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
@@ -82,37 +80,43 @@ def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFra
     """
     import polars as pl
 
-    _some(records)
-    tagged = with_tasks(judged(without_replaced(records), limits)).filter(pl.col("defense") != "none")
-    poisoned, clean = tagged.filter(pl.col("ratio") > 0), tagged.filter(pl.col("ratio") == 0)
+    _require_records(records)
+    rows = with_tasks(described(judged(without_replaced(records), limits))).filter(pl.col("defense") != "none")
+    poisoned, clean = rows.filter(pl.col("ratio") > 0), rows.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
         return pl.DataFrame()
-    board = _pool(poisoned, BOARD, limits)
-    if clean.is_empty():
-        board = board.with_columns(pl.lit(None, pl.Float64).alias("cost"))
-    else:
-        board = board.join(_cost(clean), on=list(BOARD), how="left", nulls_equal=True, maintain_order="left")
+    board = pool(poisoned, BOARD).join(
+        clean_cost(clean, BOARD), on=list(BOARD), how="left", nulls_equal=True, maintain_order="left"
+    )
     places = list(SETTING)
     best = ["mitigated", "kept", "der"]
     down = [False] * len(places) + [True] * len(best)
     return board.sort([*places, *best], descending=down, nulls_last=True, maintain_order=True)
 
 
-def _cost(clean: "pl.DataFrame") -> "pl.DataFrame":
-    """The interquartile mean of ARR over models nobody attacked, as ``cost``, by :data:`BOARD`."""
+def clean_cost(clean: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
+    """The interquartile mean of ARR over models nobody attacked, as ``cost``, by ``group``."""
     import polars as pl
 
     arr = pl.col("arr").filter(pl.col("status") == "ok").drop_nulls().drop_nans()
-    lists = described(clean).group_by(BOARD, maintain_order=True).agg(arr.alias("arr"))
-    means = [metrics.interquartile_mean(values) if len(values) else None for values in lists["arr"]]
-    return lists.select(BOARD).with_columns(pl.Series("cost", means, pl.Float64))
+    lists = clean.group_by(group, maintain_order=True).agg(arr.alias("arr"))
+    means = [interquartile_mean(values) if len(values) else None for values in lists["arr"]]
+    return lists.select(group).with_columns(pl.Series("cost", means, pl.Float64))
 
 
-def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "pl.DataFrame":
+def pool(records: "pl.DataFrame", group: tuple[str, ...]) -> "pl.DataFrame":
+    """One row per group: counts, marks, and the summary of each metric over its runs.
+
+    Args:
+      records: rows that were judged and described (:func:`described`); where they have a ``task`` (:func:`with_tasks`), the
+        bootstrap resamples inside each task and the tasks are counted.
+      group: columns, "defense" among them.
+
+    Returns:
+      The columns of :func:`table`, with those of ``group`` first.
+    """
     import polars as pl
 
-    _some(records)
-    records = described(judged(records, limits))
     ok = pl.col("status") == "ok"
     tasked = "task" in records.columns
     counts = {name: ok & pl.col(name).is_not_null() & pl.col(name).is_not_nan() for name in (*BEFORE, *METRICS)}
@@ -121,9 +125,31 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
     if tasked:
         lists += [pl.col("task").filter(counts[name]).alias(f"{name}_tasks") for name in (*METRICS, SHARE)]
         lists.append(pl.col("task").filter(ok).n_unique().alias("tasks"))
+    pooled = records.group_by(group, maintain_order=True).agg(*_counts(group), *lists)
+    columns = [pl.Series(name, summarised(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
+    for metric in (SHARE, *METRICS):
+        trimmed = metric != SHARE
+        summary = summarised(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None, trimmed)
+        columns.append(pl.Series(f"{metric}_n", summary.n, pl.Int64))
+        ends = {metric: summary.iqm, f"{metric}_mean": summary.mean} if trimmed else {metric: summary.mean}
+        ends |= {f"{metric}_low": summary.low, f"{metric}_high": summary.high}
+        columns += [pl.Series(name, values, pl.Float64, nan_to_null=True) for name, values in ends.items()]
+    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS, SHARE) and not name.endswith("_tasks")]
+    frame = pooled.select(kept).with_columns(columns)
+    frame = frame.with_columns(pl.Series("remark", [remark(row) or None for row in frame.iter_rows(named=True)], pl.String))
+    order = [pl.col("defense") != "none" if key == "defense" else pl.col(key) for key in group]
+    order.insert(group.index("defense") + 1, pl.col("defense"))
+    return frame.sort(order, maintain_order=True)
+
+
+def _counts(group: tuple[str, ...]) -> list["pl.Expr"]:
+    """The columns of a group besides its metrics: counts of its runs, marks, reasons and warnings."""
+    import polars as pl
+
+    ok = pl.col("status") == "ok"
     reason = pl.col("reason").filter(~ok).drop_nulls().unique(maintain_order=True)
     warning = pl.col("warning").drop_nulls().unique(maintain_order=True)
-    pooled = records.group_by(group, maintain_order=True).agg(
+    return [
         pl.len().cast(pl.Int64).alias("runs"),
         *((pl.col("status") == status).sum().cast(pl.Int64).alias(status) for status in STATUSES),
         pl.when(reason.len() > 0).then(reason.str.join("; ")).alias("reason"),
@@ -135,70 +161,25 @@ def _pool(records: "pl.DataFrame", group: tuple[str, ...], limits: Limits) -> "p
         *counted(),
         *(pl.col(name).filter(ok).mean().alias(name) for name in PREDICTED),
         *([pl.col("target_class").drop_nulls().first()] if "target" in group else []),
-        *lists,
-    )
-    columns = [pl.Series(name, _summed(pooled[name], None).iqm, nan_to_null=True) for name in BEFORE]
-    for metric in (SHARE, *METRICS):
-        trimmed = metric != SHARE
-        told = _summed(pooled[metric], pooled[f"{metric}_tasks"] if tasked else None, trimmed)
-        columns.append(pl.Series(f"{metric}_n", told.n, pl.Int64))
-        ends = {metric: told.iqm, f"{metric}_mean": told.mean} if trimmed else {metric: told.mean}
-        ends |= {f"{metric}_low": told.low, f"{metric}_high": told.high}
-        columns += [pl.Series(name, values, pl.Float64, nan_to_null=True) for name, values in ends.items()]
-    kept = [name for name in pooled.columns if name not in (*BEFORE, *METRICS, SHARE) and not name.endswith("_tasks")]
-    frame = pooled.select(kept).with_columns(columns)
-    frame = frame.with_columns(pl.Series("remark", [remark(row) or None for row in frame.iter_rows(named=True)], pl.String))
-    order = [pl.col("defense") != "none" if key == "defense" else pl.col(key) for key in group]
-    order.insert(group.index("defense") + 1, pl.col("defense"))
-    return frame.sort(order, maintain_order=True)
-
-
-def _summed(lists: "pl.Series", tasks: "pl.Series | None", trimmed: bool = True) -> metrics.Summary:
-    """The summary of each list of runs, as arrays; ``tasks`` are their strata."""
-    sizes = lists.list.len().to_numpy().astype(np.int64)
-    flat, ends = lists.explode().drop_nulls().to_numpy(), np.cumsum(sizes)
-    ends_of = {name: np.full(len(sizes), np.nan) for name in ("mean", "iqm", "low", "high")}
-
-    def put(at: Any, told: metrics.Summary) -> None:
-        for name, values in ends_of.items():
-            values[at] = getattr(told, name)
-
-    if tasks is not None:
-        strata = tasks.explode().drop_nulls().to_physical().to_numpy()
-        parts: list[Any] = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-        places: list[Any] = list(range(len(parts)))
-    else:
-        every = [np.flatnonzero(sizes == size) for size in np.unique(sizes[sizes > 0])]
-        places = [at[i : i + AT_ONCE] for at in every for i in range(0, len(at), AT_ONCE)]
-        parts = [ends[at, None] - sizes[at[0]] + np.arange(sizes[at[0]]) for at in places]
-
-    def tell(part: Any) -> metrics.Summary:
-        if tasks is None:
-            return metrics.summaries(flat[part], trimmed=trimmed)
-        return metrics.summary(flat[part], strata[part], trimmed=trimmed)
-
-    with concurrent.futures.ThreadPoolExecutor() as threads:  # NumPy works outside the interpreter's lock
-        for at, told in zip(places, threads.map(tell, parts), strict=True):
-            put(at, told)
-    return metrics.Summary(sizes, **ends_of)
+    ]
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":
-    """Records with every column of :data:`GROUP`: what configurations tell, and names that tell the data sets apart; and
-    ``outdated``, which editions of its methods a record was made with where these are no longer today's, empty elsewhere."""
+    """Records with every column of :data:`GROUP`: facts from the configurations, names that distinguish the data sets,
+    and ``outdated``: the editions of the methods behind a record where these are no longer today's, empty elsewhere."""
     import polars as pl
 
-    rules = told_of(records, labels)
+    rules = from_configs(records, labels)
     return records.with_columns(
-        told_of(records, precision).alias("precision"),
-        told_of(records, depth).alias("depth"),
-        told_of(records, training).alias("training"),
+        from_configs(records, precision).alias("precision"),
+        from_configs(records, depth).alias("depth"),
+        from_configs(records, training).alias("training"),
         rules.alias("labels"),
         pl.when(rules.eq_missing(ALL_TO_ALL)).then(None).otherwise(pl.col("target")).alias("target"),
         pl.col("target_class") if "target_class" in records.columns else pl.lit(None, pl.String).alias("target_class"),
         pl.col("warning") if "warning" in records.columns else pl.lit(None, pl.String).alias("warning"),
-        pl.Series("dataset", _told_apart(records), pl.String),
-        told_of(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
+        pl.Series("dataset", _distinct_names(records), pl.String),
+        from_configs(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
     )
 
 
@@ -208,7 +189,7 @@ def without_replaced(records: "pl.DataFrame") -> "pl.DataFrame":
     def now(config: str | None) -> str:
         return editions.current(parsed(config)) if editions.changed(config) else ""
 
-    cells, members = told_of(records, now), records["member"]
+    cells, members = from_configs(records, now), records["member"]
     if not (cells != "").any():
         return records
     there = set(zip(records["cell"], members, strict=True))
@@ -219,17 +200,19 @@ def with_tasks(records: "pl.DataFrame") -> "pl.DataFrame":
     """Records with their ``task`` (one training configuration at one ratio) and the ``variant`` of their defense."""
     import polars as pl
 
-    task = pl.concat_str(told_of(records, trained), pl.lit(" "), records["ratio"].cast(pl.String)).cast(pl.Categorical)
-    return records.with_columns(told_of(records, variant).alias("variant"), task.alias("task"))
+    task = pl.select(pl.concat_str(from_configs(records, trained), pl.lit(" "), records["ratio"].cast(pl.String))).to_series()
+    # Numbered in the order of their first rows, so that the bootstrap draws the same whatever else the process has read.
+    task = task.cast(pl.Enum(task.unique(maintain_order=True)))
+    return records.with_columns(from_configs(records, variant).alias("variant"), task.alias("task"))
 
 
-def _told_apart(records: "pl.DataFrame") -> list[str]:
+def _distinct_names(records: "pl.DataFrame") -> list[str]:
     """Names of data sets, with the beginning of their hash where several of one name and size are there: users' own may be."""
     rows = records.select("dataset", "train_images", "test_images", "data_digest").rows()
     several = collections.Counter((name, *sizes) for name, *sizes, _ in set(rows))
     return [f"{name} {digest[:8]}" if several[name, *sizes] > 1 and digest else name for name, *sizes, digest in rows]
 
 
-def _some(records: "pl.DataFrame") -> None:
+def _require_records(records: "pl.DataFrame") -> None:
     if records.is_empty():
         raise UserError("there are no records to report; write some with: bdjax run or bdjax sweep")

@@ -1,4 +1,4 @@
-"""Run one record again from what it tells, and say whether the numbers are the same."""
+"""Run the member of one record again from its settings, and compare the numbers."""
 
 import json
 import tempfile
@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.population import Execution
-from bdjax.results.member import held, same_images
+from bdjax.results.member import load
+from bdjax.results.recreate import same_images
 from bdjax.store import checkpoints, hashing, provenance, records
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
 from bdjax.sweep import build, editions, pending
-from bdjax.sweep.build import DefenseCell, Point, TrainCell
-from bdjax.sweep.cells import defend, place
+from bdjax.sweep.cell import DefenseCell, Point, TrainCell, member_hash
+from bdjax.sweep.cells import place
+from bdjax.sweep.defend_cell import defend
 from bdjax.sweep.imported_cells import begin
 from bdjax.sweep.progress import Progress
 from bdjax.types import Dataset
@@ -37,14 +39,14 @@ class Verdict(NamedTuple):
 def again(
     out: Location, row: Row, dataset: Dataset, *, tolerance: float = 0.01, retrain: bool = False, folder: str | None = None
 ) -> Verdict:
-    """Run a record again, by itself or, where its execution holds several members at once, with the members it was run with.
+    """Run a record again, by itself or, where its execution runs several members at once, with the members it was run with.
 
     Args:
       out: folder of results.
       row: a record of it.
       dataset: images of the record.
       tolerance: largest difference of ACC, ASR and RA that passes, in [0, 1].
-      retrain: also train the network again that a defense repaired, instead of starting from its stored weights.
+      retrain: also train the network again that the defense started from, instead of starting from its stored weights.
       folder: where the network was imported to, if it was.
 
     Returns:
@@ -65,18 +67,18 @@ def again(
     execution = Execution(**json.loads(row["execution"]))
     with tempfile.TemporaryDirectory(prefix="bdjax-reproduce-") as name:
         copy = Path(name)
-        placed = place(train_cell, build.cell_hash(train_cell, dataset.digest), dataset, execution)
-        points = _company(out, row, execution)
-        trained = list(dict.fromkeys(build.member_hash(point._replace(hyper={})) for point in points))
+        placed = place(train_cell, *build.attacked(train_cell), build.cell_hash(train_cell, dataset.digest), dataset, execution)
+        points = _members_of(out, row, execution)
+        trained = list(dict.fromkeys(member_hash(point._replace(hyper={})) for point in points))
         with Progress(["train", row["defense"]]) as progress:
             if row["defense"] == "none" or retrain:
-                bases = {build.member_hash(point._replace(hyper={})): point._replace(hyper={}) for point in points}
+                bases = {member_hash(point._replace(hyper={})): point._replace(hyper={}) for point in points}
                 begin(placed, list(bases.values()), copy, progress)
             if isinstance(cell, DefenseCell):
                 source = copy if retrain else out
                 rows = pending.by_member([mine for _, mine in records.read_cell(source, placed.name)])
                 if not retrain:
-                    held(out, row)  # says so if the weights are gone
+                    load(out, row)  # raises UserError if the weights are gone
                 places = checkpoints.find(source, placed.name)
                 there = checkpoints.load(source, placed.name, [places[member] for member in trained if member in places])
                 defend(placed, cell, row["cell"], points, (rows, there), copy, progress)
@@ -84,7 +86,7 @@ def again(
     return judge(row, found, tolerance)
 
 
-def _company(out: Location, row: Row, execution: Execution) -> list[Point]:
+def _members_of(out: Location, row: Row, execution: Execution) -> list[Point]:
     """The members that a record was run with, in their order: those of its file; alone where members run one by one."""
     own = Point(row["seed"], row["ratio"], json.loads(row["hyper"]))
     if execution.strategy == "loop":
@@ -99,21 +101,21 @@ def _cell(row: Row, config: Mapping[str, Any], folder: str | None) -> TrainCell 
     """The cell of a record, from the record alone."""
     if "imported" in config and folder is None:
         raise UserError("this network was imported: name its folder with --imported")
-    told = config["model"]
+    model = config["model"]
     train_cell = TrainCell(
         dataset=row["dataset"],
         train_images=row["train_images"],
         test_images=row["test_images"],
-        model=told["name"],
-        width=told["width"],
+        model=model["name"],
+        width=model["width"],
         attack=config["attack"]["name"],
         attack_config=config["attack"]["config"],
         recipe=config["recipe"],
         profile=config["profile"],
         target=0,
         root=config["root"],
-        precision=told["precision"],
-        depth=told["depth"],
+        precision=model["precision"],
+        depth=model["depth"],
         imported=folder,
     )
     if "defense" not in config:
@@ -122,12 +124,12 @@ def _cell(row: Row, config: Mapping[str, Any], folder: str | None) -> TrainCell 
 
 
 def _same_settings(cell: TrainCell | DefenseCell, dataset: Dataset, config: Mapping[str, Any]) -> None:
-    """Raise UserError where this version, or a method's file, makes other settings of what the record tells."""
+    """Raise UserError where this version, or a method's file, understands the settings of the record otherwise."""
     now = build.describe(cell, dataset.digest)
     changed = sorted(key for key in {*now, *config} if now.get(key) != config.get(key))
     if changed:
-        told = "; ".join(f"{key}: {_short(config.get(key))}, now {_short(now.get(key))}" for key in changed)
-        raise UserError(f"the settings of this record mean something else here: {told}")
+        changes = "; ".join(f"{key}: {_short(config.get(key))}, now {_short(now.get(key))}" for key in changed)
+        raise UserError(f"the settings of this record mean something else here: {changes}")
 
 
 def _short(value: Any) -> str:
@@ -159,17 +161,17 @@ def _close(before: float | None, now: float | None, tolerance: float) -> bool:
 
 
 def lines(found: Verdict) -> list[str]:
-    """A verdict in words."""
-    told = [found.verdict]
+    """The lines that print a verdict."""
+    text = [found.verdict]
     for name in found.differing:
         if name in RATES:
-            told.append(f"  {name.upper()}: {found.record[name]}, now {found.again[name]}")
+            text.append(f"  {name.upper()}: {found.record[name]}, now {found.again[name]}")
         elif name in DETAILS:
-            told.append(f"  {name}: not the same")
+            text.append(f"  {name}: not the same")
         else:
-            told.append(f"  {name}: {found.record[name]}, now {found.again[name]}")
+            text.append(f"  {name}: {found.record[name]}, now {found.again[name]}")
     if found.differing:
         none = "nothing that the record tells: neither versions, commit, device, execution nor company differ"
-        told.append("  what was not as it was: " + ("; ".join(found.reasons) or none))
-    told.append(f"  run on {provenance.device()}")
-    return told
+        text.append("  what was not as it was: " + ("; ".join(found.reasons) or none))
+    text.append(f"  run on {provenance.device()}")
+    return text

@@ -4,7 +4,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from bdjax.results.configs import labels, precision, told_of, trained
+from bdjax.results.configs import from_configs, labels, precision, trained
 
 if TYPE_CHECKING:
     import polars as pl
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Scenario(NamedTuple):
     """One training configuration."""
 
-    title: str  # the attack, and whatever else tells it from the other scenarios of the report
+    title: str  # the attack, and whatever else distinguishes it from the other scenarios of the report
     slug: str  # the title as a file name
     name: str  # as a file name too, and the same whatever else is in the report
     rows: "pl.DataFrame"
@@ -21,9 +21,9 @@ class Scenario(NamedTuple):
 
 def scenarios(records: "pl.DataFrame") -> list[Scenario]:
     """The scenarios of a report, in the order of their first rows."""
-    tagged = records.with_columns(told_of(records, trained).alias("trained"))
+    tagged = records.with_columns(from_configs(records, trained).alias("trained"))
     parts = tagged.partition_by("trained", maintain_order=True)
-    told = [
+    every = [
         (
             p["attack"][0].rpartition(":")[2],
             labels(p["config"][0]) or "labels of its own",
@@ -34,10 +34,10 @@ def scenarios(records: "pl.DataFrame") -> list[Scenario]:
         )
         for p in parts
     ]
-    differs = [i == 0 or len({facts[i] for facts in told}) > 1 for i in range(6)]
-    titles = [" · ".join(fact for fact, shown in zip(facts, differs, strict=True) if shown) for facts in told]
+    differs = [i == 0 or len({facts[i] for facts in every}) > 1 for i in range(6)]
+    titles = [" · ".join(fact for fact, shown in zip(facts, differs, strict=True) if shown) for facts in every]
     found, met = [], dict.fromkeys(titles, 0)
-    for title, facts, part in zip(titles, told, parts, strict=True):
+    for title, facts, part in zip(titles, every, parts, strict=True):
         met[title] += 1
         if titles.count(title) > 1:
             title += f" · configuration {met[title]}"

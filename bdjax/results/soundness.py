@@ -1,7 +1,7 @@
 """Whether the networks behind a row can say anything: one that predicts one class, is at chance, or was hardly trained cannot.
 
-A record tells the largest share of the clean test images that is predicted as one class (``one_class``), before and after the
-defense. Records of earlier versions do not; there accuracy alone tells whether a network is at chance.
+A record holds the largest share of the clean test images that is predicted as one class (``one_class``), before and after the
+defense. Records of earlier versions do not; there accuracy alone decides whether a network is at chance.
 """
 
 import functools
@@ -37,7 +37,7 @@ NOTES = {
 }
 
 
-def sounded(records: "pl.DataFrame") -> "pl.DataFrame":
+def with_soundness(records: "pl.DataFrame") -> "pl.DataFrame":
     """Records with what their accuracy and predictions say of the networks.
 
     Args:
@@ -45,7 +45,7 @@ def sounded(records: "pl.DataFrame") -> "pl.DataFrame":
 
     Returns:
       The same with ``chance`` f64 (the accuracy of a network that always calls the most frequent class of the test images; null
-      where nothing tells it) and the booleans ``one_class_found``, ``chance_found`` (after the defense: predicts one class; at
+      where it is not known) and the booleans ``one_class_found``, ``chance_found`` (after the defense: predicts one class; at
       chance and not that), ``broken_before`` (either of them, before it), ``untrained`` (before it: broken or hardly trained) and
       ``unpoisoned`` (a ratio above 0 that poisoned no row). Nothing is null but ``chance``: what is not known is False.
     """
@@ -78,7 +78,7 @@ COUNTED = ("one_class_runs", "chance_runs", "unpoisoned_runs", "untrained_runs",
 
 
 def counted() -> list["pl.Expr"]:
-    """What :func:`remark` asks of a group of rows of :func:`sounded`: the counts of :data:`COUNTED`, and ``acc_untrained``."""
+    """What :func:`remark` reads of a group of :func:`with_soundness`: the counts :data:`COUNTED`, and ``acc_untrained``."""
     import polars as pl
 
     ok, known = pl.col("status") == "ok", pl.col("acc_before").is_not_null()
@@ -100,8 +100,8 @@ def remark(row: Mapping[str, Any]) -> str:
         _in(row["chance_runs"], row["ok"], "at chance"),
         _in(row["unpoisoned_runs"], row["ok"], "no row poisoned"),
     ]
-    said = row["defense"] == "none" and row["one_class_runs"] + row["chance_runs"] >= row["untrained_runs"]  # the same networks
-    if row["untrained_runs"] and not said:
+    same = row["defense"] == "none" and row["one_class_runs"] + row["chance_runs"] >= row["untrained_runs"]  # the same networks
+    if row["untrained_runs"] and not same:
         text = f"hardly trained (ACC before {100 * row['acc_untrained']:.1f} %)"
         found.append(_in(row["untrained_runs"], row["trained_runs"], text))
     return "; ".join(text for text in found if text)
@@ -140,15 +140,15 @@ def _chance(
     triggered: int | None,
     config: str | None,
 ) -> float | None:
-    """The share of the most frequent class among the test images; for records that do not tell it, what comes closest."""
+    """The share of the most frequent class among the test images; for records without it, what comes closest."""
     if majority is not None:
         return majority
     if classes:
         return 1 / classes
-    told = _of_table(dataset, images)
-    if told is None and clean and triggered is not None and 0 < triggered < clean and _whole_test_set(config):
-        told = (clean - triggered) / clean  # the share of the attack's target
-    return told
+    share = _of_table(dataset, images)
+    if share is None and clean and triggered is not None and 0 < triggered < clean and _whole_test_set(config):
+        share = (clean - triggered) / clean  # the share of the attack's target
+    return share
 
 
 def _unpoisoned(rows: "pl.DataFrame") -> list[bool]:
@@ -157,11 +157,11 @@ def _unpoisoned(rows: "pl.DataFrame") -> list[bool]:
 
 
 def _nothing(ratio: float, images: int | None, config: str | None) -> bool:
-    """Whether a record that tells of 0 poisoned rows an epoch poisoned nothing: an attack in the batch draws in every epoch."""
-    told = parsed(config)
-    if "max_ratio" not in ((told.get("attack") or {}).get("config") or {}):
+    """Whether a record of 0 poisoned rows per epoch poisoned nothing: an attack in the batch draws in every epoch."""
+    settings = parsed(config)
+    if "max_ratio" not in ((settings.get("attack") or {}).get("config") or {}):
         return True
-    return ratio * (images or 0) * (told.get("recipe") or {}).get("epochs", 1) < 1
+    return ratio * (images or 0) * (settings.get("recipe") or {}).get("epochs", 1) < 1
 
 
 @functools.lru_cache(maxsize=1 << 8)

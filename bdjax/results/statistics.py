@@ -1,6 +1,6 @@
 """Which of several defenses is better: chance of improvement, ranks over tasks, profiles.
 
-Every number is a fraction, every function NumPy in float64. A *task* is what a defense is asked to repair: one training
+Every number is a fraction, every function NumPy in float64. A *task* is what a defense is applied to: one training
 configuration at one poison ratio, with its clean samples per class. Runs of one task differ in their seed.
 
 Source: R. Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021 (probability of
@@ -91,7 +91,7 @@ def ranks(scores: ArrayLike, *, level: float = 0.05) -> Ranks:
     Raises:
       ValueError: fewer than two methods or tasks, or a score that is NaN.
     """
-    from scipy.stats import chi2, rankdata, studentized_range
+    from scipy.stats import rankdata, studentized_range
 
     table = np.asarray(scores, np.float64)
     if table.ndim != 2 or min(table.shape) < 2:
@@ -99,13 +99,24 @@ def ranks(scores: ArrayLike, *, level: float = 0.05) -> Ranks:
     if np.isnan(table).any():
         raise ValueError("scores must not hold NaN: leave tasks out on which a method has none")
     tasks, methods = table.shape
-    placed = rankdata(-table, axis=1)
-    mean = placed.mean(axis=0)
-    spread = ((placed - (methods + 1) / 2) ** 2).sum() / (tasks * (methods - 1))  # corrected for ties
-    statistic = 0.0 if spread == 0 else float(tasks * ((mean - (methods + 1) / 2) ** 2).sum() / spread)
+    statistic, p = _friedman(table)
     critical = float(studentized_range.ppf(1 - level, methods, np.inf)) / np.sqrt(2)
     difference = critical * np.sqrt(methods * (methods + 1) / (6 * tasks))
-    return Ranks(mean, tasks, statistic, float(chi2.sf(statistic, methods - 1)), float(difference))
+    return Ranks(rankdata(-table, axis=1).mean(axis=0), tasks, statistic, p, float(difference))
+
+
+def _friedman(table: Floats) -> tuple[float, float]:
+    """Friedman's chi squared of f64[t, k], corrected for ties, and its p; 0 and 1 where every task is one tie."""
+    from scipy.stats import chi2, friedmanchisquare
+
+    if (table == table[:, :1]).all():  # SciPy divides by zero
+        return 0.0, 1.0
+    if table.shape[1] == 2:  # SciPy asks for three methods; of two it is the squared surplus of wins by the tasks without a tie
+        wins = np.sign(table[:, 0] - table[:, 1])
+        statistic = float(wins.sum() ** 2 / np.abs(wins).sum())
+        return statistic, float(chi2.sf(statistic, 1))
+    found = friedmanchisquare(*table.T)
+    return float(found.statistic), float(found.pvalue)
 
 
 def cliques(found: Ranks) -> list[tuple[int, ...]]:

@@ -1,1 +1,1 @@
-"""What is kept of a sweep, and how: locations, atomic writes, leases, records, checkpoints."""
+"""What is kept of a sweep and where: locations, atomic writes, leases, records, checkpoints."""

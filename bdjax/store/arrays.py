@@ -16,10 +16,10 @@ from bdjax.store.location import Location
 LIMIT = 4096  # numbers; a larger field of a trace is no text for a table
 
 
-def parted(trace: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """A trace, a NamedTuple of arrays of one member, as what its record tells and what is kept beside the records.
+def split(trace: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Split a trace, a NamedTuple of arrays of one member, into the fields of its record and the arrays kept beside the records.
 
-    A field of more than :data:`LIMIT` numbers is told as {"array": its shape}.
+    In the record a field of more than :data:`LIMIT` numbers is {"array": its shape}.
     """
     fields = {name: np.asarray(value) for name, value in trace._asdict().items()}
     large = {name: value for name, value in fields.items() if value.size > LIMIT}
@@ -27,7 +27,7 @@ def parted(trace: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def place(out: Location, cell: str, member: str) -> Location:
-    """Where the arrays of one record lie."""
+    """Return where the arrays of one record lie."""
     return out / "arrays" / cell / f"{member}.npz"
 
 
@@ -43,7 +43,7 @@ def write(out: Location, cell: str, member: str, fields: Mapping[str, NDArray[An
 
 
 def read(out: "str | Location", row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of a record by field; none where there is no archive of it, as of every record without a large field.
+    """Return the arrays of a record by field; none where it has no archive, which is so of every record without a large field.
 
     Args:
       out: folder of the sweep.

@@ -1,18 +1,18 @@
-"""Files of a folder of results: written so that they are complete or absent, and set aside where they are damaged.
+"""Files of a folder of results: written so that they are complete or absent, and quarantined where they are damaged.
 
-On a disk a file is written under a temporary name, synced and renamed. In an object store every upload is whole by itself; a file
-server that fsspec reaches (``sftp://``) may keep part of one, which its checksum then tells.
+On a disk :mod:`bdjax.data.atomic` writes them. In an object store every upload is atomic by itself; a file server that fsspec
+reaches (``sftp://``) may keep part of one, which its checksum then shows.
 """
 
 import contextlib
 import errno
-import functools
 import os
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from bdjax.data import atomic
+from bdjax.data.atomic import temporary_of, token
 from bdjax.errors import UserError
 from bdjax.population import hosts
 from bdjax.store import location, objects
@@ -20,16 +20,16 @@ from bdjax.store.location import Location
 
 ADVICE = "free some space or choose another --out; the same command goes on where this one stopped"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_WRITE_ERRORS = (*_FULL, errno.EROFS, errno.EACCES)
 
 
-class Corrupt(Exception):
+class Corrupt(UserError):
     """A stored file is not what was written; the message says why."""
 
 
 @contextlib.contextmanager
 def writing(path: Location) -> Iterator[None]:
-    """Turn what goes wrong while writing below ``path`` into one clear line."""
+    """Turn what goes wrong while the block writes below ``path`` into a :class:`UserError` of one line."""
     try:
         yield
     except UserError:
@@ -48,7 +48,7 @@ def writing(path: Location) -> Iterator[None]:
 
 
 def writable(out: str | os.PathLike[str] | Location) -> Location:
-    """The place that a path or URL names, made if need be.
+    """Return the place that a path or URL names, made if need be, after something was written there.
 
     Raises:
       UserError: nothing can be written there, or it is a URL of an unknown kind.
@@ -72,54 +72,23 @@ def writable(out: str | os.PathLike[str] | Location) -> Location:
     return place
 
 
-@functools.cache
-def _token(pid: int) -> str:
-    return f"{pid}-{uuid.uuid4().hex[:12]}"
-
-
-def token() -> str:
-    """A name of this process that no other has, on any machine."""
-    return _token(os.getpid())
-
-
-def temporary_of(path: Path) -> Path:
-    """Where this process writes what will be ``path``, beside it."""
-    return path.with_name(f".{path.name}.{token()}.tmp")
-
-
 def replace_file(path: Location, data: bytes) -> None:
-    """Write a file so that it is complete or absent, whatever happens; of processes that run the same, the first one writes."""
+    """Write a file so that it is complete or absent; of several processes that run the same program, only the first one writes.
+
+    Raises:
+      UserError: it cannot be written, the disk is full, or the store cannot be reached.
+    """
     if not hosts.is_leader():
         return
     if not isinstance(path, Path):
         objects.put(path, data)
         return
-    temporary = temporary_of(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+        atomic.replace_file(path, data)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def set_aside(path: Location, reason: str) -> None:
-    """Name a corrupt file or folder on stderr and move it to ``<name>.corrupt``."""
+def quarantine(path: Location, reason: str) -> None:
+    """Name a damaged file or folder on stderr and move it to ``<name>.corrupt``, where nothing reads it."""
     target, number = path.with_name(path.name + ".corrupt"), 1
     while location.exists(target):
         number += 1

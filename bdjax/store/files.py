@@ -1,11 +1,10 @@
-"""Files and folders that appear complete or not at all."""
+"""Files and folders that a user names for export: never overwritten by accident, and complete or absent."""
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from bdjax.data import atomic
 from bdjax.errors import UserError
 
 
@@ -17,30 +16,13 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file or folder to; renamed to ``path`` at the end, removed if anything goes wrong.
+    """Yield a temporary path to write a file or folder to, which becomes ``path`` when the block ends without an error.
 
     Raises:
       UserError: nothing can be written there, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        with atomic.replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # where nothing could be written there is nothing to remove
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    for file in [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]:
-        with open(file, "rb+") as handle:
-            os.fsync(handle.fileno())

@@ -10,17 +10,17 @@ import numpy as np
 
 
 def short_hash(value: Any) -> str:
-    """24 hexadecimal digits of :func:`json_digest`."""
+    """Return 24 hexadecimal digits of :func:`json_digest`."""
     return json_digest(value)[:24]
 
 
 def json_digest(value: Any) -> str:
-    """sha256 of canonical JSON."""
+    """Return the sha256 of canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def array_digest(arrays: Sequence[Any]) -> str:
-    """sha256 of the bytes of arrays, with their dtypes and shapes."""
+    """Return the sha256 of the bytes of arrays, with their dtypes and shapes."""
     total = hashlib.sha256()
     for array in arrays:
         host = np.ascontiguousarray(array)
@@ -30,12 +30,12 @@ def array_digest(arrays: Sequence[Any]) -> str:
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces; non-finite numbers are null."""
+    """Return JSON with sorted keys and no spaces; non-finite numbers are null."""
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def plain(value: Any) -> Any:
-    """A pytree of arrays, NamedTuples and scalars as plain JSON values; float32 numbers get their shortest decimal.
+    """Return a pytree of arrays, NamedTuples and scalars as plain JSON values; float32 numbers get their shortest decimal.
 
     Raises:
       TypeError: a value that JSON cannot hold.

@@ -1,4 +1,4 @@
-"""The folder an import leaves behind: networks and test images as plain NumPy files, readable without PyTorch."""
+"""The folder that an import makes: networks and test images as plain NumPy files, readable without PyTorch."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ class Import(NamedTuple):
 
 
 def save(path: str | Path, imported: Import, *, overwrite: bool = False) -> None:
-    """Write an import folder; it appears complete or not at all.
+    """Write an import folder, complete or not at all.
 
     Args:
       path: the folder.
@@ -82,7 +82,7 @@ def save(path: str | Path, imported: Import, *, overwrite: bool = False) -> None
         temporary.mkdir()
         for name, arrays in parts.items():
             np.savez(temporary / name, **{key: np.asarray(value) for key, value in arrays.items()})  # type: ignore[arg-type]
-        told = {
+        manifest = {
             "format": _FORMAT,
             "version": _VERSION,
             **{fact: getattr(imported, fact) for fact in _FACTS},
@@ -90,8 +90,8 @@ def save(path: str | Path, imported: Import, *, overwrite: bool = False) -> None
             "points": imported.points,
             "files": {name: file_sha256(temporary / name) for name in parts},
         }
-        told["checksum"] = json_digest(told)
-        (temporary / _MANIFEST).write_text(json.dumps(told, indent=1) + "\n")
+        manifest["checksum"] = json_digest(manifest)
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def load(path: str | Path, *, kept: bool = True) -> Import:
@@ -105,17 +105,17 @@ def load(path: str | Path, *, kept: bool = True) -> Import:
       UserError: no such folder, or a damaged one; names what is wrong.
     """
     path = Path(path)
-    told = _manifest(path)
-    wanted = {name: digest for name, digest in told["files"].items() if kept or not name.startswith("kept_")}
+    manifest = _manifest(path)
+    wanted = {name: digest for name, digest in manifest["files"].items() if kept or not name.startswith("kept_")}
     parts = {name: _read(path, name, digest) for name, digest in wanted.items()}
-    networks = range(len(told["sources"]))
+    networks = range(len(manifest["sources"]))
     triggered = parts.get("triggered.npz")
     return Import(
-        **{fact: told[fact] for fact in _FACTS if fact not in ("image_shape", "network")},
-        image_shape=tuple(told["image_shape"]),
-        network=tuple(told["network"]),
-        sources=tuple(File(**source) for source in told["sources"]),
-        points=tuple((seed, ratio) for seed, ratio in told["points"]),
+        **{fact: manifest[fact] for fact in _FACTS if fact not in ("image_shape", "network")},
+        image_shape=tuple(manifest["image_shape"]),
+        network=tuple(manifest["network"]),
+        sources=tuple(File(**source) for source in manifest["sources"]),
+        points=tuple((seed, ratio) for seed, ratio in manifest["points"]),
         variables=tuple(_variables(parts[f"network_{n}.npz"]) for n in networks),
         kept=tuple(parts.get(f"kept_{n}.npz", {}) for n in networks),
         triggered=None if triggered is None else _triggered(triggered),
@@ -135,15 +135,16 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{path} is no import folder (it has no {_MANIFEST}); make one with: bdjax import-torch FILE --out {path}"
         )
     try:
-        told = dict(json.loads((path / _MANIFEST).read_text()))
-        checksum = told.pop("checksum")
+        manifest = dict(json.loads((path / _MANIFEST).read_text()))
+        checksum = manifest.pop("checksum")
     except (ValueError, TypeError, KeyError):
         raise _damaged(path, f"{_MANIFEST} cannot be read") from None
-    if told.get("format") != _FORMAT or told.get("version") != _VERSION:
-        raise UserError(f"{path} has format {told.get('format')} {told.get('version')}; this bdjax reads {_FORMAT} {_VERSION}")
-    if json_digest(told) != checksum:
+    if manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
+        found = f"{manifest.get('format')} {manifest.get('version')}"
+        raise UserError(f"{path} has format {found}; this bdjax reads {_FORMAT} {_VERSION}")
+    if json_digest(manifest) != checksum:
         raise _damaged(path, f"{_MANIFEST} does not match its checksum")
-    return told
+    return manifest
 
 
 def _read(path: Path, name: str, digest: str) -> dict[str, np.ndarray]:

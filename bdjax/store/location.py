@@ -1,7 +1,7 @@
 """Where results lie: a folder of this machine, or below a URL in an object store (``gs://bucket/run``, ``s3://…``).
 
-A folder is a :class:`pathlib.Path`; what a URL names is the ``UPath`` of universal-pathlib, which has the names of one (``/``,
-``name``, ``parent``, ``with_suffix``). What reads both alike is here.
+A folder is a :class:`pathlib.Path`; what a URL names is a ``UPath`` of universal-pathlib, which has the same operations (``/``,
+``name``, ``parent``, ``with_suffix``). The functions here read both alike.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ else:
 
 
 def check_name(where: str) -> None:
-    """Raise UserError for the name of a folder that is no text: the library that stores trained networks cannot write there."""
+    """Raise UserError for the name of a folder that is not UTF-8: the library that stores trained networks cannot write there."""
     try:
         where.encode()
     except UnicodeEncodeError:
@@ -37,7 +37,7 @@ def check_name(where: str) -> None:
 
 
 def locate(where: "str | os.PathLike[str] | Location") -> Location:
-    """A path or URL as the place it names; nothing is read or made there.
+    """Return the place that a path or URL names; nothing is read or made there.
 
     Raises:
       UserError: a URL of a kind that is not known, or that needs a package which is not installed.
@@ -88,7 +88,7 @@ def _remote(kind: str, url: str) -> Location:
 
 
 def read_bytes(path: Location) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Raises:
       FileNotFoundError: it is not there.
@@ -98,7 +98,7 @@ def read_bytes(path: Location) -> bytes:
 
 
 def read_many(paths: Sequence[Location]) -> Iterator[bytes | OSError]:
-    """The contents of files of one place, in order, or why one cannot be read; what is wrong with a store is raised.
+    """Yield the contents of files of one place, in order, or the error of one that cannot be read.
 
     Raises:
       UserError: the store cannot be reached, or refuses.
@@ -113,7 +113,7 @@ def read_many(paths: Sequence[Location]) -> Iterator[bytes | OSError]:
 
 
 def write_bytes(path: Location, data: bytes) -> None:
-    """Write a file at once; see :func:`bdjax.store.atomic.replace_file` for one that must be whole."""
+    """Write a file in place; :func:`bdjax.store.atomic.replace_file` writes one that must be complete or absent."""
     if isinstance(path, Path):
         path.write_bytes(data)
     else:
@@ -136,29 +136,29 @@ def move(path: Location, target: Location) -> None:
 
 
 def exists(path: Location) -> bool:
-    """Whether there is a file or folder."""
+    """Return whether there is a file or folder."""
     return path.exists() if isinstance(path, Path) else objects.exists(path)
 
 
 def is_folder(path: Location) -> bool:
-    """Whether there is a folder; in a store, whether anything lies below."""
+    """Return whether there is a folder; in a store, whether anything lies below that name."""
     return path.is_dir() if isinstance(path, Path) else objects.exists(path)
 
 
 def files(folder: Location, pattern: str) -> list[Location]:
-    """The files below a folder that match, sorted; "*" stands for any name without "/"."""
+    """Return the files below a folder that match a pattern, sorted; "*" stands for any name without "/"."""
     return sorted(folder.glob(pattern) if isinstance(folder, Path) else versions(folder, pattern))  # type: ignore[type-var]
 
 
 def oldest_first(folder: Location, pattern: str) -> list[Location]:
-    """The files below a folder that match, as they were written; two of one moment by their names."""
+    """Return the files below a folder that match, the oldest first; files of one moment by their names."""
     if isinstance(folder, Path):
         return sorted(folder.glob(pattern), key=lambda path: (path.stat().st_mtime, path.name))  # type: ignore[return-value]
     return sorted(files(folder, pattern), key=lambda path: (objects.modified(path), path.name))  # type: ignore[arg-type]
 
 
 def versions(folder: Location, pattern: str) -> dict[Location, Any]:
-    """Files as of :func:`files`, unsorted, with a value that changes when a file is written again."""
+    """Return the files that match, unsorted, each with a value that changes when the file is written again."""
     if isinstance(folder, Path):
         found: dict[Location, Any] = {}
         for path in folder.glob(pattern):
@@ -176,7 +176,7 @@ def versions(folder: Location, pattern: str) -> dict[Location, Any]:
 
 @contextlib.contextmanager
 def written(folder: Location) -> Iterator[Path]:
-    """A folder of this machine whose files lie in ``folder`` when the block ends: that folder itself, made if missing, on a disk.
+    """Yield a folder of this machine whose files lie in ``folder`` when the block ends; on a disk that folder, made if missing.
 
     Raises:
       UserError: the store cannot be reached, or refuses.

@@ -1,8 +1,8 @@
-"""What a folder of results asks of an object store, which has neither folders nor renames.
+"""Reading and writing in an object store, which has neither folders nor renames.
 
-An object appears whole when its upload ends, so nothing needs a temporary name. That an object is not there is
-:class:`FileNotFoundError`, as on a disk; whatever else goes wrong on the way to the store is one line for a person, so that a
-connection that breaks is never taken for a damaged record. Nothing is listed from memory: other processes write too.
+Uploads are atomic: an object appears when its upload is complete, so nothing needs a temporary name. An object that is not there
+raises :class:`FileNotFoundError`, as on a disk. Whatever else goes wrong on the way to the store raises :class:`UserError`
+with one line, so that a broken connection is never taken for a damaged record. No listing is cached: other processes write too.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from bdjax.errors import UserError, first_line
 if TYPE_CHECKING:
     from upath import UPath
 
-BATCH = 256  # objects asked for at once, and held in memory together
+BATCH = 256  # objects that are fetched at once, and are in memory together
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def reaching(path: "UPath") -> Iterator[None]:
 
 
 def get(path: "UPath") -> bytes:
-    """The content of an object.
+    """Return the content of an object.
 
     Raises:
       FileNotFoundError: there is none.
@@ -45,7 +45,7 @@ def get(path: "UPath") -> bytes:
 
 
 def get_many(paths: Sequence["UPath"]) -> Iterator[bytes | OSError]:
-    """The contents of objects of one store, in order, several on the way at once; an error for one that is not there."""
+    """Yield the contents of objects of one store, in order, fetched several at once; an error for one that is not there."""
     for start in range(0, len(paths), BATCH):
         some = list(paths[start : start + BATCH])
         with reaching(some[0]):
@@ -69,7 +69,7 @@ def put(path: "UPath", data: bytes) -> None:
 
 @contextlib.contextmanager
 def _bucket(path: "UPath") -> Iterator[None]:
-    """Where an object cannot be written because something is not there, it is what should hold it."""
+    """Turn the FileNotFoundError of a write into a UserError: what is missing is the bucket."""
     try:
         yield
     except FileNotFoundError as error:
@@ -77,12 +77,12 @@ def _bucket(path: "UPath") -> Iterator[None]:
 
 
 def create(path: "UPath", data: bytes, exclusive: bool = True) -> bool:
-    """Write an object where there is none; gives whether it is ours now.
+    """Write an object where there is none; return whether this call wrote it.
 
     Args:
       path: of the object.
-      data: that nobody else would write: it tells whose the object is.
-      exclusive: what :func:`creates_exclusively` says of the store; where it is False, two processes may both be told yes.
+      data: content that nobody else would write, by which the writer knows its own object again.
+      exclusive: what :func:`creates_exclusively` says of the store; where it is False, True may be returned to two processes.
 
     Raises:
       UserError: as of :func:`put`.
@@ -107,7 +107,7 @@ def create(path: "UPath", data: bytes, exclusive: bool = True) -> bool:
 
 
 def creates_exclusively(folder: "UPath") -> bool:
-    """Whether, of several processes that create one object in this store, one alone is told that it did.
+    """Return whether only one of several processes that create the same object in this store is answered that it did.
 
     Raises:
       UserError: as of :func:`put`.
@@ -126,7 +126,7 @@ def creates_exclusively(folder: "UPath") -> bool:
 
 
 def exists(path: "UPath") -> bool:
-    """Whether there is such an object, or objects below such a folder."""
+    """Return whether there is such an object, or objects below such a folder."""
     with reaching(path):
         path.fs.invalidate_cache()
         try:  # a store's own answer to this question may be "no" where it only could not be asked
@@ -137,7 +137,7 @@ def exists(path: "UPath") -> bool:
 
 
 def listing(folder: "UPath") -> dict[str, dict[str, Any]]:
-    """The objects below a folder by their path from it, with what the store tells of each (its "size" in bytes, at least)."""
+    """Return the objects below a folder by their path from it, with facts of each: its "size" in bytes, at least."""
     from fsspec.asyn import AsyncFileSystem
     from fsspec.spec import AbstractFileSystem
 
@@ -154,7 +154,7 @@ def listing(folder: "UPath") -> dict[str, dict[str, Any]]:
 
 
 def modified(path: "UPath") -> float:
-    """When an object was written, in seconds since 1970 by the store's clock; 0 where the store does not tell, or it is gone."""
+    """Return when an object was written, in seconds since 1970 by the store's clock; 0 where that is not known, or it is gone."""
     with reaching(path):
         try:
             return float(path.fs.modified(path.path).timestamp())
@@ -200,7 +200,7 @@ def upload(source: Path, target: "UPath") -> None:
 
 @contextlib.contextmanager
 def downloaded(folder: "UPath", names: Sequence[str]) -> Iterator[Path]:
-    """Objects below a folder as files below a temporary folder of this machine.
+    """Yield a temporary folder of this machine with objects below a folder as files.
 
     Raises:
       FileNotFoundError: one of them is not there.

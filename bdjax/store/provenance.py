@@ -1,4 +1,4 @@
-"""What a record says about the place it was made in: versions, commit, device, compile time."""
+"""Where and how a record was made: versions, commit, device, compile time."""
 
 import functools
 import importlib.metadata
@@ -19,7 +19,7 @@ PACKAGES = ("bdjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers; "source" where a package is not installed but imported."""
+    """Return the versions of Python and of the packages that decide numbers; "source" for one that is not installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the source tree this package is imported from, with "+changes" if it was edited; None outside one."""
+    """Return the commit of the source tree this package is imported from, with "+changes" if it was edited; None outside one."""
     package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str | None:
@@ -53,7 +53,7 @@ def git_commit() -> str | None:
 
 @functools.cache
 def device() -> str:
-    """The devices in use, in words."""
+    """Return the names of the devices in use."""
     devices = jax.local_devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
@@ -70,27 +70,27 @@ class Timed(NamedTuple):
 
 
 def timed(function: Callable[[], Any]) -> Timed:
-    """Call a function and tell its wall time from the time JAX spent on tracing, lowering and compiling (or on its cache)."""
+    """Call a function; measure its wall time apart from the time JAX spends on tracing, lowering and compiling (or its cache)."""
     spans: list[tuple[float, float]] = []
 
-    def hear(event: str, duration_secs: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             end = time.perf_counter()
             spans.append((end - duration_secs, end))
 
-    jax.monitoring.register_event_duration_secs_listener(hear)
+    jax.monitoring.register_event_duration_secs_listener(listen)
     start = time.perf_counter()
     try:
         result = jax.block_until_ready(function())
     finally:
-        jax.monitoring.unregister_event_duration_listener(hear)
+        jax.monitoring.unregister_event_duration_listener(listen)
     wall = time.perf_counter() - start
     spent = min(_union(spans), wall)
     return Timed(result, wall - spent, spent)
 
 
 def _union(spans: list[tuple[float, float]]) -> float:
-    """Length covered by intervals that may nest: tracing one function traces the functions it calls."""
+    """Return the length covered by intervals that may nest: tracing one function traces the functions it calls."""
     total, last = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, last))

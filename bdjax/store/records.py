@@ -1,7 +1,7 @@
 """What is kept of a sweep: a Parquet file per finished cell and member set.
 
 ``out/records/<cell>/<members>.parquet`` appears complete or not at all (:mod:`bdjax.store.atomic`). A file whose checksums do not
-match is named on stderr and moved aside as ``*.corrupt``; the next run does its work again.
+match is named on stderr and quarantined as ``*.corrupt``; the next run does its work again.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bdjax.errors import UserError
 from bdjax.population import hosts
 from bdjax.store import location
-from bdjax.store.atomic import Corrupt, replace_file, set_aside, writing
+from bdjax.store.atomic import Corrupt, quarantine, replace_file, writing
 from bdjax.store.hashing import json_digest
 from bdjax.store.location import Location
 from bdjax.store.rows import ADDED, COLUMNS, ORDER, Row, arrow_schema
@@ -21,7 +21,7 @@ _DIGEST = b"bdjax.rows.sha256"
 
 
 def record_path(out: Location, cell: str, members: str) -> Location:
-    """Where the rows of one finished cell and member set lie."""
+    """Return where the rows of one finished cell and member set lie."""
     return out / "records" / cell / f"{members}.parquet"
 
 
@@ -49,18 +49,18 @@ def write_rows(out: Location, cell: str, members: str, rows: Sequence[Row]) -> L
     replace_file(path, buffer.getvalue())
     if hosts.is_leader():
         with writing(path):
-            location.write_bytes(_seal(path), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
+            location.write_bytes(_checksum_path(path), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
     return path
 
 
-def _seal(path: Location) -> Location:
-    """Where the sha256 of a file of rows lies; one that is missing or old says nothing, and the file is checked row by row."""
+def _checksum_path(path: Location) -> Location:
+    """Return where the sha256 of a file of rows lies. Where it is missing or old, the file is checked row by row."""
     return path.with_suffix(".sha256")
 
 
-def _sealed(data: bytes | OSError, seal: bytes | OSError) -> bool:
-    """Whether these are the bytes that were written."""
-    return isinstance(data, bytes) and seal == hashlib.sha256(data).hexdigest().encode()
+def _is_unchanged(data: bytes | OSError, checksum: bytes | OSError) -> bool:
+    """Return whether these are the bytes that were written."""
+    return isinstance(data, bytes) and checksum == hashlib.sha256(data).hexdigest().encode()
 
 
 def _rows_digest(rows: Sequence[Row]) -> bytes:
@@ -68,18 +68,21 @@ def _rows_digest(rows: Sequence[Row]) -> bytes:
 
 
 def read_file(path: Location) -> list[Row]:
-    """The rows of one file.
+    """Return the rows of one file.
 
     Raises:
       Corrupt: it is truncated, or a checksum does not match.
       UserError: the store it lies in cannot be reached.
     """
-    data, seal = location.read_many([path, _seal(path)])
-    return _rows_of(data, seal)
+    data, checksum = location.read_many([path, _checksum_path(path)])
+    return _rows_of(data, checksum)
 
 
-def _rows_of(data: bytes | OSError, seal: bytes | OSError) -> list[Row]:
-    """The rows in the bytes of a file; raises Corrupt. The pages' checksums do not cover the footer: the rows have their own."""
+def _rows_of(data: bytes | OSError, checksum: bytes | OSError) -> list[Row]:
+    """Return the rows in the bytes of a file, or raise Corrupt.
+
+    The checksums of Parquet's pages do not cover its footer, so the rows have a digest of their own.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -89,17 +92,17 @@ def _rows_of(data: bytes | OSError, seal: bytes | OSError) -> list[Row]:
         # A few rows need no threads, and a short process that ends beside pyarrow's aborts now and then (3 in 18, machine busy).
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
         rows = table.to_pylist()
-        if not _of_a_record(table.schema):
+        if not _has_columns_of_a_record(table.schema):
             raise Corrupt("its columns are not those of a record")
-        if not _sealed(data, seal) and (table.schema.metadata or {}).get(_DIGEST) != _rows_digest(rows):
+        if not _is_unchanged(data, checksum) and (table.schema.metadata or {}).get(_DIGEST) != _rows_digest(rows):
             raise Corrupt("its rows do not match their checksum")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         raise Corrupt(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     return rows if len(table.schema) == len(COLUMNS) else [{name: row.get(name) for name in COLUMNS} for row in rows]
 
 
-def _of_a_record(schema: Any) -> bool:
-    """Whether these are the columns of a record, of this version or of one that did not have some of them yet."""
+def _has_columns_of_a_record(schema: Any) -> bool:
+    """Return whether these are the columns of a record, of this version or of one that did not have some of them yet."""
     full = arrow_schema()
     if not set(COLUMNS) - ADDED <= set(schema.names) <= set(COLUMNS):
         return False
@@ -109,25 +112,25 @@ def _of_a_record(schema: Any) -> bool:
 class _File(NamedTuple):
     path: Location
     data: bytes | OSError  # why it cannot be read
-    seal: bytes | OSError
+    checksum: bytes | OSError
 
 
 def _files(folder: Location, pattern: str) -> list[_File]:
-    """Files of rows with their seals; without those that another process moved meanwhile."""
+    """Return files of rows with their checksums, without those that another process moved meanwhile."""
     paths = location.files(folder, pattern)
     contents = location.read_many(paths)
-    seals = location.read_many([_seal(path) for path in paths])
-    found = zip(paths, contents, seals, strict=True)
-    return [_File(path, data, seal) for path, data, seal in found if not isinstance(data, FileNotFoundError)]
+    checksums = location.read_many([_checksum_path(path) for path in paths])
+    found = map(_File, paths, contents, checksums)
+    return [file for file in found if not isinstance(file.data, FileNotFoundError)]
 
 
 def read_cell(out: Location, cell: str) -> list[tuple[str, Row]]:
-    """All (member set, row) of a cell, in the order of file names; corrupt files are set aside."""
-    return [(file.path.stem, row) for file in _files(out / "records" / cell, "*.parquet") for row in _checked(file)]
+    """Return all (member set, row) of a cell, in the order of file names; corrupt files are quarantined."""
+    return [(file.path.stem, row) for file in _files(out / "records" / cell, "*.parquet") for row in _rows_or_none(file)]
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:
-    """One row per cell and member: a failed one only where no other is stored, then the newest."""
+    """Return one row per cell and member: a failed one only where no other is stored, and the newest of several."""
     best: dict[tuple[str, str], Row] = {}
     for row in rows:
         key = (row["cell"], row["member"])
@@ -141,29 +144,32 @@ def _rank(row: Row) -> tuple[bool, str]:
 
 
 def read_rows(out: Location) -> list[Row]:
-    """All rows of a sweep, one per cell and member, in the order of their scenario; corrupt files are set aside."""
+    """Return all rows of a sweep, one per cell and member, in the order of their scenario; corrupt files are quarantined."""
     rows: list[Row] = _collect(out).to_dicts()
     return rows
 
 
 def _collect(out: Location) -> Any:
-    """All rows of a sweep as :func:`read` gives them: whole files at once where they are sealed, the others one by one."""
+    """Return all rows of a sweep as :func:`read` does.
+
+    Files that agree with their checksums are read together, the others one by one.
+    """
     import polars as pl
 
-    sealed: list[_File] = []
+    unchanged: list[_File] = []
     rest: list[_File] = []
     for file in _files(out / "records", "*/*.parquet"):
-        (sealed if _sealed(file.data, file.seal) else rest).append(file)
+        (unchanged if _is_unchanged(file.data, file.checksum) else rest).append(file)
     try:
         frames = (
-            [pl.scan_parquet([file.data for file in sealed if isinstance(file.data, bytes)], glob=False).collect()]
-            if sealed
+            [pl.scan_parquet([file.data for file in unchanged if isinstance(file.data, bytes)], glob=False).collect()]
+            if unchanged
             else []
         )
         frames = [_with_every_column(found) for found in frames]
     except pl.exceptions.PolarsError:  # another version wrote some of them: which, is found one by one
-        frames, rest = [], sorted((*sealed, *rest))
-    rows = [row for file in rest for row in _checked(file)]
+        frames, rest = [], sorted((*unchanged, *rest))
+    rows = [row for file in rest for row in _rows_or_none(file)]
     every = pl.concat([*frames, frame(rows)])
     finished = pl.col("status") != "failed"
     newest = every.sort(finished, "created", descending=True, maintain_order=True)
@@ -172,7 +178,11 @@ def _collect(out: Location) -> Any:
 
 
 def _with_every_column(found: Any) -> Any:
-    """Rows with the columns of a record, those that their version did not have yet null; raises SchemaError for others."""
+    """Return rows with every column of a record, null where their version did not have it yet.
+
+    Raises:
+      SchemaError: they have other columns.
+    """
     import polars as pl
 
     there = [name for name in COLUMNS if name in found.columns]
@@ -182,17 +192,17 @@ def _with_every_column(found: Any) -> Any:
     return found.with_columns(pl.lit(None, empty[name]).alias(name) for name in COLUMNS if name not in there).select(COLUMNS)
 
 
-def _checked(file: _File) -> list[Row]:
-    """The rows of a file; none where it is corrupt, and then it is set aside."""
+def _rows_or_none(file: _File) -> list[Row]:
+    """Return the rows of a file; none where it is corrupt, and then it is quarantined."""
     try:
-        return _rows_of(file.data, file.seal)
+        return _rows_of(file.data, file.checksum)
     except Corrupt as reason:
-        set_aside(file.path, str(reason))
+        quarantine(file.path, str(reason))
         return []
 
 
 def frame(rows: Sequence[Row]) -> Any:
-    """Rows as a polars data frame with the columns of a record, also where there are none."""
+    """Return rows as a polars data frame with the columns of a record, also where there are none."""
     import polars as pl
     import pyarrow as pa
 
@@ -200,7 +210,7 @@ def frame(rows: Sequence[Row]) -> Any:
 
 
 def read(out: "str | Location") -> Any:
-    """All rows of a sweep as a polars data frame.
+    """Return all rows of a sweep as a polars data frame.
 
     Raises:
       UserError: there is no such folder.

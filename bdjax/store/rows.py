@@ -51,11 +51,14 @@ Row = dict[str, Any]
 
 
 def arrow_schema() -> Any:
-    """The columns of a record as a pyarrow schema; ``seconds`` is wall time without, ``compile_seconds`` the time of compilation,
-    ``images`` what the call that trained the ``members`` of this row processed, ``one_class`` the share of the clean test images
-    that is predicted as the most predicted class, ``majority`` the share of the largest class among them. Of imported
-    networks ``target_rate`` is the rate at which they call clean test images of other classes their attack label, before any
-    defense, and ``warning`` says where ASR is no higher than that (:mod:`bdjax.sweep.foreign_trigger`)."""
+    """Return the columns of a record as a pyarrow schema.
+
+    ``seconds`` is wall time without compilation, ``compile_seconds`` the time of compilation, ``images`` the number that the call
+    processed which trained the ``members`` of this row. ``one_class`` is the share of the clean test images that is predicted as
+    the most predicted class, ``majority`` the share of the largest class among them. Of imported networks ``target_rate`` is the
+    rate at which they call clean test images of other classes their attack label, before any defense, and ``warning`` says where
+    ASR is no higher than that (:mod:`bdjax.sweep.foreign_trigger`).
+    """
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -63,7 +66,7 @@ def arrow_schema() -> Any:
 
 
 def blank(**fields: Any) -> Row:
-    """A row with these fields and null everywhere else.
+    """Return a row with these fields and null everywhere else.
 
     Raises:
       KeyError: a field that is no column.
@@ -77,12 +80,12 @@ def blank(**fields: Any) -> Row:
 
 
 def now() -> str:
-    """This moment in UTC, ISO 8601, whole seconds."""
+    """Return the present time in UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def measured(counts: Counts, before: Mapping[str, Any] | None = None) -> Row:
-    """The metric columns of one member.
+    """Return the metric columns of one member.
 
     Args:
       counts: of this member, integers.
@@ -116,21 +119,14 @@ def _null(value: Any) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def told_masks(masks: Mapping[str, Any] | None) -> str | None:
-    """Keep factors f[d] per address as JSON: the width d and the pruned channels; factors other than 0 and 1 are listed too."""
+def encoded_masks(masks: Mapping[str, Any] | None) -> str | None:
+    """Return keep factors f[d] per address as JSON: the width d, the pruned channels, and all factors unless each is 0 or 1."""
     if masks is None:
         return None
-    told = {}
+    layers = {}
     for address, keep in masks.items():
         factors = np.asarray(keep)
-        told[address] = {"d": len(factors), "pruned": np.flatnonzero(factors == 0).tolist()}
+        layers[address] = {"d": len(factors), "pruned": np.flatnonzero(factors == 0).tolist()}
         if not np.isin(factors, (0, 1)).all():
-            told[address]["factors"] = factors
-    return canonical(told)
-
-
-def one(stacked: Any, index: int) -> Any:
-    """Member ``index`` of a stack of host arrays."""
-    import jax
-
-    return jax.tree.map(lambda x: np.asarray(x)[index], stacked)
+            layers[address]["factors"] = factors
+    return canonical(layers)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.store import leases, location
-from bdjax.store.leases import Claim
+from bdjax.store.leases import Lease
 from bdjax.store.location import Location
 from bdjax.sweep import editions, manifest
 from bdjax.sweep.manifest import Asked
@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     state: str  # one of STATES
     statuses: dict[str, int]  # of its members that have a record
     seconds: float | None  # wall time of its calls, compilation included; None = it has no record
-    claim: Claim | None  # of the process that works on it
+    claim: Lease | None  # of the process that works on it
     changed: str = ""  # which editions its records were made with, where these are no longer today's
 
 
@@ -64,17 +64,17 @@ class Watch:
         before = {name for one in asked for name in one.earlier}
         self._claimed = {path.stem for path in location.files(self.out / "claims", "*.json")}
         self._read()
-        told = [self._cell(one) for one in asked if one.cell not in before]
+        cells = [self._cell(one) for one in asked if one.cell not in before]
         replaced = tuple(text for name in sorted(before) if (text := self._changed(name)))
         seen: dict[str, list[float]] = {}
-        for cell in told:
+        for cell in cells:
             if cell.seconds is not None:
                 seen.setdefault(cell.asked.defense, []).append(cell.seconds)
         known = {kind: mean(seconds) for kind, seconds in seen.items()}
-        left = [cell for cell in told if cell.state in ("outdated", "running", "waiting")]
+        left = [cell for cell in cells if cell.state in ("outdated", "running", "waiting")]
         any_kind = mean(known.values()) if known else None
         total = None if any_kind is None else sum(known.get(cell.asked.defense, any_kind) for cell in left)
-        return Status(tuple(told), total if left else 0.0, replaced)
+        return Status(tuple(cells), total if left else 0.0, replaced)
 
     def _changed(self, cell: str) -> str:
         """The editions that the records of a cell were made with, in words, where these are no longer today's."""
@@ -91,7 +91,7 @@ class Watch:
         seconds = sum(spent + (compiling or 0.0) for _, spent, compiling in calls) if calls else None
         found = leases.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._claimed else None
         claim, changed = found[1] if found else None, self._changed(asked.cell)
-        if claim is not None and not leases.gone(claim):
+        if claim is not None and not leases.holder_is_dead(claim):
             state = "running"
         elif changed:
             state, claim = "outdated", None
@@ -145,13 +145,13 @@ def headline(status: Status, out: str) -> str:
     asked = sum(len(cell.asked.members) for cell in status.cells)
     made = sum(sum(cell.statuses.values()) for cell in status.cells)
     workers = len({cell.claim.token for cell in status.cells if cell.claim})
-    told = f"{out}: {done} of {len(status.cells)} cells finished, {made} of {asked} members"
+    text = f"{out}: {done} of {len(status.cells)} cells finished, {made} of {asked} members"
     if workers:
         left = "" if not status.left else f", about {clock(status.left / workers)} to go"
-        told += f"{left} with {workers} process{'es' if workers > 1 else ''}"
+        text += f"{left} with {workers} process{'es' if workers > 1 else ''}"
     elif status.left != 0.0:
-        told += ", no process is at work: the same command goes on"
-    return told
+        text += ", no process is at work: the same command goes on"
+    return text
 
 
 def notes(status: Status) -> list[str]:

@@ -14,7 +14,8 @@ import numpy as np
 
 import bdjax
 from bdjax import tree
-from bdjax.data.cache import cache_root, replace_file, try_writing, written_in
+from bdjax.data.atomic import OWNER_ONLY, replace_file
+from bdjax.data.cache import cache_root, try_writing, written_in
 from bdjax.train import user_code
 from bdjax.types import Attack, Dataset, Key
 
@@ -81,11 +82,10 @@ def save(path: Path, assets: Any) -> Any:
     """Write nested dicts of arrays, with their hash, under a temporary name first; returns them as host arrays."""
     flat = {name: np.asarray(leaf) for name, leaf in tree.flatten(assets).items()}
     with written_in(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **flat)
         body = buffer.getvalue()
-        replace_file(path, lambda stream: stream.write(hashlib.sha256(body).digest() + body))
+        replace_file(path, hashlib.sha256(body).digest() + body, mode=OWNER_ONLY)
     return tree.unflatten(flat)
 
 

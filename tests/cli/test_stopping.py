@@ -41,16 +41,16 @@ SLEEPING = """
         finally:
             print("left", flush=True)
 """
-CLAIMING = """
+LEASING = """
 import sys
 from pathlib import Path
 from bdjax.cli import main as cli
-from bdjax.store.leases import Claims
+from bdjax.store.leases import Leases
 
 def command(arguments):
-    with Claims(Path(arguments[2])) as claims, claims.holding("cell"):
+    with Leases(Path(arguments[2])) as leases, leases.lease("cell"):
         (Path(arguments[2]) / "records" / "cell").mkdir(parents=True)
-        from bdjax.store.atomic import temporary_of
+        from bdjax.data.atomic import temporary_of
         temporary_of(Path(arguments[2]) / "records" / "cell" / "a.parquet").write_text("half")
         blocked()
 
@@ -111,8 +111,8 @@ def test_leaving_that_takes_too_long_is_cut_short():
 
 @pytest.mark.slow  # seconds of waiting
 def test_the_cells_of_a_stopped_command_are_given_back(tmp_path):
-    """One line, the claim is gone, and so is what was half-written."""
-    with begun(BLOCKED + CLAIMING, "run", "--out", str(tmp_path)) as process:
+    """One line, the lease is gone, and so is what was half-written."""
+    with begun(BLOCKED + LEASING, "run", "--out", str(tmp_path)) as process:
         assert [path.name for path in (tmp_path / "claims").iterdir()] == ["cell.json"]
         process.send_signal(signal.SIGINT)
         assert ended(process, 20) == (130, "", LINE + "\n")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.report.conftest import one_seed, records, sketched  # noqa: F401  fixtures
+from tests.reporting.conftest import one_seed, records, sketched  # noqa: F401  fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -12,6 +12,6 @@ def _shared(shared_programs):
 
 @pytest.fixture
 def own_cache(tmp_path_factory, monkeypatch):
-    """What commands cache lies apart from the user's own, and no environment names data."""
+    """What commands cache is apart from the user's own, and no environment names data."""
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("BDJAX_DATA_DIR", raising=False)

@@ -10,10 +10,11 @@ import pytest
 from bdjax import metrics
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.report import html, tables
+from bdjax.reporting import html, tables
+from bdjax.results import intervals
 from bdjax.results.mitigation import Limits, checked, judged
 from bdjax.store import records as store
-from tests.report.conftest import frame, row
+from tests.reporting.conftest import frame, row
 
 LOST = ("acc", "asr", "ra", "arr", "rdr", "der")
 
@@ -49,7 +50,7 @@ def test_both_limits_are_flags():
 
 
 def test_the_rate_of_never_attacked_models_of_the_same_scenario_moves_the_limit():
-    """A clean model calls 30 % of the triggered images the target: nobody can ask for less of a repair."""
+    """A clean model calls 30 % of the triggered images the target: no defense can be asked for less."""
     clean = [
         one(defense="none", ratio=0.0, seed=seed, asr_before=0.28 + 0.02 * seed, asr=0.28 + 0.02 * seed) for seed in (0, 1, 2)
     ]
@@ -71,9 +72,9 @@ def test_what_was_not_attacked_is_left_out_and_counted():
         one(poisoned=0),
         one(),
     ]
-    told = judged(frame(rows))
-    assert told["mitigated"].to_list() == [None] * 5 + [1]
-    assert told["left_out"].to_list() == [False, True, True, True, True, False]
+    judged_rows = judged(frame(rows))
+    assert judged_rows["mitigated"].to_list() == [None] * 5 + [1]
+    assert judged_rows["left_out"].to_list() == [False, True, True, True, True, False]
     attacked = frame([run | {"seed": seed} for seed, run in enumerate(rows[1:])])
     found = tables.table(attacked).row(0, named=True)
     assert (found["runs"], found["mitigated_n"], found["left_out"], found["mitigated"]) == (5, 1, 4, 1.0)
@@ -84,16 +85,18 @@ def test_what_was_not_attacked_is_left_out_and_counted():
 def test_a_run_that_failed_or_diverged_has_not_mitigated_and_an_infeasible_one_is_not_counted():
     lost = {**dict.fromkeys(LOST), "reason": "x"}
     rows = [one(seed=i) | lost | {"status": s} for i, s in enumerate(("failed", "non_finite", "infeasible"))]
-    told = judged(frame([*rows, one(seed=3)]))
-    assert told["mitigated"].to_list() == [0, 0, None, 1] and not told["left_out"].any()
+    judged_rows = judged(frame([*rows, one(seed=3)]))
+    assert judged_rows["mitigated"].to_list() == [0, 0, None, 1] and not judged_rows["left_out"].any()
     found = tables.table(frame([*rows, one(seed=3)])).row(0, named=True)
     assert (found["mitigated_n"], found["left_out"], found["infeasible"], found["runs"]) == (3, 0, 1, 4)
     np.testing.assert_allclose(found["mitigated"], 1 / 3)
 
 
 def test_every_run_of_a_defense_at_a_ratio_above_0_is_counted_once(records):
-    told = tables.table(records).filter(pl.col("defense") != "none", pl.col("ratio") > 0)
-    assert (told["mitigated_n"] + told["left_out"] + told["infeasible"]).to_list() == told["runs"].to_list()
+    judged_rows = tables.table(records).filter(pl.col("defense") != "none", pl.col("ratio") > 0)
+    assert (judged_rows["mitigated_n"] + judged_rows["left_out"] + judged_rows["infeasible"]).to_list() == judged_rows[
+        "runs"
+    ].to_list()
 
 
 def test_the_share_is_a_plain_mean_with_the_stratified_bootstrap_interval():
@@ -103,20 +106,22 @@ def test_the_share_is_a_plain_mean_with_the_stratified_bootstrap_interval():
     found = tables.leaderboard(frame(rows)).row(0, named=True)
     assert found["mitigated"] == 7 / 8 and found["mitigated_n"] == 8
     values, strata = [1, 1, 1, 1, 0, 1, 1, 1], [0] * 4 + [1] * 4
-    low, high = metrics.stratified_bootstrap(values, strata, trimmed=False)
+    low, high = intervals.stratified_bootstrap(values, strata, trimmed=False)
     assert (found["mitigated_low"], found["mitigated_high"]) == (low, high) and low < 7 / 8 < high
     assert low >= 0.5  # each draw holds four of badnets, all mitigated
-    told = tables.table(frame(rows)).filter(pl.col("attack") == "blended").row(0, named=True)
-    assert (told["mitigated_low"], told["mitigated_high"]) == metrics.stratified_bootstrap(values[4:], trimmed=False)
-    many = metrics.summaries([values[4:]] * 2, trimmed=False)
-    np.testing.assert_allclose(many.low, told["mitigated_low"])
+    judged_rows = tables.table(frame(rows)).filter(pl.col("attack") == "blended").row(0, named=True)
+    assert (judged_rows["mitigated_low"], judged_rows["mitigated_high"]) == intervals.stratified_bootstrap(
+        values[4:], trimmed=False
+    )
+    many = intervals.summaries([values[4:]] * 2, trimmed=False)
+    np.testing.assert_allclose(many.low, judged_rows["mitigated_low"])
 
 
 def test_the_interval_of_a_mean_is_that_of_resamples_drawn_one_by_one():
     generator = np.random.default_rng(4)
     values, strata = generator.integers(0, 2, 11), np.array([0] * 4 + [1] * 7)
     drawn = [np.mean([*generator.choice(values[:4], 4), *generator.choice(values[4:], 7)]) for _ in range(4000)]
-    low, high = metrics.stratified_bootstrap(values, strata, draws=4000, trimmed=False)
+    low, high = intervals.stratified_bootstrap(values, strata, draws=4000, trimmed=False)
     np.testing.assert_allclose((low, high), np.quantile(drawn, [0.025, 0.975]), atol=1 / 11 + 1e-9)
 
 
@@ -136,10 +141,10 @@ def broken():
 
 
 def test_a_defense_that_destroys_the_network_is_not_the_best(broken):
-    told = tables.leaderboard(broken)
-    assert told["defense"].to_list() == ["ft", "half", "zero"]
-    assert told["der"][0] < told["der"][2] < told["der"][1]  # DER would have it the other way round
-    assert told["mitigated"].to_list() == [0.25, 0.0, 0.0]
+    judged_rows = tables.leaderboard(broken)
+    assert judged_rows["defense"].to_list() == ["ft", "half", "zero"]
+    assert judged_rows["der"][0] < judged_rows["der"][2] < judged_rows["der"][1]  # DER would have it the other way round
+    assert judged_rows["mitigated"].to_list() == [0.25, 0.0, 0.0]
     never = broken.filter((pl.col("defense") != "ft") | (pl.col("seed") > 0))  # nobody mitigates: who keeps the accuracy leads
     assert tables.leaderboard(never)["defense"].to_list() == ["ft", "half", "zero"]
 

@@ -1,4 +1,4 @@
-"""A record runs again from what it tells: the same numbers, close ones, or others and why."""
+"""A record runs again from its settings: the same numbers, close ones, or others and why."""
 
 import dataclasses
 
@@ -35,14 +35,14 @@ def test_a_repair_is_identical_from_the_first_weights_on(population):
 
 
 def test_members_that_were_repaired_together_are_repaired_together_again(together):
-    """Elsewhere float sums are made in another order: the company is part of what the record tells."""
+    """Elsewhere float sums are made in another order: the record names the members it was run with."""
     found = again(together[0], record(together[0], defense="clp", seed=1, ratio=0.1))
     assert found.verdict == "identical" and found.again["members"] == 4
 
 
 @pytest.mark.slow  # four members are trained in one program
 def test_members_that_ran_together_run_together_again(tmp_path):
-    grid = dataclasses.replace(GRID, defenses=("clp",), hyper={}, defense_config={}, epochs=2)
+    grid = dataclasses.replace(GRID, defense=("clp",), hyper={}, defense_config={}, epochs=2)
     go(grid, tmp_path, execution=TOGETHER)
     found = again(tmp_path, record(tmp_path, seed=1, ratio=0.1))
     assert found.verdict == "identical" and found.again["members"] == 4
@@ -54,8 +54,8 @@ def test_other_numbers_are_told_with_what_changed(population):
     other = {**row, "acc": row["acc"] - 0.02, "device": "another", "versions": '{"jax":"0.0.1"}', "git_commit": "f00"}
     found = reproduce.judge(other, row, 0.01)
     assert found.verdict == "different" and found.differing == ("acc",)
-    told = "\n".join(reproduce.lines(found))
-    assert "ACC:" in told and "jax: 0.0.1, now" in told and "device: another, now" in told and "git commit: f00, now" in told
+    text = "\n".join(reproduce.lines(found))
+    assert "ACC:" in text and "jax: 0.0.1, now" in text and "device: another, now" in text and "git commit: f00, now" in text
     assert reproduce.judge(other, row, 0.02).verdict == "within tolerance"
     assert reproduce.judge({**other, "status": "non_finite", "acc": None}, row, 1.0).verdict == "different"
     same_place = reproduce.judge({**row, "asr": row["asr"] + 0.5}, row, 0.01)

@@ -6,14 +6,14 @@ import io
 import polars as pl
 import pytest
 
-from bdjax.report import html, tables
-from bdjax.results.soundness import sounded
-from tests.report.conftest import SPEC, frame, row
+from bdjax.reporting import html, tables
+from bdjax.results.soundness import with_soundness
+from tests.reporting.conftest import SPEC, frame, row
 
 NEW = {"classes": pl.Int64, "majority": pl.Float64, "one_class_before": pl.Float64, "one_class": pl.Float64}
 
 
-def told(*rows):
+def frame_of(*rows):
     return pl.DataFrame(rows, schema={**SPEC, **NEW}, orient="row")
 
 
@@ -24,11 +24,11 @@ def one(acc, *, defense="ft", seed=0, **changes):
 
 def flags(*rows):
     columns = ("one_class_found", "chance_found", "broken_before", "untrained")
-    return sounded(told(*rows)).select(columns).rows()
+    return with_soundness(frame_of(*rows)).select(columns).rows()
 
 
 def remarks(*rows):
-    return tables.table(told(*rows))["remark"].to_list()
+    return tables.table(frame_of(*rows))["remark"].to_list()
 
 
 def test_a_network_that_predicts_one_class_is_found_by_its_predictions():
@@ -84,14 +84,14 @@ def test_records_without_predictions_fall_back_to_accuracy_and_show_null():
     csv = list(reader.DictReader(io.StringIO(tables.csv(old))))
     assert csv[0]["one_class"] == csv[0]["one_class_before"] == "" and csv[0]["chance_runs"] == "1"
     own = old.with_columns(dataset=pl.lit("mine"), n_clean=pl.lit(400), n_triggered=pl.lit(300))
-    assert sounded(own)["chance"].to_list() == [0.25, 0.25]  # the share of the target's rows is all there is
+    assert with_soundness(own)["chance"].to_list() == [0.25, 0.25]  # the share of the target's rows is all there is
     stored = own.with_columns(config=pl.col("config").str.replace("badnets", "stored"))
-    assert sounded(stored)["chance"].to_list() == [None, None]
-    assert sounded(stored)["chance_found"].to_list() == [False, False]
+    assert with_soundness(stored)["chance"].to_list() == [None, None]
+    assert with_soundness(stored)["chance_found"].to_list() == [False, False]
 
 
 def test_the_marks_stand_in_table_csv_latex_and_page(tmp_path, sketched):
-    made = told(
+    made = frame_of(
         one(0, defense="none"),
         one(0.1, one_class=1.0, defense="zero"),
         one(0.93, defense="clp"),
@@ -103,9 +103,9 @@ def test_the_marks_stand_in_table_csv_latex_and_page(tmp_path, sketched):
         assert "predicts one class" in told_in and "hardly trained (ACC before 20.0" in told_in
     assert "its ASR of 100 % or 0 % says nothing" in table and "- Hardly trained: " in table
     assert 'data-c="remark"' in text
-    assert "remark" not in tables.full(told(one(0.93))).heads
+    assert "remark" not in tables.full(frame_of(one(0.93))).heads
 
 
 def test_a_leaderboard_row_is_marked_too():
     rows = [one(0.1, one_class=1.0), one(0.9, seed=1)]
-    assert tables.leaderboard(told(*rows))["remark"].to_list() == ["predicts one class in 1 of 2 runs"]
+    assert tables.leaderboard(frame_of(*rows))["remark"].to_list() == ["predicts one class in 1 of 2 runs"]

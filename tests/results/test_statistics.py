@@ -41,6 +41,34 @@ def test_ranks_are_friedmans():
     assert ranks(np.ones((3, 4))).p == 1.0
 
 
+def test_friedmans_test_of_four_tasks_by_hand():
+    """Rank sums 5, 8 and 11: 12 / (4 3 4) (25 + 64 + 121) - 3 4 4 = 4.5, and chi squared of two degrees is exp(-x / 2)."""
+    found = ranks([[3, 2, 1], [3, 1, 2], [3, 2, 1], [2, 3, 1]])
+    assert found.statistic == pytest.approx(4.5, rel=1e-14) and found.p == pytest.approx(np.exp(-2.25), rel=1e-13)
+    assert found.ranks.tolist() == [1.25, 2.0, 2.75]
+
+
+def test_friedmans_statistic_of_drawn_scores_is_the_spread_of_the_mean_ranks():
+    """Against the definition in plain Python: tasks times the spread of the mean ranks, by the spread of the ranks of a task."""
+    generator = np.random.default_rng(7)
+    for methods in (2, 3, 6):
+        for tasks in (2, 5, 12):
+            scores = generator.normal(size=(tasks, methods)).round(1).tolist()  # with ties
+            placed = [[sum(b > a for b in row) + (sum(b == a for b in row) + 1) / 2 for a in row] for row in scores]
+            middle = (methods + 1) / 2
+            within = sum((rank - middle) ** 2 for row in placed for rank in row) / (tasks * (methods - 1))
+            means = [sum(column) / tasks for column in zip(*placed, strict=True)]
+            expected = tasks * sum((mean - middle) ** 2 for mean in means) / within
+            found = ranks(scores)
+            assert found.statistic == pytest.approx(expected, rel=1e-12, abs=1e-12)
+            assert found.p == pytest.approx(stats.chi2.sf(expected, methods - 1), rel=1e-10)
+            np.testing.assert_allclose(found.ranks, means, rtol=1e-14)
+
+
+def test_two_methods_that_tie_on_every_task_do_not_differ():
+    assert ranks(np.ones((3, 2)))[2:4] == (0.0, 1.0)
+
+
 def test_the_critical_difference_is_that_of_the_published_table():
     """Demšar 2006, table 5(a): q_0.05 = 1.960, 2.343, 2.569, 2.728, 2.850 … 3.164 for 2, 3, 4, 5, 6 and 10 methods."""
     for methods, q in ((2, 1.960), (3, 2.343), (4, 2.569), (5, 2.728), (6, 2.850), (10, 3.164)):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.store import atomic as whole
-from bdjax.store import checkpoints, records
-from bdjax.store.rows import ADDED, COLUMNS, blank, told_masks
+from bdjax.store import atomic, records
+from bdjax.store.rows import ADDED, COLUMNS, blank, encoded_masks
 
 CELL, SET = "c" * 24, "s" * 24
 
@@ -52,7 +51,7 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
         try:
             assert records.read_file(path) == rows
-        except whole.Corrupt:
+        except atomic.Corrupt:
             noticed += 1
     assert noticed > len(data) // 13 * 0.3
 
@@ -93,71 +92,13 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path, monkeyp
 def test_a_file_in_the_way_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        whole.writable(tmp_path / "file" / "out")
+        atomic.writable(tmp_path / "file" / "out")
 
 
 def test_soft_masks_keep_their_factors():
-    assert told_masks({"bn1": np.array([1.0, 0.0, 1.0, 0.0])}) == '{"bn1":{"d":4,"pruned":[1,3]}}'
-    assert told_masks({"bn1": np.array([0.5, 0.0])}) == '{"bn1":{"d":2,"factors":[0.5,0.0],"pruned":[1]}}'
-    assert told_masks(None) is None
-
-
-def members(n=3):
-    names = tuple(f"m{i}" for i in range(n))
-    variables = {"params": {"conv": {"kernel": np.arange(n * 4, dtype=np.float32).reshape(n, 4)}}}
-    return checkpoints.Stored(names, variables, (np.arange(n, dtype=np.int32),))
-
-
-def test_trained_members_come_back_in_any_order_and_from_several_sets(tmp_path):
-    checkpoints.save(tmp_path, CELL, "a", members())
-    checkpoints.save(tmp_path, CELL, "b", members(1)._replace(members=("other",)))
-    places = checkpoints.find(tmp_path, CELL)
-    assert places == {"m0": ("a", 0), "m1": ("a", 1), "m2": ("a", 2), "other": ("b", 0)}
-    stored = checkpoints.load(tmp_path, CELL, [places["m2"], places["other"], places["m0"]])
-    assert stored.members == ("m2", "other", "m0")
-    assert stored.variables["params"]["conv"]["kernel"][:, 0].tolist() == [8.0, 0.0, 0.0]
-    assert stored.trigger[0].tolist() == [2, 0, 0]
-
-
-def test_a_trigger_without_arrays_comes_back(tmp_path):
-    checkpoints.save(tmp_path, CELL, "a", members()._replace(trigger=()))
-    assert checkpoints.load(tmp_path, CELL, [("a", 1)]).trigger == ()
-
-
-@pytest.mark.parametrize("harm", ["missing", "flipped", "manifest"])
-def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, capsys, harm):
-    path = checkpoints.save(tmp_path, CELL, "a", members())
-    victim = max((p for p in (path / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    if harm == "missing":
-        victim.unlink()
-    elif harm == "flipped":
-        data = bytearray(victim.read_bytes())
-        data[len(data) // 2] ^= 1
-        victim.write_bytes(bytes(data))
-    else:
-        (path / "manifest.json").write_text('{"members": ["m0"')
-    with pytest.raises(whole.Corrupt):
-        checkpoints.load(tmp_path, CELL, [("a", 0)])
-    assert checkpoints.find(tmp_path, CELL) == {}
-    assert str(path) in capsys.readouterr().err and not path.exists()
-    assert checkpoints.find(tmp_path, CELL) == {}  # what was set aside is not read again
-
-
-def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
-    checkpoints.save(tmp_path, CELL, "a", members())
-    checkpoints.save(tmp_path, CELL, "a", members(2))
-    assert set(checkpoints.find(tmp_path, CELL)) == {"m0", "m1"}
-
-
-def test_a_full_disk_while_saving_members_is_one_clear_line(tmp_path, monkeypatch):
-    def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        checkpoints.save(tmp_path, CELL, "a", members())
-    monkeypatch.undo()
-    assert checkpoints.find(tmp_path, CELL) == {}
+    assert encoded_masks({"bn1": np.array([1.0, 0.0, 1.0, 0.0])}) == '{"bn1":{"d":4,"pruned":[1,3]}}'
+    assert encoded_masks({"bn1": np.array([0.5, 0.0])}) == '{"bn1":{"d":2,"factors":[0.5,0.0],"pruned":[1]}}'
+    assert encoded_masks(None) is None
 
 
 def test_a_sealed_folder_reads_as_one_that_is_not(tmp_path):

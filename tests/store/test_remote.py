@@ -8,10 +8,11 @@ import pytest
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
+from bdjax.results import member
 from bdjax.store import location
 from bdjax.store import records as store
 from tests.later import some_later
-from tests.report.sketch import sketch
+from tests.reporting.sketch import sketch
 from tests.sweep import bucket, small
 from tests.sweep.bucket import Bucket
 from tests.sweep.small import EXECUTION, GRID, refused, stable
@@ -79,7 +80,7 @@ def test_in_the_memory_of_a_process_too(population):
 
     url = "memory://bdjax-remote/run"
     try:
-        records = small.go(dataclasses.replace(GRID, defenses=("clp",), defense_config={}, hyper={}), url)
+        records = small.go(dataclasses.replace(GRID, defense=("clp",), defense_config={}, hyper={}), url)
         kept = population[1].filter(population[1]["defense"].is_in(["none", "clp"]))
         assert stable(records) == stable(kept)
     finally:
@@ -93,7 +94,7 @@ def test_a_finished_sweep_writes_nothing_again(made, buckets):
 
 
 @pytest.mark.parametrize("how", some_later(["truncated", "flipped"], ["flipped"]))
-def test_a_damaged_record_is_named_set_aside_and_redone(made, buckets, capsys, how):
+def test_a_damaged_record_is_named_quarantined_and_redone(made, buckets, capsys, how):
     key, path = next(iter(objects(buckets, ".parquet").items()))
     harm(path, how, at=0.002)  # among the pages of the first columns: elsewhere may lie what no row depends on
     assert store.read(URL).height < made[1].height
@@ -128,11 +129,19 @@ def test_weights_that_are_not_all_there_are_trained_again(made, buckets, capsys,
     assert bool(objects(buckets, ".corrupt")) == (what != "manifest")
 
 
-def test_flipped_weights_stop_the_run_that_reads_them_and_the_next_one_trains_them_again(made, buckets):
+def test_flipped_weights_are_trained_again_by_the_run_that_reads_them(made, buckets, capsys):
+    without_repairs(buckets)
+    harm(largest(buckets), "flipped")
+    again(buckets, made)
+    assert capsys.readouterr().err.count("does not match its checksum") == 1
+    assert objects(buckets, ".corrupt/manifest.json") and not objects(buckets, "/claims/")
+
+
+def test_flipped_weights_stop_who_only_reads_them_and_the_next_run_trains_them_again(made, buckets):
     without_repairs(buckets)
     harm(largest(buckets), "flipped")
     with pytest.raises(UserError, match=r"are damaged \(.* does not match its checksum\); the same run makes them again"):
-        small.go(GRID, URL)
+        member.find(URL, {"seed": 0, "ratio": 0.1})
     assert objects(buckets, ".corrupt/manifest.json") and not objects(buckets, "/claims/")
     again(buckets, made)
 

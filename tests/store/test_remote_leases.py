@@ -1,4 +1,4 @@
-"""Claims in an object store: exclusive, beating, taken from the dead; and processes that share a sweep there."""
+"""Leases in an object store: exclusive, with heartbeats, taken from the dead; and processes that share a sweep there."""
 
 import json
 import os
@@ -9,21 +9,22 @@ import time
 
 import pytest
 
-from bdjax.store import leases, location, objects, records, remote_checkpoints
-from bdjax.store.leases import Claims
+from bdjax.store import checkpoint_manifest, lease_files, leases, location, objects, records
+from bdjax.store.leases import Leases
 from bdjax.store.rows import VOLATILE
-from tests.sweep import bucket, claimed
+from tests.store import leased
+from tests.store.leased import CELL
+from tests.sweep import bucket
 from tests.sweep.bucket import Bucket
-from tests.sweep.claimed import CELL
 from tests.sweep.small import EXECUTION
 
 URL = "bucket://results/run"
 REGISTERED = "from tests.sweep import bucket; bucket.register()\n"
 HOLD = f"""
 import sys, time
-from bdjax.store.leases import Claims
+from bdjax.store.leases import Leases
 from bdjax.store.location import locate
-with Claims(locate(sys.argv[1])) as mine, mine.holding("{CELL}") as got:
+with Leases(locate(sys.argv[1])) as mine, mine.lease("{CELL}") as got:
     assert got
     print("held", flush=True)
     time.sleep(600)
@@ -32,7 +33,7 @@ GRID = """
 from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    attacks=("badnets", "blended"), defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4,
+    attack=("badnets", "blended"), defense=("ft", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4,
     epochs=3, batch=50, train_images=200, test_images=100, defense_config={"ft": {"epochs": 2}},
 )
 """
@@ -67,65 +68,65 @@ def path(out):
 
 
 def someone(out, **fields):
-    """A claim of a process on another machine, which will never beat."""
-    claim = leases.ours("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
-    objects.put(path(out), json.dumps(claim._asdict()).encode())
-    return claim
+    """A lease of a process on another machine, which will never send a heartbeat."""
+    lease = leases.own_lease("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
+    objects.put(path(out), lease_files.encode(lease))
+    return lease
 
 
-def test_a_claim_is_exclusive_and_given_back(out):
-    with Claims(out) as one, Claims(out) as two:
-        with one.holding(CELL) as first, two.holding(CELL) as second, two.holding("d" * 24) as another:
+def test_a_lease_is_exclusive_and_given_back(out):
+    with Leases(out) as one, Leases(out) as two:
+        with one.lease(CELL) as first, two.lease(CELL) as second, two.lease("d" * 24) as another:
             assert first and another and not second
-        with two.holding(CELL) as now:
+        with two.lease(CELL) as now:
             assert now
     assert objects.listing(out) == {}
 
 
 def test_one_of_many_takes_it(out, monkeypatch):
     monkeypatch.setenv(bucket.LATENCY, "0.02")
-    claimed.one_of_many(out)
+    leased.one_of_many(out)
 
 
 def test_a_living_process_keeps_its_cell_and_a_dead_one_loses_it_at_once(out, other):
     said = []
-    claimed.lost_by_the_dead_alone(out, other, said.append)
+    leased.lost_by_the_dead_alone(out, other, said.append)
     assert len(said) == 1 and f"process {other.pid}" in said[0] and CELL in said[0]
 
 
-def test_a_claim_that_stops_beating_is_taken_over_by_the_watchers_own_clock(out):
+def test_a_lease_without_heartbeats_is_taken_over_by_the_watchers_own_clock(out):
     said = []
     someone(out)
-    claimed.lost_when_it_stops_beating(out, lambda: someone(out, beat=1), said.append)
+    leased.lost_without_heartbeats(out, lambda: someone(out, heartbeat=1), said.append)
     assert "far" in said[0]
 
 
-def test_a_beating_claim_is_left_alone(out):
-    with Claims(out, beat=0.05) as one, Claims(out, patience=1) as two, one.holding(CELL):
+def test_a_lease_with_heartbeats_is_left_alone(out):
+    with Leases(out, heartbeat=0.05) as one, Leases(out, timeout=1) as two, one.lease(CELL):
         for _ in range(15):
-            with two.holding(CELL) as got:
+            with two.lease(CELL) as got:
                 assert not got
             time.sleep(0.1)
-        assert leases.read(path(out))[1].beat > 5
+        assert leases.read(path(out))[1].heartbeat > 5
 
 
 def test_taking_over_does_not_rob_whoever_was_faster(out):
     stale = someone(out)
     content = objects.get(path(out))
-    someone(out, beat=7)
-    with Claims(out) as mine:
+    someone(out, heartbeat=7)
+    with Leases(out) as mine:
         assert not mine._take_over(path(out), CELL, content, stale)
-    assert leases.read(path(out))[1].beat == 7
+    assert leases.read(path(out))[1].heartbeat == 7
 
 
-def test_who_loses_a_cell_neither_beats_nor_gives_back_the_next_owners(out):
-    with Claims(out, beat=0.05) as one, one.holding(CELL):
-        someone(out, beat=7)
+def test_who_loses_a_cell_neither_renews_nor_releases_the_next_owners(out):
+    with Leases(out, heartbeat=0.05) as one, one.lease(CELL):
+        someone(out, heartbeat=7)
         time.sleep(0.3)
-    assert leases.read(path(out))[1].beat == 7
+    assert leases.read(path(out))[1].heartbeat == 7
 
 
-def test_an_answer_that_was_lost_does_not_lose_the_claim(out, monkeypatch):
+def test_an_answer_that_was_lost_does_not_lose_the_lease(out, monkeypatch):
     plain = Bucket.pipe_file
 
     def twice(self, name, value, mode="overwrite", **kwargs):  # as a client does that got no answer
@@ -133,9 +134,9 @@ def test_an_answer_that_was_lost_does_not_lose_the_claim(out, monkeypatch):
         if mode == "create":
             plain(self, name, value, mode=mode)
 
-    with Claims(out) as mine:
+    with Leases(out) as mine:
         monkeypatch.setattr(Bucket, "pipe_file", twice)
-        with mine.holding(CELL) as got:
+        with mine.lease(CELL) as got:
             assert got
     assert objects.listing(out) == {}
 
@@ -147,9 +148,9 @@ def test_a_store_that_does_not_create_exclusively_is_named(out, monkeypatch):
         plain(self, name, value)
 
     monkeypatch.setattr(Bucket, "pipe_file", careless)
-    with Claims(out, say=said.append) as one, Claims(out, say=said.append) as two:
+    with Leases(out, say=said.append) as one, Leases(out, say=said.append) as two:
         assert said == [f"bucket:// does not create objects exclusively: let one process alone work on {URL}"] * 2
-        with one.holding(CELL) as first, two.holding(CELL) as second:
+        with one.lease(CELL) as first, two.lease(CELL) as second:
             assert first and not second
     monkeypatch.setattr(Bucket, "pipe_file", bucket.AbstractFileSystem.pipe_file)  # looks, then writes
     assert not objects.creates_exclusively(out)
@@ -164,10 +165,10 @@ def test_what_the_dead_uploaded_half_goes_and_nothing_else(out, other):
         objects.put(base / name, json.dumps(manifest).encode())
     other.kill()
     other.wait()
-    with Claims(out, say=lambda _: None) as mine, mine.holding(CELL) as got:
+    with Leases(out, say=lambda _: None) as mine, mine.lease(CELL) as got:
         assert got
     assert sorted(objects.listing(base)) == sorted(keep)
-    assert remote_checkpoints.members_of(base / "a") == ["m"]
+    assert checkpoint_manifest.members_of(base / "a") == ["m"]
 
 
 @pytest.mark.slow  # several processes, each of which compiles
@@ -189,7 +190,7 @@ def test_processes_share_a_sweep_and_one_may_be_killed(out, tmp_path, monkeypatc
 
     def holder():
         held = [found[1] for each in location.files(out / "claims", "*.json") if (found := leases.read(each)) and found[1]]
-        return next((claim.pid for claim in held if any(worker.pid == claim.pid for worker in workers)), None)
+        return next((lease.pid for lease in held if any(worker.pid == lease.pid for worker in workers)), None)
 
     ended(start(tmp_path / "alone"))
     workers = [start(URL) for _ in range(2)]

@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from tests.store.test_remote_leases import HOLD
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
 from bdjax.store import atomic, location, objects
 from bdjax.store import records as store
-from tests.sweep import claimed, small
+from tests.store import leased
+from tests.store.test_remote_leases import HOLD
+from tests.sweep import small
 from tests.sweep.small import GRID, refused, stable
 
 pytestmark = pytest.mark.s3
@@ -51,7 +52,7 @@ def test_records_are_those_of_a_folder_and_nothing_is_made_twice(records, popula
     assert objects.listing(location.locate(URL) / "claims") == {}
 
 
-def test_damaged_records_and_weights_are_set_aside_and_redone(records, capsys):
+def test_damaged_records_and_weights_are_quarantined_and_redone(records, capsys):
     out = location.locate(URL)
     for each in location.files(out / "records", "*/*.parquet"):
         objects.put(each, objects.get(each)[:-9])
@@ -61,7 +62,7 @@ def test_damaged_records_and_weights_are_set_aside_and_redone(records, capsys):
     assert stable(small.go(GRID, URL)) == stable(records)
     assert capsys.readouterr().err.count("is corrupt (") == 4
     small.go(GRID, URL)
-    assert len(objects.listing(out / "records")) == 9  # three records, three seals, three that were set aside
+    assert len(objects.listing(out / "records")) == 9  # three records, three seals, three that were quarantined
 
 
 def test_commands_take_the_url(records, capsys):
@@ -74,13 +75,13 @@ def test_commands_take_the_url(records, capsys):
     assert "identical" in capsys.readouterr().out
 
 
-def test_a_claim_is_exclusive_and_taken_from_the_dead(server):
+def test_a_lease_is_exclusive_and_taken_from_the_dead(server):
     out = location.locate("s3://results/claimed")
     assert objects.creates_exclusively(out)
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], env=os.environ, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        claimed.lost_by_the_dead_alone(out, other, lambda _: None)
+        leased.lost_by_the_dead_alone(out, other, lambda _: None)
     finally:
         other.kill()
         other.wait()

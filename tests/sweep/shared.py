@@ -14,9 +14,9 @@ from bdjax.attacks.stored import STORED
 from bdjax.attacks.table import ATTACKS
 from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS
-from bdjax.results import curves, member
+from bdjax.results import curves, recreate
 from bdjax.store.hashing import canonical
-from bdjax.sweep import build, cells, imported_cells
+from bdjax.sweep import build, defend_cell, imported_cells, train_cell
 
 _kept = {}  # {configuration: what was built first}
 _names = {}  # {id: configuration} of these
@@ -110,9 +110,9 @@ def _trained(original):
 
 
 PLACES = (
-    (build, "attacked", _attacked), (build, "defended", _defended), (population, "adapt", _adapt), (member, "adapt", _adapt),
-    (member, "defended", _defended_again), (member, "staged", _staged), (cells, "attack_member", _trained),
-    (cells, "defend_member", _made), (member, "defend_member", _made), (imported_cells, "evaluator", _made),
+    (build, "attacked", _attacked), (build, "defended", _defended), (population, "adapt", _adapt), (recreate, "adapt", _adapt),
+    (recreate, "prepared", _defended_again), (recreate, "staged", _staged), (train_cell, "attack_member", _trained),
+    (defend_cell, "defend_member", _made), (recreate, "defend_member", _made), (imported_cells, "evaluator", _made),
     (curves, "along", _made),
 )  # fmt: skip
 

@@ -13,13 +13,13 @@ from bdjax.cli import main as cli
 from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-from bdjax.report import tables
-from bdjax.results import member, pool
+from bdjax.reporting import tables
+from bdjax.results import member, pool, recreate
 from bdjax.results.pool import leaderboard, without_replaced
 from bdjax.results.reproduce import again
 from bdjax.store import records as store
 from bdjax.store.hashing import canonical, short_hash
-from bdjax.store.leases import Claims
+from bdjax.store.leases import Leases
 from bdjax.sweep import build, editions, expand, manifest, outdated, pending
 from bdjax.sweep import status as said
 from bdjax.train import assets
@@ -171,27 +171,27 @@ def test_a_record_of_an_earlier_edition_is_not_reproduced(old, monkeypatch):
     raised(monkeypatch, DEFENSES, "clp", 2)
     with pytest.raises(UserError, match="was made with edition 1 of clp, now 2: the result would not be that of the record"):
         again(old, row, images())
-    found = member.held(old, row)  # the weights are as they were
+    found = member.load(old, row)  # the weights are as they were
     with pytest.raises(UserError, match="edition 1 of clp, now 2: the repaired network would not be"):
-        member.repaired(found, member.network(found), images())
-    member.triggered(found, images())
+        recreate.defend(found, member.network(found), images())
+    recreate.triggered(found, images())
     raised(monkeypatch, ATTACKS, "badnets", 2)
     with pytest.raises(UserError, match="edition 1 of badnets, now 2: the trigger would not be"):
-        member.triggered(found, images())
+        recreate.triggered(found, images())
 
 
 def test_what_was_asked_with_earlier_editions_and_never_made_does_not_wait_for_ever(tmp_path, monkeypatch):
     def ask():
         (branch,) = expand.cells(CELLS)
-        work = pending.work(branch, images(), CELLS)
-        with Claims(tmp_path) as mine:
+        work = pending.work_of(branch, images(), CELLS)
+        with Leases(tmp_path) as mine:
             manifest.write(tmp_path, [work], mine)
         return work
 
     ask()
     raised(monkeypatch, DEFENSES, "ft", 2)
     work = ask()
-    assert [cell.asked.cell for cell in said.Watch(tmp_path).look().cells].count(work.repairs[0][1]) == 1
+    assert [cell.asked.cell for cell in said.Watch(tmp_path).look().cells].count(work.defenses[0][1]) == 1
     assert len(said.Watch(tmp_path).look().cells) == 3
     assert outdated.lines([work], tmp_path) == []  # there is no record of it
 

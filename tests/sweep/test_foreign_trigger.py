@@ -9,7 +9,7 @@ from PIL import Image
 
 from bdjax.attacks.table import ATTACKS
 from bdjax.cli import main as cli
-from bdjax.report.tables import board, csv, full, markdown
+from bdjax.reporting.tables import board, csv, full, markdown
 from bdjax.store import records, rows
 from bdjax.sweep.foreign_trigger import shows_no_backdoor, warning
 from tests.sweep.small import DATA, EXECUTION, go, grid_of, images, import_of, refused, saved
@@ -31,7 +31,7 @@ def foreign(population, tmp_path_factory):
     )
     folder = saved(tmp_path_factory.mktemp("foreign") / "in", found._replace(variables=made))
     printed = io.StringIO()
-    grid = grid_of(folder, attacks=("wanet",), defenses=("clp",))
+    grid = grid_of(folder, attack=("wanet",), defense=("clp",))
     return go(grid, folder.parent / "out", stream=printed), printed.getvalue(), folder
 
 

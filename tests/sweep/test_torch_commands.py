@@ -8,7 +8,7 @@ import pytest
 from bdjax.cli import main as cli
 from bdjax.interop import read
 from bdjax.interop.layout import layout
-from bdjax.results import member
+from bdjax.results import member, recreate
 from bdjax.store import import_folder, records
 from tests.sweep.small import DATA, EXECUTION, images, metrics, refused
 
@@ -99,7 +99,7 @@ def test_safetensors(defended, brought, population, tmp_path):
     found = read(file)
     assert (found.model, found.dataset) == ("cnn", "digits")
     found_ft = member.find(defended, {"defense": "ft"})
-    again = member.repaired(found_ft, member.network(found_ft), images(), str(brought))
+    again = recreate.defend(found_ft, member.network(found_ft), images(), str(brought))
     np.testing.assert_array_equal(found.state["linear.weight"].T, again.variables["params"]["linear"]["kernel"])
     done("import-torch", file, "--poison-ratio", "0.1", "--out", tmp_path / "in")
     own = ["--attack", "badnets", "--defense", "none"]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import jaxlib
 
 import bdjax
-from bdjax.data.cache import cache_root, replace_file, written_in
+from bdjax.data.atomic import OWNER_ONLY, replace_file
+from bdjax.data.cache import cache_root, written_in
 from bdjax.errors import UserError
 from bdjax.population.execution import Execution, check
 from bdjax.types import Model
@@ -107,8 +108,7 @@ def write(tuned: Tuned) -> None:
     fields = {**tuned._asdict(), "execution": tuned.execution._asdict()}
     text = json.dumps(fields, indent=1, allow_nan=False)
     with written_in(folder()):
-        folder().mkdir(parents=True, exist_ok=True)
-        replace_file(path(tuned.key), lambda stream: stream.write(text.encode()))
+        replace_file(path(tuned.key), text.encode(), mode=OWNER_ONLY)
 
 
 def read(key: Mapping[str, Any]) -> Tuned | None:
