@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from bdjax.population import compiler_options, hosts
 from bdjax.population.execution import Execution, check, default_execution
-from bdjax.population.stack import concatenate, size, stack, take
+from bdjax.population.stacks import concatenate, size, stack, take
 
 
 def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = (), execution: Execution | None = None) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from bdjax.errors import UserError
 from bdjax.population.execute import compiled
 from bdjax.population.execution import Execution, adapt
-from bdjax.population.stack import size, take
+from bdjax.population.stacks import size, take
 from bdjax.types import Array, Model
 
 MEMORY_SHARE = 0.8  # of a device's memory that a population may fill

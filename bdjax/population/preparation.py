@@ -9,7 +9,7 @@ import numpy as np
 from bdjax.keys import Stream, stream
 from bdjax.population.execute import run
 from bdjax.population.execution import Execution, default_execution
-from bdjax.population.stack import size, stack, take, unstack
+from bdjax.population.stacks import size, stack, take, unstack
 from bdjax.train import assets
 from bdjax.train.experiment import Data, preparation
 from bdjax.types import Attack, Dataset, Member

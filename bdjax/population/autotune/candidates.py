@@ -13,7 +13,7 @@ from bdjax.population import execute
 from bdjax.population.autotune.cache import LEFT_OUT
 from bdjax.population.execution import Execution, adapt
 from bdjax.population.memory import activation_bytes, device_memory
-from bdjax.population.stack import members as stack_of
+from bdjax.population.stacks import members as stack_of
 from bdjax.train.trainer import trainer
 from bdjax.types import Array, Attack, Key, Model, Recipe, Split
 
