@@ -16,7 +16,7 @@ ANGLE = math.radians(10)  # of the rotation, at most
 
 
 def border(height: int, width: int) -> int:
-    """The border of the crop in pixels: 5, and in proportion to the shorter side for images smaller than 32 pixels."""
+    """Return the border of the crop in pixels: 5, and in proportion to the shorter side for images smaller than 32 pixels."""
     return min(PAD, round(PAD * min(height, width) / SIDE))
 
 

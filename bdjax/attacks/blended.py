@@ -103,7 +103,7 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
 
 
 def _own(field: str, path: Path, height: int, width: int, channels: int) -> np.ndarray:
-    """The user's picture at the size of the images, u8[h w c + 1] with its opacity."""
+    """Return the user's picture at the size of the images, u8[h w c + 1] with its opacity."""
     found: np.ndarray = read_picture(field, path, channels, (height, width))
     if not found[:, :, -1].any():
         raise UserError(f"{field}: {path} is transparent everywhere, so it would change nothing")
@@ -119,7 +119,7 @@ def _thousandths(field: str, share: float) -> int:
 
 @functools.lru_cache(maxsize=8)
 def picture(height: int, width: int) -> np.ndarray:
-    """A face of sixteen filled ellipses on white, u8[h w 3]: the mean of 8x8 samples per pixel, rounded half up."""
+    """Return a face of sixteen filled ellipses on white, u8[h w 3]: the mean of 8x8 samples per pixel, rounded half up."""
     y = ((np.arange(FINE * height) + 0.5) / (FINE * height))[:, None]
     x = ((np.arange(FINE * width) + 0.5) / (FINE * width))[None, :]
     canvas = np.full((FINE * height, FINE * width, 3), 255, np.int64)

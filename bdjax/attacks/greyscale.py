@@ -5,7 +5,7 @@ from bdjax.types import DataSpec
 
 
 def three_channels(owner: str, trigger: str, spec: DataSpec, other: str = "") -> UserError:
-    """The error of an attack whose trigger has 3 channels, with the way to such images.
+    """Return the error of an attack whose trigger has 3 channels, with the way to such images.
 
     Args:
       owner: the attack's name.

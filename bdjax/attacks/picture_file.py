@@ -12,7 +12,7 @@ CHANNELS = (1, 3)  # of images that a picture can be made for
 
 
 def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | None = None, longest: int | None = None) -> Any:
-    """The pixels of an image file and how opaque they are.
+    """Return the pixels of an image file and how opaque they are.
 
     Grey pictures become colour ones where images have 3 channels, and the other way round; palettes, CMYK and 16-bit grey are
     turned into 8 bits per channel. The first picture of an animation is taken, turned upright as its file says.
@@ -58,7 +58,7 @@ def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | 
 
 
 def _eight_bits(image: Any, field: str, path: Path) -> Any:
-    """A picture of any mode as RGBA with 8 bits per channel."""
+    """Return a picture of any mode as RGBA with 8 bits per channel."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):

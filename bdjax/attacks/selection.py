@@ -28,7 +28,7 @@ class Config(NamedTuple):
 def labelled(
     spec: DataSpec, config: Any, owner: str, profile: str, presets: Mapping[str, Any] | None = None
 ) -> tuple[Any, Relabel]:
-    """The checked configuration of an attack and its label rule.
+    """Return the checked configuration of an attack and its label rule.
 
     Args:
       spec: data set facts.
@@ -74,7 +74,7 @@ def any_class(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
 
 
 def one_class(target: int, within: str = "all") -> Select:
-    """A clean-label selection: only rows of the target class, those that one random permutation ranks first among them.
+    """Return a clean-label selection: only rows of the target class, those that one random permutation ranks first among them.
 
     With rank_i the place of row i among the n_t rows of class t, poisoned_i = (y_i = t and rank_i < k). For one key a smaller
     count chooses a subset of what a larger one chooses.
@@ -114,7 +114,7 @@ def one_class(target: int, within: str = "all") -> Select:
 
 
 def ranked_by(order: np.ndarray, rows: int | None = None) -> Select:
-    """A selection in a fixed order, for runs that must poison given rows: ``attack._replace(select=ranked_by(order))``.
+    """Return a selection in a fixed order, for runs that must poison given rows: ``attack._replace(select=ranked_by(order))``.
 
     Args:
       order: i[k], different row numbers; the first ``count`` of them are poisoned, whatever the key.
@@ -143,12 +143,12 @@ def ranked_by(order: np.ndarray, rows: int | None = None) -> Select:
 
 
 def legacy_order(seed: int, rows: int) -> np.ndarray:
-    """The order in which the survey's published code poisons rows: NumPy's legacy generator, i64[n] on the host."""
+    """Return the order in which the survey's published code poisons rows: NumPy's legacy generator, i64[n] on the host."""
     return np.random.RandomState(seed).permutation(rows)
 
 
 def legacy_class_order(seed: int, labels: np.ndarray, target: int) -> np.ndarray:
-    """The order in which it poisons rows of one class: row numbers i64[n_t] on the host, for ``ranked_by(order, rows)``.
+    """Return the order in which it poisons rows of one class: row numbers i64[n_t] on the host, for ``ranked_by(order, rows)``.
 
     Args:
       seed: of the legacy generator.
@@ -164,10 +164,10 @@ def _below(rank: Array, count: Array) -> tuple[Array, Array]:
 
 
 def all_to_one(target: int) -> Relabel:
-    """Every label becomes ``target``: labels i32[b] -> i32[b]."""
+    """Return the rule by which every label becomes ``target``: labels i32[b] -> i32[b]."""
     return lambda labels: jnp.full_like(labels, target)
 
 
 def all_to_all(classes: int) -> Relabel:
-    """Every label moves on by one class, the last to the first: labels i32[b] -> i32[b]."""
+    """Return the rule by which every label moves on by one class, the last to the first: labels i32[b] -> i32[b]."""
     return lambda labels: (labels + 1) % classes

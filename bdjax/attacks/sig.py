@@ -73,11 +73,11 @@ def sig(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
 
 
 def wave(width: int, frequency: int, strength: float) -> np.ndarray:
-    """The wave D sin(2 pi f j / W) at columns j = 0 … W - 1, f64[W], in grey levels."""
+    """Return the wave D sin(2 pi f j / W) at columns j = 0 … W - 1, f64[W], in grey levels."""
     turn = np.arange(width) * frequency % width / width  # whole turns left out, so that the sine of one half is all but 0
     return strength * np.sin(2 * np.pi * turn)
 
 
 def shift(width: int, frequency: int, strength: float) -> np.ndarray:
-    """What the wave adds to whole grey levels, i32[W]: floor(wave), as floor(x + wave) = x + floor(wave) for whole x."""
+    """Return what the wave adds to whole grey levels, i32[W]: floor(wave), as floor(x + wave) = x + floor(wave) for whole x."""
     return np.floor(wave(width, frequency, strength) + 1e-9).astype(np.int32)  # -0.0000001 is 0 and not -1

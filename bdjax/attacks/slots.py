@@ -15,7 +15,7 @@ from bdjax.types import Array, Key
 
 
 def select(max_ratio: float, owner: str) -> Callable[[Key, Array, Array], tuple[Array, Array]]:
-    """The selection of an attack without a fixed poison set: no row; feasible up to ``max_ratio`` of the rows.
+    """Return the selection of an attack without a fixed poison set: no row; feasible up to ``max_ratio`` of the rows.
 
     Args:
       max_ratio: the largest ratio its places are made for, in (0, 1].
@@ -35,12 +35,12 @@ def select(max_ratio: float, owner: str) -> Callable[[Key, Array, Array], tuple[
 
 
 def most(batch: int, max_ratio: float) -> int:
-    """The number of places that may carry the trigger, floor(batch max_ratio) and at least 1, whatever the ratio (static)."""
+    """Return how many places may carry the trigger, floor(batch max_ratio) and at least 1, whatever the ratio (static)."""
     return max(math.floor(batch * max_ratio + 1e-6), 1)
 
 
 def count(key: Key, ratio: Array, batch: int) -> Array:
-    """How many images of this batch carry the trigger, i32[].
+    """Return how many images of this batch carry the trigger, i32[].
 
     floor(ratio batch) where that is at least 1; else one with probability ratio batch. So the share of triggered images is
     floor(ratio batch) / batch and not the ratio: 9.375 % for 10 % of 128.
@@ -59,23 +59,23 @@ def count(key: Key, ratio: Array, batch: int) -> Array:
 
 
 def active(number: Array, places: int) -> Array:
-    """bool[places]: the first ``number`` of them."""
+    """Return which places carry the trigger, bool[places]: the first ``number`` of them."""
     return jnp.arange(places, dtype=jnp.int32) < number
 
 
 def relabelled(hit: Array, labels: Array, relabel: Callable[[Array], Array]) -> Array:
-    """Labels i32[b] with the attack label at the first places that carry the trigger, ``hit`` bool[places]."""
+    """Return labels i32[b] with the attack label at the first places that carry the trigger, ``hit`` bool[places]."""
     first, rest = labels[: hit.shape[0]], labels[hit.shape[0] :]
     return jnp.concatenate([jnp.where(hit, relabel(first), first), rest])
 
 
 def per_epoch(ratio: float, rows: int, batch: int) -> int:
-    """How many images carry the trigger in one epoch, on average, rounded; a host number, for the record."""
+    """Return how many images carry the trigger in one epoch, on average, rounded; a host number, for the record."""
     return round(expected(ratio, rows, batch))
 
 
 def expected(ratio: float, rows: int, batch: int) -> float:
-    """How many images carry the trigger in one epoch, on average; a host number."""
+    """Return how many images carry the trigger in one epoch, on average; a host number."""
     size = min(batch, rows)
     due = math.floor(ratio * size + 1e-4) or ratio * size
     return due * (rows // size)

@@ -18,7 +18,7 @@ class Config(NamedTuple):
 
 
 def stored(known: Config, triggered: Callable[[], Triggered], origin: str) -> Callable[..., Attack]:
-    """The factory of an attack that is measured on its stored images and can neither train a model nor trigger other images.
+    """Return the factory of an attack that is measured on its stored images and can neither train nor trigger others.
 
     Args:
       known: see :class:`Config`.

@@ -59,7 +59,7 @@ def homes(source: Source, data_dir: str | os.PathLike[str] | None) -> list[Path]
 
 
 def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) -> UserError:
-    """The error for archives that :func:`find` does not find: what is missing, where, and what to do."""
+    """Return the error for archives that :func:`find` does not find: what is missing, where, and what to do."""
     name = source.spec.name
     given = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
     advice = f"run `bdjax data prepare {name} --data-dir DIR`, DIR being the folder that holds {source.folder}/"
@@ -123,7 +123,7 @@ def file_digest(path: Path, kind: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _unchanged_digest(path: Path, kind: str, size: int, changed: int) -> str:
-    """The digest of a file as long as size and time of change stay: a plan asks for the sizes of one data set many times."""
+    """Return the digest of a file, kept while size and time of change stay: a plan asks for the sizes of one data set often."""
     return file_digest(path, kind)
 
 

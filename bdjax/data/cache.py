@@ -135,7 +135,7 @@ def _write_arrays(folder: Path, splits: Mapping[str, Pieces]) -> tuple[dict[str,
 
 
 def _blocks(part: Pieces, labels: np.ndarray) -> Iterator[np.ndarray]:
-    """The images of a split in runs of at most ``PIECE`` bytes, or one image; their labels go into ``labels``."""
+    """Yield the images of a split in runs of at most ``PIECE`` bytes, or one image; their labels go into ``labels``."""
     size = max(1, PIECE // max(int(np.prod(part.shape)), 1))
     block, row = np.empty((min(size, part.total), *part.shape), np.uint8), 0
     for pixels, label in part.rows:

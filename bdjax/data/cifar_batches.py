@@ -39,7 +39,7 @@ class Form(NamedTuple):
         return (*self.train, *self.test, self.meta)
 
     def batches(self, split: str) -> tuple[str, ...]:
-        """The files of "train" or "test"."""
+        """Return the files of "train" or "test"."""
         return self.train if split == "train" else self.test
 
 
@@ -63,7 +63,7 @@ def _is_archive(form: Form, path: Path) -> bool:
 
 
 def layout(form: Form) -> Layout:
-    """The form as a layout of an unpacked copy, or of its archive wherever that lies."""
+    """Return the form as a layout of an unpacked copy, or of its archive wherever that lies."""
     needs = f"{form.home}/ with {form.train[0]}, {form.test[0]} and {form.meta} (or {form.archive})"
     return Layout(form.key, needs, functools.partial(at, form), functools.partial(listing, form))
 
@@ -164,14 +164,14 @@ def _stamp(file: Path) -> tuple[int, int]:
 def _classes_and_labels(
     form: Form, place: Path, stamps: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The names of the classes and the labels of every batch; read once while sizes and times of change stay."""
+    """Return the names of the classes and the labels of every batch; read once while sizes and times of change stay."""
     files = members(place, form.files)
     names = _names(form, place, files.pop(form.meta))
     return names, {batch: _parsed(form, place, batch, data, len(names))[1].copy() for batch, data in files.items()}
 
 
 def _names(form: Form, place: Path, data: bytes) -> tuple[str, ...]:
-    """The names of the classes, by label."""
+    """Return the names of the classes, by label."""
     if isinstance(form.label, int):
         names = tuple(data.decode("utf-8", "replace").split())
     else:
@@ -205,7 +205,7 @@ def _parsed(form: Form, place: Path, batch: str, data: bytes, classes: int | Non
 
 
 def _mapping(place: Path, file: str, data: bytes, *needed: str) -> dict[str, Any]:
-    """A pickled dictionary with its keys as texts, after a look for those that are needed."""
+    """Return a pickled dictionary with its keys as texts, after a look for those that are needed."""
     try:
         found = unpickled(data)
     except UserError as error:

@@ -110,12 +110,12 @@ def prepare(path: Path, root: Path) -> Path:
 
 
 def _settings_of(path: Path, place: Path) -> Path | None:
-    """The folder whose dataset.json counts: the one that was named, or else the one in it that holds the files."""
+    """Return the folder whose dataset.json counts: the one that was named, or else the one in it that holds the files."""
     return next((folder for folder in (path, place) if (folder / SETTINGS).is_file()), None)
 
 
 def _listing(path: Path, found: Kind) -> Listing:
-    """The images of a folder that is no complete copy of a known data set, or has settings."""
+    """Return the images of a folder that is no complete copy of a known data set, or has settings."""
     if found.packed:
         raise UserError(f"{path} holds archives of {found.packed}, which {SETTINGS} cannot change; unpack them, or remove it.")
     if not found.layouts or found.place is None:

@@ -11,7 +11,7 @@ NAMED = 5  # classes named in a message at most
 
 
 def checked(labels: Any, title: str) -> np.ndarray:
-    """Labels as i32[n].
+    """Return labels as i32[n].
 
     Args:
       labels: integers[n] of any width.
@@ -72,14 +72,14 @@ def every_class(labels: np.ndarray, classes: int, title: str, *, given: bool, na
 
 
 def _shift(low: int) -> str:
-    """What to do about labels that do not start at 0."""
+    """Return what to do about labels that do not start at 0."""
     if low == 0:
         return ""
     return f" Labels start at 0: give labels {'-' if low > 0 else '+'} {abs(low)}, if that is all."
 
 
 def _remedy(array: np.ndarray) -> str:
-    """What to do about labels of another kind, where it is known."""
+    """Return what to do about labels of another kind, where it is known."""
     number = np.issubdtype(array.dtype, np.number)
     if array.ndim == 2 and array.shape[1] == 1 and number:
         return " Give labels[:, 0], as integers."

@@ -167,7 +167,7 @@ def prepare(
 
 
 def _meant(name: str, data_dir: PathLike | None) -> tuple[str, PathLike | None]:
-    """The name and the data directory, where a path is that of a complete copy of a known data set; else what was given."""
+    """Return name and data directory, where a path is that of a complete copy of a known data set; else what was given."""
     found = None if name in DATASETS else folder.known_as(_folder(name))
     return found or (name, data_dir)
 

@@ -68,7 +68,7 @@ def prepare(listing: Listing, root: Path, taken: tuple[str, ...]) -> Path:
 
 
 def content(listing: Listing) -> str:
-    """The sha256 over path, size and bytes of every file of a listing; each is read once while size and time of change stay."""
+    """Return the sha256 over path, size and bytes of every file of a listing; each is read once while size and time stay."""
     stamps = []
     for name in listing.files:
         try:
@@ -80,7 +80,7 @@ def content(listing: Listing) -> str:
 
 
 def _at(folder: Path, name: str) -> Path:
-    """A file of a listing; an archive is its own only file, ""."""
+    """Return a file of a listing; an archive is its own only file, ""."""
     return folder / name if name else folder
 
 
@@ -107,7 +107,7 @@ def _title(listing: Listing, given: dict[str, Any], taken: tuple[str, ...]) -> s
 
 
 def _place(listing: Listing, given: Mapping[str, Any], root: Path) -> tuple[Path, dict[str, Any]]:
-    """The cache folder, named by what decides the arrays: the files' content, how they are decoded, the order of classes."""
+    """Return the cache folder, named by what decides the arrays: content of the files, decoding, order of the classes."""
     source = {"folder": content(listing), "version": VERSION, **{key: given.get(key) for key in DECODING}}
     source["layout"] = [*(listing.size or ()), listing.channels]
     source["classes"] = list(listing.classes)  # their order says which label an image has

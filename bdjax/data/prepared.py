@@ -61,7 +61,7 @@ def at_hand(source: Source, data_dir: PathLike | None, root: Path) -> tuple[Edit
 
 
 def known_counts(source: Source) -> list[Mapping[str, tuple[int, ...]]]:
-    """The {split: rows of each class} of every release."""
+    """Return the {split: rows of each class} of every release."""
     return [*(edition.counts for edition in source.editions), *(c for layout in source.layouts for c in layout.counts)]
 
 
@@ -133,7 +133,7 @@ def facts(source: Source, edition: Edition, via: str) -> Mapping[str, Any]:
 
 
 def _unpacked_kept(source: Source, via: str, root: Path) -> list[Edition]:
-    """The unpacked copies that are prepared in the cache."""
+    """Return the unpacked copies that are prepared in the cache."""
     found = []
     for layout in source.layouts:
         edition = unpacked.kept(layout, source.counts, "")

@@ -10,7 +10,7 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 def host_memory() -> int:
-    """Bytes that this process may use: the machine's memory, or less where the process or its container has a limit."""
+    """Return the bytes that this process may use: the machine's memory, or the limit of the process or its container."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
         import resource

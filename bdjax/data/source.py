@@ -113,12 +113,12 @@ def digest(train: Split, test: Split) -> str:
 
 
 def head(array: Any) -> bytes:
-    """What stands before the bytes of an array in :func:`digest`; of the array its dtype and shape are used."""
+    """Return what stands before the bytes of an array in :func:`digest`; of the array its dtype and shape are used."""
     return f"{array.dtype.str} {array.shape};".encode()
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    """An array in runs of rows of at most :data:`PIECE` bytes, or of one row: an array on a disk is never all in memory."""
+    """Yield an array in runs of rows of at most :data:`PIECE` bytes, or of one row: an array on a disk is never all in memory."""
     rows = max(1, PIECE * len(array) // max(array.nbytes, 1))
     for start in range(0, len(array), rows):
         yield array[start : start + rows]

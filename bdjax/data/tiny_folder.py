@@ -18,7 +18,7 @@ ANNOTATIONS = "val_annotations.txt"
 
 
 def layout(spec: DataSpec, names: Mapping[str, str]) -> Layout:
-    """The layout; ``names`` are those of the classes by WordNet id, for ids of which ``words.txt`` says nothing."""
+    """Return the layout; ``names`` are those of the classes by WordNet id, for ids of which ``words.txt`` says nothing."""
     needs = f"train/<id>/images/, val/images/ and val/{ANNOTATIONS} (Tiny-ImageNet)"
     return Layout("unpacked", needs, _at, functools.partial(_listing, spec, names))
 
@@ -60,7 +60,7 @@ def _listing(spec: DataSpec, names: Mapping[str, str], base: Path) -> Listing:
 
 
 def _of_class(folder: Path, label: int) -> list[Row]:
-    """The images of a class: in its folder ``images``, or in itself."""
+    """Return the images of a class: in its folder ``images``, or in itself."""
     place = folder / "images" if (folder / "images").is_dir() else folder
     rows = image_rows(place, _images(place), label)
     if not rows:

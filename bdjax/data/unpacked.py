@@ -25,7 +25,7 @@ def layouts_in(path: Path, sources: Iterable[Source]) -> list[tuple[Source, Layo
 
 
 def listed(layout: Layout, place: Path) -> Listing:
-    """The images of a layout; an operating system's refusal is a :class:`UserError` as every other fault is."""
+    """Return the images of a layout; an operating system's refusal is a :class:`UserError` as every other fault is."""
     try:
         return layout.listing(place)
     except OSError as error:
@@ -71,7 +71,7 @@ def edition(source: Source, layout: Layout, place: Path) -> Edition:
 
 
 def kept(layout: Layout, counts: Mapping[str, Iterable[int]], content: str) -> Edition:
-    """The edition of a copy that was prepared earlier and is not at hand."""
+    """Return the edition of a copy that was prepared earlier and is not at hand."""
     return Edition(layout.key, {split: tuple(counts[split]) for split in SPLITS}, resize=layout.resize, content=content)
 
 

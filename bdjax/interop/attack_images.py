@@ -16,7 +16,7 @@ FOLDER = "bd_test_dataset"
 
 
 def read_images(stored: Mapping[str, Any], folder: Path) -> Triggered:
-    """The triggered rows of a stored test set, in its order.
+    """Return the triggered rows of a stored test set, in its order.
 
     Args:
       stored: the checkpoint's ``bd_test``.

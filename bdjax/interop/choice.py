@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
 
 def chosen(content: Any, key: str | None = None, model: str | None = None) -> Part:
-    """The state dict of a file that is the network.
+    """Return the state dict of a file that is the network.
 
     A file with one network of the table is read whatever its key is. BackdoorBench's results have theirs under "model".
 
@@ -64,7 +64,7 @@ def chosen(content: Any, key: str | None = None, model: str | None = None) -> Pa
 
 
 def keys(content: Any) -> list[str]:
-    """The keys of all state dicts in a file, as ``--key`` takes them."""
+    """Return the keys of all state dicts in a file, as ``--key`` takes them."""
     return [part.key for part in _parts(content)]
 
 
@@ -99,7 +99,7 @@ def _parts(value: Any, key: str = "", deep: int = 0) -> Iterator[Part]:
 
 
 def _inside(part: Part, *, networks: bool = True) -> Iterator[Part]:
-    """The networks that one state dict holds under different first names, as one module made of several gives."""
+    """Return the networks that one state dict holds under different first names, as one module made of several gives."""
     groups: dict[str, dict[str, Any]] = {}
     for name, value in part.state.items():
         first, dot, rest = name.partition(".")
@@ -122,7 +122,7 @@ def _same(a: Part, b: Part) -> bool:
 
 
 def array(value: Any) -> np.ndarray:
-    """A tensor of a file as a NumPy array; raises UserError."""
+    """Return a tensor of a file as a NumPy array; raises UserError."""
     return np.asarray(value) if isinstance(value, np.ndarray) else np.asarray(value.array())
 
 

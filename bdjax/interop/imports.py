@@ -124,7 +124,7 @@ def export_torch(
 
 
 def model_of(imported: Import) -> Model:
-    """The network of an import, for its data set.
+    """Return the network of an import, for its data set.
 
     Raises:
       UserError: the data set or the network is not known here, or no longer the same.

@@ -25,7 +25,7 @@ PARTS = ("bounds", "plug", "plug_stats")
 
 
 def place(checkpoint: str | Path) -> Path:
-    """The second file of a checkpoint."""
+    """Return the second file of a checkpoint."""
     path = Path(checkpoint)
     return path.with_name(f"{path.name}.inserts.npz")
 
@@ -56,7 +56,7 @@ def write(checkpoint: str | Path, inserts: Mapping[str, Any], *, overwrite: bool
 
 
 def read(checkpoint: str | Path, model: Model, variables: Variables) -> dict[str, Any]:
-    """The network with what its second file holds, if there is one.
+    """Return the network with what its second file holds, if there is one.
 
     Raises:
       UserError: the file is damaged, or does not fit the network.

@@ -32,7 +32,7 @@ class Pickler(pickle.Pickler):
 
 
 def renamed(pickled: bytes) -> bytes:
-    """A pickle of protocol 2 with the old names of NumPy's functions."""
+    """Return a pickle of protocol 2 with the old names of NumPy's functions."""
     parts, done = [], 0
     for opcode, argument, place in pickletools.genops(pickled):
         if opcode.name == "GLOBAL" and str(argument).startswith("numpy._core."):

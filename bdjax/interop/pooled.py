@@ -18,7 +18,7 @@ _TAPS = GRID**2
 
 
 def fold_weight(weight: np.ndarray, rows: int) -> np.ndarray:
-    """PyTorch's weight as our kernel.
+    """Return PyTorch's weight as our kernel.
 
     Args:
       weight: f32[out, 49 c], channel-major.
@@ -39,7 +39,7 @@ def fold_weight(weight: np.ndarray, rows: int) -> np.ndarray:
 
 
 def unfold_weight(kernel: np.ndarray, channels: int, original: np.ndarray | None = None) -> np.ndarray:
-    """Our kernel as PyTorch's weight, with the same function.
+    """Return our kernel as PyTorch's weight, with the same function.
 
     Args:
       kernel: f32[rows, out].

@@ -72,13 +72,13 @@ def recognise(state: Mapping[str, Any]) -> Recognised | None:
 
 
 def likeness(names: Collection[str]) -> float:
-    """How much the modules of a state dict are those of the nearest network of the table, in [0, 1]; 1 = the same."""
+    """Return how much the modules of a state dict are those of the nearest network of the table, in [0, 1]; 1 = the same."""
     modules = _modules(names)
     return max(len(modules & known.modules) / max(len(modules | known.modules), 1) for known in _table())
 
 
 def nearest(names: Collection[str]) -> str:
-    """The network of the table that tensors of these names are nearest to, and the first names that differ, in words."""
+    """Return the network of the table that tensors of these names are nearest to, and the first names that differ, in words."""
     modules = _modules(names)
     best = max(_table(), key=lambda known: len(modules & known.modules) / max(len(modules | known.modules), 1))
     if not modules & best.modules:

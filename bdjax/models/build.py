@@ -33,10 +33,13 @@ def build(
     depth: int | None = None,
     edition: int = 1,
 ) -> Model:
-    """Wrap a network ``network(x, run, start)`` that normalises nothing itself.
+    """Wrap a network ``network(x, run, start) -> logits f[b k]`` that normalises nothing itself.
+
+    ``Model.apply`` takes images f[b h w c] in [0, 1], standardises them as (x - mean) / std, and runs the network.
 
     Args:
-      network: Flax module; ``start`` is None, "features" or "head" as in ``Model.apply``.
+      network: Flax module; ``start`` is None, "features" or "head" as in ``Model.apply``, and ``x`` is then images f[b h w c],
+        features f[b h' w' d] or the head's input f[b d].
       spec: the data set, whose mean and std are the first thing the model applies.
       arch: its static addresses.
       name: its name in the table.
@@ -66,26 +69,13 @@ def build(
     ) -> Output:
         if start not in STARTS:
             raise unknown("start", start, [s for s in STARTS if s])
-        wanted = dict((item, None) if isinstance(item, str) else item for item in record)
-        run = Pass(
-            train=train,
-            plug_train=plug_train,
-            mask=mask,
-            key=key,
-            record=wanted,
-            bounds=variables.get("bounds", {}),
-            plug=variables.get("plug"),
-            plug_stats=variables.get("plug_stats"),
-            plug_site=arch.plug_site,
-        )
-        if plug_train and run.plug is None:
-            raise UserError("plug_train=True needs variables with a 'plug'")
+        run = _pass(variables, record, arch.plug_site, train=train, plug_train=plug_train, mask=mask, key=key)
         x = images if start else _standardise(images, spec, jax.tree.leaves(variables["params"])[0].dtype)
         learned = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
         logits, state = network.apply(learned, x, run, start, mutable=["batch_stats"])
-        missing = [address for address in wanted if address not in run.taps]
-        if missing:
-            raise unknown("tap address", missing[0], run.seen)
+        for address in run.record:
+            if address not in run.taps:
+                raise unknown("tap address", address, run.seen)
         after = {**variables, "batch_stats": state["batch_stats"] if train else variables["batch_stats"]}
         if plug_train:
             after["plug_stats"] = run.plug_stats
@@ -95,12 +85,27 @@ def build(
     return Model(Drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, **about)  # type: ignore[arg-type]
 
 
+def _pass(variables: Variables, record: tuple[Any, ...], plug_site: str, **how: Any) -> Pass:
+    """Begin a forward pass: what runs, with the bounds and the plug that the variables carry, and what is to be recorded."""
+    if how["plug_train"] and variables.get("plug") is None:
+        raise UserError("plug_train=True needs variables with a 'plug'")
+    return Pass(
+        **how,
+        record=dict((item, None) if isinstance(item, str) else item for item in record),
+        bounds=variables.get("bounds", {}),
+        plug=variables.get("plug"),
+        plug_stats=variables.get("plug_stats"),
+        plug_site=plug_site,
+    )
+
+
 def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:
+    """(x - mean) / std per channel, f[b h w c] -> f[b h w c] of ``dtype``."""
     shape = (1, 1, 1, len(spec.mean))
     mean, std = jnp.asarray(spec.mean, dtype).reshape(shape), jnp.asarray(spec.std, dtype).reshape(shape)
     return (images.astype(dtype) - mean) / std
 
 
 def shapes(model: Model) -> Any:
-    """The variables of a network as shapes and dtypes."""
+    """Return the variables of a network as shapes and dtypes, computing nothing."""
     return model.init.shapes() if isinstance(model.init, Drawer) else jax.eval_shape(model.init, jax.random.key(0))

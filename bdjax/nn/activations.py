@@ -10,13 +10,13 @@ from bdjax.types import Array
 
 
 def hard_sigmoid(x: Array) -> Array:
-    """relu6(x + 3) / 6, with gradient 0 at -3 and 3."""
+    """Return relu6(x + 3) / 6 of f[…], with gradient 0 at -3 and 3."""
     zero, one = jnp.zeros_like(x), jnp.ones_like(x)
     return jnp.where(x <= -3, zero, jnp.where(x >= 3, one, (x + 3) / 6))
 
 
 def hard_swish(x: Array) -> Array:
-    """x relu6(x + 3) / 6, with gradient 0 at -3 and 1 at 3.
+    """Return x relu6(x + 3) / 6 of f[…], with gradient 0 at -3 and 1 at 3.
 
     Source: A. Howard et al., "Searching for MobileNetV3", ICCV 2019.
     """
@@ -24,5 +24,5 @@ def hard_swish(x: Array) -> Array:
 
 
 def leaky_relu(x: Array) -> Array:
-    """x where it is positive, x / 100 elsewhere, with gradient 0.01 at 0."""
+    """Return x f[…] where it is positive, x / 100 elsewhere, with gradient 0.01 at 0."""
     return jnp.where(x > 0, x, 0.01 * x)

@@ -11,7 +11,7 @@ Bilinear = Callable[[Array, Array], Array]
 
 
 def mutual_gradients(output: Bilinear, input_gradient: Bilinear, kernel_gradient: Bilinear) -> tuple[Any, Any, Any]:
-    """The three maps with custom gradients built from the other two, so that a gradient of any order stays among them.
+    """Return the three maps with custom gradients built from the other two, so that a gradient of any order stays among them.
 
     Args:
       output: ``(x, kernel) -> y``, bilinear.

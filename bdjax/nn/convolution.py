@@ -50,7 +50,7 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: int, lowering: st
 
 
 def convolve_transposed(g: Array, kernel: Array, *, stride: int, padding: int, size: tuple[int, int], lowering: str) -> Array:
-    """The transpose of :func:`convolve` in its images: every number spreads the kernel over a map ``stride`` times as large.
+    """Transpose :func:`convolve` in its images: every number spreads the kernel over a map ``stride`` times as large.
 
     Args:
       g: f[b h' w' d], of the shape that :func:`convolve` gives for images of this size.
@@ -77,7 +77,7 @@ def _chosen(size: tuple[int, ...], kernel: Array, stride: int, padding: int, low
 
 @functools.lru_cache(maxsize=1024)
 def _maps(shape: Shape, choice: Choice) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
-    """The three bilinear maps of a convolution, each the others' gradient, so that reverse over reverse stays closed."""
+    """Return the three bilinear maps of a convolution, each the others' gradient, so that reverse over reverse stays closed."""
     window, stride, padding, size, _ = shape
 
     def output(x: Array, kernel: Array) -> Array:
@@ -113,5 +113,5 @@ def _members_unrolled(f: Callable[[Array, Array], Array], *, merge_first: bool) 
 
 
 def lowering_here() -> str:
-    """The lowering of networks that belong to an attack and not to a ``Model``: what the default executions of models use."""
+    """Return the lowering of networks that belong to an attack and not to a ``Model``: that of the default executions."""
     return "mixed" if jax.default_backend() == "cpu" else "unrolled"

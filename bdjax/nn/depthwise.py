@@ -39,7 +39,7 @@ class _Axis(NamedTuple):
 
 
 def live_taps(size: int, window: int, stride: int, padding: int) -> slice:
-    """The taps of a convolution that see data, in one direction: output o reads position ``o stride + tap - padding``.
+    """Return the taps of a convolution that see data, in one direction: output o reads position ``o stride + tap - padding``.
 
     Args:
       size: positions of the map.
@@ -96,7 +96,7 @@ def _axis(size: int, window: int, stride: int, padding: int) -> _Axis:
 
 @functools.lru_cache(maxsize=256)
 def _maps(axes: tuple[_Axis, _Axis]) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
-    """The three bilinear maps, each the others' gradient, so that reverse over reverse stays closed."""
+    """Return the three bilinear maps, each the others' gradient, so that reverse over reverse stays closed."""
     return mutual_gradients(*(functools.partial(f, axes) for f in (_output, _input_gradient, _kernel_gradient)))
 
 
@@ -112,7 +112,7 @@ def _output(axes: tuple[_Axis, _Axis], x: Array, kernel: Array) -> Array:
 
 
 def _input_gradient(axes: tuple[_Axis, _Axis], g: Array, kernel: Array) -> Array:
-    """The same multiply-adds on the output's cotangent, spread by the stride, with the kernel turned round."""
+    """Return the same multiply-adds on the output's cotangent, spread by the stride, with the kernel turned round."""
     spread = []
     for axis in axes:
         before = axis.live - 1 - axis.low
@@ -166,7 +166,7 @@ def _total(terms: Iterator[Array]) -> Array:
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution without bias, padding ``window // 2``; its output has the module's path as address.
+    """Depthwise convolution f[b h w c] -> f[b h' w' c] without bias, padding ``window // 2``; its address is the module's path.
 
     The kernel f[window window 1 c] starts by :func:`bdjax.nn.initial.he_fan_out`: a std of sqrt(2 / (c window²)).
     """

@@ -70,7 +70,7 @@ def _isometry(h: int) -> np.ndarray:
 
 
 def fold(weight: A, h: int) -> A:
-    """The coordinates U = W Q of full weights; for h >= 7 the weights themselves.
+    """Return the coordinates U = W Q of full weights; for h >= 7 the weights themselves.
 
     The layer behind :func:`pool` holds them as ``kernel = U.transpose(2, 1, 0).reshape(-1, out)``.
 

@@ -28,7 +28,7 @@ class Law(NamedTuple):
     scale: float
 
     def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """A parameter of this law alone, f[shape]."""
+        """Return a parameter of this law alone, f[shape]."""
         if self.kind == "constant":
             return jnp.full(shape, self.scale)
         return _NOISE[self.kind](key, shape) * self.scale
@@ -50,27 +50,27 @@ class _Note:
 
 
 def uniform_fan_in(shape: tuple[int, ...]) -> Law:
-    """U(-b, b) with b = 1 / sqrt(fan in), PyTorch's default for convolutions and linear layers; kernels are [… in, out]."""
+    """Return U(-b, b), b = 1 / sqrt(fan in): PyTorch's default for convolutions and linear layers; kernels are f[… in out]."""
     return Law("uniform", 1 / math.sqrt(math.prod(shape[:-1])))
 
 
 def he_fan_out(shape: tuple[int, ...]) -> Law:
-    """N(0, 2 / (out kh kw)) for kernels [kh kw in out], the fan-out counted without groups, as torchvision draws convolutions."""
+    """Return N(0, 2 / (out kh kw)) for kernels f[kh kw in out], the fan-out without groups, as torchvision draws convolutions."""
     return Law("normal", math.sqrt(2 / (shape[0] * shape[1] * shape[3])))
 
 
 def normal(deviation: float) -> Rule:
-    """N(0, deviation²) whatever the shape."""
+    """Return the rule N(0, deviation²), whatever the shape."""
     return lambda shape: Law("normal", deviation)
 
 
 def constant(value: float) -> Rule:
-    """The same number everywhere."""
+    """Return the rule of one number everywhere."""
     return lambda shape: Law("constant", float(value))
 
 
 def parameter(module: nn.Module, name: str, rule: Rule, shape: tuple[int, ...]) -> Array:
-    """A parameter of a module, f[shape]; called in its compact method.
+    """Return a parameter of a module, f[shape]; called in its compact method.
 
     Networks start by :class:`Drawer`. The module's own ``init`` draws by the same laws and gives other numbers: Flax hands every
     parameter a key of its own, and all parameters come from two keys here.
@@ -114,7 +114,7 @@ class Drawer:
         return {name: tree.replace(shapes[name], values[name]) for name in shapes}
 
     def shapes(self) -> Any:
-        """What a call would give, as shapes and dtypes."""
+        """Return what a call would give, as shapes and dtypes."""
         return self._known[0]
 
     @functools.cached_property
@@ -126,7 +126,7 @@ class Drawer:
 
 
 def _drawn(key: Key, shapes: Mapping[str, Any], laws: Mapping[str, Law]) -> dict[str, Array]:
-    """The parameters {path: f[…]} of one key: one draw of each kind, cut into pieces in the order of ``shapes``."""
+    """Return the parameters {path: f[…]} of one key: one draw of each kind, cut into pieces in the order of ``shapes``."""
     keys = jax.random.split(key)
     sizes = {kind: sum(leaf.size for path, leaf in shapes.items() if laws[path].kind == kind) for kind in _NOISE}
     noise = {kind: _NOISE[kind](one, (sizes[kind],)) for kind, one in zip(_NOISE, keys, strict=True)}

@@ -73,8 +73,9 @@ _ZERO = constant(0)
 
 
 class Conv(nn.Module):
-    """Convolution; its output, with the bias where it has one, has the module's path as address.
+    """Convolution f[b h w c] -> f[b h' w' features] with padding ``window // 2``; its output has the module's path as address.
 
+    Its kernel is f[window window c features], its bias f[features].
     ``bias_init`` None draws the bias as PyTorch does, from U(-b, b) with b = 1 / sqrt(window² inputs).
     """
 
@@ -101,8 +102,9 @@ class Conv(nn.Module):
 
 
 class NormAct(nn.Module):
-    """Batch-norm over the rows that count, then an activation if there is one.
+    """Batch-norm of f[b h w d] over the rows that count, then an activation if there is one.
 
+    Scale, bias and running statistics are f[d].
     Taps at ``<path>/in``, ``<path>`` (the norm) and, with an activation, ``<path>/act``.
     """
 
@@ -132,7 +134,9 @@ class NormAct(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale every channel by a gate that sees the mean of all: ``x gate(fc2(act(fc1(mean x))))``; both 1x1, with bias.
+    """Scale every channel of f[b h w d] by a gate that sees the mean of all: ``x gate(fc2(act(fc1(mean x))))``.
+
+    Both layers are 1x1, with bias.
 
     Taps at ``<path>/fc1``, ``<path>/fc1/act`` and ``<path>/fc2``, f[b 1 1 d].
 
@@ -155,7 +159,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Linear(nn.Module):
-    """Linear layer with bias, computed in the parameters' dtype.
+    """Linear layer f[b c] -> f[b features] with bias, computed in the dtype of its parameters: f[c features] and f[features].
 
     ``bias_init`` None draws the bias as PyTorch does, from U(-b, b) with b = 1 / sqrt(inputs).
     """

@@ -20,13 +20,13 @@ _LANES = 16  # float32 numbers in the vector register of a CPU with AVX-512
 
 
 def native(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """The platform's own convolution."""
+    """Convolve as the platform does: f[b h w c], f[kh kw c d] -> f[b h' w' d]."""
     pads = [(padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
 
 
 def patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Shifted copies side by side and one matrix product."""
+    """Convolve by shifted copies side by side and one matrix product: f[b h w c], f[kh kw c d] -> f[b h' w' d]."""
     kh, kw, c, d = kernel.shape
     height, width = _output_size(x, kernel, stride, padding)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -36,14 +36,14 @@ def patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 
 def product(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """A 1x1 convolution as one matrix product over all positions."""
+    """Convolve with a 1x1 kernel as one matrix product over all positions: f[b h w c], f[1 1 c d] -> f[b h' w' d]."""
     assert kernel.shape[:2] == (1, 1) and padding == 0
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
 
 
 def packed(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Two neighbouring output columns as channels of one native convolution: few output channels fill the vector units.
+    """Convolve with two neighbouring output columns as channels: few output channels fill the vector units.
 
     The kernel is one column wider and a third of its products are with zeros (3x3), which pays where d channels fill half of
     what the CPU multiplies at once. Stride 1 and an even output width only.
@@ -64,18 +64,18 @@ def _output_size(x: Array, kernel: Array, stride: int, padding: int) -> tuple[in
 
 
 def input_gradient(formulation: Formulation, g: Array, kernel: Array, stride: int, padding: int, size: tuple[int, int]) -> Array:
-    """Transpose of a formulation in its images: g f[b h' w' d] -> f[b h w c], with ``size`` = (h, w)."""
+    """Transpose a formulation in its images: g f[b h' w' d] -> f[b h w c], with ``size`` = (h, w)."""
     x = jax.ShapeDtypeStruct((g.shape[0], *size, kernel.shape[2]), g.dtype)
     return jax.linear_transpose(lambda x: formulation(x, kernel, stride, padding), x)(g)[0]
 
 
 def flipped(formulation: Formulation, g: Array, kernel: Array, padding: int) -> Array:
-    """The input gradient at stride 1, as a convolution with the flipped kernel: g f[b h' w' d] -> f[b h w c]."""
+    """Return the input gradient at stride 1, as a convolution with the flipped kernel: g f[b h' w' d] -> f[b h w c]."""
     return formulation(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, kernel.shape[0] - 1 - padding)
 
 
 def kernel_gradient(formulation: Formulation, x: Array, g: Array, stride: int, padding: int, window: tuple[int, int]) -> Array:
-    """Transpose of a formulation in its kernel: x f[b h w c], g f[b h' w' d] -> f[kh kw c d]."""
+    """Transpose a formulation in its kernel: x f[b h w c], g f[b h' w' d] -> f[kh kw c d]."""
     kernel = jax.ShapeDtypeStruct((*window, x.shape[3], g.shape[3]), x.dtype)
     return jax.linear_transpose(lambda k: formulation(x, k, stride, padding), kernel)(g)[0]
 
@@ -87,7 +87,7 @@ def kernel_gradient(formulation: Formulation, x: Array, g: Array, stride: int, p
 
 
 def canonical_input_gradient(g: Array, kernel: Array, stride: int, padding: int, size: tuple[int, int]) -> Array:
-    """The input gradient as a native convolution of the dilated output gradient with the flipped kernel."""
+    """Return the input gradient as a native convolution of the dilated output gradient with the flipped kernel."""
     pads = []
     for length, out, k in zip(size, g.shape[1:3], kernel.shape[:2], strict=True):
         low = k - 1 - padding
@@ -99,7 +99,7 @@ def canonical_input_gradient(g: Array, kernel: Array, stride: int, padding: int,
 def canonical_kernel_gradient(
     x: Array, g: Array, stride: int, padding: int, window: tuple[int, int], *, move_first: bool = True
 ) -> Array:
-    """The kernel gradient as a native convolution of channels with channels; the batch is summed over like input channels.
+    """Return the kernel gradient as a native convolution of channels with channels; the batch is summed over like input channels.
 
     With ``move_first`` the operands are moved in memory on their own: else the moves are fused with what made x and g, and both
     are computed again in the wrong order.
@@ -134,13 +134,13 @@ class Choice(NamedTuple):
 
 
 def transposes(formulation: Formulation) -> Choice:
-    """A formulation and its transposes."""
+    """Return a formulation and its transposes."""
     to_input, to_kernel = (functools.partial(f, formulation) for f in (input_gradient, kernel_gradient))
     return Choice(formulation, to_input, to_kernel)
 
 
 def fastest_on_cpu(shape: Shape) -> Choice:
-    """What was fastest on a CPU with AVX-512, and inside loops (benchmarks/results/lowerings_cpu.md)."""
+    """Return what was fastest on a CPU with AVX-512, and inside loops (benchmarks/results/lowerings_cpu.md)."""
     choice = Choice(native, canonical_input_gradient, canonical_kernel_gradient)
     if shape.stride > 1:
         # The canonical input gradient convolves a map that is mostly zeros.

@@ -14,12 +14,12 @@ PART = 4  # every so many positions per axis are looked at for a first guess of 
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """The dtype in which statistics and losses are computed: float32 for narrower ones, float64 where a check runs in it."""
+    """Return the dtype of statistics and losses: float32 for narrower ones, float64 where a check runs in it."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def row(vector: Array, x: Array) -> Array:
-    """The vector f[d] with as many axes as ``x`` f[… d], for broadcasting over all but the last."""
+    """Return the vector f[d] with as many axes as ``x`` f[… d], for broadcasting over all but the last."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
@@ -62,7 +62,7 @@ def _count(x: Array, weight: Array | None) -> Array:
 
 
 def pivot(x: Array, weight: Array | None) -> Array:
-    """The mean of a part of the batch, which is close to the mean of the batch: f[… d] -> f[d], in at least float32.
+    """Return the mean of a part of the batch, which is close to the mean of the batch: f[… d] -> f[d], in at least float32.
 
     The part is every fourth position of every axis between rows and channels, in the rows that count. One position in 16 or
     more of an image f[b h w d] is in it, so by the inequality of Cauchy and Schwarz it lies within sqrt(15) standard deviations
@@ -80,7 +80,7 @@ def pivot(x: Array, weight: Array | None) -> Array:
 
 
 def _moments(x: Array, weight: Array | None) -> tuple[Array, Array]:
-    """Mean and biased variance over the rows that count, from the moments about the :func:`pivot`."""
+    """Return mean and biased variance over the rows that count, from the moments about the :func:`pivot`."""
     axes, about = tuple(range(x.ndim - 1)), pivot(x, weight)
     away = x.astype(about.dtype) - row(about, x)
     weighted = away if weight is None else away * weight
@@ -121,10 +121,15 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, in ``x``'s dtype.
+    """Return (x - mean) / sqrt(var + eps) * scale + bias over the last axis, f[… d] in the dtype of ``x``.
 
     One multiplication and one addition in at least float32: a factor and an offset rounded to bfloat16 would shift whole
     channels by more than the rounding of the result.
+
+    Args:
+      x: f[… d].
+      mean, var, scale, bias: f[d].
+      eps: added to the variance.
     """
     factor = scale * lax.rsqrt(var + jnp.asarray(eps, var.dtype))
     offset = bias - mean * factor

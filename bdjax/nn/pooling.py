@@ -12,7 +12,7 @@ from bdjax.types import Array
 
 
 def max_pool(x: Array) -> Array:
-    """The largest of each 2x2 window, stride 2, an odd last row or column left out; NaN where a window holds one.
+    """Return the largest of each 2x2 window, stride 2, an odd last row or column left out; NaN where a window holds one.
 
     A window's places are compared row by row, and a later one wins only if it is larger (or NaN).
 

@@ -12,7 +12,7 @@ from bdjax.population.execute import run
 from bdjax.population.execution import LOOPS, MEASURED, STRATEGIES, Execution, adapt, check, default_execution, resolve
 from bdjax.population.memory import Footprint, device_memory, fit, footprint
 from bdjax.population.preparation import prepare
-from bdjax.population.stack import concatenate, members, size, stack, take, unstack
+from bdjax.population.stacks import concatenate, members, size, stack, take, unstack
 
 __all__ = [
     "LOOPS",

@@ -13,7 +13,7 @@ MEASURED: dict[str, dict[str, str]] = {"cpu": {"xla_cpu_experimental_ynn_fusion_
 
 @functools.lru_cache(maxsize=8)
 def options(platform: str | None = None) -> dict[str, str]:
-    """The ``compiler_options`` of ``jax.jit`` for a platform ("cpu", "gpu", "tpu"; None = the one in use).
+    """Return the ``compiler_options`` of ``jax.jit`` for a platform ("cpu", "gpu", "tpu"; None = the one in use).
 
     An XLA that does not know an option gets none, and stderr says so once: results are the same, only slower.
     """

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from bdjax.population import compiler_options, hosts
 from bdjax.population.execution import Execution, check, default_execution
-from bdjax.population.stack import concatenate, size, stack, take
+from bdjax.population.stacks import concatenate, size, stack, take
 
 
 def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = (), execution: Execution | None = None) -> Any:
@@ -77,7 +77,7 @@ def _mesh(devices: int) -> Mesh:
 
 @functools.lru_cache(maxsize=32)
 def compiled(function: Callable[..., Any], batched: bool, devices: int, arguments: int) -> Callable[..., Any]:
-    """The jitted program; cached on the function, so that chunks and repeated calls compile once."""
+    """Return the jitted program; cached on the function, so that chunks and repeated calls compile once."""
     if batched:
         function = jax.vmap(function, in_axes=(0, *(None,) * arguments))
     if devices > 1:

@@ -35,7 +35,7 @@ MEASURED = {
 
 
 def default_execution(platform: str | None = None, model: str = "") -> Execution:
-    """The default of a platform ("cpu", "gpu", "tpu"; None = the one in use) and a model's name ("" = any other model)."""
+    """Return the default of a platform ("cpu", "gpu", "tpu"; None = the one in use) and a model's name ("" = any other model)."""
     platform = platform or jax.default_backend()
     for entry in ((platform, model), (platform, ""), ("", "")):
         if entry in MEASURED:
@@ -46,7 +46,7 @@ def default_execution(platform: str | None = None, model: str = "") -> Execution
 
 
 def resolve(execution: Execution | Mapping[str, Any] | None, model: str) -> Execution:
-    """The execution of a model: a whole one as it is, single fields on top of the default, None = the default.
+    """Return the execution of a model: a whole one as it is, single fields on top of the default, None = the default.
 
     Raises:
       UserError: it cannot run here.
@@ -80,7 +80,7 @@ def check(execution: Execution) -> Execution:
 
 
 def adapt(model: Model, execution: Execution) -> Model:
-    """The same network with the lowering and the loop of ``execution``."""
+    """Return the same network with the lowering and the loop of ``execution``."""
     members = "unrolled" if execution.strategy == "unrolled" else "batched"
     loop = Loop(execution.loop, execution.unroll, members, tuple(compiler_options.options().items()))
     return model.rebuild(lowering=execution.lowering, loop=loop)

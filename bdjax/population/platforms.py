@@ -21,7 +21,7 @@ _VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 
 
 def trouble(error: BaseException) -> str | None:
-    """What stopped JAX from starting, and what to do, in one line; None where an error has another reason.
+    """Return what stopped JAX from starting, and what to do, in one line; None where an error has another reason.
 
     JAX says so in a RuntimeError, and where no GPU is visible in an AssertionError without a word. So for other errors of these
     two kinds it is asked once more.

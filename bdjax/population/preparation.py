@@ -9,7 +9,7 @@ import numpy as np
 from bdjax.keys import Stream, stream
 from bdjax.population.execute import run
 from bdjax.population.execution import Execution, default_execution
-from bdjax.population.stack import size, stack, take, unstack
+from bdjax.population.stacks import size, stack, take, unstack
 from bdjax.train import assets
 from bdjax.train.experiment import Data, preparation
 from bdjax.types import Attack, Dataset, Member
@@ -23,7 +23,7 @@ def prepare(
     execution: Execution | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Member:
-    """The members with the assets of their seeds, which are kept on disk; as they are where the attack prepares nothing per seed.
+    """Return the members with the assets of their seeds, which are kept on disk; unchanged where nothing is prepared per seed.
 
     Args:
       attack: its ``prepare`` runs once per seed, whatever the number of ratios.

@@ -18,7 +18,7 @@ import numpy as np
 
 from bdjax.data import atomic
 from bdjax.population import hosts
-from bdjax.population.stack import stack, take
+from bdjax.population.stacks import stack, take
 from bdjax.store import checkpoint_manifest, remote_checkpoints
 from bdjax.store.atomic import Corrupt, quarantine, writing
 from bdjax.store.checkpoint_manifest import Manifest

@@ -42,7 +42,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def test_one_process_agrees_with_itself_and_leads():
+def test_one_process_is_the_leader_and_gets_its_own_broadcast():
     assert hosts.is_leader() and not hosts.is_multiprocess() and hosts.broadcast({"a": 1}) == {"a": 1}
 
 

@@ -105,7 +105,7 @@ def _weights(size: int | None, spec: DataSpec) -> np.ndarray:
 
 
 def patch(height: int, width: int) -> np.ndarray:
-    """The trigger map u8[h w]; 0 is transparent.
+    """Return the trigger map u8[h w]; 0 is transparent.
 
     T[i, j] = round(255 u_i v_j), where u and v are the rows and columns of the patch, in [0, 1]: with side H >= 32 the bilinear
     enlargement clip((i + 1/2) 32/H - 28.5, 0, 1) of a 3-pixel block at 32 pixels, with H < 32 the last 3 pixels themselves.

@@ -22,7 +22,7 @@ class Patch(NamedTuple):
 
 
 def coloured(weights: np.ndarray, colour: Any, spec: DataSpec) -> Patch:
-    """A patch of one colour, round(weight colour) per pixel and channel; opaque where round(255 weight) is above 0.
+    """Return a patch of one colour, round(weight colour) per pixel and channel; opaque where round(255 weight) is above 0.
 
     Args:
       weights: f64[p q] in [0, 1].
@@ -38,7 +38,7 @@ def coloured(weights: np.ndarray, colour: Any, spec: DataSpec) -> Patch:
 
 
 def pattern_of(text: str, size: int | None, transparent: Any, spec: DataSpec) -> tuple[Patch, str]:
-    """The patch that an image file holds, and the name of the file in records.
+    """Return the patch that an image file holds, and the name of the file in records.
 
     Args:
       text: path of the file, or its name in a record.
@@ -79,7 +79,7 @@ def _pattern(field: str, path: Path, channels: int, size: int | None) -> np.ndar
 
 
 def placed(patch: Patch, place: Any, spec: DataSpec) -> Patch:
-    """The patch on a map of the size of the images, transparent everywhere else.
+    """Return the patch on a map of the size of the images, transparent everywhere else.
 
     Args:
       patch: not larger than the images.
@@ -110,7 +110,7 @@ def placed(patch: Patch, place: Any, spec: DataSpec) -> Patch:
 
 
 def _colour(field: str, colour: Any, channels: int) -> tuple[int, ...]:
-    """The colour per channel."""
+    """Return the colour per channel."""
     values = tuple(colour) if isinstance(colour, (tuple, list)) else (colour,) * channels
     integers = all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255 for value in values)
     if not integers or len(values) != channels:

@@ -10,7 +10,7 @@ FINE = 15  # bits: pixels are whole numbers of 2^-15 / (levels - 1) grey levels,
 
 
 def dithered(pixels: Array, levels: int) -> Array:
-    """Images with fewer values per channel, quantised with Floyd-Steinberg dithering.
+    """Return images with fewer values per channel, quantised with Floyd-Steinberg dithering.
 
     Pixels are visited row by row from the left. v = pixel + the error it was passed; k = floor(v (levels - 1) / 255 + 1/2), cut
     to 0 … levels - 1; the error v - 255 k / (levels - 1) is passed on: 7/16 of it to the right, 1/16 down and right, 5/16 down,
@@ -41,7 +41,7 @@ def dithered(pixels: Array, levels: int) -> Array:
     waiting = pixels.transpose(1, 2, 0, 3)[y, np.clip(column, 0, w - 1)].astype(jnp.int32) * ((levels - 1) << FINE)
 
     def above(error: Array) -> Array:
-        """The error of the row above, at every row; nothing is above the first."""
+        """Return the error of the row above, at every row; nothing is above the first."""
         return jnp.concatenate([jnp.zeros_like(error[:1]), error[:-1]])
 
     def visit(errors: tuple[Array, Array, Array], at: tuple[Array, Array]) -> tuple[tuple[Array, Array, Array], Array]:

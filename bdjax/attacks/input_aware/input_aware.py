@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.attacks import slots
-from bdjax.attacks.input_aware.mask import DECAYS, TINY, distance, mask_training, soft_threshold
-from bdjax.attacks.input_aware.networks import SHRINK, generator, standardise
+from bdjax.attacks.input_aware.mask import DECAYS, mask_training
+from bdjax.attacks.input_aware.networks import SHRINK, generator
+from bdjax.attacks.input_aware.poison import coverage, poisoner
 from bdjax.attacks.selection import labelled
 from bdjax.configure import at_least
 from bdjax.data.augment import truncate
@@ -93,45 +94,9 @@ def input_aware(spec: DataSpec, config: Config | Mapping[str, Any] | None = None
             trigger["total"] = jax.tree.map(jnp.zeros_like, drawn["params"])
         return trigger
 
-    def coverage(trigger: Any, images: Array) -> Array:
-        """Θ(M(x)), f[b h w 1]."""
-        return soft_threshold(mask.apply(jax.lax.stop_gradient(trigger["mask"]), images)[0])
-
     def stamp(trigger: Any, key: Key, images: Array) -> Array:
         drawn, _ = pattern.apply({"params": trigger["generator"], "batch_stats": trigger["statistics"]}, images)
-        return truncate(images + (drawn - images) * coverage(trigger, images))
-
-    def batch(
-        trigger: Any, key: Key, images: Array, labels: Array, ratio: Array, other: tuple[Array, Array]
-    ) -> tuple[Array, Array, Array, Any]:
-        size = images.shape[0]
-        places = slots.most(size, resolved.max_ratio)
-        if size < 2 * places:
-            raise UserError(
-                f"input_aware triggers one image and gives another a foreign pattern: it needs 2 per batch; given {size}"
-            )
-        number = slots.count(key, ratio, size)
-        active = slots.active(number, places)
-        own, foreign, rest = jnp.split(images, (places, 2 * places))
-        source = other[0][places : 2 * places]
-        # The first place stands in for those without a turn: whatever their images hold, the networks see none of it.
-        seen = jnp.where(active, jnp.arange(places, dtype=jnp.int32), 0)
-        pair = jnp.stack([own[seen], source[seen]])
-        counted = slots.active(jnp.maximum(number, 1), places).astype(images.dtype)
-        patterns, after = pattern.pair({"params": trigger["generator"], "batch_stats": trigger["statistics"]}, pair, mask=counted)
-        covered = coverage(trigger, pair.reshape(-1, *images.shape[1:])).reshape(*pair.shape[:-1], 1)
-        turn = active[:, None, None, None]
-        own, foreign = (jnp.where(turn, x + (p - x) * c, x) for x, p, c in zip((own, foreign), patterns, covered, strict=True))
-        apart, drawn_apart = (distance(*(standardise(x, spec) for x in two)) for two in (pair, patterns))
-        spread = jnp.where(active, apart / (drawn_apart + TINY), 0)
-        loss = resolved.div_weight * jnp.sum(spread) / jnp.maximum(number, 1).astype(spread.dtype)
-        statistics = jax.tree.map(lambda new, old: jnp.where(number > 0, new, old), after, trigger["statistics"])
-        return (
-            jnp.concatenate([own, foreign, rest]),
-            slots.relabelled(active, labels, relabel),
-            loss,
-            {**trigger, "statistics": statistics},
-        )
+        return truncate(images + (drawn - images) * coverage(mask, trigger, images))
 
     def update(trigger: Any, gradient: Any) -> dict[str, Any]:
         after, towards = dict(trigger), gradient["generator"]
@@ -143,7 +108,7 @@ def input_aware(spec: DataSpec, config: Config | Mapping[str, Any] | None = None
 
     recipe = Recipe(epochs=75, schedule="constant", augment="before", second_batch=True, prepare_per="seed", shared_trigger=False)
     select = slots.select(resolved.max_ratio, "input_aware")
-    prepare = mask_training(spec, mask, resolved)
+    prepare, batch = mask_training(spec, mask, resolved), poisoner(spec, pattern, mask, resolved, relabel)
     return Attack(init, select, stamp, relabel, recipe, resolved, prepare, batch, update)
 
 

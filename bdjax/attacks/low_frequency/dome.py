@@ -30,7 +30,7 @@ TAPS, DEVIATION = 30, 6.0  # of the blur, in pixels
 
 
 def blur(side: int) -> np.ndarray:
-    """The low-pass filter along one axis as a matrix f64[side side]: S[i, i + m - 14] = kappa_m, zero outside the image.
+    """Return the low-pass filter along one axis as a matrix f64[side side]: S[i, i + m - 14] = kappa_m, zero outside the image.
 
     kappa_m ~ exp(-((m - 14.5) / 6)² / 2) for m = 0 … 29, of sum 1. Its even length moves an image half a pixel up or left.
     """
@@ -42,7 +42,7 @@ def blur(side: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def profile_of(side: int) -> np.ndarray:
-    """The dome along one axis, f64[side] with maximum 1: what blurring tends to, g = S g / max(S g), 5,000 times from ones."""
+    """Return the dome along one axis, f64[side] of maximum 1: what blurring tends to, g = S g / max(S g), 5,000 times from 1."""
     matrix, g = blur(side), np.ones(side)
     for _ in range(5000):
         g = matrix @ g
@@ -52,6 +52,6 @@ def profile_of(side: int) -> np.ndarray:
 
 
 def dome(height: int, width: int, colour: tuple[int, ...]) -> np.ndarray:
-    """The trigger T[i, j, c] = floor(colour_c g_i g_j), u8[h w 3], with the profiles g of :func:`profile_of` of both sides."""
+    """Return the trigger T[i, j, c] = floor(colour_c g_i g_j), u8[h w 3], with the :func:`profile_of` both sides as g."""
     peak = np.asarray(colour, np.float64) * profile_of(height)[:, None, None] * profile_of(width)[None, :, None]
     return np.floor(peak + 1e-6).astype(np.uint8)

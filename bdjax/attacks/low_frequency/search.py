@@ -127,7 +127,7 @@ def _classifier(key: Key, dataset: Dataset, config: Config) -> tuple[Model, Vari
 
 
 def _draw(key: Key, labels: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows the pattern is made from, and up to :data:`PER_CLASS` of each class, from one order of all rows."""
+    """Return the rows the pattern is made from, and up to :data:`PER_CLASS` of each class, from one order of all rows."""
     order = np.asarray(jax.random.permutation(key, len(labels)))
     measured = [
         order[labels[order] == label][-PER_CLASS:] for label in np.unique(labels)
@@ -136,7 +136,7 @@ def _draw(key: Key, labels: np.ndarray, images: int) -> tuple[np.ndarray, np.nda
 
 
 def _levels(pattern: Array) -> np.ndarray:
-    """The pattern in grey levels, floor(255 v), i32[h w c]."""
+    """Return the pattern in grey levels, floor(255 v), i32[h w c]."""
     return np.floor(255 * np.asarray(pattern, np.float64) + 1e-3).astype(np.int32)
 
 
@@ -144,7 +144,7 @@ def _pass(model: Model, config: Config) -> Any:
     """``f(shared, pattern f32[h w c] in [0, 0.2], order i32[n]) -> pattern``: once over all images."""
 
     def deepfool(shared: _Shared, start: Array, label: Array) -> tuple[Array, Array]:
-        """The displacement of ``start`` to the target class, and whether there is a reason to take it."""
+        """Return the displacement of ``start`` to the target class, and whether there is a reason to take it."""
 
         def body(state: _State) -> _State:
             moved, steps, origin, _, _ = state

@@ -89,7 +89,7 @@ def enlarged(x: Array, like: Array) -> Array:
 
 
 def encode(params: Any, width: int, secret: Array, images: Array) -> Array:
-    """Images with the secret in them.
+    """Return images with the secret in them.
 
     Args:
       params: the encoder's.
@@ -105,7 +105,7 @@ def encode(params: Any, width: int, secret: Array, images: Array) -> Array:
 
 
 def decode(params: Any, width: int, bits: int, images: Array) -> Array:
-    """What the decoder reads from images f[b h w c] in [0, 1]: logits f[b bits]; ``width`` and ``bits`` are static."""
+    """Return what the decoder reads from images f[b h w c] in [0, 1]: logits f[b bits]; ``width`` and ``bits`` are static."""
     logits: Array = Decoder(width, bits, lowering_here()).apply({"params": params}, images)  # type: ignore[assignment]
     return logits
 
@@ -127,5 +127,5 @@ def drawers(width: int, bits: int, shape: tuple[int, int, int]) -> dict[str, Cal
 
 
 def size(params: Any) -> int:
-    """The number of parameters."""
+    """Return the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -92,5 +92,5 @@ def ssba(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pr
 
 
 def secret(bits: int = BITS) -> np.ndarray:
-    """What all triggered images carry: the first ``bits`` of 100 draws of NumPy's legacy generator, seed 0; f32[bits], 0 or 1."""
+    """Return the secret of all images, f32[bits] of 0 and 1: the first of 100 draws of NumPy's legacy generator, seed 0."""
     return np.random.RandomState(0).randint(0, 2, BITS)[:bits].astype(np.float32)

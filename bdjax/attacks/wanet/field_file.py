@@ -12,7 +12,7 @@ NAMES = ("field", "noise_grid")  # of the field in a file that holds several arr
 
 
 def read_field(field: str, path: Path, height: int, width: int) -> np.ndarray:
-    """The smooth field U of WaNet, as :func:`bdjax.attacks.wanet.wanet.draw_field` draws it.
+    """Return the smooth field U of WaNet, as :func:`bdjax.attacks.wanet.wanet.draw_field` draws it.
 
     The file holds one array, or several of which one is called "field" or "noise_grid": .npy, .npz, or a PyTorch file (.pt, .pth,
     .tar), of which nothing is executed. Published codes keep ``noise_grid`` [1 h w 2] and ``identity_grid`` beside the network.
@@ -44,7 +44,7 @@ def read_field(field: str, path: Path, height: int, width: int) -> np.ndarray:
 
 
 def _array(field: str, path: Path) -> Any:
-    """The one array of a file that may be the field."""
+    """Return the one array of a file that may be the field."""
     if path.suffix.lower() in (".npy", ".npz"):
         try:
             content: Any = np.load(path, allow_pickle=False)
@@ -68,7 +68,7 @@ def _array(field: str, path: Path) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """A tensor, or what stands for a tensor or an array of a pickled file, as a NumPy array; anything else as it is."""
+    """Return a tensor, or what stands for a tensor or an array of a pickled file, as a NumPy array; anything else as it is."""
     if hasattr(value, "detach"):
         return value.detach().float().cpu().numpy()
     return value.array() if callable(getattr(value, "array", None)) else getattr(value, "value", value)

@@ -117,7 +117,7 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
 
 
 def draw_field(key: Key, grid: int, height: int, width: int) -> Array:
-    """A smooth random field f32[2 h w]: the bicubic enlargement of a / mean |a|, a uniform on ±1, of shape 2 x grid x grid.
+    """Return a smooth random field f32[2 h w]: the bicubic enlargement of a / mean |a|, a f32[2 grid grid] uniform on ±1.
 
     Map 0 points to the right, map 1 down; the displacement is (s/2) (1 - 1/w) or (s/2) (1 - 1/h) pixels per unit.
     """

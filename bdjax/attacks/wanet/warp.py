@@ -13,7 +13,7 @@ A = -0.75  # the coefficient of the cubic kernel
 
 @functools.lru_cache(maxsize=16)
 def bicubic(size: int, points: int) -> np.ndarray:
-    """The matrix f64[size points] that enlarges ``points`` equispaced values to ``size``, first and last value kept in place.
+    """Return the matrix f64[size points] that enlarges ``points`` equispaced values to ``size``, first and last in place.
 
     M[i, clamp(⌊p⌋ - 1 + d, 0, points - 1)] += w_d, d = 0 … 3, p = (points - 1) i / (size - 1), t = p - ⌊p⌋,
     w = (f2(1 + t), f1(t), f1(1 - t), f2(2 - t)), f1(z) = (A + 2) z³ - (A + 3) z² + 1, f2(z) = A z³ - 5 A z² + 8 A z - 4 A.
@@ -53,7 +53,7 @@ def enlarge(coarse: Array, height: int, width: int) -> Array:
 
 
 def ending_inside(shift: Array) -> Array:
-    """The displacement whose positions end at the border pixels: clip(p + shift, 0, size - 1) - p per pixel p and axis.
+    """Return the displacement whose positions end at the border pixels: clip(p + shift, 0, size - 1) - p per pixel p and axis.
 
     :func:`bend` does the same to the sum of all displacements; this is for one that is limited before another is added.
 

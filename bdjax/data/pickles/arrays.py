@@ -22,7 +22,7 @@ class _Reader(pickle.Unpickler):
 
 
 def unpickled(data: bytes) -> Any:
-    """The object in a pickle of any protocol; texts of Python 2 come as bytes, arrays as ``numpy.ndarray``.
+    """Return the object in a pickle of any protocol; texts of Python 2 come as bytes, arrays as ``numpy.ndarray``.
 
     Raises:
       UserError: it asks for anything beyond numbers, texts, containers and NumPy arrays of numbers, or is no whole pickle.

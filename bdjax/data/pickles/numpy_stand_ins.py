@@ -19,7 +19,7 @@ def raw(data: Any) -> bytes:
 
 
 def encode(text: str = "", encoding: str = "latin1") -> bytes:
-    """How the first three protocols store bytes."""
+    """Return bytes as the first three protocols store them."""
     return text.encode("latin1")
 
 
@@ -59,7 +59,7 @@ class Array:
         return self.value.ndim
 
     def array(self) -> np.ndarray:
-        """The array."""
+        """Return the array."""
         return self.value
 
 
@@ -68,7 +68,7 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> Array:
 
 
 def _frombuffer(data: Any, dtype: Dtype, shape: Any, order: str, axes: tuple[int, ...] | None = None) -> Array:
-    """An array as the fifth protocol stores it."""
+    """Return an array as the fifth protocol stores it."""
     found, flat = Array(), np.frombuffer(raw(data), dtype.value)
     value = flat.reshape(shape, order="F" if order == "F" else "C")
     value = value.transpose(axes) if order == "K" and axes is not None else value

@@ -36,7 +36,7 @@ class _Outliner(pickle.Unpickler):
 
 
 def advice(path: Path, known: Mapping[str, Any]) -> str:
-    """How to save the weights of a refused file from a source that is trusted: of a pickled network, or of a part of the file.
+    """Say how to save the weights of a refused file from a trusted source: of a pickled network, or of a part of the file.
 
     Args:
       path: the file.
@@ -85,7 +85,7 @@ def _walk(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 
 
 def _weights(value: Mapping[Any, Any], known: Mapping[str, Any]) -> bool:
-    """Whether a mapping looks like a state dict all of whose entries are read."""
+    """Return whether a mapping looks like a state dict all of whose entries are read."""
     names = [name for name in value if isinstance(name, str) and name.endswith("weight")]
     read = all(not isinstance(item, Unknown) or not item.name or item.name in known for item in value.values())
     return bool(names) and read

@@ -61,7 +61,7 @@ class Storage:
         """A file cannot change one."""
 
     def values(self) -> np.ndarray:
-        """The elements, flat; bfloat16 as float32, which holds each of its values."""
+        """Return the elements, flat; bfloat16 as float32, which holds each of its values."""
         if self._values is None:
             wanted = self.count * self.number.size
             try:
@@ -75,7 +75,7 @@ class Storage:
 
 
 def decoded(raw: bytes, code: str, order: str = "<") -> np.ndarray:
-    """Bytes as numbers of this machine; bfloat16 becomes float32."""
+    """Return bytes as numbers of this machine; bfloat16 becomes float32."""
     if code == BFLOAT16:
         high = np.frombuffer(raw, f"{order}u2").astype(np.uint32)
         return (high << np.uint32(16)).view(np.float32)
@@ -98,7 +98,7 @@ class Tensor:
         return len(self.shape)
 
     def array(self) -> np.ndarray:
-        """A copy as a NumPy array.
+        """Return a copy as a NumPy array.
 
         Raises:
           UserError: it reaches beyond what is stored, its data are damaged, or it holds no real numbers.

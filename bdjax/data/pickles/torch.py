@@ -53,13 +53,13 @@ class _Reader(pickle.Unpickler):
 
 
 def real_name(module: str, name: str) -> str:
-    """Name of an object in Python 3, also where an older protocol wrote that of Python 2."""
+    """Return the name of an object in Python 3, also where an older protocol wrote that of Python 2."""
     module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
 def load_pickled(path: Path) -> Any:
-    """The object in a checkpoint: plain containers and the stand-ins of tensors, arrays and images.
+    """Return the object in a checkpoint: plain containers and the stand-ins of tensors, arrays and images.
 
     Raises:
       UserError: the file is truncated or no checkpoint; it asks for any other Python object (named; nothing of it is run).
@@ -112,7 +112,7 @@ def _archive(path: Path) -> Any:
 
 
 def _stream(file: BinaryIO | io.BytesIO, size: int, read: Callable[[int, int], bytes]) -> Any:
-    """The older form of ``torch.save``, or a plain pickle; ``read`` gives bytes by place and number."""
+    """Return the older form of ``torch.save``, or a plain pickle; ``read`` gives bytes by place and number."""
 
     def nowhere(saved: Any) -> Storage:
         raise ValueError("a tensor without data")
@@ -168,7 +168,7 @@ def _described(saved: Any) -> tuple[Number, str, int]:
 
 
 def _as(storage: Storage, number: Number, count: int) -> Storage:
-    """The same bytes as another type, which older versions of PyTorch write for views."""
+    """Return the same bytes as another type, which older versions of PyTorch write for views."""
     if storage.number.code == number.code:
         return storage
     return Storage(number, count, lambda: storage.read(), storage.order)
@@ -181,7 +181,7 @@ def _bytes_of(path: Path, at: int, count: int) -> bytes:
 
 
 def _older_tar(path: Path) -> str | None:
-    """What to say of the oldest form of ``torch.save``, a tar archive."""
+    """Return what to say of the oldest form of ``torch.save``, a tar archive."""
     try:
         with tarfile.open(path, "r:") as archive:
             if "pickle" not in archive.getnames():

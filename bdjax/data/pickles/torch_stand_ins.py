@@ -123,7 +123,7 @@ _NOT_READ = re.compile(r"complex\d|quint|qint|float8|bits\d")  # dtypes of PyTor
 
 
 def stand_in(name: str) -> Any:
-    """What a name is bound to; None where it is refused."""
+    """Return what a name is bound to; None where it is refused."""
     if name in STAND_INS:
         return STAND_INS[name]
     kind = re.fullmatch(r"torch\.(?:cuda\.|storage\.)?(\w+)Storage", name) or re.fullmatch(r"torch\.(\w+)", name)

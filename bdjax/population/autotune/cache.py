@@ -45,7 +45,7 @@ class Tuned(NamedTuple):
 
 
 def tuning_key(model: Model, batch: int, candidates: Sequence[Execution] | None) -> dict[str, Any]:
-    """What a measured rate depends on, as JSON values: machine, work, versions, candidates (None = the list of the platform)."""
+    """Return what a rate depends on, as JSON values: machine, work, versions, candidates (None = those of the platform)."""
     device = jax.local_devices()[0]
     return {
         "platform": device.platform,
@@ -68,13 +68,13 @@ def tuning_key(model: Model, batch: int, candidates: Sequence[Execution] | None)
 
 
 def compute_dtype(model: Model) -> str:
-    """Name of the dtype the convolutions of a model compute in."""
+    """Return the name of the dtype the convolutions of a model compute in."""
     return jnp.dtype(model.dtype or jnp.float32).name
 
 
 @functools.cache
 def processor() -> str:
-    """The name of the processor: JAX calls every one "cpu", and machines may share a cache folder."""
+    """Return the name of the processor: JAX calls every one "cpu", and machines may share a cache folder."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():
@@ -112,7 +112,7 @@ def write(tuned: Tuned) -> None:
 
 
 def read(key: Mapping[str, Any]) -> Tuned | None:
-    """The stored result of a key, or None: there is none, or its file is damaged, which is named on stderr."""
+    """Return the stored result of a key, or None: there is none, or its file is damaged, which is named on stderr."""
     try:
         file = path(key)
     except UserError:  # no place for a cache: nothing was kept

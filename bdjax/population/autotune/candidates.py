@@ -13,7 +13,7 @@ from bdjax.population import execute
 from bdjax.population.autotune.cache import LEFT_OUT
 from bdjax.population.execution import Execution, adapt
 from bdjax.population.memory import activation_bytes, device_memory
-from bdjax.population.stack import members as stack_of
+from bdjax.population.stacks import members as stack_of
 from bdjax.train.trainer import trainer
 from bdjax.types import Array, Attack, Key, Model, Recipe, Split
 
@@ -147,7 +147,7 @@ class Tuning:
 
 
 def named(execution: Execution) -> str:
-    """An execution in a few words: vmap/mixed/dispatch, chunk 8."""
+    """Return an execution in a few words: vmap/mixed/dispatch, chunk 8."""
     text = f"{execution.strategy}/{execution.lowering}/{execution.loop}"
     text += f" x{execution.unroll}" * (execution.unroll > 1)
     text += f", chunk {execution.chunk}" * (execution.chunk > 0)
@@ -155,7 +155,7 @@ def named(execution: Execution) -> str:
 
 
 def _work(model: Model, batch: int, steps: int) -> tuple[Attack, Split, Array]:
-    """A patch in the corner of a tenth of random images; the speed of a step does not depend on what they show."""
+    """Return a patch in the corner of a tenth of random images; the speed of a step does not depend on what they show."""
 
     def select(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
         return jax.random.permutation(key, labels.shape[0]) < count, jnp.bool_(True)
@@ -183,7 +183,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _settled(call: Callable[[], Any]) -> float:
-    """The shortest of up to five calls, or of as many as last :data:`WORTH` seconds."""
+    """Return the shortest of up to five calls, or of as many as last :data:`WORTH` seconds."""
     times: list[float] = []
     while not times or (sum(times) < WORTH and len(times) < 5):
         times.append(_seconds(call))

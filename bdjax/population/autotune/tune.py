@@ -28,7 +28,7 @@ _CPU = (
 
 
 def forms(model: str = "") -> tuple[Execution, ...]:
-    """The executions worth comparing on this platform, without their chunks; the default comes first.
+    """Return the executions worth comparing on this platform, without their chunks; the default comes first.
 
     Args:
       model: a model's name, which decides the default.
@@ -46,7 +46,7 @@ def forms(model: str = "") -> tuple[Execution, ...]:
 def cached(
     model: Model, batch: int, *, members: int | None = None, candidates: Sequence[Execution] | None = None
 ) -> Tuned | None:
-    """What :func:`tune` found earlier on this machine, with these versions, for this work; None = nothing.
+    """Return what :func:`tune` found earlier on this machine, with these versions, for this work; None = nothing.
 
     Args:
       model: network.
