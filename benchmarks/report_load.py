@@ -25,6 +25,7 @@ from bdjax.store import hashing
 from bdjax.store import records as store
 from bdjax.store.rows import blank
 from bdjax.sweep import build, expand
+from bdjax.sweep.cell import Point, member_hash, set_hash
 
 SURVEY = Path(__file__).parents[1] / "experiments" / "survey.py"
 EPOCHS = 100  # of the course of losses that a record carries
@@ -88,8 +89,8 @@ def make(folder: Path, count: int) -> None:
     branches = expand.cells(grid)
     cells = sum(1 + len(branch.defenses) for branch in branches)
     each = -(-count // cells)
-    points = [build.Point(seed, float(ratio), {}) for seed in grid.seeds for ratio in grid.poison_ratios][:each]
-    names = [build.member_hash(point) for point in points]
+    points = [Point(seed, float(ratio), {}) for seed in grid.seeds for ratio in grid.poison_ratio][:each]
+    names = [member_hash(point) for point in points]
     draw, left = np.random.default_rng(0), count
     for branch in branches:
         base = {}
@@ -117,7 +118,7 @@ def make(folder: Path, count: int) -> None:
                 rows.append(blank(**common, **numbers, **kept, member=name, seed=point.seed, ratio=point.ratio))
             left -= len(rows)
             if rows:
-                store.write_rows(folder, common["cell"], build.set_hash([row["member"] for row in rows]), rows)
+                store.write_rows(folder, common["cell"], set_hash([row["member"] for row in rows]), rows)
     assert left <= 0
 
 

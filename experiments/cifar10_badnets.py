@@ -12,20 +12,20 @@ import dataclasses
 from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    datasets=("cifar10",),
-    models=("preactresnet18",),
-    attacks=("badnets", "blended"),
-    defenses=("ft", "fp", "clp"),
-    poison_ratios=(0.0, 0.05, 0.1),
+    dataset=("cifar10",),
+    model=("preactresnet18",),
+    attack=("badnets", "blended"),
+    defense=("ft", "fp", "clp"),
+    poison_ratio=(0.0, 0.05, 0.1),
     spc=(10, 100),
     seeds=(0, 1, 2, 3),
 )
 small = dataclasses.replace(
     grid,
-    models=("cnn",),
-    attacks=("badnets",),
+    model=("cnn",),
+    attack=("badnets",),
     width=16,
-    poison_ratios=(0.0, 0.1),
+    poison_ratio=(0.0, 0.1),
     seeds=(0, 1, 2),
     epochs=15,
     batch=32,

@@ -186,7 +186,7 @@ def test_fine_tuning_loses_as_much_in_bfloat16(repaired):
     np.testing.assert_allclose(half, full, rtol=0.1, atol=0.02)
 
 
-SMALL = Grid(defenses=("ft",), poison_ratios=(0.1,), spc=(2,), width=4, epochs=1, batch=25, train_images=100, test_images=50)
+SMALL = Grid(defense=("ft",), poison_ratio=(0.1,), spc=(2,), width=4, epochs=1, batch=25, train_images=100, test_images=50)
 SMALL = dataclasses.replace(SMALL, defense_config={"ft": {"epochs": 1}})
 
 
@@ -214,7 +214,7 @@ def test_a_precision_that_does_not_exist_names_the_nearest():
 def test_records_and_tables_tell_the_precision(tmp_path):
     how = Execution("loop", "patches", "dispatch")
     for precision in PRECISIONS:
-        grid = dataclasses.replace(SMALL, precision=precision, defenses=("none",), defense_config={})
+        grid = dataclasses.replace(SMALL, precision=precision, defense=("none",), defense_config={})
         frame = sweep.run(grid, tmp_path, execution=how)
         assert set(frame["status"]) == {"ok"}
     frame = records.read(tmp_path)

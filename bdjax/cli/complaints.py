@@ -21,7 +21,7 @@ def debugging() -> bool:
 
 def complain(text: str, error: BaseException | None = None) -> None:
     """Print one line on stderr, after the traceback where that was asked for."""
-    with contextlib.suppress(OSError, ValueError):  # stderr may be closed or on a full disk: the exit code still tells
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed or on a full disk: the exit code still says it
         if error is not None and debugging():
             traceback.print_exception(error)
         print("bdjax: error: " + " ".join(text.split()), file=sys.stderr, flush=True)
@@ -35,8 +35,8 @@ def of_system(error: OSError) -> str:
 def unexpected(error: BaseException) -> str:
     """An error that nobody foresaw: its type, its first line, and the place - the user's own file where one took part."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = type(error).__name__ + (f": {lines[0][:_LONGEST]}" if lines else "")
-    return f"{told}{_place(error)}; {DEBUG}=1 shows the traceback"
+    text = type(error).__name__ + (f": {lines[0][:_LONGEST]}" if lines else "")
+    return f"{text}{_place(error)}; {DEBUG}=1 shows the traceback"
 
 
 def _place(error: BaseException) -> str:

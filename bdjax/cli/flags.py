@@ -1,9 +1,14 @@
 """The scenario flags of the command line, and the grid they stand for."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import tyro
 
 from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, unknown
@@ -13,52 +18,46 @@ from bdjax.store.hashing import canonical
 from bdjax.sweep import imported
 from bdjax.sweep.grid import Grid
 
+SETTINGS = ("attack_config", "defense_config", "recipe", "attack_recipe", "hyper", "about")  # no flags of their own
+CONFIG = (
+    'Static settings METHOD.FIELD=VALUE, e.g. fp.epochs=10; METHOD "recipe" is the training of the attack. Of '
+    "path/to/file.py:factory the name of the factory is enough, here and in --hyper."
+)
+HYPER = "Traced hyper-parameters METHOD.LEAF=V1,V2, e.g. ft.lr=0.01,0.001; every value is a member."
 
-@dataclasses.dataclass(frozen=True)
-class Scenario:
-    """What to run. Flags that take several values are axes: every combination becomes a member or a cell."""
 
-    dataset: str | None = None
-    """Data set, see `bdjax ls datasets`."""
-    model: str | None = None
-    """Model, see `bdjax ls models`."""
-    attack: str | None = None
-    """Attack, see `bdjax ls attacks`, or path/to/file.py:factory."""
-    defense: tuple[str, ...] | None = None
-    """Defenses, see `bdjax ls defenses`, or path/to/file.py:factory; "none" only trains."""
-    poison_ratio: tuple[float, ...] | None = None
-    """Shares of all training rows, 0 … 1; 0 is a model that was never attacked."""
-    spc: tuple[int, ...] | None = None
-    """Clean samples per class the defender holds."""
-    seeds: tuple[int, ...] | None = None
-    """Seeds by name, e.g. 0 1 2 3."""
-    profile: str | None = None
-    """corrected (the method as its paper describes it) or reference (as the published code behaves)."""
-    width: int | None = None
-    """Channels of the model's first stage."""
-    depth: int | None = None
-    """At most so many blocks per stage of the model; default: the whole network."""
-    precision: str | None = None
-    """float32, or bfloat16 for activations and convolutions (parameters, statistics and losses stay float32)."""
-    epochs: int | None = None
-    """Epochs of the attack's training."""
-    batch: int | None = None
-    """Batch size of the attack's training."""
-    train_images: int | None = None
-    """Size of a reduced training set, balanced by class."""
-    test_images: int | None = None
-    """Size of a reduced test set, balanced by class."""
-    target: int | None = None
-    """Target class of the attack."""
-    config: tuple[str, ...] = ()
-    """Static settings METHOD.FIELD=VALUE, e.g. fp.epochs=10; METHOD "recipe" is the attack's training. Of path/to/file.py:factory
-    the factory's name is enough, here and in --hyper."""
-    hyper: tuple[str, ...] = ()
-    """Traced hyper-parameters METHOD.LEAF=V1,V2, e.g. ft.lr=0.01,0.001; every value is a member."""
-    root: int | None = None
-    """Root of all random draws."""
-    imported: str | None = None
-    """Folder that `bdjax import-torch` wrote: its networks are defended instead of trained ones."""
+def _documented(kind: type) -> dict[str, str]:
+    """The texts below the fields of a dataclass, {field: text}."""
+    (body,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(body, ast.ClassDef)
+    pairs = itertools.pairwise(body.body)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def _flags() -> type:
+    """The fields of a grid as flags, none of which has to be given, with the settings of methods."""
+    types, texts = get_type_hints(Grid), _documented(Grid)
+    fields: list[Any] = [
+        (field.name, Annotated[types[field.name] | None, tyro.conf.arg(help=texts[field.name])], dataclasses.field(default=None))
+        for field in dataclasses.fields(Grid)
+        if field.name not in SETTINGS
+    ]
+    fields += [
+        (name, Annotated[tuple[str, ...], tyro.conf.arg(help=text)], dataclasses.field(default=()))
+        for name, text in (("config", CONFIG), ("hyper", HYPER))
+    ]
+    return dataclasses.make_dataclass("Scenario", fields, frozen=True)
+
+
+if TYPE_CHECKING:
+    Scenario = Any
+else:
+    Scenario = _flags()  # what to run; None: as the grid has it, which the flags change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +91,11 @@ class Picked:
     attack: str | None = None
     """Attack it was trained with."""
     defense: str | None = None
-    """The repaired network, which is made again from its key; default: as it was trained."""
+    """The defended network, which is made again from its key; default: as it was trained."""
     spc: int | None = None
     """Clean samples per class the defender held."""
     hyper: str | None = None
-    """Traced hyper-parameters of the repair as its record tells them, e.g. '{"lr":0.01}'."""
+    """Traced hyper-parameters of the defense as its record has them, e.g. '{"lr":0.01}'."""
     seed: int | None = None
     """Of the member."""
     poison_ratio: float | None = None
@@ -104,22 +103,19 @@ class Picked:
     profile: str | None = None
     """corrected or reference."""
     cell: str | None = None
-    """Hash of the cell, as the records tell it."""
+    """Hash of the cell, as the records have it."""
 
     def facts(self) -> dict[str, Any]:
         """What a record has to say, {fact: value} as :func:`bdjax.results.member.record` takes it; None = anything.
 
         Raises:
-          UserError: an unknown data set, or hyper-parameters that no record tells so.
+          UserError: an unknown data set, or hyper-parameters in another form than a record's.
         """
         from bdjax.data import spec
 
-        told = dataclasses.asdict(self)
-        ratio, name = told.pop("poison_ratio"), None if self.dataset is None else spec(self.dataset).name
-        return {**told, "ratio": ratio, "dataset": name, "hyper": _hyper_text(self.hyper)}
-
-
-_AXES = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses", "poison_ratio": "poison_ratios"}
+        facts = dataclasses.asdict(self)
+        ratio, name = facts.pop("poison_ratio"), None if self.dataset is None else spec(self.dataset).name
+        return {**facts, "ratio": ratio, "dataset": name, "hyper": _hyper_text(self.hyper)}
 
 
 def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
@@ -129,45 +125,61 @@ def grid_of(scenario: Scenario, base: Grid | None = None) -> Grid:
       UserError: a setting that is not METHOD.FIELD=VALUE, or that names a method which does not run; an import folder that
         cannot be read, or that holds no triggered images where no attack is named.
     """
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(scenario):
-        value = getattr(scenario, field.name)
-        if value is None or field.name in ("config", "hyper"):
-            continue
-        axis = _AXES.get(field.name, field.name)
-        given[axis] = (value,) if field.name in ("dataset", "model", "attack") else value
+    fields = {field.name: getattr(scenario, field.name) for field in dataclasses.fields(scenario)}
+    given = {name: value for name, value in fields.items() if name not in ("config", "hyper") and value is not None}
     if scenario.imported is not None:
         given = {**_of_import(scenario.imported), **given}
-        if base is None and "attacks" not in given:  # the default attack is no answer to a network of an unknown one
+        if base is None and "attack" not in given:  # the default attack is no answer to a network of an unknown one
             imported.stored_images(scenario.imported)  # raises
     grid = dataclasses.replace(base or Grid(), **given)
     # What the base says of methods that the command line took out goes with them.
-    attacks, defenses = (base.attacks, base.defenses) if base is not None else ((), ())
-    attack, defense = _copy(grid.attack_config, grid.attacks, attacks), _copy(grid.defense_config, grid.defenses, defenses)
-    recipe, own = dict(grid.recipe), _copy(grid.attack_recipe, grid.attacks, attacks)
-    hyper = _copy(grid.hyper, grid.defenses, defenses)
-    methods = (*grid.attacks, *grid.defenses)
-    for method, field_name, text in (_split(item, "config") for item in scenario.config):
+    attacks, defenses = (base.attack, base.defense) if base is not None else ((), ())
+    grid = dataclasses.replace(
+        grid,
+        attack_config=_copy(grid.attack_config, grid.attack, attacks),
+        defense_config=_copy(grid.defense_config, grid.defense, defenses),
+        attack_recipe=_copy(grid.attack_recipe, grid.attack, attacks),
+        recipe=dict(grid.recipe),
+        hyper=_copy(grid.hyper, grid.defense, defenses),
+    )
+    return dataclasses.replace(grid, **_static(grid, scenario.config), hyper=_traced(grid, scenario.hyper))
+
+
+def _static(grid: Grid, items: Sequence[str]) -> dict[str, Any]:
+    """The settings of a grid with those of --config, by the grid's field."""
+    attack, defense, own = (_deep(tree) for tree in (grid.attack_config, grid.defense_config, grid.attack_recipe))
+    recipe = dict(grid.recipe)
+    for method, field, text in (_split(item, "config") for item in items):
         value, ending = _value(text), ".recipe" * method.endswith(".recipe")
-        known = grid.attacks if ending else methods
+        known = grid.attack if ending else (*grid.attack, *grid.defense)
         method = spelled(method.removesuffix(".recipe"), known, "--config") + ending
         if method == "recipe":
-            recipe[field_name] = value
-        elif method.removesuffix(".recipe") in grid.attacks and method.endswith(".recipe"):
-            own.setdefault(method.removesuffix(".recipe"), {})[field_name] = value
-        elif method in grid.attacks:
-            attack.setdefault(method, {})[field_name] = value
-        elif method in grid.defenses:
-            defense.setdefault(method, {})[field_name] = value
+            recipe[field] = value
+        elif ending and method.removesuffix(ending) in grid.attack:
+            own.setdefault(method.removesuffix(ending), {})[field] = value
+        elif method in grid.attack:
+            attack.setdefault(method, {})[field] = value
+        elif method in grid.defense:
+            defense.setdefault(method, {})[field] = value
         else:
-            recipes = ["recipe", *(f"{attack}.recipe" for attack in grid.attacks)]
-            raise unknown("method of --config", method, [*grid.attacks, *grid.defenses, *recipes])
-    for method, leaf, text in (_split(item, "hyper") for item in scenario.hyper):
-        method = spelled(method, grid.defenses, "--hyper")
-        if method not in grid.defenses:
-            raise unknown("method of --hyper", method, grid.defenses)
+            recipes = ["recipe", *(f"{attack}.recipe" for attack in grid.attack)]
+            raise unknown("method of --config", method, [*grid.attack, *grid.defense, *recipes])
+    return {"attack_config": attack, "defense_config": defense, "recipe": recipe, "attack_recipe": own}
+
+
+def _traced(grid: Grid, items: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The hyper-parameters of a grid with those of --hyper."""
+    hyper = _deep(grid.hyper)
+    for method, leaf, text in (_split(item, "hyper") for item in items):
+        method = spelled(method, grid.defense, "--hyper")
+        if method not in grid.defense:
+            raise unknown("method of --hyper", method, grid.defense)
         hyper.setdefault(method, {})[leaf] = tuple(_number(part, f"{method}.{leaf}") for part in text.split(","))
-    return dataclasses.replace(grid, attack_config=attack, defense_config=defense, recipe=recipe, attack_recipe=own, hyper=hyper)
+    return hyper
+
+
+def _deep(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: dict(fields) for name, fields in tree.items()}
 
 
 def execution_of(executed: Executed) -> dict[str, Any]:
@@ -201,13 +213,13 @@ def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str], before:
 def _of_import(path: str) -> dict[str, Any]:
     """The axes that an import folder fixes, or gives where the command line says nothing."""
     found = imported.opened(path)
-    fixed: dict[str, Any] = {"models": (found.model,), "width": found.width, "depth": found.depth}
+    fixed: dict[str, Any] = {"model": (found.model,), "width": found.width, "depth": found.depth}
     fixed["seeds"] = tuple(dict.fromkeys(seed for seed, _ in found.points))
-    fixed["poison_ratios"] = tuple(dict.fromkeys(ratio for _, ratio in found.points))
+    fixed["poison_ratio"] = tuple(dict.fromkeys(ratio for _, ratio in found.points))
     if found.dataset is not None:
-        fixed["datasets"] = (found.dataset,)
+        fixed["dataset"] = (found.dataset,)
     if found.triggered is not None:
-        fixed["attacks"] = (STORED,)
+        fixed["attack"] = (STORED,)
     return fixed
 
 
@@ -239,9 +251,9 @@ def _number(text: str, name: str) -> float:
 def _hyper_text(text: str | None) -> str | None:
     """Hyper-parameters in the form of a record."""
     try:
-        told = None if text is None else json.loads(text)
+        values = None if text is None else json.loads(text)
     except json.JSONDecodeError:
-        told = text
-    if told is not None and not isinstance(told, dict):
+        values = text
+    if values is not None and not isinstance(values, dict):
         raise UserError(f"--hyper takes what a record tells, e.g. '{{\"lr\":0.01}}'; given {text!r}")
-    return None if told is None else canonical(told)
+    return None if values is None else canonical(values)

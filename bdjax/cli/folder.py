@@ -35,7 +35,7 @@ def reproduce(
       results: folder of a run, or its URL.
       picked: the record.
       tolerance: largest difference of ACC, ASR and RA that passes, a fraction.
-      retrain: also train again the network that the defense repaired.
+      retrain: also train again the network that was defended.
       imported: import folder the network came from.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
     """

@@ -139,7 +139,7 @@ def show(
     lines: list[Figures] = []
     drawn: list[Shown] = []
     for one in chosen:
-        attack = ready(one, loaded, learning, seed, grid.poison_ratios[0], execution, say)
+        attack = ready(one, loaded, learning, seed, grid.poison_ratio[0], execution, say)
         for title, triggered in _triggered(one.name.rpartition(":")[2], attack, pictures):
             lines.append(Figures(title, summary(quality(pictures, triggered))))
             drawn.append(Shown(title, triggered[columns], lines[-1].quality, attack.note))
@@ -172,20 +172,20 @@ def markdown(rows: Sequence[Figures]) -> str:
 def _grid(dataset: str, learning: Learning, *, seed: int, **fields: Any) -> Grid:
     ratio = 0.1 if learning.poison_ratio is None else learning.poison_ratio
     return Grid(
-        datasets=(dataset,), models=(learning.model or "cnn",), defenses=(), seeds=(seed,), poison_ratios=(ratio,),
+        dataset=(dataset,), model=(learning.model or "cnn",), defense=(), seeds=(seed,), poison_ratio=(ratio,),
         width=learning.width, epochs=learning.epochs, batch=learning.batch, **fields,
     )  # fmt: skip
 
 
 def _chosen(names: Sequence[str], grid: Grid, config: Sequence[str], say: Say) -> list[Named]:
     """The attacks named; or, where none is, all of the table that accept the data set; ``say`` is called for the others."""
-    every = dataclasses.replace(grid, attacks=tuple(names) or tuple(ATTACKS))
+    every = dataclasses.replace(grid, attack=tuple(names) or tuple(ATTACKS))
     every = check(grid_of(Scenario(config=tuple(config)), every))
     found = []
-    for name in every.attacks:
+    for name in every.attack:
         settings, recipe = ({k: v for k, v in of.items() if k == name} for of in (every.attack_config, every.attack_recipe))
         try:
-            (branch,) = cells(dataclasses.replace(every, attacks=(name,), attack_config=settings, attack_recipe=recipe))
+            (branch,) = cells(dataclasses.replace(every, attack=(name,), attack_config=settings, attack_recipe=recipe))
         except UserError as error:
             if names or settings or recipe:
                 raise
@@ -193,7 +193,7 @@ def _chosen(names: Sequence[str], grid: Grid, config: Sequence[str], say: Say) -
             continue
         found.append(Named(name, branch.train, attacked(branch.train)[1]))
     if not found:
-        raise UserError(f"no attack can be shown on {grid.datasets[0]}")
+        raise UserError(f"no attack can be shown on {grid.dataset[0]}")
     return found
 
 

@@ -143,8 +143,8 @@ def answered(line: str, *, watched: bool) -> Iterator[Stop]:
 def _unless_stopped(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A signal that arrives while Python cleans an object up is no news for the user; the watcher goes on counting."""
 
-    def quiet(told: Any) -> None:
-        if told.exc_type is not KeyboardInterrupt:
-            hook(told)
+    def quiet(raised: Any) -> None:
+        if raised.exc_type is not KeyboardInterrupt:
+            hook(raised)
 
     return quiet

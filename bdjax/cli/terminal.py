@@ -51,7 +51,7 @@ def printable() -> Iterator[None]:
         yield
     finally:
         for stream, errors in changed:
-            with contextlib.suppress(ValueError, OSError):  # closed meanwhile, or full: told by `flushed`
+            with contextlib.suppress(ValueError, OSError):  # closed meanwhile, or full: noticed by `flushed`
                 stream.reconfigure(errors=errors)
 
 

@@ -32,7 +32,7 @@ def import_torch(
       poison_ratio: share of the training rows that was poisoned, 0 ... 1, for the records.
       out: folder to write.
       dataset: data set, or the path of a folder with one; default: what the files say.
-      model: network; default: what the files say, or what their tensors' names tell.
+      model: network; default: what the files say, or what the names of their tensors show.
       seeds: of the members: they decide a defense's clean rows and draws.
       images: bring the stored triggered test images too, if there are any.
       overwrite: replace an import folder that exists.
@@ -46,13 +46,13 @@ def import_torch(
     )  # fmt: skip
     depth = "" if found.depth is None else f", depth {found.depth}"
     count = len(found.variables)
-    told = f"{count} network{'s' if count > 1 else ''} {found.model} (width {found.width}{depth}, {found.classes} classes)"
+    text = f"{count} network{'s' if count > 1 else ''} {found.model} (width {found.width}{depth}, {found.classes} classes)"
     held = (
         "no triggered images: name our attack with --attack"
         if found.triggered is None
         else (f"{len(found.triggered.images):,} triggered test images")
     )
-    print(f"{told}, {held}, in {out}; defend with: bdjax run --imported {out} --defense ft fp clp")
+    print(f"{text}, {held}, in {out}; defend with: bdjax run --imported {out} --defense ft fp clp")
     return 0
 
 
@@ -67,7 +67,7 @@ def export_torch(
     data_dir: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write one trained or repaired network of a folder of results as a PyTorch checkpoint.
+    """Write one trained or defended network of a folder of results as a PyTorch checkpoint.
 
     An attack_result holds the triggered test images as BackdoorBench does, as PNG files beside it.
 
@@ -75,7 +75,7 @@ def export_torch(
       results: folder of a run.
       file: file to write.
       picked: the network, by its record.
-      kind: default: safetensors if the name ends so, else defense_result for a repaired network, else attack_result.
+      kind: default: safetensors if the name ends so, else defense_result for a defended network, else attack_result.
       imported: import folder the network came from; what nobody changed then comes out bit for bit.
       data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
       overwrite: replace files that exist.
@@ -84,25 +84,25 @@ def export_torch(
     from bdjax.results import member, recreate
     from bdjax.store.files import refuse_existing
 
-    refuse_existing(Path(file), overwrite)  # before a repair that may take hours
+    refuse_existing(Path(file), overwrite)  # before a defense that may take hours
     found = member.find(results, picked.facts())
     row, network = found.row, member.network(found, picked.dataset)
     if kind is None:
         result: Literal["attack_result", "defense_result"] = "attack_result" if row["defense"] == "none" else "defense_result"
         kind = "safetensors" if Path(file).suffix == ".safetensors" else result
-    variables, triggered, told = found.variables, None, ""
+    variables, triggered, rates = found.variables, None, ""
     kept = None if imported is None else _kept(imported, row)
     if kind == "attack_result" or row["defense"] != "none":
         images = recreate.images_of(row, picked.dataset, data_dir)
         if row["defense"] != "none":
             variables, again = recreate.defend(found, network, images, imported)
-            told = "; " + ", ".join(f"{name.upper()} {_fraction(again[name])}" for name in ("acc", "asr"))
-            told += f" (its record: {_fraction(row['acc'])}, {_fraction(row['asr'])})"
+            rates = "; " + ", ".join(f"{name.upper()} {_fraction(again[name])}" for name in ("acc", "asr"))
+            rates += f" (its record: {_fraction(row['acc'])}, {_fraction(row['asr'])})"
         if kind == "attack_result":
             triggered = recreate.triggered(found, images, imported)
     write(file, network, variables, kept=kept, kind=kind, dataset=row["dataset"], triggered=triggered, overwrite=overwrite)
     about = ", ".join(f"{name} {row[name]}" for name in ("dataset", "model", "attack", "defense", "seed", "ratio"))
-    print(f"{file}: {kind} of {about}{told}")
+    print(f"{file}: {kind} of {about}{rates}")
     return 0
 
 

@@ -42,7 +42,7 @@ class Named(NamedTuple):
     """An attack to be shown, and the training cell that it stands in."""
 
     name: str
-    cell: Any  # bdjax.sweep.build.TrainCell
+    cell: Any  # bdjax.sweep.cell.TrainCell
     attack: Attack
 
 

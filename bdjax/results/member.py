@@ -13,7 +13,7 @@ from bdjax.plugins.load import spelled
 from bdjax.store import checkpoints, hashing, location, records
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
-from bdjax.sweep import build
+from bdjax.sweep.cell import Point, member_hash
 from bdjax.types import Model, Variables
 
 # The columns of a record in which the networks of a folder may differ.
@@ -77,7 +77,7 @@ def load(folder: Location, row: Row) -> Trained:
       UserError: its weights are gone.
     """
     config = {key: value for key, value in json.loads(row["config"]).items() if key not in ("defense", "spc")}
-    cell, member = hashing.short_hash(config), build.member_hash(build.Point(row["seed"], row["ratio"], {}))
+    cell, member = hashing.short_hash(config), member_hash(Point(row["seed"], row["ratio"], {}))
     places = checkpoints.find(folder, cell)
     if member not in places:
         raise UserError(f"the weights of this member are no longer in {folder / 'models' / cell}; the same run makes them")

@@ -22,6 +22,7 @@ from bdjax.store import hashing, provenance
 from bdjax.store.import_folder import Triggered
 from bdjax.store.rows import Row, measured, one
 from bdjax.sweep import build, editions, imported
+from bdjax.sweep.cell import Point
 from bdjax.train.experiment import Data, Subject, defend_member, stage, stage_stored, stamp_all, trigger_form
 from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Variables
 
@@ -49,7 +50,7 @@ def defend(trained: Trained, model: Model, dataset: Dataset, folder: str | None 
     """
     row, config = trained.row, json.loads(trained.row["config"])
     model, defense, execution = prepared(row, model)
-    hyper = build.stack_hyper(defense, [build.Point(row["seed"], row["ratio"], json.loads(row["hyper"]))])
+    hyper = build.stack_hyper(defense, [Point(row["seed"], row["ratio"], json.loads(row["hyper"]))])
     rows, spc = len(dataset.train.labels), row["spc"] or 0
     stack, _ = members([row["seed"]], [row["ratio"]], rows, root_number=config["root"], spc=spc)
     attack, data = staged(row, dataset, folder)

@@ -14,8 +14,9 @@ from bdjax.store import checkpoints, hashing, provenance, records
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
 from bdjax.sweep import build, editions, pending
-from bdjax.sweep.build import DefenseCell, Point, TrainCell
-from bdjax.sweep.cells import defend, place
+from bdjax.sweep.cell import DefenseCell, Point, TrainCell, member_hash
+from bdjax.sweep.cells import place
+from bdjax.sweep.defend_cell import defend
 from bdjax.sweep.imported_cells import begin
 from bdjax.sweep.progress import Progress
 from bdjax.types import Dataset
@@ -66,12 +67,12 @@ def again(
     execution = Execution(**json.loads(row["execution"]))
     with tempfile.TemporaryDirectory(prefix="bdjax-reproduce-") as name:
         copy = Path(name)
-        placed = place(train_cell, build.cell_hash(train_cell, dataset.digest), dataset, execution)
+        placed = place(train_cell, *build.attacked(train_cell), build.cell_hash(train_cell, dataset.digest), dataset, execution)
         points = _members_of(out, row, execution)
-        trained = list(dict.fromkeys(build.member_hash(point._replace(hyper={})) for point in points))
+        trained = list(dict.fromkeys(member_hash(point._replace(hyper={})) for point in points))
         with Progress(["train", row["defense"]]) as progress:
             if row["defense"] == "none" or retrain:
-                bases = {build.member_hash(point._replace(hyper={})): point._replace(hyper={}) for point in points}
+                bases = {member_hash(point._replace(hyper={})): point._replace(hyper={}) for point in points}
                 begin(placed, list(bases.values()), copy, progress)
             if isinstance(cell, DefenseCell):
                 source = copy if retrain else out

@@ -15,10 +15,10 @@ from bdjax.models.build import shapes
 from bdjax.population import device_memory
 from bdjax.store import atomic
 from bdjax.store.location import Location
-from bdjax.sweep import build, expand, feasible, goal, outdated
+from bdjax.sweep import expand, feasible, goal, outdated
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
-from bdjax.sweep.pending import Tries, opened, work
+from bdjax.sweep.pending import Tries, pending, work_of
 from bdjax.sweep.ready import Ready
 from bdjax.sweep.run import choices_of, load, refuse_infeasible
 from bdjax.sweep.summary import data_bytes, member_bytes, summary, title
@@ -33,7 +33,7 @@ def validate(
 ) -> list[str]:
     """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
 
-    A line that begins with :data:`INFEASIBLE` tells of members that a run would record as infeasible and not train.
+    A line that begins with :data:`INFEASIBLE` is about members that a run would record as infeasible and not train.
 
     Raises:
       UserError: the first thing that would stop or spoil a run.
@@ -50,21 +50,20 @@ def validate(
         found = [_data(dataset), _goal(branch, dataset), _shapes(branch, dataset), _memory(branch, dataset)]
         lines += [f"{title(branch.train)}: {line}" for line in found]
         lines += [f"{INFEASIBLE}{title(branch.train)}: {reason}" for reason in _infeasible(branch, grid, dataset)]
-        asked.append(work(branch, dataset, grid))
-        works.append(opened(asked[-1], folder, Tries()))
+        asked.append(work_of(branch, dataset, grid))
+        works.append(pending(asked[-1], folder, Tries()))
     return [*lines, f"{folder} is writable", *summary(works, choices), *outdated.lines(asked, folder)]
 
 
 def _goal(branch: Branch, dataset: Dataset) -> str:
     """What triggered images are to be called."""
-    return goal.told(build.attacked(branch.train)[1], branch.train.target, dataset.spec)
+    return goal.in_words(branch.attack, branch.train.target, dataset.spec)
 
 
 def _infeasible(branch: Branch, grid: Grid, dataset: Dataset) -> list[str]:
     if branch.train.imported is not None:  # whatever poisoned these networks did it elsewhere
         return []
-    attack = build.attacked(branch.train)[1]
-    return feasible.infeasible(attack, branch.train.attack, grid.poison_ratios, dataset.train.labels)
+    return feasible.infeasible(branch.attack, branch.train.attack, grid.poison_ratio, dataset.train.labels)
 
 
 def _data(dataset: Dataset) -> str:
@@ -84,7 +83,7 @@ def _data(dataset: Dataset) -> str:
 
 
 def _shapes(branch: Branch, dataset: Dataset) -> str:
-    model, attack = build.attacked(branch.train)
+    model, attack = branch.model, branch.attack
     spec = dataset.spec
     variables = shapes(model)
     rows = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32)
@@ -94,17 +93,18 @@ def _shapes(branch: Branch, dataset: Dataset) -> str:
     if attack.prepare is None and branch.train.attack != STORED:
         bytes_ = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
         key = stream(root(branch.train.root), Stream.TRIGGER)
-        stamped = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)
-        if stamped.shape != bytes_.shape or stamped.dtype != bytes_.dtype:
-            raise UserError(f"{branch.train.attack} turns images {list(bytes_.shape)} into {stamped.dtype}{list(stamped.shape)}")
+        triggered = jax.eval_shape(lambda x: stamp_images(attack, attack.init(key, None), key, x), bytes_)
+        if triggered.shape != bytes_.shape or triggered.dtype != bytes_.dtype:
+            raise UserError(
+                f"{branch.train.attack} turns images {list(bytes_.shape)} into {triggered.dtype}{list(triggered.shape)}"
+            )
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     shape = "x".join(map(str, spec.image_shape))
     return f"{model.name} width {model.width} maps {shape} to {spec.classes} classes, {count:,} parameters"
 
 
 def _memory(branch: Branch, dataset: Dataset) -> str:
-    model, _ = build.attacked(branch.train)
-    each, shared, limit = member_bytes(model), data_bytes(dataset), device_memory()
+    each, shared, limit = member_bytes(branch.model), data_bytes(dataset), device_memory()
     if each + shared > limit:
         raise UserError(
             f"one member and the images need {(each + shared) / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used; "

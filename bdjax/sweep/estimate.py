@@ -12,8 +12,9 @@ from bdjax.data.clean_subset import rows_per_class
 from bdjax.data.room import size_told
 from bdjax.population import Execution, Tuned
 from bdjax.sweep import build, expand, feasible, goal
-from bdjax.sweep.build import DefenseCell, TrainCell
+from bdjax.sweep.cell import DefenseCell
 from bdjax.sweep.execution import Chosen, chosen, origin, over, training_batch
+from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
 from bdjax.sweep.run import sizes_of
 from bdjax.sweep.summary import member_bytes
@@ -31,13 +32,13 @@ class Measuring(NamedTuple):
     memory: bool = True  # compile the training of one and two members to learn what a member needs
 
 
-class Repairs(NamedTuple):
+class DefensePlan(NamedTuple):
     """A defense cell of a plan."""
 
     defense: str
     spc: int | None
     members: int
-    images: int | None  # rows seen by its tuning epochs; None = its configuration does not tell
+    images: int | None  # rows seen by its tuning epochs; None = not in its configuration
     hours: float | None  # device-hours of these images at the rate of training
 
 
@@ -60,7 +61,7 @@ class Training(NamedTuple):
     rate: float | None  # training images per second, over all devices of the execution; None = not measured
     measured: str  # when, or why not
     hours: float | None  # device-hours of training
-    repairs: tuple[Repairs, ...]
+    defenses: tuple[DefensePlan, ...]
     goal: str  # what triggered images are to be called
     infeasible: tuple[str, ...]  # why members at some ratios would be recorded and not trained; they are not counted
 
@@ -72,10 +73,10 @@ class Overview(NamedTuple):
     defense_cells: int
     compile_buckets: int  # cells, each of which compiles a program of its own
     members: int  # trained
-    experiments: int  # repairs: a member under a defense
+    experiments: int  # a member under a defense each
     images: int  # of training
     training_hours: float | None  # device-hours; None = a rate is missing
-    repair_hours: float | None  # of the defense cells that can be estimated; None = a rate is missing
+    defense_hours: float | None  # of the defense cells that can be estimated; None = a rate is missing
     not_estimated: int  # defense cells without an estimate
     cells: tuple[Training, ...]
     about: str = ""  # what the grid has to say about the number of experiments
@@ -105,68 +106,71 @@ def overview(
       measuring: what may be measured now; None = as :class:`Measuring` says.
       only: {axis: value}, see :func:`bdjax.sweep.expand.select`.
       limit: number of cells at most.
-      data_dir: folder of the data archives, which tell which edition of a data set is at hand.
-      say: told one line per measurement.
+      data_dir: folder of the data archives, which show which edition of a data set is at hand.
+      say: hears one line per measurement.
 
     Raises:
       UserError: a mistake in the grid or the execution.
     """
     measuring = measuring or Measuring()
     branches = expand.select(expand.cells(grid), only or {}, limit)
-    asked = len(grid.seeds) * len(grid.poison_ratios)
-    built = build.Built()
+    asked = len(grid.seeds) * len(grid.poison_ratio)
     rated: dict[Any, tuple[Chosen, Tuned | None]] = {}
     needs: dict[Any, tuple[int, int] | None] = {}
     cells = []
-    for cell, defenses in branches:
+    for branch in branches:
+        cell, model, attack = branch.train, branch.model, branch.attack
         rows = sizes_of(grid, cell.dataset, data_dir)
-        model, attack = build.attacked(cell)
         batch = training_batch(attack, rows[0])
         if (work := (cell.dataset, cell.model, batch)) not in rated:
-            rated[work] = _rated(cell, rows[0], asked, execution, tuned, measuring, say)
+            rated[work] = _rated(branch, rows[0], asked, execution, tuned, measuring, say)
         choice, found = rated[work]
         kind = (*work, choice.execution.lowering, cell.attack if attack.batch else attack.recipe.augment)
         if measuring.memory and kind not in needs and cell.imported is None:
             needs[kind] = _bytes(model, attack, rows, choice.execution)
-        idle = [] if cell.imported else [feasible.idle(attack, cell.attack, ratio, rows[0]) for ratio in grid.poison_ratios]
+        idle = [] if cell.imported else [feasible.idle(attack, cell.attack, ratio, rows[0]) for ratio in grid.poison_ratio]
         infeasible = tuple(reason for reason in idle if reason)
         members = asked - len(grid.seeds) * len(infeasible)
         epochs = attack.recipe.epochs if cell.imported is None else 0
         images = epochs * (rows[0] // batch * batch) * members
         hours = None if found is None else choice.execution.devices / found.rate / 3600
-        repairs = tuple(_repairs(defense, built.defense(defense), model, grid, members, hours) for defense in defenses)
-        told = "not measured" if found is None else f"measured on {found.date}"
+        defenses = tuple(
+            _defense_plan(one, defense, model, grid, members, hours)
+            for one, defense in zip(branch.defenses, branch.built, strict=True)
+        )
+        measured = "not measured" if found is None else f"measured on {found.date}"
         each, fitting = needs.get(kind) or (None, None)
         cells.append(
             Training(
                 model.spec.name, cell.model, model.width, cell.attack, batch, epochs, members, images,
-                member_bytes(model), each, fitting, choice.execution, origin(choice), None if found is None else found.rate, told,
-                None if hours is None else hours * images, repairs, goal.told(attack, cell.target, model.spec), infeasible,
+                member_bytes(model), each, fitting, choice.execution, origin(choice),
+                None if found is None else found.rate, measured,
+                None if hours is None else hours * images, defenses, goal.in_words(attack, cell.target, model.spec), infeasible,
             )
         )  # fmt: skip
     return _total(cells)._replace(about=grid.about)
 
 
 def _total(cells: Sequence[Training]) -> Overview:
-    repairs = [run for cell in cells for run in cell.repairs]
+    defenses = [run for cell in cells for run in cell.defenses]
     missing = any(cell.rate is None for cell in cells)
-    estimated = [run for run in repairs if run.images is not None]
+    estimated = [run for run in defenses if run.images is not None]
     return Overview(
         training_cells=len(cells),
-        defense_cells=len(repairs),
-        compile_buckets=len(cells) + len(repairs),
+        defense_cells=len(defenses),
+        compile_buckets=len(cells) + len(defenses),
         members=sum(cell.members for cell in cells),
-        experiments=sum(run.members for run in repairs),
+        experiments=sum(run.members for run in defenses),
         images=sum(cell.images for cell in cells),
         training_hours=None if missing else math.fsum(cell.hours or 0.0 for cell in cells),
-        repair_hours=None if missing else math.fsum(run.hours or 0.0 for run in estimated),
-        not_estimated=len(repairs) - len(estimated),
+        defense_hours=None if missing else math.fsum(run.hours or 0.0 for run in estimated),
+        not_estimated=len(defenses) - len(estimated),
         cells=tuple(cells),
     )
 
 
 def _rated(
-    cell: TrainCell,
+    branch: Branch,
     rows: int,
     members: int,
     execution: Mapping[str, Any] | None,
@@ -175,7 +179,7 @@ def _rated(
     say: Callable[[str], None] | None,
 ) -> tuple[Chosen, Tuned | None]:
     """The execution a cell will run with, and the measurement of its rate."""
-    model, attack = build.attacked(cell)
+    cell, model, attack = branch.train, branch.model, branch.attack
     batch = training_batch(attack, rows)
     options: dict[str, Any] = dict(batch=batch, members=members, budget_seconds=measuring.budget, refresh=measuring.refresh)
 
@@ -188,7 +192,7 @@ def _rated(
     if tuned and not execution:
         found = measure(None)
         return over(found, model, None), found
-    choice = chosen(cell, rows, members, execution, tuned=tuned)
+    choice = chosen(model, attack, rows, members, execution, tuned=tuned)
     if choice.tuned is not None and choice.execution == choice.tuned.execution and not measuring.refresh:
         return choice, choice.tuned
     return choice, measure([choice.execution])  # what the user set is what has to be measured
@@ -209,21 +213,23 @@ def _abstract(spec: DataSpec, attack: Attack, rows: tuple[int, int]) -> Data:
     images = [jax.ShapeDtypeStruct((n, *spec.image_shape), jnp.uint8) for n in rows]
     labels = [jax.ShapeDtypeStruct((n,), jnp.int32) for n in rows]
     shared: list[Any] = images if attack.recipe.shared_trigger else [None, None]
-    stamped: Array | None = None if attack.batch else shared[0]
-    return Data(Split(images[0], labels[0]), stamped, EvalSet(images[1], labels[1], shared[1], labels[1]), None)  # type: ignore[arg-type]
+    copies: Array | None = None if attack.batch else shared[0]
+    return Data(Split(images[0], labels[0]), copies, EvalSet(images[1], labels[1], shared[1], labels[1]), None)  # type: ignore[arg-type]
 
 
-def _repairs(cell: DefenseCell, defense: Defense, model: Model, grid: Grid, members: int, hours: float | None) -> Repairs:
-    repaired = members * len(build.hyper_points(defense, grid.hyper.get(cell.defense, {}), cell.defense))
+def _defense_plan(
+    cell: DefenseCell, defense: Defense, model: Model, grid: Grid, members: int, hours: float | None
+) -> DefensePlan:
+    defended = members * len(build.hyper_points(defense, grid.hyper.get(cell.defense, {}), cell.defense))
     epochs, images = getattr(defense.config, "epochs", None), None
     if isinstance(epochs, int) and cell.spc is not None:
-        images = epochs * rows_per_class(cell.spc, defense.validation)[0] * model.spec.classes * repaired
-    return Repairs(cell.defense, cell.spc, repaired, images, None if hours is None or images is None else hours * images)
+        images = epochs * rows_per_class(cell.spc, defense.validation)[0] * model.spec.classes * defended
+    return DefensePlan(cell.defense, cell.spc, defended, images, None if hours is None or images is None else hours * images)
 
 
 def lines(found: Overview) -> list[str]:
     """A plan as text."""
-    told = [
+    text = [
         f"{found.training_cells} training cells, {found.defense_cells} defense cells: {found.compile_buckets} compile buckets",
         f"{found.members:,} members to {'train' if found.images else 'measure'}, "
         f"{found.experiments:,} experiments (a member under a defense)",
@@ -233,24 +239,24 @@ def lines(found: Overview) -> list[str]:
         name = f"{cell.dataset} / {cell.model} / {cell.attack}"
         trained = f"{cell.epochs} epochs of batch {cell.batch}, {cell.images:,} images" if cell.epochs else "imported"
         work = f"{cell.members} members, {trained}"
-        told.append(f"{name}: width {cell.width}, {cell.goal}, {work}")
-        told += [f"  infeasible, and not counted: {reason}" for reason in cell.infeasible]
-        told.append(f"  memory: {_memory(cell)}")
-        told.append(f"  execution: {cell.origin}: {population.named(cell.execution)}")
+        text.append(f"{name}: width {cell.width}, {cell.goal}, {work}")
+        text += [f"  infeasible, and not counted: {reason}" for reason in cell.infeasible]
+        text.append(f"  memory: {_memory(cell)}")
+        text.append(f"  execution: {cell.origin}: {population.named(cell.execution)}")
         rate = "not measured" if cell.rate is None else f"{cell.rate:,.0f} images/s ({cell.measured})"
-        told.append(f"  training: {rate}{_hours(cell.hours)}")
-        for run in cell.repairs:
+        text.append(f"  training: {rate}{_hours(cell.hours)}")
+        for run in cell.defenses:
             spc = "" if run.spc is None else f", spc {run.spc}"
             seen = "not estimated" if run.images is None else f"at least {run.images:,} images{_hours(run.hours)}"
-            told.append(f"  {run.defense}{spc}: {run.members} members, {seen}")
+            text.append(f"  {run.defense}{spc}: {run.members} members, {seen}")
     total = "unknown, for want of a measured rate" if found.training_hours is None else f"{found.training_hours:.3g} device-hours"
-    told.append(f"training in all: {found.images:,} images, {total}")
-    if found.repair_hours is not None and found.defense_cells > found.not_estimated:
-        told.append(f"defenses in all: at least {found.repair_hours:.3g} device-hours, as if at the rate of training")
+    text.append(f"training in all: {found.images:,} images, {total}")
+    if found.defense_hours is not None and found.defense_cells > found.not_estimated:
+        text.append(f"defenses in all: at least {found.defense_hours:.3g} device-hours, as if at the rate of training")
     if found.not_estimated:
-        told.append(f"not estimated: {found.not_estimated} defense cells, whose configuration names no epochs")
-    told.append("compilation and evaluation come on top; nothing that is already recorded is subtracted")
-    return told
+        text.append(f"not estimated: {found.not_estimated} defense cells, whose configuration names no epochs")
+    text.append("compilation and evaluation come on top; nothing that is already recorded is subtracted")
+    return text
 
 
 def _memory(cell: Training) -> str:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bdjax.population import Execution, Tuned, remembered, resolve
-from bdjax.sweep import build
-from bdjax.sweep.build import TrainCell
 from bdjax.types import Attack, Model
 
 
@@ -22,12 +20,18 @@ def training_batch(attack: Attack, rows: int) -> int:
 
 
 def chosen(
-    cell: TrainCell, rows: int, members: int, execution: Execution | Mapping[str, Any] | None, *, tuned: bool = True
+    model: Model,
+    attack: Attack,
+    rows: int,
+    members: int,
+    execution: Execution | Mapping[str, Any] | None,
+    *,
+    tuned: bool = True,
 ) -> Chosen:
     """The execution of a training cell and of the defenses that read it.
 
     Args:
-      cell: what runs.
+      model, attack: built for the cell.
       rows: of the training set.
       members: that are trained.
       execution: a whole one is taken as it is; single fields replace those of what was tuned, or of the default.
@@ -36,7 +40,6 @@ def chosen(
     Raises:
       UserError: it cannot run here.
     """
-    model, attack = build.attacked(cell)
     if isinstance(execution, Execution) or not tuned:
         return Chosen(resolve(execution, model.name))
     return over(remembered(model, training_batch(attack, rows), members=members), model, execution)

@@ -11,19 +11,23 @@ from typing import Any, NamedTuple
 from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, choose, unknown
 from bdjax.plugins.load import spelled
+from bdjax.store.hashing import canonical
 from bdjax.sweep import build, imported_grid
-from bdjax.sweep.build import DefenseCell, TrainCell
+from bdjax.sweep.cell import DefenseCell, TrainCell
 from bdjax.sweep.grid import Grid
-from bdjax.types import PROFILES, Recipe
+from bdjax.types import PROFILES, Attack, Defense, Model, Recipe
 
 AXES = ("dataset", "model", "attack", "defense", "spc")  # what `only` can select
 
 
 class Branch(NamedTuple):
-    """A training cell and the defense cells that read it."""
+    """A training cell and the defense cells that read it, with what was built for them."""
 
     train: TrainCell
     defenses: tuple[DefenseCell, ...]
+    model: Model  # not yet adapted to an execution
+    attack: Attack
+    built: tuple[Defense, ...]  # for `model`, in the order of `defenses`
 
 
 def check(grid: Grid) -> Grid:
@@ -35,20 +39,20 @@ def check(grid: Grid) -> Grid:
     from bdjax.data import known
     from bdjax.models import MODELS, PRECISIONS
 
-    for axis in ("datasets", "models", "attacks", "poison_ratios", "seeds"):
+    for axis in ("dataset", "model", "attack", "poison_ratio", "seeds"):
         values = getattr(grid, axis)
         if not values:
             raise UserError(f"{axis} is empty; a grid needs at least one")
         _distinct(axis, values)
-    _distinct("defenses", grid.defenses)
+    _distinct("defense", grid.defense)
     _distinct("spc", grid.spc)
-    for dataset in grid.datasets:
+    for dataset in grid.dataset:
         known(dataset)
-    for model in grid.models:
+    for model in grid.model:
         choose("model", model, MODELS)
     choose("precision", grid.precision, PRECISIONS)
     choose("profile", grid.profile, PROFILES)
-    for ratio in grid.poison_ratios:
+    for ratio in grid.poison_ratio:
         if not 0.0 <= ratio <= 1.0 or math.isnan(ratio):
             raise UserError(f"poison ratio {ratio} is not a fraction of the training rows; allowed: 0 … 1")
     for seed in grid.seeds:
@@ -61,10 +65,10 @@ def check(grid: Grid) -> Grid:
         if getattr(grid, field) is not None:
             _whole(field.replace("_", " "), getattr(grid, field), 1)
     _whole("root", grid.root, 0)
-    _named("attack_config", grid.attack_config, grid.attacks)
-    _named("defense_config", grid.defense_config, grid.defenses)
-    _named("hyper", grid.hyper, grid.defenses)
-    _named("attack_recipe", grid.attack_recipe, grid.attacks)
+    _named("attack_config", grid.attack_config, grid.attack)
+    _named("defense_config", grid.defense_config, grid.defense)
+    _named("hyper", grid.hyper, grid.defense)
+    _named("attack_recipe", grid.attack_recipe, grid.attack)
     for field in (*grid.recipe, *(field for given in grid.attack_recipe.values() for field in given)):
         choose("recipe field", field, Recipe._fields)
     for field in grid.recipe:
@@ -72,7 +76,7 @@ def check(grid: Grid) -> Grid:
             raise UserError(f"{field} of the training is a field of the grid (--{field}), not of its recipe")
     if grid.imported is not None:
         imported_grid.check(grid)
-    elif STORED in grid.attacks:
+    elif STORED in grid.attack:
         raise UserError(f"the attack {STORED!r} is that of an import folder: name the folder with --imported")
     return grid
 
@@ -84,10 +88,11 @@ def cells(grid: Grid) -> list[Branch]:
       UserError: the grid is not valid, or a method refuses its configuration.
     """
     check(grid)
-    branches, built = [], build.Built()
-    for dataset in grid.datasets:
-        for name in grid.models:
-            for attack in grid.attacks:
+    branches: list[Branch] = []
+    built: dict[Any, Defense] = {}  # cells that differ in attack or clean samples alone share a defense
+    for dataset in grid.dataset:
+        for name in grid.model:
+            for attack in grid.attack:
                 train = TrainCell(
                     dataset=dataset,
                     train_images=grid.train_images,
@@ -104,9 +109,13 @@ def cells(grid: Grid) -> list[Branch]:
                     depth=grid.depth,
                     imported=grid.imported,
                 )
-                train = build.pinned(train)
-                _ratios_fit(train, grid)
-                branches.append(Branch(train, tuple(_defenses(grid, train, built))))
+                model, made = build.attacked(train)
+                train = build.pinned(train, made)
+                _ratios_fit(train, model, made, grid)
+                defenses = _defenses(grid, train, model, built)
+                branches.append(
+                    Branch(train, tuple(cell for cell, _ in defenses), model, made, tuple(defense for _, defense in defenses))
+                )
     return branches
 
 
@@ -126,13 +135,13 @@ def select(branches: Sequence[Branch], only: Mapping[str, str], limit: int | Non
     for branch in branches:
         if left < 1 or any(getattr(branch.train, axis) != value for axis, value in wanted.items()):
             continue
-        defenses = [cell for cell in branch.defenses if _matches(cell, only)]
+        defenses = [pair for pair in zip(branch.defenses, branch.built, strict=True) if _matches(pair[0], only)]
         if {"defense", "spc"} & only.keys() and not defenses and only.get("defense") != "none":
             continue
         left -= 1
         kept = defenses[: int(min(left, len(defenses)))]
         left -= len(kept)
-        chosen.append(Branch(branch.train, tuple(kept)))
+        chosen.append(branch._replace(defenses=tuple(cell for cell, _ in kept), built=tuple(defense for _, defense in kept)))
     if not chosen:
         asked = " ".join(f"{axis}={value}" for axis, value in only.items())
         raise UserError(f"no cell of this grid is left by only {asked or '(nothing)'} and limit {limit}")
@@ -159,12 +168,11 @@ def _recipe(grid: Grid, attack: str) -> dict[str, Any]:
     return {field: value for field, value in given.items() if value is not None}
 
 
-def _ratios_fit(train: TrainCell, grid: Grid) -> None:
-    model, attack = build.attacked(train)
+def _ratios_fit(train: TrainCell, model: Model, attack: Attack, grid: Grid) -> None:
     if not 0 <= grid.target < model.spec.classes:
         raise UserError(f"target {grid.target} is not a class of {train.dataset}; allowed: 0 … {model.spec.classes - 1}")
     most = getattr(attack.config, "max_ratio", 1)  # attacks that poison inside the batch make room for so much and no more
-    over = [ratio for ratio in grid.poison_ratios if ratio > most]
+    over = [ratio for ratio in grid.poison_ratio if ratio > most]
     if over:
         raise UserError(
             f"poison ratio {over[0]} is above the {most} that {train.attack} makes room for in a batch; "
@@ -172,28 +180,30 @@ def _ratios_fit(train: TrainCell, grid: Grid) -> None:
         )
 
 
-def _defenses(grid: Grid, train: TrainCell, built: build.Built) -> list[DefenseCell]:
+def _defenses(grid: Grid, train: TrainCell, model: Model, built: dict[Any, Defense]) -> list[tuple[DefenseCell, Defense]]:
+    """The defense cells of a training cell, each with its defense; ``built`` keeps those that other branches share."""
+    network = (train.dataset, train.model, train.width, train.depth, train.precision, train.imported, train.profile)
     found = []
-    for name in grid.defenses:
+    for name in grid.defense:
         if name == "none":  # every training cell has its rows without a defense
             continue
         cell = DefenseCell(train, name, dict(grid.defense_config.get(name, {})), None)
-        defense = built.defense(cell)
+        if (key := (*network, name, canonical(cell.config))) not in built:
+            built[key] = build.defended(cell, model)
+        defense = built[key]
         if train.attack == STORED and "triggered" in defense.needs:
             raise UserError(f"{name} sees triggered images: name the attack of the imported networks with --attack")
         build.hyper_points(defense, grid.hyper.get(name, {}), name)
         if defense.needs & {"clean", "triggered"}:
             if not grid.spc:
                 raise UserError(f"{name} needs clean samples; spc is empty")
-            found += [cell._replace(spc=spc) for spc in grid.spc]
+            found += [(cell._replace(spc=spc), defense) for spc in grid.spc]
         else:
-            found.append(cell)
+            found.append((cell, defense))
     return found
 
 
 def _distinct(axis: str, values: Sequence[Any]) -> None:
-    if isinstance(values, str):
-        raise UserError(f"{axis} is a tuple; write ({values!r},)")
     seen = set()
     for value in values:
         if value in seen:

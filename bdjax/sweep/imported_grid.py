@@ -19,9 +19,9 @@ def check(grid: Grid) -> None:
     """
     path = str(grid.imported)
     found = imported.opened(path)
-    if grid.models != (found.model,):
-        raise UserError(f"{path} holds networks {found.model}; given {', '.join(grid.models)}")
-    for dataset in grid.datasets:
+    if grid.model != (found.model,):
+        raise UserError(f"{path} holds networks {found.model}; given {', '.join(grid.model)}")
+    for dataset in grid.dataset:
         facts = spec(dataset)
         imported.check(found, facts, path)
         given = by_name(found.model, facts, width=grid.width, depth=grid.depth)
@@ -32,11 +32,11 @@ def check(grid: Grid) -> None:
     for field in TRAINING:
         if getattr(grid, field):
             raise UserError(f"imported networks are not trained: {field} has no effect")
-    missing = [(s, r) for s in grid.seeds for r in grid.poison_ratios if (s, r) not in found.points]
+    missing = [(s, r) for s in grid.seeds for r in grid.poison_ratio if (s, r) not in found.points]
     if missing:
         there = ", ".join(f"seed {seed} ratio {ratio:g}" for seed, ratio in found.points)
         raise UserError(f"{path} holds no network with seed {missing[0][0]} and poison ratio {missing[0][1]:g}; it holds {there}")
-    if STORED in grid.attacks:
+    if STORED in grid.attack:
         imported.stored_images(path)
         settings = {"target": grid.target, "attack_config": grid.attack_config.get(STORED)}
         for field in (name for name, value in settings.items() if value):

@@ -1,4 +1,4 @@
-"""What of a grid lacks a record: the members to train, the members to repair."""
+"""The members of a grid that have no record yet: those to train, and those to defend."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,29 +10,42 @@ from bdjax.store.hashing import short_hash
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
 from bdjax.sweep import build, editions
+from bdjax.sweep.cell import DefenseCell, Point, member_hash
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
-from bdjax.types import Dataset
+from bdjax.types import Dataset, Defense
+
+
+class DefenseRun(NamedTuple):
+    """A defense and the members it is to run on."""
+
+    cell: DefenseCell
+    name: str  # hash of the cell
+    points: tuple[Point, ...]
 
 
 class Work(NamedTuple):
-    """A branch with its data set, and what it asks for."""
+    """What a grid asks of a branch: all its members, finished or not."""
 
     branch: Branch
     dataset: Dataset
     cell: str  # hash of the training cell
-    points: tuple[build.Point, ...]  # its members
-    repairs: tuple[tuple[build.DefenseCell, str, tuple[build.Point, ...]], ...]  # defense cell, its hash, its members
+    points: tuple[Point, ...]  # its members
+    defenses: tuple[DefenseRun, ...]
     earlier: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {hash of a cell: those it had with earlier editions}
 
 
-class Open(NamedTuple):
-    """A branch and what of it lacks a record."""
+class Pending(NamedTuple):
+    """The members of a branch that have no record yet."""
 
     branch: Branch
     dataset: Dataset
-    training: tuple[tuple[build.Point, ...], ...]  # member sets to train
-    repairs: tuple[tuple[build.DefenseCell, str, tuple[build.Point, ...]], ...]  # defense cell, its hash, members to repair
+    training: tuple[tuple[Point, ...], ...]  # member sets to train
+    defenses: tuple[DefenseRun, ...]
+
+    def kinds(self) -> list[str]:
+        """What there is to do, as the progress counts it."""
+        return ["train"] * len(self.training) + [run.cell.defense for run in self.defenses]
 
 
 class Tries:
@@ -46,7 +59,7 @@ class Tries:
         self._made: set[str] = set()  # cells that this call ran
 
     def see(self, cell: str, rows: Mapping[str, Row]) -> None:
-        """Look at the rows of a cell by member; the first look tells what had failed before."""
+        """Look at the rows of a cell by member; the first look notes what had failed before."""
         if cell not in self._before:
             self._before[cell] = {member: row["created"] for member, row in rows.items() if row["status"] == "failed"}
 
@@ -54,45 +67,54 @@ class Tries:
         """This call ran a cell."""
         self._made.add(cell)
 
-    def lacks(self, cell: str, rows: Mapping[str, Row], point: build.Point) -> bool:
-        """Whether a member of a cell is to be made; ``rows`` are those stored of the cell, by member."""
-        row = rows.get(build.member_hash(point))
+    def open(self, cell: str, rows: Mapping[str, Row], point: Point) -> bool:
+        """Return whether a member of a cell is to be made; ``rows`` are those stored of the cell, by member."""
+        row = rows.get(member_hash(point))
         if cell in self._made or (row is not None and row["status"] != "failed"):
             return False
         return row is None or self._before[cell].get(row["member"]) == row["created"]
 
 
-def work(branch: Branch, dataset: Dataset, grid: Grid) -> Work:
-    """What a branch asks for."""
-    told = [build.describe(branch.train, dataset.digest), *(build.describe(cell, dataset.digest) for cell in branch.defenses)]
-    names = [short_hash(one) for one in told]
-    repairs = [(cell, name, _defense_points(cell, grid)) for cell, name in zip(branch.defenses, names[1:], strict=True)]
-    before = {name: found for name, one in zip(names, told, strict=True) if (found := editions.earlier(one))}
-    return Work(branch, dataset, names[0], _points(grid, [{}]), tuple(repairs), before)
+def work_of(branch: Branch, dataset: Dataset, grid: Grid) -> Work:
+    """Return what a branch asks for: the names of its cells and their members."""
+    built = (branch.model, branch.attack)
+    settings = [build.described(branch.train, dataset.digest, *built)]
+    settings += [
+        build.described(cell, dataset.digest, *built, defense)
+        for cell, defense in zip(branch.defenses, branch.built, strict=True)
+    ]
+    names = [short_hash(one) for one in settings]
+    runs = tuple(
+        DefenseRun(cell, name, _defense_points(cell, defense, grid))
+        for cell, name, defense in zip(branch.defenses, names[1:], branch.built, strict=True)
+    )
+    before = {name: found for name, one in zip(names, settings, strict=True) if (found := editions.earlier(one))}
+    return Work(branch, dataset, names[0], _points(grid, [{}]), runs, before)
 
 
-def opened(mine: Work, out: Location, tries: Tries) -> Open:
-    """What of a branch lacks a record: the members to repair, and the member sets to train.
+def pending(work: Work, out: Location, tries: Tries) -> Pending:
+    """Return the members of a branch that have no record yet.
 
-    Trained are those without a record, and those whose weights are gone though a repair needs them, exactly as they were.
+    To be trained are those without a record, and those whose weights are gone though a defense needs them, in the sets they were
+    trained in.
     """
-    wanted = [(cell, name, missing(name, points, out, tries)) for cell, name, points in mine.repairs]
-    repairs = tuple(defense for defense in wanted if defense[2])
-    files = records.read_cell(out, mine.cell)
+    runs = [run._replace(points=missing(run.name, run.points, out, tries)) for run in work.defenses]
+    runs = [run for run in runs if run.points]
+    files = records.read_cell(out, work.cell)
     rows = by_member([row for _, row in files])
-    tries.see(mine.cell, rows)
-    lacking = tuple(point for point in mine.points if tries.lacks(mine.cell, rows, point))
-    sets = [lacking] if lacking else []
-    if repairs:
-        sets += _lost(out, mine.cell, files, {trained_hash(point) for _, _, points in repairs for point in points})
-    return Open(mine.branch, mine.dataset, tuple(sets), repairs)
+    tries.see(work.cell, rows)
+    untrained = tuple(point for point in work.points if tries.open(work.cell, rows, point))
+    sets = [untrained] if untrained else []
+    if runs:
+        sets += _lost(out, work.cell, files, {trained_hash(point) for run in runs for point in run.points})
+    return Pending(work.branch, work.dataset, tuple(sets), tuple(runs))
 
 
-def missing(cell: str, points: Sequence[build.Point], out: Location, tries: Tries) -> tuple[build.Point, ...]:
-    """The members of a cell that lack a record."""
+def missing(cell: str, points: Sequence[Point], out: Location, tries: Tries) -> tuple[Point, ...]:
+    """Return the members of a cell that have no record yet."""
     rows = by_member([row for _, row in records.read_cell(out, cell)])
     tries.see(cell, rows)
-    return tuple(point for point in points if tries.lacks(cell, rows, point))
+    return tuple(point for point in points if tries.open(cell, rows, point))
 
 
 def by_member(rows: Sequence[Row]) -> dict[str, Row]:
@@ -100,29 +122,27 @@ def by_member(rows: Sequence[Row]) -> dict[str, Row]:
     return {row["member"]: row for row in records.latest(rows)}
 
 
-def _lost(out: Location, cell: str, files: list[tuple[str, Row]], needed: set[str]) -> list[tuple[build.Point, ...]]:
+def _lost(out: Location, cell: str, files: list[tuple[str, Row]], needed: set[str]) -> list[tuple[Point, ...]]:
     """Member sets whose trained members are needed again but no longer on disk, exactly as they were trained."""
     there = checkpoints.find(out, cell)
     gone = {name for name, row in files if row["status"] == "ok" and row["member"] in needed and row["member"] not in there}
-    return [tuple(build.Point(row["seed"], row["ratio"], {}) for at, row in files if at == name) for name in sorted(gone)]
+    return [tuple(Point(row["seed"], row["ratio"], {}) for at, row in files if at == name) for name in sorted(gone)]
 
 
-def trained_hash(point: build.Point) -> str:
+def trained_hash(point: Point) -> str:
     """The member of the training cell that a member of a defense cell was."""
-    return build.member_hash(point._replace(hyper={}))
+    return member_hash(point._replace(hyper={}))
 
 
-def all_points(mine: Work) -> list[build.Point]:
-    """Every member that a branch asks for, trained or repaired."""
-    return [*mine.points, *(point for _, _, points in mine.repairs for point in points)]
+def all_points(work: Work) -> list[Point]:
+    """Every member that a branch asks for, trained or defended."""
+    return [*work.points, *(point for run in work.defenses for point in run.points)]
 
 
-def _points(grid: Grid, hypers: list[dict[str, Any]]) -> tuple[build.Point, ...]:
-    axes = itertools.product(grid.seeds, grid.poison_ratios, hypers)
-    return tuple(build.Point(seed, float(ratio), hyper) for seed, ratio, hyper in axes)
+def _points(grid: Grid, hypers: list[dict[str, Any]]) -> tuple[Point, ...]:
+    axes = itertools.product(grid.seeds, grid.poison_ratio, hypers)
+    return tuple(Point(seed, float(ratio), hyper) for seed, ratio, hyper in axes)
 
 
-def _defense_points(cell: build.DefenseCell, grid: Grid) -> tuple[build.Point, ...]:
-    model, _ = build.attacked(cell.train)
-    defense = build.defended(cell, model)
+def _defense_points(cell: DefenseCell, defense: Defense, grid: Grid) -> tuple[Point, ...]:
     return _points(grid, build.hyper_points(defense, grid.hyper.get(cell.defense, {}), cell.defense))

@@ -106,7 +106,7 @@ def _work(grid: Grid, out: str, options: Mapping[str, Any]) -> None:
 
 def _follow(ray: Any, waiting: list[Any], out: Location, stream: TextIO) -> None:
     """Wait for the workers and say how far the folder is; a mistake of the user that one of them found is raised."""
-    told, watch = time.monotonic(), None
+    spoke, watch = time.monotonic(), None
     while waiting:
         done, waiting = ray.wait(waiting, timeout=1.0)
         for one in done:
@@ -118,6 +118,6 @@ def _follow(ray: Any, waiting: list[Any], out: Location, stream: TextIO) -> None
                 print(f"bdjax: a worker failed: {str(error.cause).splitlines()[0]}", file=stream, flush=True)
             except ray.exceptions.RayError as error:  # its machine went away more often than it is tried again
                 print(f"bdjax: a worker was lost: {type(error).__name__}", file=stream, flush=True)
-        if time.monotonic() - told >= INTERVAL and location.is_folder(out / "sweeps"):
-            watch, told = watch or Watch(out), time.monotonic()
+        if time.monotonic() - spoke >= INTERVAL and location.is_folder(out / "sweeps"):
+            watch, spoke = watch or Watch(out), time.monotonic()
             print(headline(watch.look(), str(out)), file=stream, flush=True)

@@ -64,17 +64,17 @@ class Watch:
         before = {name for one in asked for name in one.earlier}
         self._claimed = {path.stem for path in location.files(self.out / "claims", "*.json")}
         self._read()
-        told = [self._cell(one) for one in asked if one.cell not in before]
+        cells = [self._cell(one) for one in asked if one.cell not in before]
         replaced = tuple(text for name in sorted(before) if (text := self._changed(name)))
         seen: dict[str, list[float]] = {}
-        for cell in told:
+        for cell in cells:
             if cell.seconds is not None:
                 seen.setdefault(cell.asked.defense, []).append(cell.seconds)
         known = {kind: mean(seconds) for kind, seconds in seen.items()}
-        left = [cell for cell in told if cell.state in ("outdated", "running", "waiting")]
+        left = [cell for cell in cells if cell.state in ("outdated", "running", "waiting")]
         any_kind = mean(known.values()) if known else None
         total = None if any_kind is None else sum(known.get(cell.asked.defense, any_kind) for cell in left)
-        return Status(tuple(told), total if left else 0.0, replaced)
+        return Status(tuple(cells), total if left else 0.0, replaced)
 
     def _changed(self, cell: str) -> str:
         """The editions that the records of a cell were made with, in words, where these are no longer today's."""
@@ -145,13 +145,13 @@ def headline(status: Status, out: str) -> str:
     asked = sum(len(cell.asked.members) for cell in status.cells)
     made = sum(sum(cell.statuses.values()) for cell in status.cells)
     workers = len({cell.claim.token for cell in status.cells if cell.claim})
-    told = f"{out}: {done} of {len(status.cells)} cells finished, {made} of {asked} members"
+    text = f"{out}: {done} of {len(status.cells)} cells finished, {made} of {asked} members"
     if workers:
         left = "" if not status.left else f", about {clock(status.left / workers)} to go"
-        told += f"{left} with {workers} process{'es' if workers > 1 else ''}"
+        text += f"{left} with {workers} process{'es' if workers > 1 else ''}"
     elif status.left != 0.0:
-        told += ", no process is at work: the same command goes on"
-    return told
+        text += ", no process is at work: the same command goes on"
+    return text
 
 
 def notes(status: Status) -> list[str]:

@@ -9,43 +9,44 @@ from bdjax.data import spec
 from bdjax.data.room import size_told
 from bdjax.models.build import shapes
 from bdjax.population import device_memory, named
-from bdjax.sweep import build, goal
+from bdjax.sweep import goal
+from bdjax.sweep.cell import TrainCell
 from bdjax.sweep.execution import Chosen, origin
-from bdjax.sweep.pending import Open
+from bdjax.sweep.pending import Pending
 from bdjax.types import Dataset, Model
 
 
-def summary(works: Sequence[Open], choices: Sequence[Chosen]) -> list[str]:
+def summary(works: Sequence[Pending], choices: Sequence[Chosen]) -> list[str]:
     """What will run, in lines: cells, members, compile buckets, memory, execution."""
     training = sum(len(points) for work in works for points in work.training)
-    repairs = sum(len(points) for work in works for _, _, points in work.repairs)
+    defended = sum(len(run.points) for work in works for run in work.defenses)
     cells = sum(1 + len(work.branch.defenses) for work in works)
-    open_cells = sum(bool(work.training) + len(work.repairs) for work in works)
+    open_cells = sum(bool(work.training) + len(work.defenses) for work in works)
     begin = "measure" if all(work.branch.train.imported for work in works) else "train"
     lines = [
         f"{cells} cells, {cells - open_cells} finished; {open_cells} compile buckets to run: {training} members to {begin}, "
-        f"{repairs} to repair"
+        f"{defended} to repair"
     ]
     for work in works:
-        if work.training or work.repairs:
-            model, attack = build.attacked(work.branch.train)
+        if work.training or work.defenses:
+            model, attack = work.branch.model, work.branch.attack
             each, shared = member_bytes(model), data_bytes(work.dataset)
             length = "imported" if work.branch.train.imported else f"{attack.recipe.epochs} epochs"
-            length += f", {goal.told(attack, work.branch.train.target, work.dataset.spec)}"
+            length += f", {goal.in_words(attack, work.branch.train.target, work.dataset.spec)}"
             lines += [
                 f"{title(work.branch.train)}: width {model.width}, {len(work.dataset.train.labels)} training images, "
                 f"{length}; per member {size_told(each)} of parameters and momentum, shared {size_told(shared)} of images, "
                 f"{size_told(device_memory())} may be used"
             ]
     for work, choice in zip(works, choices, strict=True):
-        if work.training or work.repairs:
+        if work.training or work.defenses:
             name, execution = work.branch.train.model, choice.execution
             fits = "" if execution.chunk or execution.strategy == "loop" else ", as many members at once as fit"
             lines.append(f"execution of {name}: {origin(choice)}: {named(execution)}{fits} ({jax.default_backend()})")
     return list(dict.fromkeys(lines))
 
 
-def title(cell: build.TrainCell) -> str:
+def title(cell: TrainCell) -> str:
     """A training cell in words."""
     return f"{spec(cell.dataset).name} / {cell.model} / {cell.attack}"
 

@@ -1,4 +1,4 @@
-"""Trace the methods of a cell on its shapes before anything is trained: what cannot run is told at once, with its place.
+"""Trace the methods of a cell on its shapes before anything is trained: what cannot run is refused at once, with its place.
 
 Nothing is computed: every function is evaluated on shapes alone, as JAX does when it compiles. Of the methods of this package
 only what depends on the cell is traced: poison inside the batch, whose places have to fit into it.
@@ -19,22 +19,22 @@ from bdjax.models.build import shapes
 from bdjax.plugins.load import is_path, place
 from bdjax.plugins.returned import difference, leaf_of, returns, shape_of, shapes_of
 from bdjax.plugins.usable import described
-from bdjax.sweep import build
-from bdjax.sweep.build import DefenseCell, TrainCell
+from bdjax.sweep.cell import DefenseCell, TrainCell
 from bdjax.train import assets
 from bdjax.train.evaluate import EvalSet
 from bdjax.train.experiment import Data, preparation
 from bdjax.types import Attack, CleanSet, Dataset, Defended, DefenderView, Defense, Model, Split
 
 ADDED = frozenset({"plug", "plug_stats", "bounds"})  # collections of variables that a defense may add
-UNKNOWN = object()  # assets whose shapes only the preparation itself tells
+UNKNOWN = object()  # assets whose shapes only the preparation itself shows
 
 
-def attack(cell: TrainCell, dataset: Dataset) -> None:
+def attack(cell: TrainCell, made: Attack, dataset: Dataset) -> None:
     """Trace the functions of a cell's attack on the shapes of the data set.
 
     Args:
       cell: what is to be trained, or measured where its networks are imported.
+      made: the attack that was built for it.
       dataset: facts and sizes are read, and no images.
 
     Raises:
@@ -42,7 +42,6 @@ def attack(cell: TrainCell, dataset: Dataset) -> None:
     """
     if cell.attack == STORED:
         return
-    _, made = build.attacked(cell)
     own = is_path(cell.attack)
     if not own and (made.batch is None or cell.imported is not None):
         return
@@ -75,20 +74,20 @@ def attack(cell: TrainCell, dataset: Dataset) -> None:
         returns(where("update"), "update", lambda t: update(t, jax.tree.map(_slope, t)), (trigger,), trigger)
 
 
-def defense(cell: DefenseCell, model: Model, dataset: Dataset) -> None:
+def defense(cell: DefenseCell, made: Defense, model: Model, dataset: Dataset) -> None:
     """Trace a user's own defense on the shapes of a network and of what it is shown; the methods of this package are not traced.
 
     Args:
       cell: what is to run.
+      made: the defense that was built for it.
       model: the network of its training cell.
       dataset: facts are read.
 
     Raises:
-      UserError: it fails, reads what it does not name, or returns something else than repaired variables.
+      UserError: it fails, reads what it does not name, or returns something else than defended variables.
     """
     if not is_path(cell.defense):
         return
-    made = build.defended(cell, model)
     name = cell.defense.rpartition(":")[2]
     here = place(made.defend) or cell.defense
     before = shapes(model)
@@ -116,7 +115,7 @@ def defense(cell: DefenseCell, model: Model, dataset: Dataset) -> None:
 
 
 def _prepared(made: Attack, dataset: Dataset, number: int) -> Any:
-    """What an attack prepares, as shapes: None where it prepares nothing, :data:`UNKNOWN` where only running it would tell."""
+    """What an attack prepares, as shapes: None where it prepares nothing, :data:`UNKNOWN` where only running it would show."""
     if made.prepare is None:
         return None
     if made.recipe.prepare_per == "seed":
@@ -186,7 +185,7 @@ def _variables(here: str, name: str, model: Model, before: Any, after: Any) -> N
 
 
 def _details(here: str, name: str, found: Defended) -> None:
-    """Refuse masks and a trace that no record can tell."""
+    """Refuse masks and a trace that no record can hold."""
     masks = {} if found.masks is None else found.masks
     if not isinstance(masks, Mapping) or any(len(getattr(keep, "shape", ())) != 1 for keep in masks.values()):
         raise PluginError(

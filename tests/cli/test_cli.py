@@ -193,8 +193,8 @@ def test_sweep_runs_a_file_with_scales_selection_and_overrides(tmp_path, capsys)
     file = tmp_path / "grid.py"
     file.write_text(
         "import dataclasses\nfrom bdjax.sweep.grid import Grid\n"
-        "grid = Grid(attacks=('badnets', 'blended'), seeds=(0, 1, 2), width=4, epochs=2, batch=25, spc=(2,), test_images=50)\n"
-        "small = dataclasses.replace(grid, seeds=(0,), poison_ratios=(0.1,), train_images=100)\n"
+        "grid = Grid(attack=('badnets', 'blended'), seeds=(0, 1, 2), width=4, epochs=2, batch=25, spc=(2,), test_images=50)\n"
+        "small = dataclasses.replace(grid, seeds=(0,), poison_ratio=(0.1,), train_images=100)\n"
     )
     out = str(tmp_path / "out")
     chosen = ["--scale", "small", "--only", "attack=badnets", "defense=clp", "--seeds", "5"]
@@ -308,7 +308,7 @@ def test_plan_of_a_file_is_cut_as_a_sweep_is(capsys, tmp_path, empty_cache):
     file = tmp_path / "grid.py"
     file.write_text(
         "import dataclasses\nfrom bdjax.sweep.grid import Grid\n"
-        "grid = Grid(attacks=('badnets', 'blended'), seeds=(0, 1, 2), width=4)\n"
+        "grid = Grid(attack=('badnets', 'blended'), seeds=(0, 1, 2), width=4)\n"
         "small = dataclasses.replace(grid, seeds=(0,), train_images=100)\n"
     )
     quick = ["--no-tune", "--no-memory", "--json"]

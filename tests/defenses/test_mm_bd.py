@@ -256,7 +256,7 @@ def test_a_planted_backdoor_is_held_back(plain_spec):
 def test_a_learned_backdoor_yields_to_the_papers_rate_and_not_to_the_surveys(tmp_path):
     """Medians of three networks on digits: at 0.1 most of the attack goes with little accuracy; at 1e-3 next to nothing moves."""
     grid = Grid(
-        datasets=("digits",), models=("cnn",), attacks=("badnets",), defenses=("none", "mm_bd"), poison_ratios=(0.1,), spc=(10,),
+        dataset=("digits",), model=("cnn",), attack=("badnets",), defense=("none", "mm_bd"), poison_ratio=(0.1,), spc=(10,),
         seeds=(0, 1, 2), width=8, epochs=25, batch=64, recipe={"lr": 0.1}, hyper={"mm_bd": {"lr": (0.1, 1e-3)}},
     )  # fmt: skip
     rows = list(sweep.run(grid, tmp_path).iter_rows(named=True))

@@ -17,7 +17,7 @@ GRID = """
 from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    defenses=("ft",), poison_ratios=(0.0, 0.1), seeds=(0, 1, 2), spc=(2,), width=4, epochs=3, batch=50,
+    defense=("ft",), poison_ratio=(0.0, 0.1), seeds=(0, 1, 2), spc=(2,), width=4, epochs=3, batch=50,
     train_images=200, test_images=100, defense_config={"ft": {"epochs": 2}},
 )
 """

@@ -9,14 +9,14 @@ import pytest
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.sweep import build, expand, run, trace
+from bdjax.sweep import expand, run, trace
 from bdjax.sweep.grid import Grid
 from bdjax.sweep.ready import Ready
 from bdjax.types import Dataset, Split
 from tests.sweep.plugin_files import HEAD, attack, defense
 from tests.sweep.small import refused
 
-GRID = Grid(width=4, spc=(2,), poison_ratios=(0.1,), epochs=1, batch=25)
+GRID = Grid(width=4, spc=(2,), poison_ratio=(0.1,), epochs=1, batch=25)
 ARGUMENTS = ["--dataset", "digits", "--model", "cnn", "--width", "4", "--poison-ratio", "0.1", "--spc", "2", "--epochs", "1"]
 FACTORY = 'def mine(model, config=None, *, profile="corrected"):\n'
 
@@ -227,7 +227,7 @@ def test_methods_that_can_run_are_accepted(tmp_path, dataset):
         defense("x = view.triggered.sum() + view.test_accuracy.astype(jnp.uint32)", needs=every, name="d")
     )
     (tmp_path / "j.py").write_text(defense(name="j").replace("    def defend", "    @jax.jit\n    def defend"))
-    look(dataset, attacks=(f"{tmp_path}/a.py:a", "badnets"), defenses=(f"{tmp_path}/d.py:d", f"{tmp_path}/j.py:j"))
+    look(dataset, attack=(f"{tmp_path}/a.py:a", "badnets"), defense=(f"{tmp_path}/d.py:d", f"{tmp_path}/j.py:j"))
 
 
 def test_check_and_run_refuse_a_defense_before_anything_is_trained_and_without_a_traceback(tmp_path, capsys, own_cache):
@@ -243,7 +243,7 @@ def test_a_user_error_of_a_plugin_keeps_what_caused_it(tmp_path, dataset):
     file = tmp_path / "mine.py"
     file.write_text(defense("view.variables['parms']"))
     with pytest.raises(UserError) as caught:
-        look(dataset, defenses=(f"{file}:mine",))
+        look(dataset, defense=(f"{file}:mine",))
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -265,25 +265,25 @@ def test_check_refuses_a_recipe_that_no_training_can_follow(capsys, tmp_path, co
 
 def test_check_refuses_a_batch_without_room_for_the_poison(dataset):
     with pytest.raises(UserError, match=r"wanet\.max_ratio 0\.5 is too large for batches of 25"):
-        look(dataset, attacks=("wanet",), attack_config={"wanet": {"max_ratio": 0.5}}, defenses=())
+        look(dataset, attack=("wanet",), attack_config={"wanet": {"max_ratio": 0.5}}, defense=())
     with pytest.raises(UserError, match="input_aware triggers one image and gives another a foreign pattern"):
-        look(dataset, attacks=("input_aware",), batch=1, defenses=())
+        look(dataset, attack=("input_aware",), batch=1, defense=())
 
 
 def test_check_refuses_a_cache_that_cannot_keep_what_an_attack_prepares(dataset, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot write to the cache folder"):
-        look(dataset, attacks=("ssba",), defenses=())
+        look(dataset, attack=("ssba",), defense=())
 
 
 def test_the_methods_of_the_package_are_traced_only_where_the_cell_decides(dataset, monkeypatch):
     traced = []
     monkeypatch.setattr(jax, "eval_shape", lambda *a, **k: traced.append(a))
-    branch = expand.cells(dataclasses.replace(GRID, defenses=("ft", "fp")))[0]
-    trace.attack(branch.train, dataset)
-    for cell in branch.defenses:
-        trace.defense(cell, build.attacked(branch.train)[0], dataset)
+    branch = expand.cells(dataclasses.replace(GRID, defense=("ft", "fp")))[0]
+    trace.attack(branch.train, branch.attack, dataset)
+    for cell, made in zip(branch.defenses, branch.built, strict=True):
+        trace.defense(cell, made, branch.model, dataset)
     assert traced == []
 
 
@@ -306,7 +306,7 @@ def test_a_users_method_is_named_by_its_factory(tmp_path, flag, capsys, own_cach
     file.write_text(defense(name="loud"))
     name = f"{file}:loud"
     if flag == "--only":
-        branches = expand.cells(dataclasses.replace(GRID, defenses=("clp", name)))
+        branches = expand.cells(dataclasses.replace(GRID, defense=("clp", name)))
         (branch,) = expand.select(branches, {"defense": "loud"})
         assert [cell.defense for cell in branch.defenses] == [name]
         return
@@ -354,7 +354,7 @@ def test_the_settings_of_a_grids_file_may_name_a_users_method_by_its_factory_too
     file = tmp_path / "loud.py"
     file.write_text(defense(name="loud"))
     name = f"{file}:loud"
-    base = dataclasses.replace(GRID, defenses=(name, "ft"), hyper={"loud": {"factor": (3.0,)}, "ft": {"lr": (0.1,)}})
+    base = dataclasses.replace(GRID, defense=(name, "ft"), hyper={"loud": {"factor": (3.0,)}, "ft": {"lr": (0.1,)}})
     assert grid_of(Scenario(), base).hyper == {name: {"factor": (3.0,)}, "ft": {"lr": (0.1,)}}
     assert grid_of(Scenario(defense=("ft",)), base).hyper == {"ft": {"lr": (0.1,)}}  # what was taken out goes with its settings
     with pytest.raises(UserError, match="unknown method of hyper 'lout'"):  # and what nobody is called is no setting of anything

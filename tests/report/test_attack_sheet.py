@@ -24,7 +24,7 @@ from bdjax.results.scenarios import scenarios
 from bdjax.results.triggers import pictures, unlearned
 from bdjax.store import hashing
 from bdjax.sweep import build, run
-from bdjax.sweep.build import TrainCell
+from bdjax.sweep.cell import TrainCell
 from bdjax.sweep.grid import Grid
 from bdjax.train.experiment import stage, stamp_all
 from tests.report.made_up import SOURCE
@@ -167,7 +167,7 @@ def test_pictures_need_the_images_and_the_file_of_the_record(file, tmp_path):
 def results(file, tmp_path_factory):
     """Two members whose trigger was learned."""
     out = tmp_path_factory.mktemp("results")
-    grid = Grid(attacks=(f"{file}:learned",), defenses=(), poison_ratios=(0.0, 0.1), seeds=(2,), width=4, train_images=100)
+    grid = Grid(attack=(f"{file}:learned",), defense=(), poison_ratio=(0.0, 0.1), seeds=(2,), width=4, train_images=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BDJAX_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
         return out, run.run(grid, out, execution=HOW)

@@ -41,7 +41,7 @@ def defended(population, tmp_path_factory):
 
     def defended(*defenses):
         settings, hyper = ({name: of[name] for name in defenses if name in of} for of in (SETTINGS, HYPER))
-        go(dataclasses.replace(GRID, defenses=defenses, seeds=(0,), defense_config=settings, hyper=hyper), folder)
+        go(dataclasses.replace(GRID, defense=defenses, seeds=(0,), defense_config=settings, hyper=hyper), folder)
         return folder
 
     return defended

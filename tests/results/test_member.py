@@ -83,7 +83,7 @@ def test_a_pruned_network_is_that_of_its_record(population):
 
 @pytest.mark.parametrize("defense", ["clp", "ft"])
 def test_a_repair_of_an_imported_network_is_that_of_its_record(population, imported, tmp_path, defense):
-    go(grid_of(imported, defenses=(defense,), hyper={}), tmp_path)
+    go(grid_of(imported, defense=(defense,), hyper={}), tmp_path)
     check_defended(tmp_path, images(), str(imported), defense=defense, seed=0, ratio=0.1)
 
 
@@ -109,14 +109,14 @@ def test_triggered_images_are_what_was_measured(population):
 
 def test_stored_images_keep_their_rows_of_the_test_set(population, imported, tmp_path):
     """They do not depend on how much of the test set a run uses: here less than there are stored images."""
-    go(grid_of(imported, defenses=("clp",), seeds=(0,), poison_ratios=(0.1,), test_images=50), tmp_path)
+    go(grid_of(imported, defense=("clp",), seeds=(0,), poison_ratio=(0.1,), test_images=50), tmp_path)
     found = member.find(tmp_path, {})
     want = recreate.triggered(member.find(population[0], {"seed": 0, "ratio": 0.1}), images())
     got = recreate.triggered(found, data.load("digits", train_images=200, test_images=50), str(imported))
     for ours, theirs in zip(got, want, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     every = saved(tmp_path / "all", import_of(population[0], triggered=all_to_all(images())))
-    go(grid_of(every, defenses=("clp",), seeds=(0,), poison_ratios=(0.1,)), tmp_path / "out")
+    go(grid_of(every, defense=("clp",), seeds=(0,), poison_ratio=(0.1,)), tmp_path / "out")
     check_defended(tmp_path / "out", images(), str(every), defense="clp")
 
 
@@ -126,7 +126,7 @@ def test_a_trigger_that_differs_between_members(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(MEMBERS)
     name, out = f"{file}:mine", tmp_path / "out"
-    grid = dataclasses.replace(GRID, attacks=(name,), defenses=("clp",), poison_ratios=(0.1,), hyper={}, defense_config={})
+    grid = dataclasses.replace(GRID, attack=(name,), defense=("clp",), poison_ratio=(0.1,), hyper={}, defense_config={})
     go(dataclasses.replace(grid, epochs=2), out)
     found = [member.find(out, {"seed": seed}) for seed in (0, 1)]
     corners = [recreate.triggered(one, images()).images[:, -1, -1] for one in found]
@@ -172,7 +172,7 @@ def test_other_images_are_refused(population, imported, tmp_path):
     for make in (lambda: recreate.triggered(found, other), lambda: recreate.defend(found, member.network(found), other)):
         with pytest.raises(UserError, match="these images of digits are not those of the record"):
             make()
-    go(grid_of(imported, defenses=("clp",), seeds=(0,), poison_ratios=(0.1,)), tmp_path / "out")
+    go(grid_of(imported, defense=("clp",), seeds=(0,), poison_ratio=(0.1,)), tmp_path / "out")
     found = member.find(tmp_path / "out", {"defense": "clp"})
     with pytest.raises(UserError, match="name it with --imported"):
         recreate.triggered(found, images())

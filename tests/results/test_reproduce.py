@@ -42,7 +42,7 @@ def test_members_that_were_repaired_together_are_repaired_together_again(togethe
 
 @pytest.mark.slow  # four members are trained in one program
 def test_members_that_ran_together_run_together_again(tmp_path):
-    grid = dataclasses.replace(GRID, defenses=("clp",), hyper={}, defense_config={}, epochs=2)
+    grid = dataclasses.replace(GRID, defense=("clp",), hyper={}, defense_config={}, epochs=2)
     go(grid, tmp_path, execution=TOGETHER)
     found = again(tmp_path, record(tmp_path, seed=1, ratio=0.1))
     assert found.verdict == "identical" and found.again["members"] == 4

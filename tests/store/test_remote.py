@@ -79,7 +79,7 @@ def test_in_the_memory_of_a_process_too(population):
 
     url = "memory://bdjax-remote/run"
     try:
-        records = small.go(dataclasses.replace(GRID, defenses=("clp",), defense_config={}, hyper={}), url)
+        records = small.go(dataclasses.replace(GRID, defense=("clp",), defense_config={}, hyper={}), url)
         kept = population[1].filter(population[1]["defense"].is_in(["none", "clp"]))
         assert stable(records) == stable(kept)
     finally:

@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from tests.store.test_remote_leases import HOLD
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
 from bdjax.store import atomic, location, objects
 from bdjax.store import records as store
+from tests.store.test_remote_leases import HOLD
 from tests.sweep import claimed, small
 from tests.sweep.small import GRID, refused, stable
 

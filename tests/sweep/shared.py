@@ -16,7 +16,7 @@ from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS
 from bdjax.results import curves, recreate
 from bdjax.store.hashing import canonical
-from bdjax.sweep import build, cells, imported_cells
+from bdjax.sweep import build, defend_cell, imported_cells, train_cell
 
 _kept = {}  # {configuration: what was built first}
 _names = {}  # {id: configuration} of these
@@ -111,8 +111,8 @@ def _trained(original):
 
 PLACES = (
     (build, "attacked", _attacked), (build, "defended", _defended), (population, "adapt", _adapt), (recreate, "adapt", _adapt),
-    (recreate, "prepared", _defended_again), (recreate, "staged", _staged), (cells, "attack_member", _trained),
-    (cells, "defend_member", _made), (recreate, "defend_member", _made), (imported_cells, "evaluator", _made),
+    (recreate, "prepared", _defended_again), (recreate, "staged", _staged), (train_cell, "attack_member", _trained),
+    (defend_cell, "defend_member", _made), (recreate, "defend_member", _made), (imported_cells, "evaluator", _made),
     (curves, "along", _made),
 )  # fmt: skip
 

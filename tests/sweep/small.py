@@ -18,7 +18,7 @@ HOW = Execution("loop", "native", "dispatch")  # one compiled step serves any nu
 EXECUTION = ["--strategy", "loop", "--lowering", "native", "--loop", "dispatch"]
 DATA = ["--train-images", "200", "--test-images", "100"]
 GRID = Grid(
-    defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=4, batch=25, train_images=200,
+    defense=("ft", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=4, batch=25, train_images=200,
     test_images=100, recipe={"lr": 0.1}, defense_config={"ft": {"epochs": 2}}, hyper={"ft": {"lr": (0.01, 0.1)}},
 )  # fmt: skip
 TOGETHER = Execution("vmap", "native", "dispatch")  # all members at once
@@ -32,8 +32,8 @@ def go(grid, out, **options):
 
 def grid_of(folder, **fields):
     """The grid of an import folder's networks, with the data and the defenses of the population above."""
-    settings = {} if "ft" in fields.get("defenses", GRID.defenses) else {"defense_config": {}, "hyper": {}}
-    given = {"attacks": ("stored",), **settings, **UNTRAINED, **fields}
+    settings = {} if "ft" in fields.get("defense", GRID.defense) else {"defense_config": {}, "hyper": {}}
+    given = {"attack": ("stored",), **settings, **UNTRAINED, **fields}
     return dataclasses.replace(GRID, imported=str(folder), **given)
 
 

@@ -17,7 +17,7 @@ from tests.sweep.small import EXECUTION, refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 SMALL = ["--width", "2", "--epochs", "1", "--batch", "20", "--train-images", "40", "--test-images", "20", "--poison-ratio", "0.1"]
-GRID = Grid(models=("preactresnet18",), width=2, defenses=("clp",))
+GRID = Grid(model=("preactresnet18",), width=2, defense=("clp",))
 
 
 def hashes(grid):
@@ -54,7 +54,7 @@ def test_depth_is_part_of_the_experiment():
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "cnn"])
 def test_every_published_network_can_be_cut(name):
-    (branch,) = cells(dataclasses.replace(GRID, datasets=("cifar10",), models=(name,), depth=1))
+    (branch,) = cells(dataclasses.replace(GRID, dataset=("cifar10",), model=(name,), depth=1))
     assert describe(branch.train, "")["model"]["depth"] == 1
     with pytest.raises(UserError, match="cnn has no depth"):
-        cells(dataclasses.replace(GRID, datasets=("cifar10",), models=(name, "cnn"), depth=1))
+        cells(dataclasses.replace(GRID, dataset=("cifar10",), model=(name, "cnn"), depth=1))

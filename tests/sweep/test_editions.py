@@ -183,7 +183,7 @@ def test_a_record_of_an_earlier_edition_is_not_reproduced(old, monkeypatch):
 def test_what_was_asked_with_earlier_editions_and_never_made_does_not_wait_for_ever(tmp_path, monkeypatch):
     def ask():
         (branch,) = expand.cells(CELLS)
-        work = pending.work(branch, images(), CELLS)
+        work = pending.work_of(branch, images(), CELLS)
         with Claims(tmp_path) as mine:
             manifest.write(tmp_path, [work], mine)
         return work
@@ -191,7 +191,7 @@ def test_what_was_asked_with_earlier_editions_and_never_made_does_not_wait_for_e
     ask()
     raised(monkeypatch, DEFENSES, "ft", 2)
     work = ask()
-    assert [cell.asked.cell for cell in said.Watch(tmp_path).look().cells].count(work.repairs[0][1]) == 1
+    assert [cell.asked.cell for cell in said.Watch(tmp_path).look().cells].count(work.defenses[0][1]) == 1
     assert len(said.Watch(tmp_path).look().cells) == 3
     assert outdated.lines([work], tmp_path) == []  # there is no record of it
 

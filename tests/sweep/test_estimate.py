@@ -19,7 +19,7 @@ from bdjax.sweep.grid import Grid
 from tests.sweep import small
 
 GRID = Grid(
-    attacks=("badnets", "blended"), defenses=("ft", "fp", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1, 2), spc=(2, 10), width=4,
+    attack=("badnets", "blended"), defense=("ft", "fp", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1, 2), spc=(2, 10), width=4,
     epochs=3, batch=30, train_images=100, test_images=50, defense_config={"ft": {"epochs": 7}}, hyper={"ft": {"lr": (0.1, 0.01)}},
 )  # fmt: skip
 COUNT = Measuring(tune=False, memory=False)
@@ -64,11 +64,11 @@ def test_numbers_agree_with_the_cells_of_the_grid():
     assert found.images == 2 * 3 * 90 * 6  # three whole batches of 30 in 100 rows
     cell = found.cells[0]
     assert cell.parameter_bytes == summary.member_bytes(grid_model()) and cell.width == 4
-    repairs = {(r.defense, r.spc): r for r in cell.repairs}
-    assert repairs["ft", 10].images == 7 * 100 * 12 and repairs["ft", 2].images == 7 * 20 * 12
-    assert repairs["fp", 10].images == 100 * 90 * 6  # a tenth of the rows is for validation
-    assert repairs["clp", None].images is None and found.not_estimated == 2
-    assert found.training_hours is None and found.repair_hours is None and cell.rate is None
+    defenses = {(r.defense, r.spc): r for r in cell.defenses}
+    assert defenses["ft", 10].images == 7 * 100 * 12 and defenses["ft", 2].images == 7 * 20 * 12
+    assert defenses["fp", 10].images == 100 * 90 * 6  # a tenth of the rows is for validation
+    assert defenses["clp", None].images is None and found.not_estimated == 2
+    assert found.training_hours is None and found.defense_hours is None and cell.rate is None
     fewer = overview(GRID, measuring=COUNT, only={"attack": "blended", "defense": "clp"})
     assert (fewer.training_cells, fewer.defense_cells, fewer.experiments) == (1, 1, 6)
     assert overview(GRID, measuring=COUNT, limit=3).compile_buckets == 3
@@ -76,7 +76,7 @@ def test_numbers_agree_with_the_cells_of_the_grid():
 
 @pytest.mark.slow
 def test_bytes_are_those_of_the_compiled_training(monkeypatch):
-    grid = dataclasses.replace(GRID, epochs=1, defenses=(), hyper={}, defense_config={}, test_images=10)
+    grid = dataclasses.replace(GRID, epochs=1, defense=(), hyper={}, defense_config={}, test_images=10)
     shapes = []
     real = population.footprint
 
@@ -100,8 +100,8 @@ def test_hours_follow_from_the_remembered_rate_and_nothing_is_measured(measured)
     assert not measured and cell.execution == WINNER and cell.origin == "tuned on 2031-02-03"
     assert cell.hours == pytest.approx(cell.images / 3600 / 3600)
     assert found.training_hours == pytest.approx(found.images / 3600**2)
-    images = sum(r.images or 0 for c in found.cells for r in c.repairs)
-    assert found.repair_hours == pytest.approx(images / 3600**2)
+    images = sum(r.images or 0 for c in found.cells for r in c.defenses)
+    assert found.defense_hours == pytest.approx(images / 3600**2)
     text = "\n".join(lines(found))
     for part in ("12 compile buckets", "12 members to train", "84 experiments", "3,600 images/s (measured on 2031-02-03)"):
         assert part in text
@@ -130,24 +130,25 @@ def test_models_are_tuned_once_each_and_what_the_user_set_is_what_is_measured(me
 
 
 def test_a_remembered_winner_is_taken_unless_the_user_says_otherwise(capsys):
-    cell = expand.cells(GRID)[0].train
+    branch = expand.cells(GRID)[0]
+    built = branch.model, branch.attack
     default = resolve(None, "cnn")
-    assert chosen(cell, 100, 6, {}) == (default, None)
+    assert chosen(*built, 100, 6, {}) == (default, None)
     tuned = remember_a_winner(members=6)
-    assert chosen(cell, 100, 6, {}) == chosen(cell, 100, 6, None) == (WINNER, tuned)
-    assert chosen(cell, 100, 6, {"lowering": "native"}).execution == WINNER._replace(lowering="native")
-    assert chosen(cell, 100, 6, {}, tuned=False) == (default, None)
-    assert chosen(cell, 100, 6, Execution("map", chunk=2)) == (Execution("map", chunk=2), None)
-    assert chosen(cell, 100, 7, {}) == (default, None)  # tuned for fewer members
-    assert chosen(cell, 20, 6, {}) == (default, None)  # another batch: there are only 20 rows
+    assert chosen(*built, 100, 6, {}) == chosen(*built, 100, 6, None) == (WINNER, tuned)
+    assert chosen(*built, 100, 6, {"lowering": "native"}).execution == WINNER._replace(lowering="native")
+    assert chosen(*built, 100, 6, {}, tuned=False) == (default, None)
+    assert chosen(*built, 100, 6, Execution("map", chunk=2)) == (Execution("map", chunk=2), None)
+    assert chosen(*built, 100, 7, {}) == (default, None)  # tuned for fewer members
+    assert chosen(*built, 20, 6, {}) == (default, None)  # another batch: there are only 20 rows
     with pytest.raises(UserError, match="Did you mean 'native'"):
-        chosen(cell, 100, 6, {"lowering": "natve"})
+        chosen(*built, 100, 6, {"lowering": "natve"})
     assert not capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_run_uses_the_winner_says_so_and_records_it(tmp_path, capsys):
-    grid = dataclasses.replace(small.GRID, defenses=("clp",), seeds=(0,), hyper={}, defense_config={})
+    grid = dataclasses.replace(small.GRID, defense=("clp",), seeds=(0,), hyper={}, defense_config={})
     remember_a_winner(execution=small.HOW, batch=25)
     frame = sweep.run(grid, tmp_path / "out")
     assert "execution of cnn: tuned on 2031-02-03: loop/native/dispatch (cpu)" in capsys.readouterr().err.splitlines()

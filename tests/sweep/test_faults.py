@@ -26,7 +26,7 @@ GRID = """
 from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    attacks=("badnets", "blended"), defenses=("ft", "fp", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1),
+    attack=("badnets", "blended"), defense=("ft", "fp", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1),
     spc=(2, 3), width=4, epochs=3, batch=50, train_images=200, test_images=100,
     defense_config={"ft": {"epochs": 2}, "fp": {"epochs": 2}},
 )

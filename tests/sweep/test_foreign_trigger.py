@@ -31,7 +31,7 @@ def foreign(population, tmp_path_factory):
     )
     folder = saved(tmp_path_factory.mktemp("foreign") / "in", found._replace(variables=made))
     printed = io.StringIO()
-    grid = grid_of(folder, attacks=("wanet",), defenses=("clp",))
+    grid = grid_of(folder, attack=("wanet",), defense=("clp",))
     return go(grid, folder.parent / "out", stream=printed), printed.getvalue(), folder
 
 

@@ -8,6 +8,7 @@ import pytest
 from bdjax.cli.flags import Scenario, grid_of, pairs
 from bdjax.errors import UserError
 from bdjax.sweep import build, expand
+from bdjax.sweep.cell import Point, member_hash
 from bdjax.sweep.grid import Grid
 
 SMALL = Grid(width=4, epochs=2, train_images=100, test_images=50)
@@ -18,14 +19,14 @@ def changed(**fields):
 
 
 def test_a_training_cell_is_shared_by_all_its_defenses_and_a_data_free_one_serves_every_spc():
-    branches = expand.cells(changed(attacks=("badnets", "blended"), spc=(2, 10)))
+    branches = expand.cells(changed(attack=("badnets", "blended"), spc=(2, 10)))
     assert [branch.train.attack for branch in branches] == ["badnets", "blended"]
     cells = [(cell.defense, cell.spc) for cell in branches[0].defenses]
     assert cells == [("ft", 2), ("ft", 10), ("fp", 2), ("fp", 10), ("clp", None)]
 
 
 def test_none_is_the_training_cell_itself():
-    (branch,) = expand.cells(changed(defenses=("none",)))
+    (branch,) = expand.cells(changed(defense=("none",)))
     assert branch.defenses == ()
 
 
@@ -34,11 +35,11 @@ def test_seeds_ratios_and_hyper_parameters_do_not_name_a_cell_but_everything_sta
         return build.cell_hash(expand.cells(changed(**fields))[0].defenses[0], "digest")
 
     same = name()
-    assert name(seeds=(4, 5)) == name(poison_ratios=(0.02,)) == name(hyper={"ft": {"lr": (0.1, 0.2)}}) == same
+    assert name(seeds=(4, 5)) == name(poison_ratio=(0.02,)) == name(hyper={"ft": {"lr": (0.1, 0.2)}}) == same
     static = [
         dict(width=8), dict(epochs=3), dict(batch=32), dict(root=1),
         dict(profile="reference", defense_config={"ft": {"epochs": 5}}), dict(target=1),
-        dict(recipe={"lr": 0.1}), dict(spc=(2,)), dict(attacks=("blended",)), dict(models=("preactresnet18",)),
+        dict(recipe={"lr": 0.1}), dict(spc=(2,)), dict(attack=("blended",)), dict(model=("preactresnet18",)),
         dict(attack_config={"badnets": {"target": 2}}), dict(defense_config={"ft": {"batch": 7}}),
     ]  # fmt: skip
     names = [name(**fields) for fields in static]
@@ -51,7 +52,7 @@ def test_seeds_ratios_and_hyper_parameters_do_not_name_a_cell_but_everything_sta
 def test_an_edited_file_of_the_users_own_is_another_cell(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from bdjax.defenses.clp import clp as mine\n")
-    grid = changed(defenses=(f"{file}:mine",))
+    grid = changed(defense=(f"{file}:mine",))
     (cell,) = expand.cells(grid)[0].defenses
     before = build.cell_hash(cell, "digest")
     file.write_text("from bdjax.defenses.clp import clp as mine  # edited\n")
@@ -65,23 +66,23 @@ def test_hyper_parameters_are_every_combination_and_the_same_number_has_one_name
     assert [(p["lr"], p["momentum"]) for p in points] == [(0.1, 0.0), (0.1, 0.5), (1.0, 0.0), (1.0, 0.5)]
     (default,) = build.hyper_points(defense, {}, "ft")
     (written,) = build.hyper_points(defense, {"lr": (0.01,)}, "ft")
-    assert build.member_hash(build.Point(0, 0.1, default)) == build.member_hash(build.Point(0, 0.1, written))
-    stacked = build.stack_hyper(defense, [build.Point(0, 0.1, p) for p in points])
+    assert member_hash(Point(0, 0.1, default)) == member_hash(Point(0, 0.1, written))
+    stacked = build.stack_hyper(defense, [Point(0, 0.1, p) for p in points])
     assert type(stacked) is type(defense.hyper) and stacked.lr.shape == (4,) and stacked.lr.dtype == "float32"
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(datasets=("didgits",)), "Did you mean 'digits'"),
-        (dict(models=("cn",)), "Did you mean 'cnn'"),
-        (dict(attacks=("badnet",)), "Did you mean 'badnets'"),
-        (dict(defenses=("fpp",)), "Did you mean 'fp'"),
+        (dict(dataset=("didgits",)), "Did you mean 'digits'"),
+        (dict(model=("cn",)), "Did you mean 'cnn'"),
+        (dict(attack=("badnet",)), "Did you mean 'badnets'"),
+        (dict(defense=("fpp",)), "Did you mean 'fp'"),
         (dict(profile="corect"), "Did you mean 'corrected'"),
-        (dict(poison_ratios=(1.5,)), "poison ratio 1.5"),
-        (dict(poison_ratios=(-0.1,)), "poison ratio -0.1"),
-        (dict(poison_ratios=(math.nan,)), "poison ratio nan"),
-        (dict(poison_ratios=(0.1, 0.1)), "twice"),
+        (dict(poison_ratio=(1.5,)), "poison ratio 1.5"),
+        (dict(poison_ratio=(-0.1,)), "poison ratio -0.1"),
+        (dict(poison_ratio=(math.nan,)), "poison ratio nan"),
+        (dict(poison_ratio=(0.1, 0.1)), "twice"),
         (dict(seeds=(-1,)), "seed -1"),
         (dict(seeds=(0, 0)), "twice"),
         (dict(seeds=(2**32,)), "too large"),
@@ -102,8 +103,7 @@ def test_hyper_parameters_are_every_combination_and_the_same_number_has_one_name
         (dict(hyper={"ft": {"lr": (1e39,)}}), "takes numbers"),
         (dict(recipe={"learning": 0.1}), "recipe field"),
         (dict(recipe={"epochs": 3}), "field of the grid"),
-        (dict(defenses=("missing.py:mine",)), "does not exist"),
-        (dict(datasets="digits"), "is a tuple"),
+        (dict(defense=("missing.py:mine",)), "does not exist"),
     ],
 )
 def test_mistakes_are_named_in_one_line(fields, message):
@@ -114,8 +114,8 @@ def test_mistakes_are_named_in_one_line(fields, message):
 
 def test_a_ratio_above_what_a_batch_makes_room_for_says_how_to_raise_it():
     with pytest.raises(UserError, match=r"ratio 0\.2 is above the 0\.1 .*--config wanet\.max_ratio=0\.2"):
-        expand.cells(changed(attacks=("wanet",), poison_ratios=(0.2,)))
-    assert expand.cells(changed(attacks=("wanet",), poison_ratios=(0.2,), attack_config={"wanet": {"max_ratio": 0.2}}))
+        expand.cells(changed(attack=("wanet",), poison_ratio=(0.2,)))
+    assert expand.cells(changed(attack=("wanet",), poison_ratio=(0.2,), attack_config={"wanet": {"max_ratio": 0.2}}))
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_a_ratio_above_what_a_batch_makes_room_for_says_how_to_raise_it():
 )
 def test_a_recipe_cannot_change_how_an_attack_works(attack, recipe, message):
     with pytest.raises(UserError, match=message):
-        expand.cells(changed(attacks=(attack,), recipe=recipe))
+        expand.cells(changed(attack=(attack,), recipe=recipe))
 
 
 def test_an_attack_that_asks_for_the_architecture_is_told(tmp_path):
-    cell = expand.cells(changed(attacks=("low_frequency",)))[0].train
+    cell = expand.cells(changed(attack=("low_frequency",)))[0].train
     assert build.attacked(cell)[1].config.architecture == cell.model
 
 
@@ -140,15 +140,15 @@ def test_files_of_the_users_own_are_refused_in_one_line(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("import nothing_of_this_name\n")
     with pytest.raises(UserError, match="fails when imported: ModuleNotFoundError"):
-        expand.cells(changed(defenses=(f"{broken}:mine",)))
+        expand.cells(changed(defense=(f"{broken}:mine",)))
     fine = tmp_path / "fine.py"
     fine.write_text("def mine(model, config=None, *, profile):\n    pass\n")
     with pytest.raises(UserError, match="Did you mean 'mine'"):
-        expand.cells(changed(defenses=(f"{fine}:mien",)))
+        expand.cells(changed(defense=(f"{fine}:mien",)))
 
 
 def test_only_and_limit_cut_the_grid():
-    branches = expand.cells(changed(attacks=("badnets", "blended"), spc=(2, 10)))
+    branches = expand.cells(changed(attack=("badnets", "blended"), spc=(2, 10)))
 
     def count(only, limit=None):
         return [(b.train.attack, [(c.defense, c.spc) for c in b.defenses]) for b in expand.select(branches, only, limit)]
@@ -170,7 +170,7 @@ def test_flags_become_a_grid_and_replace_what_a_file_says():
         config=("fp.epochs=7", "badnets.target=2", "recipe.lr=0.5", "badnets.recipe.batch=9"), hyper=("ft.lr=0.1,0.01",),
     )  # fmt: skip
     grid = grid_of(scenario, SMALL)
-    assert (grid.defenses, grid.poison_ratios, grid.seeds, grid.width, grid.epochs) == (("ft", "fp"), (0.0, 0.2), (3,), 8, 2)
+    assert (grid.defense, grid.poison_ratio, grid.seeds, grid.width, grid.epochs) == (("ft", "fp"), (0.0, 0.2), (3,), 8, 2)
     assert grid.defense_config == {"fp": {"epochs": 7}} and grid.attack_config == {"badnets": {"target": 2}}
     assert (
         grid.recipe == {"lr": 0.5}

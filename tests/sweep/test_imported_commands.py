@@ -113,7 +113,7 @@ def test_without_images_an_attack_must_be_named(capsys, bare, command):
 
 def test_a_file_of_a_sweep_names_the_attack(bare, imported, tmp_path, capsys):
     file = tmp_path / "grid.py"
-    file.write_text("from bdjax.sweep.grid import Grid\ngrid = Grid(attacks=('blended',), defenses=('clp',), spc=(2,))\n")
+    file.write_text("from bdjax.sweep.grid import Grid\ngrid = Grid(attack=('blended',), defense=('clp',), spc=(2,))\n")
     arguments = ["plan", "--file", str(file), "--no-tune", "--no-memory", *DATA]
     assert cli.main([*arguments, "--imported", str(bare)]) == 0
     assert "digits / cnn / blended" in capsys.readouterr().out

@@ -86,7 +86,7 @@ def test_one_name_and_other_images_are_another_experiment(results, tiny_dataset,
     pets = frame.filter(frame["dataset"] == "pets")
     assert pets.height == 4 and pets["cell"].n_unique() == 4 and pets["data_digest"].n_unique() == 2
     names = (str(folders["images"]), str(other))
-    both = Grid(datasets=names, defenses=("clp",), poison_ratios=(0.1,), width=4, epochs=2, batch=40)
+    both = Grid(dataset=names, defense=("clp",), poison_ratio=(0.1,), width=4, epochs=2, batch=40)
     assert sweep.run(both, out, execution=HOW).height == 4
     assert "0 members to train, 0 to repair" in capsys.readouterr().err
     assert sweep.run(both, out, execution=HOW, only={"dataset": str(other)})["data_digest"].n_unique() == 1
@@ -125,7 +125,7 @@ def planned(folders, tmp_path, capsys):
     file = tmp_path / "grid.py"
     file.write_text(
         "from bdjax.sweep.grid import Grid\n"
-        f"grid = Grid(datasets=({str(folders['arrays'])!r},), defenses=('clp',), poison_ratios=(0.1,),\n"
+        f"grid = Grid(dataset=({str(folders['arrays'])!r},), defense=('clp',), poison_ratio=(0.1,),\n"
         "            width=4, epochs=2, batch=40)\n"
     )
     done("plan", "--file", file, "--train-images", "40", "--test-images", "8", "--no-tune", "--no-memory", "--json")

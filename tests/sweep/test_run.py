@@ -12,7 +12,7 @@ from tests.sweep.small import GRID, TOGETHER, go, stable
 
 
 def changed(grid=GRID, **fields):
-    if "ft" not in fields.get("defenses", ("ft",)):
+    if "ft" not in fields.get("defense", ("ft",)):
         fields = {"defense_config": {}, "hyper": {}, **fields}
     return dataclasses.replace(grid, **fields)
 
@@ -78,7 +78,7 @@ def test_nothing_runs_twice(first, capfd):
 def test_a_grid_can_be_extended(first, tmp_path):
     out = copy(first[0], tmp_path / "more")
     before = files(out)
-    wider = changed(seeds=(0, 1, 2), poison_ratios=(0.0, 0.1, 0.2), hyper={"ft": {"lr": (0.01, 0.05)}})
+    wider = changed(seeds=(0, 1, 2), poison_ratio=(0.0, 0.1, 0.2), hyper={"ft": {"lr": (0.01, 0.05)}})
     frame = go(wider, out)
     assert frame.height == 9 + 18 + 9 and set(frame["status"]) == {"ok"}
     assert {p: t for p, t in files(out).items() if p in before} == before
@@ -105,7 +105,7 @@ def test_a_repair_does_not_depend_on_its_company(first, together):
 
 @pytest.mark.slow  # training and tuning two members in one program
 def test_a_member_does_not_depend_on_its_company(first, tmp_path):
-    pair = changed(seeds=(1,), defenses=("ft",), hyper={"ft": {"lr": (0.01,)}})
+    pair = changed(seeds=(1,), defense=("ft",), hyper={"ft": {"lr": (0.01,)}})
     together = go(pair, tmp_path, execution=TOGETHER._replace(chunk=2))
     assert together.height == 4
     compare(together, first)
@@ -170,14 +170,14 @@ def test_a_failing_defense_leaves_failed_rows_and_the_others_go_on(first, tmp_pa
     out = copy(first[0], tmp_path / "failing")
     file = tmp_path / "mine.py"
     file.write_text(DEFENSE.replace("{body}", FAIL))
-    frame = go(changed(defenses=(f"{file}:mine", "ft"), hyper={}), out)
+    frame = go(changed(defense=(f"{file}:mine", "ft"), hyper={}), out)
     failed = frame.filter(frame["status"] == "failed")
     assert failed.height == 4 and failed["acc"].null_count() == 4
     assert all(reason and "\n" not in reason for reason in failed["reason"])
     assert frame.filter(frame["defense"] == "ft").height == 4
     told = next((out / "failures").iterdir()).read_text()
     assert "failed: " in capfd.readouterr().err and "Traceback" in told and "RuntimeError: no idea" in told
-    again = go(changed(defenses=(f"{file}:mine", "ft"), hyper={}), out)  # tried again: it is no finished record
+    again = go(changed(defense=(f"{file}:mine", "ft"), hyper={}), out)  # tried again: it is no finished record
     assert again.filter(again["status"] == "failed").height == 4 and "4 to repair" in capfd.readouterr().err
 
 
@@ -186,7 +186,7 @@ def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_pa
     file = tmp_path / "mine.py"
     file.write_text(DEFENSE.replace("{body}", SCALE))
     name = f"{file}:mine"
-    frame = go(changed(defenses=(name,), hyper={name: {"factor": (1.0, 1e38)}}), out)
+    frame = go(changed(defense=(name,), hyper={name: {"factor": (1.0, 1e38)}}), out)
     mine = frame.filter(frame["defense"] == name)
     assert mine.height == 8
     for row in mine.iter_rows(named=True):
@@ -198,7 +198,7 @@ def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_pa
 
 
 def test_a_diverged_training_is_a_record_and_passes_its_status_on(tmp_path):
-    frame = go(changed(recipe={"lr": 1e30}, seeds=(0,), poison_ratios=(0.1,), hyper={}), tmp_path)
+    frame = go(changed(recipe={"lr": 1e30}, seeds=(0,), poison_ratio=(0.1,), hyper={}), tmp_path)
     assert set(frame["status"]) == {"non_finite"} and frame.height == 3 and frame["acc"].null_count() == 3
     assert all("is not finite from step" in reason for reason in frame["reason"])
 
@@ -217,7 +217,7 @@ def test_a_preparation_that_is_not_finite_makes_the_members_of_its_seed_non_fini
         "    recipe = attack.recipe._replace(prepare_per='seed', shared_trigger=False)\n"
         "    return attack._replace(prepare=prepare, recipe=recipe, init=lambda key, assets: {'draw': assets['draw']})\n"
     )
-    frame = go(changed(attacks=(f"{file}:mine",), defenses=("clp",), seeds=(0, 1, 2, 3), poison_ratios=(0.1,)), tmp_path / "out")
+    frame = go(changed(attack=(f"{file}:mine",), defense=("clp",), seeds=(0, 1, 2, 3), poison_ratio=(0.1,)), tmp_path / "out")
     trained = {row["seed"]: row for row in frame.filter(frame["defense"] == "none").iter_rows(named=True)}
     assert {row["status"] for row in trained.values()} == {"ok", "non_finite"}
     for row in trained.values():
@@ -249,7 +249,7 @@ def test_members_whose_poison_set_cannot_be_drawn_are_infeasible_and_not_trained
         "        return mask, ok & (count < 20)\n"
         "    return attack._replace(select=select)\n"
     )
-    grid = changed(attacks=(f"{file}:mine",), defenses=("clp",), seeds=(0,))
+    grid = changed(attack=(f"{file}:mine",), defense=("clp",), seeds=(0,))
     frame = go(grid, tmp_path / "out")
     status = {(r["defense"], r["ratio"]): r["status"] for r in frame.iter_rows(named=True)}
     assert status == {("none", 0.0): "ok", ("none", 0.1): "infeasible", ("clp", 0.0): "ok", ("clp", 0.1): "infeasible"}
@@ -263,7 +263,7 @@ def test_an_interrupt_passes_through(first, tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text(DEFENSE.replace("{body}", "raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
-        go(changed(defenses=(f"{file}:mine",)), out)
+        go(changed(defense=(f"{file}:mine",)), out)
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_with_one_line(tmp_path, monkeypatch):
@@ -275,6 +275,6 @@ def test_a_checkpoint_that_cannot_be_written_stops_with_one_line(tmp_path, monke
 
     monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
-        go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path)
+        go(changed(seeds=(0,), poison_ratio=(0.1,), defense=("clp",)), tmp_path)
     monkeypatch.undo()
-    assert go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path).height == 2
+    assert go(changed(seeds=(0,), poison_ratio=(0.1,), defense=("clp",)), tmp_path).height == 2
