@@ -7,7 +7,7 @@ import pytest
 from bdjax.errors import UserError
 from bdjax.store import atomic, checkpoints, records
 from bdjax.store.leases import Leases
-from bdjax.sweep import run as sweep
+from bdjax.sweep import working
 from bdjax.sweep.status import Watch
 from tests.opened import opened
 from tests.sweep.small import GRID, go, stable
@@ -44,7 +44,7 @@ def test_a_process_that_waits_for_others_opens_no_weights(population, unfinished
         if len(waits) == 3:  # the other process has made the record
             shutil.copy(kept, path)
 
-    monkeypatch.setattr(sweep.time, "sleep", wait)
+    monkeypatch.setattr(working.time, "sleep", wait)
     with Leases(out) as others, others.lease(path.parent.name) as granted, opened() as paths:
         assert granted
         assert stable(go(GRID, out)) == stable(population[1])
