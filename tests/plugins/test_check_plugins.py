@@ -41,7 +41,7 @@ def complaint(tmp_path, dataset, text, kind="defense"):
     """What is said of a file with a method called ``mine``."""
     file = tmp_path / "mine.py"
     file.write_text(text)
-    axes = {"defenses": (f"{file}:mine",)} if kind == "defense" else {"attacks": (f"{file}:mine",), "defenses": ()}
+    axes = {"defense": (f"{file}:mine",)} if kind == "defense" else {"attack": (f"{file}:mine",), "defense": ()}
     with pytest.raises(UserError) as caught:
         look(dataset, **axes)
     told = str(caught.value)
