@@ -58,8 +58,7 @@ def test_tensorflow_datasets_gives_the_same_rows(real_cache, name, tmp_path, mon
     pytest.importorskip("tensorflow_datasets")
     cache, home = real_cache, None
     if name != "tiny_imagenet":  # which has few rows; of the others a tenth
-        cache, home = tmp_path / "cache", tmp_path / name
-        thinned(name, home, monkeypatch)
+        cache, home = tmp_path / "cache", thinned(name, tmp_path / name, monkeypatch)
     dataset = load(name, home, cache=cache)
     assert load(name, home, cache=cache, via="tfds").digest == dataset.digest
     assert sizes(name, data_dir=home, cache=cache) == (len(dataset.train.labels), len(dataset.test.labels))
@@ -71,8 +70,7 @@ def _unpacked(archive, place):
 
 
 def test_gtsrb_unpacked_gives_the_rows_of_its_archives(tmp_path, monkeypatch):
-    home, signs = tmp_path / "gtsrb", tmp_path / "signs"
-    thinned("gtsrb", home, monkeypatch)
+    home, signs = thinned("gtsrb", tmp_path / "gtsrb", monkeypatch), tmp_path / "signs"
     for file in GTSRB.archives:
         _unpacked(home / file, signs)
     dataset = load("gtsrb", home, cache=tmp_path / "first")

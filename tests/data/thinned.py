@@ -15,10 +15,15 @@ TESTED = "GTSRB/Final_Test/Images"  # of the images whose table lies in an archi
 
 
 def thinned(name, folder, patch):
-    """Write thin copies of the zip archives of CIFAR-10 or GTSRB to ``folder``, and declare them to be the right ones."""
+    """Write thin copies of the archives of CIFAR-10 or GTSRB to ``folder``, and declare them to be the right ones.
+
+    Returns the folder to read: that of the real archives where an edition consists of other files than zip archives.
+    """
     source = DATASETS[name]
     home = archives.target(source, None, folder)
     edition = archives.complete(source, home)[0]
+    if not all(Path(file).suffix in (".zip", ".txt") for file in edition.archives):
+        return home
     dropped, counts = set(), {}
     for split in SPLITS:
         seen = collections.Counter()
@@ -34,6 +39,7 @@ def thinned(name, folder, patch):
         else:
             shutil.copy(home / file, folder / file)
     made_up.declare(patch, name, edition.name, folder, counts)
+    return folder
 
 
 def _copy(source, target, dropped):

@@ -17,7 +17,7 @@ GRID = """
 from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    defense=("ft",), poison_ratio=(0.0, 0.1), seeds=(0, 1, 2), spc=(2,), width=4, epochs=3, batch=50,
+    defense=("ft", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1, 2), spc=(2,), width=4, epochs=3, batch=50,
     train_images=200, test_images=100, defense_config={"ft": {"epochs": 2}},
 )
 """
@@ -57,7 +57,7 @@ def test_two_processes_of_two_devices_make_what_one_of_four_makes(tmp_path):
     alone = start(tmp_path, tmp_path / "one", 4)
     assert alone.wait(timeout=600) == 0, alone.communicate()[0]
     first, second = records.read_rows(tmp_path / "one"), records.read_rows(tmp_path / "two")
-    assert len(first) == len(second) == 12 and {row["status"] for row in second} == {"ok"}
+    assert len(first) == len(second) == 18 and {row["status"] for row in second} == {"ok"}
     for one, two in zip(first, second, strict=True):
         same = ("cell", "member", "acc", "asr", "ra", "masks", "poisoned")
         assert [one[name] for name in same] == [two[name] for name in same]
