@@ -3,13 +3,29 @@
 Everything here is a plain ``NamedTuple``. Axis letters in the comments: m members, n rows, b batch, h w c image, k classes,
 d channels. A *member* is one point of the grid (one seed, one poison ratio, ...); every function of the package sees one
 member, and only :mod:`bdjax.population` knows that there are many.
+
+Functions name the shapes of their arrays in the notation of jaxtyping, ``Float[Array, "b h w c"]``: one letter stands for one
+length throughout a call. The fast tests check them at every call.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+
+if TYPE_CHECKING or importlib.util.find_spec("jaxtyping"):
+    from jaxtyping import Bool, Float, Int, Num, Shaped, UInt8
+else:  # jaxtyping comes with the extra "test"; without it an annotation says no more than Array
+
+    class Shaped:
+        """Stands for the annotation that names a shape: ``Shaped[Array, "b"]`` is ``Array``."""
+
+        def __class_getitem__(cls, item):
+            return item[0]
+
+    Bool = Float = Int = Num = UInt8 = Shaped
 
 Array = jax.Array
 Key = jax.Array
