@@ -81,7 +81,7 @@ def _trained(args: argparse.Namespace, execution: Execution, count: int, size: i
 
     row = _timed(lambda: run(function, stack, (data,), execution), count * rows, args.rounds)
     one_program = execution.loop == "scan" and execution.devices == 1
-    at_once = 1 if execution.strategy == "loop" else min(execution.chunk or count, count)
+    at_once = 1 if execution.strategy == "sequential" else min(execution.chunk or count, count)
     memory = _bytes(function, take(stack, range(at_once)), data, execution) if one_program else None
     told = {"members": count, "size": size, "devices": execution.devices, "how": _name(execution)}
     return {**told, **row, "device MiB": None if memory is None else memory / 2**20}
@@ -108,7 +108,7 @@ def _timed(call: Callable[[], Any], images: int, rounds: int) -> dict[str, float
 
 def _bytes(function: Callable[..., Any], stack: Any, data: Any, execution: Execution) -> int:
     """What the program of the members that run at once needs: arguments, results and temporaries."""
-    batched = execution.strategy != "loop"
+    batched = execution.strategy != "sequential"
     if not batched:
         stack = take(stack, 0)
     return program_bytes(compiled(function, batched, 1, 1).lower(stack, data).compile())

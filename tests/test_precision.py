@@ -212,7 +212,7 @@ def test_a_precision_that_does_not_exist_names_the_nearest():
 
 @pytest.mark.slow  # two trainings
 def test_records_and_tables_tell_the_precision(tmp_path):
-    how = Execution("loop", "patches", "dispatch")
+    how = Execution("sequential", "patches", "dispatch")
     for precision in PRECISIONS:
         grid = dataclasses.replace(SMALL, precision=precision, defense=("none",), defense_config={})
         frame = sweep.run(grid, tmp_path, execution=how)

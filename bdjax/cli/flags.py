@@ -75,7 +75,7 @@ class Executed:
     devices: int | None = None
     """Local devices that share the members."""
     tuned: bool = True
-    """Start from what `bdjax plan` measured and remembered; a field given here replaces one of it."""
+    """Start from what `bdjax plan` measured; a field given here replaces one of it."""
 
 
 @dataclasses.dataclass(frozen=True)

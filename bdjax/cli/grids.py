@@ -128,7 +128,7 @@ def plan(
 ) -> int:
     """Say what a grid costs before anything runs: cells, members, memory, images, device-hours.
 
-    The images per second of each model and batch are measured and remembered; `run` and `sweep` then use the fastest execution.
+    The images per second of each model and batch are measured and kept in a cache; `run` and `sweep` then use the fastest execution.
 
     Args:
       scenario: what would run.
@@ -138,9 +138,9 @@ def plan(
       scale: which grid of the file.
       only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
       limit_cells: number of cells at most.
-      tune: measure what is not remembered.
+      tune: measure what is not in the cache.
       budget: seconds of measuring per model and batch; default: 60.
-      refresh: measure also what is remembered.
+      refresh: measure also what is in the cache.
       memory: compile the training of one and of two members to learn what a member needs.
       json: as JSON.
     """

@@ -30,7 +30,7 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
     """
     execution = check(execution or default_execution())
     total, done = size(stacked), 0
-    chunk = 1 if execution.strategy == "loop" else min(execution.chunk or total, total)
+    chunk = 1 if execution.strategy == "sequential" else min(execution.chunk or total, total)
     if execution.devices > 1:
         chunk = -(-chunk // execution.devices) * execution.devices
     results: list[Any] = []
@@ -54,8 +54,8 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
 
 
 def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
-    """Run members that fit at once, with nothing to fall back on; the "loop" strategy takes a stack of one."""
-    if execution.strategy == "loop":
+    """Run members that fit at once, with nothing to fall back on; the "sequential" strategy takes a stack of one."""
+    if execution.strategy == "sequential":
         one = take(stacked, 0)
         out = (compiled(function, False, 1, len(shared)) if execution.loop == "scan" else function)(one, *shared)
         return stack([out])

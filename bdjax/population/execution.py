@@ -10,14 +10,15 @@ from bdjax.nn.convolution import LOWERINGS
 from bdjax.population import compiler_options, hosts
 from bdjax.types import Loop, Model
 
-STRATEGIES = ("vmap", "map", "unrolled", "loop")
+STRATEGIES = ("vmap", "map", "unrolled", "sequential")
 LOOPS = ("scan", "dispatch")
 
 
 class Execution(NamedTuple):
     """How a population runs (static, recorded with every result)."""
 
-    strategy: str = "vmap"  # "vmap" all at once | "map" in chunks | "unrolled" every step repeated per member | "loop" one by one
+    strategy: str = "vmap"
+    # "vmap": all at once | "map": in chunks | "unrolled": every step repeated per member | "sequential": one member after another
     lowering: str = "native"  # of convolutions
     loop: str = "scan"  # of steps
     unroll: int = 1  # steps per trip of a loop
@@ -29,7 +30,7 @@ class Execution(NamedTuple):
 # one member after another, is as fast as any population in one program, and compiles once for any number of members.
 # Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
 MEASURED = {
-    ("cpu", ""): Execution("loop", "mixed", "scan"),
+    ("cpu", ""): Execution("sequential", "mixed", "scan"),
     ("", ""): Execution("vmap", "unrolled", "scan"),
 }
 
@@ -43,6 +44,16 @@ def default_execution(platform: str | None = None, model: str = "") -> Execution
                 return MEASURED["", ""]._replace(lowering=MEASURED[entry].lowering, devices=jax.device_count())
             return MEASURED[entry] if platform == "cpu" else MEASURED[entry]._replace(devices=jax.local_device_count())
     raise AssertionError("the last entry fits everything")
+
+
+def recorded(fields: Mapping[str, Any]) -> Execution:
+    """Return the execution that a record or a cache holds; earlier versions called the strategy "sequential" "loop".
+
+    Raises:
+      TypeError: a field that no version had.
+    """
+    execution = Execution(**fields)
+    return execution._replace(strategy="sequential") if execution.strategy == "loop" else execution
 
 
 def resolve(execution: Execution | Mapping[str, Any] | None, model: str) -> Execution:
@@ -74,8 +85,8 @@ def check(execution: Execution) -> Execution:
         raise UserError(
             f"devices must lie in 1 … {jax.local_device_count()}, the devices of this machine; given {execution.devices}"
         )
-    if execution.devices > 1 and (execution.loop != "scan" or execution.strategy == "loop"):
-        raise UserError("several devices need loop 'scan' and a strategy other than 'loop'; given " + repr(execution))
+    if execution.devices > 1 and (execution.loop != "scan" or execution.strategy == "sequential"):
+        raise UserError("several devices need loop 'scan' and a strategy other than 'sequential'; given " + repr(execution))
     return execution
 
 

@@ -73,7 +73,7 @@ def fit(
     Raises:
       UserError: not even one member fits.
     """
-    if execution.chunk or execution.strategy == "loop":
+    if execution.chunk or execution.strategy == "sequential":
         return execution
     need, free = footprint(build, model, stacked, shared, execution), device_memory()
     each = (free - need.fixed) // need.per_member

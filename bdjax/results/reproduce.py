@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
-from bdjax.population import Execution
+from bdjax.population import Execution, recorded
 from bdjax.results.member import load
 from bdjax.results.recreate import same_images
 from bdjax.store import checkpoints, hashing, provenance, records
@@ -64,7 +64,7 @@ def again(
     cell = _cell(row, config, folder)
     _same_settings(cell, dataset, config)
     train_cell = cell.train if isinstance(cell, DefenseCell) else cell
-    execution = Execution(**json.loads(row["execution"]))
+    execution = recorded(json.loads(row["execution"]))
     with tempfile.TemporaryDirectory(prefix="bdjax-reproduce-") as name:
         copy = Path(name)
         placed = place(train_cell, *build.attacked(train_cell), build.cell_hash(train_cell, dataset.digest), dataset, execution)
@@ -89,7 +89,7 @@ def again(
 def _members_of(out: Location, row: Row, execution: Execution) -> list[Point]:
     """The members that a record was run with, in their order: those of its file; alone where members run one by one."""
     own = Point(row["seed"], row["ratio"], json.loads(row["hyper"]))
-    if execution.strategy == "loop":
+    if execution.strategy == "sequential":
         return [own]
     files = records.read_cell(out, row["cell"])
     mine = {name for name, other in files if other["member"] == row["member"] and other["created"] == row["created"]}

@@ -64,7 +64,7 @@ def fitted(make: Any, attacked: Attacked, stacked: Any) -> Execution:
     if total > 1:  # one member alone is tried as it is
         execution = population.fit(make, attacked.model, stacked, (attacked.data,), execution)
     execution = hosts.broadcast(execution)  # memory may differ between machines, the program must not
-    if not execution.chunk or execution.strategy == "loop":
+    if not execution.chunk or execution.strategy == "sequential":
         return execution
     even = -(-total // -(-total // execution.chunk))
     return execution._replace(chunk=-(-even // execution.devices) * execution.devices)

@@ -26,9 +26,9 @@ from bdjax.types import Array, Attack, DataSpec, Defense, Model, Split
 class Measuring(NamedTuple):
     """What a plan may spend time on."""
 
-    tune: bool = True  # measure rates that are not remembered
+    tune: bool = True  # measure rates that are not in the cache
     budget: float = 60.0  # seconds per model and batch
-    refresh: bool = False  # measure also what is remembered
+    refresh: bool = False  # measure also what is in the cache
     memory: bool = True  # compile the training of one and two members to learn what a member needs
 
 
@@ -102,7 +102,7 @@ def overview(
     Args:
       grid: what would run.
       execution: single fields that the user sets.
-      tuned: start from what is remembered, as :func:`bdjax.sweep.run.run` does.
+      tuned: start from what the cache holds, as :func:`bdjax.sweep.run.run` does.
       measuring: what may be measured now; None = as :class:`Measuring` says.
       only: {axis: value}, see :func:`bdjax.sweep.expand.select`.
       limit: number of cells at most.

@@ -53,7 +53,7 @@ def run(
       data_dir: folder of the data archives.
       execution: how populations run, or single fields of it; the rest is what was tuned (see ``tuned``), or the default of the
         platform and the model.
-      tuned: use the execution that :func:`bdjax.population.autotune.tune.tune` remembers for a cell's model, batch and this
+      tuned: use the execution that :func:`bdjax.population.autotune.tune.tune` cached for a cell's model, batch and this
         machine, if any.
       only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.expand.select`).
       limit: number of cells to run at most.

@@ -41,7 +41,7 @@ def summary(works: Sequence[Pending], choices: Sequence[Chosen]) -> list[str]:
     for work, choice in zip(works, choices, strict=True):
         if work.training or work.defenses:
             name, execution = work.branch.train.model, choice.execution
-            fits = "" if execution.chunk or execution.strategy == "loop" else ", as many members at once as fit"
+            fits = "" if execution.chunk or execution.strategy == "sequential" else ", as many members at once as fit"
             lines.append(f"execution of {name}: {origin(choice)}: {named(execution)}{fits} ({jax.default_backend()})")
     return list(dict.fromkeys(lines))
 

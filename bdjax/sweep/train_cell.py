@@ -65,7 +65,7 @@ def _start(attacked: Attacked, running: int, execution: Execution, title: str, p
     recipe, images = attacked.attack.recipe, len(attacked.dataset.train.labels)
     batch = min(recipe.batch, images)
     per_epoch = images // batch * batch
-    chunk = min(execution.chunk or max(running, 1), max(running, 1)) if execution.strategy != "loop" else 1
+    chunk = min(execution.chunk or max(running, 1), max(running, 1)) if execution.strategy != "sequential" else 1
     chunks = -(-running // chunk)
     # What fills up the last chunk does not count.
     progress.start("train", title, epochs=recipe.epochs, images=per_epoch * running // max(chunks, 1), chunks=chunks)

@@ -20,7 +20,7 @@ from tests.reporting.sketch import sketch
 from tests.sweep.shared import programs
 
 FAST = ["--width", "4", "--epochs", "2", "--batch", "25", "--train-images", "100", "--test-images", "50", "--spc", "2"]
-LOOP = ["--strategy", "loop", "--lowering", "native"]
+LOOP = ["--strategy", "sequential", "--lowering", "native"]
 SCENARIO = [*FAST, *LOOP, "--defense", "clp", "--seeds", "0", "1", "--poison-ratio", "0", "0.1"]
 
 
@@ -298,7 +298,7 @@ def test_plan_measures_what_it_was_asked_about_and_remembers_it(capsys, empty_ca
     captured = capsys.readouterr()
     first = json.loads(captured.out)
     (cell,) = first["cells"]
-    assert cell["rate"] > 0 and cell["execution"]["strategy"] == "loop" and "images/s" in captured.err
+    assert cell["rate"] > 0 and cell["execution"]["strategy"] == "sequential" and "images/s" in captured.err
     assert first["training_hours"] == pytest.approx(cell["images"] / cell["rate"] / 3600)
     assert cli.main([*arguments, "--no-tune"]) == 0
     assert json.loads(capsys.readouterr().out) == first
@@ -348,12 +348,12 @@ def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_ca
     from bdjax.population.autotune import cache
 
     key = cache.tuning_key(cnn(spec("digits"), 4), 25, None)
-    cache.write(Tuned(Execution("loop", "native", "dispatch"), 1.0, (), key, 99, 60.0, 1.0, "2031-02-03"))
+    cache.write(Tuned(Execution("sequential", "native", "dispatch"), 1.0, (), key, 99, 60.0, 1.0, "2031-02-03"))
     arguments = ["check", *PLANNED, "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
-    assert "execution of cnn: tuned on 2031-02-03: loop/native/dispatch (cpu)" in capsys.readouterr().out
+    assert "execution of cnn: tuned on 2031-02-03: sequential/native/dispatch (cpu)" in capsys.readouterr().out
     assert cli.main([*arguments, "--lowering", "patches"]) == 0
-    assert "tuned on 2031-02-03, fields set by hand: loop/patches/dispatch" in capsys.readouterr().out
+    assert "tuned on 2031-02-03, fields set by hand: sequential/patches/dispatch" in capsys.readouterr().out
     assert cli.main([*arguments, "--no-tuned"]) == 0
     assert "execution of cnn: not tuned" in capsys.readouterr().out
 

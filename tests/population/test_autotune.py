@@ -12,7 +12,7 @@ from bdjax.population import Execution, cached, default_execution, execute, form
 from bdjax.population.autotune import cache, candidates
 from bdjax.population.autotune.tune import tune
 
-ONE = Execution("loop", "native", "scan")
+ONE = Execution("sequential", "native", "scan")
 TWO = Execution("vmap", "patches", "scan", chunk=2)
 
 
@@ -70,7 +70,7 @@ def rows_by_name(tuned):
 def test_real_steps_are_measured_and_the_winner_is_reused_without_measuring(model, calls, tmp_path, monkeypatch):
     said = []
     first = tune(model, batch=4, members=3, budget_seconds=300, candidates=[ONE, TWO], say=said.append)
-    assert {(e.strategy, n) for e, n in calls} == {("loop", 1), ("vmap", 2)} and len(said) == 2
+    assert {(e.strategy, n) for e, n in calls} == {("sequential", 1), ("vmap", 2)} and len(said) == 2
     assert first.execution in (ONE, TWO) and first.rate == max(row["rate"] for row in first.rows) > 0
     assert all(row["compile_seconds"] > 0 and row["reason"] is None for row in first.rows)
     before = len(calls)

@@ -36,8 +36,8 @@ EXECUTIONS = {
     "unrolled dispatch": Execution("unrolled", "native", "dispatch"),
     "unrolled scan": Execution("unrolled", "native", "scan"),
     "unrolled patches scan": Execution("unrolled", "patches", "scan"),
-    "loop dispatch": Execution("loop", "native", "dispatch"),
-    "loop scan": Execution("loop", "patches", "scan"),
+    "loop dispatch": Execution("sequential", "native", "dispatch"),
+    "loop scan": Execution("sequential", "patches", "scan"),
     "chunks of dispatched steps": Execution("vmap", "unrolled", "dispatch", unroll=2, chunk=2),
 }
 FIRST = ("vmap patches scan", "map scan", "unrolled scan", "loop dispatch")  # each strategy, and dispatched steps
@@ -56,7 +56,7 @@ STACK = members([0, 5, 9], [0.1], 160)[0]
 @pytest.fixture(scope="module")
 def plain(tiny_dataset):
     """Every member on its own, jitted, native convolutions."""
-    function, data = setting(tiny_dataset, Execution("loop", "native", "scan"))
+    function, data = setting(tiny_dataset, Execution("sequential", "native", "scan"))
     return jax.device_get(jax.jit(function)(jax.tree.map(lambda x: x[1], STACK), data))
 
 
@@ -139,7 +139,7 @@ def test_members_are_a_product_with_host_counts():
         Execution(unroll=0),
         Execution(devices=99),
         Execution(loop="dispatch", devices=2),
-        Execution(strategy="loop", devices=2),
+        Execution(strategy="sequential", devices=2),
     ],
 )
 def test_executions_that_cannot_run_are_refused(execution):
@@ -148,7 +148,7 @@ def test_executions_that_cannot_run_are_refused(execution):
 
 
 def test_defaults_can_run_here():
-    assert check(default_execution()) == Execution("loop", "mixed", "scan")
+    assert check(default_execution()) == Execution("sequential", "mixed", "scan")
     assert check(default_execution(model="cnn")) == default_execution()
     assert default_execution("gpu", "cnn").loop == "scan"
     assert resolve(None, "cnn") == default_execution(model="cnn")

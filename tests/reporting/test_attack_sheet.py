@@ -30,7 +30,7 @@ from bdjax.train.experiment import apply_trigger_to_all, stage
 from tests.reporting.made_up import SOURCE
 from tests.reporting.sketch import sketch
 
-HOW = Execution("loop", "native", "dispatch")
+HOW = Execution("sequential", "native", "dispatch")
 WAYS = ("coloured", "typical", "seeded")
 
 

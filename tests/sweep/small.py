@@ -14,8 +14,8 @@ from bdjax.store.rows import VOLATILE
 from bdjax.sweep import run as sweep
 from bdjax.sweep.grid import Grid
 
-HOW = Execution("loop", "native", "dispatch")  # one compiled step serves any number of members: least to compile
-EXECUTION = ["--strategy", "loop", "--lowering", "native", "--loop", "dispatch"]
+HOW = Execution("sequential", "native", "dispatch")  # one compiled step serves any number of members: least to compile
+EXECUTION = ["--strategy", "sequential", "--lowering", "native", "--loop", "dispatch"]
 DATA = ["--train-images", "200", "--test-images", "100"]
 GRID = Grid(
     defense=("ft", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=4, batch=25, train_images=200,

@@ -23,7 +23,7 @@ GRID = Grid(
     epochs=3, batch=30, train_images=100, test_images=50, defense_config={"ft": {"epochs": 7}}, hyper={"ft": {"lr": (0.1, 0.01)}},
 )  # fmt: skip
 COUNT = Measuring(tune=False, memory=False)
-WINNER = Execution("loop", "patches", "scan")
+WINNER = Execution("sequential", "patches", "scan")
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +151,7 @@ def test_a_run_uses_the_winner_says_so_and_records_it(tmp_path, capsys):
     grid = dataclasses.replace(small.GRID, defense=("clp",), seeds=(0,), hyper={}, defense_config={})
     remember_a_winner(execution=small.HOW, batch=25)
     frame = sweep.run(grid, tmp_path / "out")
-    assert "execution of cnn: tuned on 2031-02-03: loop/native/dispatch (cpu)" in capsys.readouterr().err.splitlines()
+    assert "execution of cnn: tuned on 2031-02-03: sequential/native/dispatch (cpu)" in capsys.readouterr().err.splitlines()
     assert {json.loads(text)["lowering"] for text in frame["execution"]} == {"native"}
     remember_a_winner(execution=WINNER, batch=25)  # another winner does not make another cell
     sweep.run(grid, tmp_path / "out")

@@ -63,18 +63,18 @@ class Tuning:
 
     def with_chunk(self, form: Execution, chunk: int) -> Execution:
         """Return a form with so many members at once on each device, at most all of them; one by one there is no chunk."""
-        if form.strategy == "loop":
+        if form.strategy == "sequential":
             return form
         return form._replace(chunk=min(chunk, -(-self.members // form.devices)) * form.devices)
 
     def fast_forms(self) -> list[Execution]:
         """Return the fastest forms that have a chunk and are not much slower than the best; all forms if none was measured."""
         ranked = sorted(self.measured, key=_rate, reverse=True)
-        if not any(one.execution.strategy != "loop" for one in ranked):
+        if not any(one.execution.strategy != "sequential" for one in ranked):
             tried = [Execution(**row["execution"]) for row in self.rows]
-            return [execution for execution in tried if execution.strategy != "loop"]
+            return [execution for execution in tried if execution.strategy != "sequential"]
         near = [one.execution for one in ranked if _rate(one) >= KEEP * _rate(ranked[0])]
-        return [execution for execution in near if execution.strategy != "loop"][:2]
+        return [execution for execution in near if execution.strategy != "sequential"][:2]
 
     def measure(self, executions: Iterable[Execution]) -> None:
         """Measure executions, each once, or say in their rows why not."""
@@ -83,7 +83,7 @@ class Tuning:
                 self._try(execution)
 
     def _try(self, execution: Execution) -> None:
-        count = 1 if execution.strategy == "loop" else min(execution.chunk or self.members, self.members)
+        count = 1 if execution.strategy == "sequential" else min(execution.chunk or self.members, self.members)
         count = -(-count // execution.devices) * execution.devices
         row: dict[str, Any] = dict(execution=execution._asdict(), members=count, rate=None, compile_seconds=None)
         row["reason"] = self._obstacle(execution, count)

@@ -19,11 +19,11 @@ CHUNKS = {"cpu": (4, 8, 16, 1), "": (16, 64, 4, 1)}
 
 # The forms compared on a CPU, those that compile fast first; on accelerators, every lowering in a compiled scan.
 _CPU = (
-    ("loop", "mixed", "scan"),
+    ("sequential", "mixed", "scan"),
     ("vmap", "mixed", "scan"),
     ("vmap", "patches", "scan"),
-    ("loop", "mixed", "dispatch"),
-    ("loop", "patches", "scan"),
+    ("sequential", "mixed", "dispatch"),
+    ("sequential", "patches", "scan"),
 )
 
 
@@ -39,7 +39,7 @@ def forms(model: str = "") -> tuple[Execution, ...]:
         found += [Execution("vmap", "mixed", "scan", devices=count)] * (count > 1)
     else:
         found = [Execution("vmap", lowering, "scan", devices=count) for lowering in LOWERINGS]
-        found += [Execution("loop", "native", "scan"), Execution("vmap", "unrolled", "dispatch")]
+        found += [Execution("sequential", "native", "scan"), Execution("vmap", "unrolled", "dispatch")]
     return tuple(dict.fromkeys([default_execution(model=model)._replace(chunk=0), *found]))
 
 
