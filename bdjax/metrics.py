@@ -48,7 +48,7 @@ def one_class(counts: Any) -> Floats:
     return _ratio(np.asarray(counts.predicted).max(axis=-1), counts.clean)
 
 
-def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats:
+def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats | np.float64:
     """Accuracy reduction rate, 1 - ACC_after / ACC_before: the share of the accuracy a defense costs.
 
     Args:
@@ -61,7 +61,7 @@ def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats:
     return 1.0 - _ratio(acc, acc_before)
 
 
-def rdr(acc_before: ArrayLike, ra: ArrayLike) -> Floats:
+def rdr(acc_before: ArrayLike, ra: ArrayLike) -> Floats | np.float64:
     """Recovery difference rate, 1 - RA_after / ACC_before: how far triggered images stay from the accuracy before.
 
     Args:

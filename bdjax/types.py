@@ -20,7 +20,7 @@ if TYPE_CHECKING or importlib.util.find_spec("jaxtyping"):
 else:  # jaxtyping comes with the extra "test"; without it an annotation says no more than Array
 
     class Shaped:
-        """Stands for the annotation that names a shape: ``Shaped[Array, "b"]`` is ``Array``."""
+        """Stands for the annotation that names a shape: ``Shaped[Array, " b"]`` is ``Array``."""
 
         def __class_getitem__(cls, item):
             return item[0]
@@ -212,7 +212,7 @@ class Curve(NamedTuple):
     points: tuple[float, ...]  # one per level, in the order of pruning
     reads: tuple[str, ...]  # the fields of the trace that say which channel goes when
     at: Callable[..., Variables]
-    # (variables before the repair, *fields, level i32[]) -> variables pruned to that level and not tuned
+    # (variables before the defense, *fields, level i32[]) -> variables pruned to that level and not tuned
 
 
 class Defense(NamedTuple):

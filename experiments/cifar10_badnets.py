@@ -1,4 +1,4 @@
-"""BadNets and Blended on CIFAR-10, repaired by FT, FP and CLP with 10 and with 100 clean samples per class.
+"""BadNets and Blended on CIFAR-10, defended by FT, FP and CLP with 10 and with 100 clean samples per class.
 
 Command:      bdjax sweep experiments/cifar10_badnets.py --data-dir DIR --out results/cifar10_badnets [--scale small]
 Hardware:     grid: one GPU, not run yet; small: 2 CPU cores

@@ -36,11 +36,16 @@ import gc
 import importlib.util
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.populations import imported, population, shared_programs, together  # noqa: F401  fixtures
+# Before anything imports these modules: the shapes in their annotations are checked at every call.
+SHAPED = [f"bdjax.{room}" for room in ("nn", "train", "attacks", "defenses", "metrics")]
+jaxtyping.install_import_hook(SHAPED, "tests.shapes.checked")
+
+from tests.populations import imported, population, shared_programs, together  # noqa: E402, F401  fixtures
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -15,7 +15,7 @@ from bdjax.attacks.user_files import given
 from bdjax.configure import ADDED
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
-from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
+from bdjax.types import PROFILES, Array, Attack, DataSpec, Float, Key, Recipe, UInt8
 
 __all__ = ["Config", "blended", "picture"]
 
@@ -91,7 +91,7 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
     train_share, test_share = (_thousandths(field, getattr(resolved, field)) for field in ("alpha", "test_alpha"))
 
     def trigger_of(share: int) -> Callable[[Any, Key, Array], Array]:
-        def stamp(trigger: Any, key: Key, images: Array) -> Array:
+        def stamp(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
             kept, added = jnp.asarray(unit - share * opacity)[None], jnp.asarray(share * opacity * pixels)[None]
             mixed = (kept * to_uint8(images).astype(jnp.int32) + added) // unit
             return to_float(mixed.astype(jnp.uint8))
@@ -102,9 +102,9 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
     return Attack(lambda key, assets: {}, any_class, trigger_of(test_share), relabel, Recipe(), resolved, train_stamp=train_stamp)
 
 
-def _own(field: str, path: Path, height: int, width: int, channels: int) -> np.ndarray:
-    """Return the user's picture at the size of the images, u8[h w c + 1] with its opacity."""
-    found: np.ndarray = read_picture(field, path, channels, (height, width))
+def _own(field: str, path: Path, height: int, width: int, channels: int) -> UInt8[np.ndarray, "h w _"]:
+    """Return the user's picture at the size of the images, its opacity as one more channel."""
+    found = read_picture(field, path, channels, (height, width))
     if not found[:, :, -1].any():
         raise UserError(f"{field}: {path} is transparent everywhere, so it would change nothing")
     return found
@@ -118,8 +118,8 @@ def _thousandths(field: str, share: float) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def picture(height: int, width: int) -> np.ndarray:
-    """Return a face of sixteen filled ellipses on white, u8[h w 3]: the mean of 8x8 samples per pixel, rounded half up."""
+def picture(height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a face of sixteen filled ellipses on white: the mean of 8x8 samples per pixel, rounded half up."""
     y = ((np.arange(FINE * height) + 0.5) / (FINE * height))[:, None]
     x = ((np.arange(FINE * width) + 0.5) / (FINE * width))[None, :]
     canvas = np.full((FINE * height, FINE * width, 3), 255, np.int64)

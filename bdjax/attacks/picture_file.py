@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from bdjax.errors import UserError, first_line
+from bdjax.types import UInt8
 
 CHANNELS = (1, 3)  # of images that a picture can be made for
 
 
-def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | None = None, longest: int | None = None) -> Any:
+def read_picture(
+    field: str, path: Path, channels: int, size: tuple[int, int] | None = None, longest: int | None = None
+) -> UInt8[np.ndarray, "h w _"]:
     """Return the pixels of an image file and how opaque they are.
 
     Grey pictures become colour ones where images have 3 channels, and the other way round; palettes, CMYK and 16-bit grey are
@@ -26,7 +29,7 @@ def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | 
       longest: pixels of its longer side, to which it is scaled with its aspect ratio kept. None: its own size.
 
     Returns:
-      u8[h w c + 1]; the last channel is 0 where the picture is transparent and 255 where it is opaque.
+      c + 1 channels; the last is 0 where the picture is transparent and 255 where it is opaque.
 
     Raises:
       UserError: another number of channels, or a file that Pillow cannot read as an image.

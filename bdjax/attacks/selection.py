@@ -10,10 +10,10 @@ import numpy as np
 from bdjax.attacks.share import share
 from bdjax.configure import configure
 from bdjax.errors import UserError, choose
-from bdjax.types import PROFILES, Array, DataSpec, Key
+from bdjax.types import PROFILES, Array, Bool, DataSpec, Int, Key
 
-Select = Callable[[Key, Array, Array], tuple[Array, Array]]
-Relabel = Callable[[Array], Array]
+Select = Callable[[Key, Int[Array, " n"], Int[Array, ""]], tuple[Bool[Array, " n"], Bool[Array, ""]]]
+Relabel = Callable[[Int[Array, " b"]], Int[Array, " b"]]
 LABELS = ("all_to_one", "all_to_all")
 WITHIN = ("all", "class")
 
@@ -52,7 +52,7 @@ def labelled(
     return resolved, all_to_all(spec.classes)
 
 
-def any_class(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+def any_class(key: Key, labels: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
     """Choose ``count`` of all rows, whatever their class: those that one random permutation ranks below ``count``.
 
     For one key a smaller count chooses a subset of what a larger one chooses. Rows of the target class are chosen like any other:
@@ -60,11 +60,11 @@ def any_class(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
 
     Args:
       key: the key of the stream SELECT.
-      labels: i32[n].
-      count: i32[], rows to poison, round(ratio n); may be traced.
+      labels: of all rows.
+      count: rows to poison, round(ratio n); may be traced.
 
     Returns:
-      (poisoned bool[n], feasible bool[]: there are that many rows).
+      (which rows are poisoned, whether it is feasible: there are that many rows).
 
     Source: K. Dunnett et al., "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation
       Strategies", arXiv 2411.11200, 2024: the ratio refers to all training rows.
@@ -85,7 +85,7 @@ def one_class(target: int, within: str = "all") -> Select:
         n), half to even, exact in integers.
 
     Returns:
-      ``select(key, labels, count) -> (poisoned bool[n], feasible bool[])``. Not feasible, and then every row of the class is
+      ``select(key, labels, count) -> (poisoned, feasible)``. Not feasible, and then every row of the class is
       marked: more rows asked for than the class has, as 1, 5 and 10 % of all rows of GTSRB and Tiny-ImageNet are.
 
     Raises:
@@ -99,7 +99,7 @@ def one_class(target: int, within: str = "all") -> Select:
     """
     choose("within", within, WITHIN)
 
-    def select(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+    def select(key: Key, labels: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
         rows = labels.shape[0]
         order = jax.random.permutation(key, rows)
         inside = labels[order] == target
@@ -134,7 +134,7 @@ def ranked_by(order: np.ndarray, rows: int | None = None) -> Select:
     rank = np.full(total, np.iinfo(np.int32).max, np.int32)
     rank[order] = np.arange(len(order))
 
-    def select(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+    def select(key: Key, labels: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
         if labels.shape[0] != total:
             raise UserError(f"the order of poisoned rows names {total} rows; the training set has {labels.shape[0]}")
         return jnp.asarray(rank) < count, count <= len(order)
@@ -142,32 +142,32 @@ def ranked_by(order: np.ndarray, rows: int | None = None) -> Select:
     return select
 
 
-def legacy_order(seed: int, rows: int) -> np.ndarray:
-    """Return the order in which the survey's published code poisons rows: NumPy's legacy generator, i64[n] on the host."""
+def legacy_order(seed: int, rows: int) -> Int[np.ndarray, " n"]:
+    """Return the order in which the survey's published code poisons rows: NumPy's legacy generator, on the host."""
     return np.random.RandomState(seed).permutation(rows)
 
 
-def legacy_class_order(seed: int, labels: np.ndarray, target: int) -> np.ndarray:
-    """Return the order in which it poisons rows of one class: row numbers i64[n_t] on the host, for ``ranked_by(order, rows)``.
+def legacy_class_order(seed: int, labels: Int[np.ndarray, " n"], target: int) -> Int[np.ndarray, " n_t"]:
+    """Return the order in which it poisons rows of one class: row numbers on the host, for ``ranked_by(order, rows)``.
 
     Args:
       seed: of the legacy generator.
-      labels: i32[n], host array.
+      labels: of all rows.
       target: the class.
     """
     members = np.flatnonzero(np.asarray(labels) == target)
     return members[legacy_order(seed, len(members))]
 
 
-def _below(rank: Array, count: Array) -> tuple[Array, Array]:
+def _below(rank: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
     return rank < count, count <= rank.shape[0]
 
 
 def all_to_one(target: int) -> Relabel:
-    """Return the rule by which every label becomes ``target``: labels i32[b] -> i32[b]."""
+    """Return the rule by which every label becomes ``target``."""
     return lambda labels: jnp.full_like(labels, target)
 
 
 def all_to_all(classes: int) -> Relabel:
-    """Return the rule by which every label moves on by one class, the last to the first: labels i32[b] -> i32[b]."""
+    """Return the rule by which every label moves on by one class, the last to the first."""
     return lambda labels: (labels + 1) % classes

@@ -3,29 +3,26 @@
 import jax
 import jax.numpy as jnp
 
-from bdjax.types import Array
+from bdjax.types import Array, Int
 
 BITS = 31  # of a number i32 that is not negative
 
 
-def share(count: Array, part: Array, whole: int) -> Array:
+def share(count: Int[Array, ""], part: Int[Array, ""], whole: int | Int[Array, ""]) -> Int[Array, ""]:
     """round(count part / whole), half to even.
 
     Args:
-      count: i32[], at least 0.
-      part: i32[], 0 … whole.
+      count: at least 0.
+      part: 0 … whole.
       whole: below 2²⁹.
-
-    Returns:
-      i32[].
     """
     quotient, rest = _divided(count, part, whole)
     tie = (2 * rest == whole) & (quotient % 2 == 1)
     return quotient + ((2 * rest > whole) | tie).astype(jnp.int32)
 
 
-def _divided(count: Array, part: Array, whole: int) -> tuple[Array, Array]:
-    """Quotient and remainder of count part / whole, i32[] each.
+def _divided(count: Int[Array, ""], part: Int[Array, ""], whole: int | Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Quotient and remainder of count part / whole.
 
     By long division: ``count`` is read bit by bit, the highest first. With c what was read so far and c part = q whole + r, the
     next bit b makes it 2 c + b, and (2 c + b) part = 2 q whole + (2 r + b part). The bracket is below 3 whole, so it fits.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.errors import UserError
-from bdjax.types import Array, Key
+from bdjax.types import Array, Bool, Float, Int, Key
 
 
 def select(max_ratio: float, owner: str) -> Callable[[Key, Array, Array], tuple[Array, Array]]:
@@ -27,7 +27,7 @@ def select(max_ratio: float, owner: str) -> Callable[[Key, Array, Array], tuple[
     if not 0 < max_ratio <= 1:
         raise UserError(f"{owner}.max_ratio must lie in (0, 1]; given {max_ratio}")
 
-    def none(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+    def none(key: Key, labels: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
         rows = labels.shape[0]
         return jnp.zeros(rows, bool), count <= round(max_ratio * rows)
 
@@ -39,15 +39,15 @@ def most(batch: int, max_ratio: float) -> int:
     return max(math.floor(batch * max_ratio + 1e-6), 1)
 
 
-def count(key: Key, ratio: Array, batch: int) -> Array:
-    """Return how many images of this batch carry the trigger, i32[].
+def count(key: Key, ratio: Float[Array, ""], batch: int) -> Int[Array, ""]:
+    """Return how many images of this batch carry the trigger.
 
     floor(ratio batch) where that is at least 1; else one with probability ratio batch. So the share of triggered images is
     floor(ratio batch) / batch and not the ratio: 9.375 % for 10 % of 128.
 
     Args:
       key: drawn from where less than one image is due.
-      ratio: f32[], poison ratio; may be traced.
+      ratio: poison ratio; may be traced.
       batch: number of images in the batch.
 
     Source: "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation Strategies",
@@ -58,13 +58,13 @@ def count(key: Key, ratio: Array, batch: int) -> Array:
     return jnp.where(number >= 1, number, jax.random.bernoulli(key, jnp.clip(due, 0, 1)).astype(jnp.int32))
 
 
-def active(number: Array, places: int) -> Array:
-    """Return which places carry the trigger, bool[places]: the first ``number`` of them."""
+def active(number: Int[Array, ""], places: int) -> Bool[Array, " places"]:
+    """Return which places carry the trigger: the first ``number`` of them."""
     return jnp.arange(places, dtype=jnp.int32) < number
 
 
-def relabelled(hit: Array, labels: Array, relabel: Callable[[Array], Array]) -> Array:
-    """Return labels i32[b] with the attack label at the first places that carry the trigger, ``hit`` bool[places]."""
+def relabelled(hit: Bool[Array, " places"], labels: Int[Array, " b"], relabel: Callable[[Array], Array]) -> Int[Array, " b"]:
+    """Return labels with the attack label at those of the first places that carry the trigger."""
     first, rest = labels[: hit.shape[0]], labels[hit.shape[0] :]
     return jnp.concatenate([jnp.where(hit, relabel(first), first), rest])
 

@@ -128,7 +128,7 @@ def plan(
 ) -> int:
     """Say what a grid costs before anything runs: cells, members, memory, images, device-hours.
 
-    The images per second of each model and batch are measured and kept in a cache; `run` and `sweep` then use the fastest execution.
+    The images per second of each model and batch are measured and kept in a cache; `run` and `sweep` then use the fastest.
 
     Args:
       scenario: what would run.

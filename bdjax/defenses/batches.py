@@ -2,38 +2,39 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bdjax.types import Array, CleanSet, Key
+from bdjax.types import Array, Bool, CleanSet, Float, Int, Key, Shaped
 
 
-def masked_mean(values: Array, mask: Array) -> Array:
-    """sum(values mask) / max(sum(mask), 1), f[b] -> f[]."""
+def masked_mean(values: Float[Array, " b"], mask: Shaped[Array | np.ndarray, " b"]) -> Float[Array, ""]:
+    """sum(values mask) / max(sum(mask), 1)."""
     mask = mask.astype(values.dtype)
     return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
 @jax.jit
-def training_rows(clean: CleanSet) -> Array:
-    """bool[n]: the rows that a defense may train on, neither padding nor validation."""
+def training_rows(clean: CleanSet) -> Bool[Array, " n"]:
+    """The rows that a defense may train on, neither padding nor validation."""
     return clean.role == 1
 
 
-def bits_by_index(key: Key, index: Array) -> Array:
-    """Random u32[n], each from ``key`` and its ``index`` i32[n] alone: other entries, and how many there are, change nothing."""
+def bits_by_index(key: Key, index: Int[Array, " n"]) -> Shaped[Array, " n"]:
+    """Random u32, each from ``key`` and its ``index`` alone: other entries, and how many there are, change nothing."""
     return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype=jnp.uint32))(index)
 
 
-def epoch_plan(key: Key, present: Array, batch: int) -> tuple[Array, Array]:
+def epoch_plan(key: Key, present: Bool[Array, " n"], batch: int) -> tuple[Int[Array, "trips b"], Float[Array, "trips b"]]:
     """Shuffle the present rows into batches of ``batch``; the last one keeps what is left.
 
     Args:
       key: key of the epoch.
-      present: bool[n].
+      present: rows that are shuffled.
       batch: rows per batch, at least 1; fewer rows in all make one smaller batch.
 
     Returns:
-      (rows i32[trips b], mask f32[trips b]): full batches first, then the incomplete one, then empty ones. Each present row gets
-      its random number by its place among the present ones, so padding changes no draw.
+      (rows, mask): full batches first, then the incomplete one, then empty ones. Each present row gets its random number by its
+      place among the present ones, so padding changes no draw.
     """
     n = present.shape[0]
     size = min(batch, n)

@@ -11,20 +11,14 @@ from bdjax import tree
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.keys import step_key
 from bdjax.train.loops import steps
-from bdjax.types import Array, CleanSet, Curve, Key, Masks, Model, Variables
+from bdjax.types import Array, Bool, CleanSet, Curve, Float, Int, Key, Masks, Model, Num, Shaped, Variables
 
 GRID = 10_000  # soft masks are rounded to 1 / GRID before they are compared, so that thresholds are integers
 PUBLISHED_EPS, PUBLISHED_MOMENTUM = 1e-5, 0.1  # of the norms into which the survey's published code copies a network
 
 
-def limit(scores: Array, u: Array, leave_out_non_finite: bool | None) -> Array:
-    """mean + u std over the channels, f[d] -> f[]; ``u`` f[], std with n - 1.
-
-    Args:
-      scores: f[d].
-      u: f[].
-      leave_out_non_finite: mean and std are those of the finite scores.
-    """
+def limit(scores: Float[Array, " d"], u: Float[Array, ""], leave_out_non_finite: bool | None) -> Float[Array, ""]:
+    """mean + u std over the channels, std with n - 1; with ``leave_out_non_finite`` those of the finite scores."""
     counted = jnp.isfinite(scores) if leave_out_non_finite else jnp.ones_like(scores, bool)
     n = jnp.sum(counted, dtype=scores.dtype)
     mean = jnp.sum(jnp.where(counted, scores, 0)) / n
@@ -42,16 +36,16 @@ def rounded(masks: Masks) -> Masks:
     return {norm: jnp.round(m * GRID).astype(jnp.int32) for norm, m in masks.items()}
 
 
-def kept(grid: Masks, limit: Array, dtype: Any) -> Masks:
-    """0/1 masks {norm: [d]} of a ``dtype`` that prune the channels whose number from :func:`rounded` is at most ``limit`` i32[].
+def kept(grid: Masks, limit: Int[Array, ""], dtype: Any) -> Masks:
+    """0/1 masks {norm: [d]} of a ``dtype`` that prune the channels whose number from :func:`rounded` is at most ``limit``.
 
     A limit of -1 prunes none.
     """
     return {norm: (q > limit).astype(dtype) for norm, q in grid.items()}
 
 
-def pruned_by_limit(grid: Masks, limits: Array) -> Array:
-    """How many channels each of the limits i32[L] prunes, i32[L], from masks that :func:`rounded` gave."""
+def pruned_by_limit(grid: Masks, limits: Int[Array, " L"]) -> Int[Array, " L"]:
+    """How many channels each of the limits prunes, from masks that :func:`rounded` gave."""
     every = jnp.concatenate(list(grid.values()))
     return jnp.sum(every[None] <= limits[:, None], 1, dtype=jnp.int32)
 
@@ -68,7 +62,7 @@ def curve(model: Model, batch: int, augment: bool) -> Callable[..., Array]:
     """
     spec = model.spec
 
-    def step(shared: Any, correct: Array, x: tuple[Array, Array, Array, Array]) -> Array:
+    def step(shared: Any, correct: Int[Array, " L"], x: tuple[Array, Array, Array, Array]) -> Int[Array, " L"]:
         key, variables, clean, grid, limits = shared
         rows, counted, level, trip = x
         images = clean.images[rows]
@@ -81,7 +75,7 @@ def curve(model: Model, batch: int, augment: bool) -> Callable[..., Array]:
         return correct.at[level].add(jnp.sum(right, dtype=jnp.int32))
 
     @jax.jit
-    def plan(wanted: Array, limits: Array) -> tuple[Array, Any]:
+    def plan(wanted: Bool[Array, " n"], limits: Int[Array, " L"]) -> tuple[Int[Array, " L"], Any]:
         n, count = wanted.shape[0], limits.shape[0]
         size = min(batch, n)
         trips = -(-n // size)
@@ -93,7 +87,9 @@ def curve(model: Model, batch: int, augment: bool) -> Callable[..., Array]:
         tiled = jax.tree.map(lambda a: jnp.tile(a, (count, 1)), each)
         return jnp.zeros(count, jnp.int32), (*tiled, levels, jnp.arange(count * trips, dtype=jnp.int32))
 
-    def correct(key: Key, variables: Variables, clean: CleanSet, wanted: Array, grid: Masks, limits: Array) -> Array:
+    def correct(
+        key: Key, variables: Variables, clean: CleanSet, wanted: Bool[Array, " n"], grid: Masks, limits: Int[Array, " L"]
+    ) -> Int[Array, " L"]:
         zero, xs = plan(wanted, limits)
         return steps(step, zero, xs, (key, variables, clean, grid, limits), model.loop)
 
@@ -111,7 +107,7 @@ def threshold_curve(norms: tuple[str, ...], limits: tuple[int, ...], step: int, 
       eps: of the norms of the network that was judged, see :func:`seen_through`.
     """
 
-    def at(variables: Variables, masks: Array, level: Array) -> Variables:
+    def at(variables: Variables, masks: Num[Array, " n"], level: Int[Array, ""]) -> Variables:
         params = variables["params"]
         grid = rounded(split(masks, {norm: tree.get(params, norm)["scale"] for norm in norms}))
         keep = kept(grid, jnp.asarray(limits, jnp.int32)[level], jax.tree.leaves(params)[0].dtype)
@@ -131,7 +127,7 @@ def outlier_curve(norms: tuple[str, ...], leave_out_non_finite: bool | None) -> 
       leave_out_non_finite: as :func:`limit` takes it.
     """
 
-    def at(variables: Variables, flat: Array, level: Array) -> Variables:
+    def at(variables: Variables, flat: Num[Array, " n"], level: Int[Array, ""]) -> Variables:
         params = variables["params"]
         scores = split(flat, {norm: tree.get(params, norm)["scale"] for norm in norms})
         u = jnp.asarray(LEVELS_OF_U, jnp.float32)[level]
@@ -141,8 +137,8 @@ def outlier_curve(norms: tuple[str, ...], leave_out_non_finite: bool | None) -> 
     return Curve("standard deviations u", LEVELS_OF_U, ("scores",), at)
 
 
-def split(flat: Array, like: dict[str, Array]) -> dict[str, Array]:
-    """A vector over channels f[d_1 + d_2 + …], layer after layer, as {address: f[d_i]}, with the lengths of ``like``."""
+def split(flat: Shaped[Array, " d"], like: dict[str, Array]) -> dict[str, Array]:
+    """A vector over channels, layer after layer, as {address: [d_i]}, with the lengths of ``like``."""
     ends = np.cumsum([len(each) for each in like.values()])[:-1]
     return dict(zip(like, jnp.split(flat, ends), strict=True))
 

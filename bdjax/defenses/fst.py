@@ -17,7 +17,7 @@ from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, tuner
 from bdjax.errors import choose
 from bdjax.train.optimisers import SGD, Optimiser
 from bdjax.train.schedules import cosine_by_epoch
-from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 VARIANTS = ("full", "head_only")
 
@@ -164,7 +164,7 @@ def _only(heads: tuple[str, ...]) -> Optimiser:
 def _shifting(model: Model, full: bool) -> Gradient:
     plain = cross_entropy_gradient(model)
 
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 2"]]:
         old, alpha = extra
         slope, statistics, loss = plain(variables, batch, (), key)
         overlap = jnp.stack([jnp.sum(before * tree.get(variables["params"], path)) for path, before in old.items()]).sum()

@@ -14,7 +14,7 @@ from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.errors import choose
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.schedules import cosine_by_epoch, cosine_by_step
-from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 SMALLEST = 1e-12  # added to the norm that divides the perturbation
 
@@ -97,11 +97,8 @@ def ft_sam(model: Model, config: Config | Mapping[str, Any] | None = None, *, pr
     return Defense(defend, FTSAMHyper(), frozenset({"clean"}), config)
 
 
-def smoothed_divergence(logits: Array, labels: Array, smoothing: Array) -> Array:
-    """KL(target ‖ softmax) per row, f[b k] and i32[b] -> f[b].
-
-    The target gives 1 - ``smoothing`` f[] to the true class and the rest to the others.
-    """
+def smoothed_divergence(logits: Float[Array, "b k"], labels: Int[Array, " b"], smoothing: Float[Array, ""]) -> Float[Array, " b"]:
+    """KL(target ‖ softmax) per row; the target gives 1 - ``smoothing`` to the true class and the rest to the others."""
     classes = logits.shape[-1]
     logits = logits.astype(at_least_float32(logits.dtype))
     smoothing = smoothing.astype(logits.dtype)
@@ -111,8 +108,8 @@ def smoothed_divergence(logits: Array, labels: Array, smoothing: Array) -> Array
     return jnp.sum(entropy - target * jax.nn.log_softmax(logits), -1)
 
 
-def perturbation(params: chex.ArrayTree, slope: chex.ArrayTree, rho: Array, adaptive: bool) -> Any:
-    """The step of length ``rho`` f[] towards a larger loss, as a tree like ``params``; ``slope`` is their gradient."""
+def perturbation(params: chex.ArrayTree, slope: chex.ArrayTree, rho: Float[Array, ""], adaptive: bool) -> Any:
+    """The step of length ``rho`` towards a larger loss, as a tree like ``params``; ``slope`` is their gradient."""
     size = jnp.abs if adaptive else jnp.ones_like
     scaled = jax.tree.map(lambda p, g: size(p) * g, params, slope)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(scaled)))
@@ -120,10 +117,10 @@ def perturbation(params: chex.ArrayTree, slope: chex.ArrayTree, rho: Array, adap
 
 
 def _sharp(model: Model, adaptive: bool) -> Gradient:
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 2"]]:
         rho, smoothing = extra
 
-        def loss(params: Any, draws: Key) -> tuple[Array, Any]:
+        def loss(params: Any, draws: Key) -> tuple[Float[Array, ""], Any]:
             out = model.apply({**variables, "params": params}, batch.images, train=True, mask=batch.mask, key=draws)
             return masked_mean(smoothed_divergence(out.logits, batch.labels, smoothing), batch.mask), out.variables["batch_stats"]
 

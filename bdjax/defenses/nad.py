@@ -16,7 +16,7 @@ from bdjax.nn.folded_linear import pool_matrix
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.schedules import constant, cosine_by_epoch, plateau
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
+from bdjax.types import Array, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 SMALLEST = 1e-6  # added to the norm of an attention map
 
@@ -136,8 +136,8 @@ PUBLISHED_TAPS = {
 UPDATES = {"preactresnet18": (("layer4", 3), ("", 4))}
 
 
-def attention(features: Array, power: int) -> Array:
-    """sum_c |A_c|^power per position, over its norm: f[b h w c] -> f[b h w]."""
+def attention(features: Float[Array, "b h w c"], power: int) -> Float[Array, "b h w"]:
+    """sum_c |A_c|^power per position, over its norm."""
     features = features.astype(at_least_float32(features.dtype))
     energy = jnp.sum(jnp.abs(features) ** power, -1)
     square = jnp.sum(jnp.square(energy), (1, 2))
@@ -185,11 +185,11 @@ def _distilling(model: Model, taps: tuple[Tap, ...], config: Config) -> Gradient
             values[norm] = jax.tree.map(lambda a, b, factor=factor: a + factor * (b - a), before, after)
         return tree.replace(new, values)
 
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 3"]]:
         teacher, betas = extra
         goals = model.apply(teacher, batch.images, record=record).taps if taps else {}
 
-        def loss(params: Any) -> tuple[Array, Any]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Any]:
             student = {**variables, "params": params}
             out = model.apply(student, batch.images, train=True, mask=batch.mask, key=key, record=record)
             entropy = masked_mean(cross_entropy(out.logits, batch.labels), batch.mask)
@@ -208,7 +208,7 @@ def _distilling(model: Model, taps: tuple[Tap, ...], config: Config) -> Gradient
 
 
 def _map(tap: Tap, power: int) -> Callable[[Array, Array | None], Array]:
-    def measure(features: Array, mask: Array | None) -> Array:
+    def measure(features: Float[Array, "b h w c"], mask: Array | None) -> Float[Array, "b s t"]:
         if tap.grid is not None:
             side = jnp.asarray(pool_matrix(features.shape[1]), features.dtype)
             features = jnp.einsum("sh,tw,bhwc->bstc", side, side, features)

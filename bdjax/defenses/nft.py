@@ -14,7 +14,7 @@ from bdjax.defenses.channels import published_norms, seen_through
 from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.train.schedules import cosine_between
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Float, Int, Key, Masks, Model, Variables
 
 
 class Config(NamedTuple):
@@ -116,8 +116,8 @@ def nft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     return Defense(defend, NFTHyper(), frozenset({"clean"}), config)
 
 
-def partners(key: Key, mask: Array) -> Array:
-    """A random permutation i32[b] of the rows that count among themselves, which come first in a batch; of the others too."""
+def partners(key: Key, mask: Float[Array, " b"]) -> Int[Array, " b"]:
+    """A random permutation of the rows that count among themselves, which come first in a batch; of the others too."""
     rows = jnp.arange(mask.shape[0], dtype=jnp.int32)
     return jnp.lexsort((bits_by_index(key, rows), mask == 0)).astype(jnp.int32)
 
@@ -128,7 +128,7 @@ def _bounded(masks: Masks, extra: Any) -> Masks:
 
 
 def _mixing(model: Model) -> Gradient:
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 3"]]:
         network, pull, _ = extra
         images, labels, mask = batch
         draws, pairing, sharing = jax.random.split(key, 3)
@@ -137,7 +137,7 @@ def _mixing(model: Model) -> Gradient:
         share = jax.random.uniform(sharing, (), jnp.float32).astype(images.dtype)
         images = share * images + (1 - share) * images[other]
 
-        def loss(masks: Masks) -> tuple[Array, tuple[Any, Array]]:
+        def loss(masks: Masks) -> tuple[Float[Array, ""], tuple[Any, Float[Array, " 2"]]]:
             params = tree.mask_norms(network["params"], masks, bias=False)
             now = {**network, "params": params, "batch_stats": variables["batch_stats"]}
             out = model.apply(now, images, train=True, mask=mask, key=draws)

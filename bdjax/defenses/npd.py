@@ -15,7 +15,7 @@ from bdjax.train.loops import inner
 from bdjax.train.optimisers import PLAIN
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import PROFILES, Array, Defended, DefenderView, Defense, Key, Model, Variables
+from bdjax.types import PROFILES, Array, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 LARGEST = 80.0  # a row's loss is cut to this in the search for a perturbation
 TRUE_LOGIT = -10.0  # what the true class's logit becomes before the strongest wrong class is looked for
@@ -147,10 +147,10 @@ def with_plug(variables: Variables, plug: Variables) -> dict[str, Any]:
 
 
 def _warming(model: Model) -> Gradient:
-    def gradient(plug: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(plug: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, ""]]:
         network, _ = extra
 
-        def loss(params: Any) -> tuple[Array, Any]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Any]:
             variables = with_plug(network, {**plug, "params": params})
             out = model.apply(variables, batch.images, plug_train=True, mask=batch.mask)
             return masked_mean(cross_entropy(out.logits, batch.labels), batch.mask), out.variables["plug_stats"]
@@ -161,24 +161,26 @@ def _warming(model: Model) -> Gradient:
     return gradient
 
 
-def projected(delta: Array, bound: Array) -> Array:
-    """Every image's perturbation f[b h w c] at L2 norm ``bound`` at most."""
+def projected(delta: Float[Array, "b h w c"], bound: Float[Array, ""]) -> Float[Array, "b h w c"]:
+    """Every image's perturbation at L2 norm ``bound`` at most."""
     size = jnp.sqrt(jnp.sum(jnp.square(delta), (1, 2, 3), keepdims=True))
     return delta * jnp.minimum(1, bound.astype(delta.dtype) / jnp.maximum(size, jnp.finfo(delta.dtype).tiny))
 
 
-def within(images: Array) -> Array:
-    """Pixels f[b h w c] cut to [0, 1]. At 0 and 1 themselves the whole slope goes through, of which ``jnp.clip`` lets half."""
+def within(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Pixels cut to [0, 1]. At 0 and 1 themselves the whole slope goes through, of which ``jnp.clip`` lets half."""
     return jnp.where((images >= 0) & (images <= 1), images, jnp.clip(images, 0, 1))
 
 
-def targeted(model: Model, variables: Variables, batch: Batch, target: Array, hyper: Any, config: Config) -> Array:
-    """δ f[b h w c] that leads each image towards its ``target``, in pixels."""
+def targeted(
+    model: Model, variables: Variables, batch: Batch, target: Int[Array | np.ndarray, " b"], hyper: Any, config: Config
+) -> Float[Array, "b h w c"]:
+    """δ that leads each image towards its ``target``, in pixels."""
 
-    def logits(delta: Array) -> Array:
+    def logits(delta: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         return model.apply(variables, within(batch.images + delta)).logits
 
-    def loss(delta: Array) -> Array:
+    def loss(delta: Float[Array, "b h w c"]) -> Float[Array, ""]:
         return masked_mean(jnp.clip(cross_entropy(logits(delta), target), -LARGEST, LARGEST), batch.mask)
 
     def move(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -207,7 +209,7 @@ def _polarising(model: Model, config: Config) -> Gradient:
         delta = targeted(model, now, batch, target, hyper, config)
         moved = within(images + delta)
 
-        def loss(params: Any) -> tuple[Array, tuple[Any, Array]]:
+        def loss(params: Any) -> tuple[Float[Array, ""], tuple[Any, Float[Array, " 3"]]]:
             variables = with_plug(network, {**plug, "params": params})
             mode = {"plug_train": bool(config.plug_train), "mask": mask}
             out = model.apply(variables, images, **mode)
@@ -229,7 +231,7 @@ def _polarising(model: Model, config: Config) -> Gradient:
     return gradient
 
 
-def _kept_down(chances: Array, classes: Array) -> Array:
-    """-ln(1.0001 - p + 1e-12) of each row's probability of its class, f[b]."""
+def _kept_down(chances: Float[Array, "b k"], classes: Int[Array, " b"]) -> Float[Array, " b"]:
+    """-ln(1.0001 - p + 1e-12) of each row's probability of its class."""
     mine = jax.nn.one_hot(classes, chances.shape[-1], dtype=chances.dtype)
     return -jnp.log(OUTSIDE - jnp.sum(chances * mine, -1) + INSIDE)

@@ -22,7 +22,7 @@ from bdjax.train.loops import steps as run_steps
 from bdjax.train.optimisers import SGD, Optimiser
 from bdjax.train.schedules import Schedule
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.types import Array, Bool, CleanSet, Float, Int, Key, Model, UInt8, Variables
 
 
 class Hyper(NamedTuple):
@@ -68,8 +68,8 @@ class _Shared(NamedTuple):
 def cross_entropy_gradient(model: Model) -> Gradient:
     """Gradient of the mean cross-entropy over the rows that count, in train mode; one update of the running statistics."""
 
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
-        def loss(params: Any) -> tuple[Array, Any]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, ""]]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Any]:
             out = model.apply({**variables, "params": params}, batch.images, train=True, mask=batch.mask, key=key)
             return masked_mean(cross_entropy(out.logits, batch.labels), batch.mask), out.variables["batch_stats"]
 
@@ -79,8 +79,8 @@ def cross_entropy_gradient(model: Model) -> Gradient:
     return gradient
 
 
-def gathered(clean: CleanSet, extra: Any, rows: Array) -> tuple[Array, Array]:
-    """The clean set's own images u8[b h w c] and labels i32[b] at ``rows`` i32[b]."""
+def gathered(clean: CleanSet, extra: Any, rows: Int[Array, " b"]) -> tuple[UInt8[Array, "b h w c"], Int[Array, " b"]]:
+    """The clean set's own images and labels at ``rows``."""
     return clean.images[rows], clean.labels[rows]
 
 
@@ -130,7 +130,9 @@ def tuner(
         gather=gather,
     )
 
-    def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
+    def tune(
+        key: Key, variables: Variables, clean: CleanSet, present: Bool[Array | np.ndarray, " n"], hyper: Any, extra: Any = ()
+    ) -> Tuned:
         hyper = jax.tree.map(jnp.asarray, hyper)
         (state, _), means = go_on(key, begin(variables, hyper), clean, present, hyper, extra)
         loss, *beside = descent.columns(means)
@@ -169,18 +171,18 @@ def interruptible(
         return descent.begin(optimiser, variables, hyper, measured), schedule.init(hyper)
 
     @jax.jit
-    def plan(key: Key, epoch: Array, present: Array) -> tuple[Array, Array]:
+    def plan(key: Key, epoch: Int[Array, ""], present: Bool[Array, " n"]) -> tuple[Array, Array]:
         return epoch_plan(step_key(stream(key, Stream.ORDER), epoch), present, batch)
 
     @jax.jit
-    def close(state: State, rate: Any) -> tuple[State, Any, Array]:
+    def close(state: State, rate: Any) -> tuple[State, Any, Float[Array, " j"]]:
         state, means = descent.close(state)
         return state, schedule.observe(rate, means[0]), means
 
     def go_on(
-        key: Key, carry: tuple[State, Any], clean: CleanSet, present: Array, hyper: Any, extra: Any
-    ) -> tuple[tuple[State, Any], Array]:
-        def epoch(carry: tuple[State, Any], e: Array) -> tuple[tuple[State, Any], Array]:
+        key: Key, carry: tuple[State, Any], clean: CleanSet, present: Bool[Array | np.ndarray, " n"], hyper: Any, extra: Any
+    ) -> tuple[tuple[State, Any], Float[Array, "epochs j"]]:
+        def epoch(carry: tuple[State, Any], e: Int[Array, ""]) -> tuple[tuple[State, Any], Float[Array, " j"]]:
             state, rate = carry
             shared = _Shared(clean, key, hyper, rate, e, extra)
             state, rate, means = close(run_steps(step, state, plan(key, e, present), shared, model.loop), rate)
@@ -202,7 +204,7 @@ def _step(
 ) -> Callable[[_Shared, State, tuple[Array, Array]], State]:
     spec = model.spec
 
-    def step(shared: _Shared, state: State, x: tuple[Array, Array]) -> State:
+    def step(shared: _Shared, state: State, x: tuple[Int[Array, " b"], Float[Array, " b"]]) -> State:
         rows, mask = x
         images, labels = gather(shared.clean, shared.extra, rows)
         if augment:

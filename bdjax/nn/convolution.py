@@ -14,6 +14,7 @@ In all three a 1x1 convolution is one matrix product.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +22,22 @@ import jax.numpy as jnp
 from bdjax.errors import choose
 from bdjax.nn.bilinear import mutual_gradients
 from bdjax.nn.lowerings import Choice, Shape, fastest_on_cpu, input_gradient, native, patches, product, transposes
-from bdjax.types import Array
+from bdjax.types import Array, Float
 
 LOWERINGS = ("native", "unrolled", "mixed", "patches")
 
 
-def convolve(x: Array, kernel: Array, *, stride: int, padding: int, lowering: str) -> Array:
+def convolve(
+    x: Float[Array, "b h w c"], kernel: Float[Any, "kh kw c d"], *, stride: int, padding: int, lowering: str
+) -> Float[Array, "b _ _ d"]:
     """Cross-correlate images with a kernel, zero padding on both sides.
 
     Args:
-      x: f[b h w c].
-      kernel: f[kh kw c d], same dtype.
+      x: images.
+      kernel: same dtype.
       stride: step in both directions.
       padding: zeros added on each side, also at stride 2 (unlike "SAME").
       lowering: one of :data:`LOWERINGS`; all agree to float error, in values and in first and second (reverse) derivatives.
-
-    Returns:
-      f[b h' w' d].
     """
     choose("lowering", lowering, LOWERINGS)
     if lowering == "patches":
@@ -49,19 +49,24 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: int, lowering: st
     return _chosen(x.shape[1:3], kernel, stride, padding, lowering)[0](x, kernel)
 
 
-def convolve_transposed(g: Array, kernel: Array, *, stride: int, padding: int, size: tuple[int, int], lowering: str) -> Array:
+def convolve_transposed(
+    g: Float[Array, "b _ _ d"],
+    kernel: Float[Any, "kh kw c d"],
+    *,
+    stride: int,
+    padding: int,
+    size: tuple[int, int],
+    lowering: str,
+) -> Float[Array, "b _ _ c"]:
     """Transpose :func:`convolve` in its images: every number spreads the kernel over a map ``stride`` times as large.
 
     Args:
-      g: f[b h' w' d], of the shape that :func:`convolve` gives for images of this size.
-      kernel: f[kh kw c d], same dtype.
+      g: of the shape that :func:`convolve` gives for images of this size.
+      kernel: same dtype.
       stride: step in both directions of the convolution that this transposes.
       padding: zeros that it adds on each side.
       size: (h, w) of the result.
       lowering: one of :data:`LOWERINGS`.
-
-    Returns:
-      f[b h w c].
     """
     choose("lowering", lowering, LOWERINGS)
     if lowering in ("patches", "native"):
@@ -69,7 +74,9 @@ def convolve_transposed(g: Array, kernel: Array, *, stride: int, padding: int, s
     return _chosen(size, kernel, stride, padding, lowering)[1](g, kernel)
 
 
-def _chosen(size: tuple[int, ...], kernel: Array, stride: int, padding: int, lowering: str) -> tuple[Callable[..., Array], ...]:
+def _chosen(
+    size: tuple[int, ...], kernel: Float[Any, "kh kw c d"], stride: int, padding: int, lowering: str
+) -> tuple[Callable[..., Array], ...]:
     (h, w), (kh, kw, c, d) = size, kernel.shape
     shape = Shape((kh, kw), stride, padding, (h, w), (c, d))
     return _maps(shape, fastest_on_cpu(shape) if lowering == "mixed" else transposes(native))
@@ -101,7 +108,7 @@ def _members_unrolled(f: Callable[[Array, Array], Array], *, merge_first: bool) 
     mapped = jax.custom_batching.custom_vmap(f)
 
     @mapped.def_vmap
-    def rule(size: int, batched: tuple[bool, bool], a: Array, b: Array) -> tuple[Array, bool]:
+    def rule(size: int, batched: list[bool], a: Array, b: Array) -> tuple[Array, bool]:
         if merge_first and not batched[1]:  # one kernel for all: members are just more rows
             merged = mapped(a.reshape(-1, *a.shape[2:]), b)
             return merged.reshape(size, -1, *merged.shape[1:]), True

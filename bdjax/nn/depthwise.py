@@ -22,7 +22,7 @@ from bdjax.nn.bilinear import mutual_gradients
 from bdjax.nn.initial import he_fan_out, parameter
 from bdjax.nn.layers import Pass, tap
 from bdjax.nn.normalisation import at_least_float32
-from bdjax.types import Array
+from bdjax.types import Array, Float
 
 
 class _Axis(NamedTuple):
@@ -63,20 +63,17 @@ def live_taps(size: int, window: int, stride: int, padding: int) -> slice:
     return slice(live[0], live[-1] + 1)
 
 
-def depthwise(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
+def depthwise(x: Float[Any, "b h w c"], kernel: Float[Any, "kh kw 1 _"], *, stride: int, padding: int) -> Float[Array, "b _ _ c"]:
     """Cross-correlate every channel with its own kernel, zero padding on both sides.
 
     ``y[b, u, v, c] = sum_ij x[b, u stride + i - padding, v stride + j - padding, c] kernel[i, j, 0, c]`` over the live taps.
     Reverse over reverse differentiation is closed; forward mode is not there. Products are added up at least in float32.
 
     Args:
-      x: f[b h w c].
+      x: images.
       kernel: f[kh kw 1 c], same dtype; the gradient of taps that see no data is exactly 0.
       stride: step in both directions, at least 1.
       padding: zeros added on each side, also at stride 2 (unlike "SAME"); fewer than kh and kw.
-
-    Returns:
-      f[b h' w' c].
 
     Raises:
       UserError: shapes that do not belong together.
@@ -166,7 +163,7 @@ def _total(terms: Iterator[Array]) -> Array:
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution f[b h w c] -> f[b h' w' c] without bias, padding ``window // 2``; its address is the module's path.
+    """Depthwise convolution without bias, padding ``window // 2``; its address is the module's path.
 
     The kernel f[window window 1 c] starts by :func:`bdjax.nn.initial.he_fan_out`: a std of sqrt(2 / (c window²)).
     """
@@ -176,7 +173,7 @@ class DepthwiseConv(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, run: Pass) -> Array:
+    def __call__(self, x: Float[Any, "b h w c"], run: Pass) -> Float[Array, "b _ _ c"]:
         kernel = parameter(self, "kernel", he_fan_out, (self.window, self.window, 1, x.shape[-1]))
         if run.shaping:
             return x[:, :: self.stride, :: self.stride]

@@ -19,22 +19,22 @@ decoupled decay ηλ then needs λ / 7. With coupled decay, or at h > 1, no sett
 """
 
 import functools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.nn.normalisation import at_least_float32
-from bdjax.types import Array
+from bdjax.types import Array, Float
 
 GRID = 7  # positions of the pooled map in each direction
 A = TypeVar("A", np.ndarray, Array)
 
 
 @functools.lru_cache(maxsize=64)
-def pool_matrix(h: int) -> np.ndarray:
-    """Adaptive average pooling from h to 7 positions in one direction, f64[7, h].
+def pool_matrix(h: int) -> Float[np.ndarray, "7 h"]:
+    """Adaptive average pooling from h to 7 positions in one direction, in float64.
 
     Row i averages positions floor(i h / 7) … ceil((i + 1) h / 7) - 1, as PyTorch's ``adaptive_avg_pool2d`` does.
 
@@ -69,7 +69,7 @@ def _isometry(h: int) -> np.ndarray:
     return np.kron(one, one)
 
 
-def fold(weight: A, h: int) -> A:
+def fold(weight: Float[A, "..."], h: int) -> Float[A, "out c _"]:
     """Return the coordinates U = W Q of full weights; for h >= 7 the weights themselves.
 
     The layer behind :func:`pool` holds them as ``kernel = U.transpose(2, 1, 0).reshape(-1, out)``.
@@ -90,7 +90,7 @@ def fold(weight: A, h: int) -> A:
     return weight if h >= GRID else weight @ _isometry(h).astype(weight.dtype)
 
 
-def unfold(folded: A, h: int) -> A:
+def unfold(folded: Float[A, "..."], h: int) -> Float[A, "out c 49"]:
     """Full weights W = U Qᵀ with the same function; ``fold(unfold(U, h), h) = U``. For h >= 7 the weights themselves.
 
     What the data could not see of the original weights is 0 here: single entries of it are not recovered.
@@ -100,7 +100,7 @@ def unfold(folded: A, h: int) -> A:
       h: side of the map.
 
     Returns:
-      f[out, c, 49], same dtype.
+      Weights of the same dtype.
 
     Raises:
       UserError: weights of another shape.
@@ -112,14 +112,14 @@ def unfold(folded: A, h: int) -> A:
     return folded if h >= GRID else folded @ _isometry(h).T.astype(folded.dtype)
 
 
-def pool(x: Array, *, folded: bool = True) -> Array:
+def pool(x: Float[Any, "b h w c"], *, folded: bool = True) -> Float[Array, "b _"]:
     """Average a map to 7x7 positions and flatten it: what VGG's first linear layer multiplies.
 
     Folded, it gives the coordinates M^(1/2) z instead of the pooled values P z, so that the layer's kernel, f[t c, out] with row
     t c_count + c for position t (row by row) and channel c, holds U instead of W.
 
     Args:
-      x: f[b h h c].
+      x: square maps.
       folded: for h < 7; for larger maps both are the same.
 
     Returns:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import tree
-from bdjax.types import Array, Key
+from bdjax.types import Array, Float, Key
 
 _STATISTICS = {"mean": 0.0, "var": 1.0}  # running ones, before any batch
 _LAWS = "intermediates"  # the collection of variables that Flax's own `init` leaves out
@@ -27,8 +27,8 @@ class Law(NamedTuple):
     kind: str  # "normal": N(0, scale²) | "uniform": U(-scale, scale) | "constant": scale
     scale: float
 
-    def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """Return a parameter of this law alone, f[shape]."""
+    def draw(self, key: Key, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Return a parameter of this law alone, of that shape."""
         if self.kind == "constant":
             return jnp.full(shape, self.scale)
         return _NOISE[self.kind](key, shape) * self.scale
@@ -69,8 +69,8 @@ def constant(value: float) -> Rule:
     return lambda shape: Law("constant", float(value))
 
 
-def parameter(module: nn.Module, name: str, rule: Rule, shape: tuple[int, ...]) -> Array:
-    """Return a parameter of a module, f[shape]; called in its compact method.
+def parameter(module: nn.Module, name: str, rule: Rule, shape: tuple[int, ...]) -> Float[Any, "..."]:
+    """Return a parameter of a module as the variables hold it (they may be NumPy's); called in its compact method.
 
     Networks start by :class:`Drawer`. The module's own ``init`` draws by the same laws and gives other numbers: Flax hands every
     parameter a key of its own, and all parameters come from two keys here.

@@ -18,7 +18,7 @@ from bdjax.errors import UserError
 from bdjax.nn.convolution import convolve
 from bdjax.nn.initial import Rule, constant, he_fan_out, parameter, uniform_fan_in
 from bdjax.nn.normalisation import at_least_float32, batch_norm, normalise, row
-from bdjax.types import Array, Key
+from bdjax.types import Array, Float, Key, Shaped
 
 PLUG_EPS, PLUG_MOMENTUM = 1e-5, 0.1
 
@@ -30,22 +30,22 @@ class Pass:
     train: bool = False
     plug_train: bool = False
     shaping: bool = False  # only the parameters' shapes are asked for: layers that keep a tensor's shape may be left out
-    mask: Array | None = None  # f[b], 1 for rows that count in batch statistics
+    mask: Shaped[Any, " b"] | None = None  # 1 for rows that count in batch statistics
     key: Key | None = None  # dropout and stochastic depth
     record: Mapping[str, Callable[[Array, Array | None], Any] | None] = dataclasses.field(default_factory=dict)
-    bounds: Mapping[str, Array] = dataclasses.field(default_factory=dict)
-    plug: Mapping[str, Array] | None = None
-    plug_stats: Mapping[str, Array] | None = None
+    bounds: Mapping[str, Float[Any, " _"]] = dataclasses.field(default_factory=dict)
+    plug: Mapping[str, Float[Any, "..."]] | None = None
+    plug_stats: Mapping[str, Float[Any, " _"]] | None = None
     plug_site: str = ""
     taps: dict[str, Any] = dataclasses.field(default_factory=dict)
     seen: list[str] = dataclasses.field(default_factory=list)
 
 
-def tap(x: Array, address: str, run: Pass) -> Array:
-    """Give the tensor f[b … d] its address: apply what the variables carry for it, record it if asked, return it.
+def tap(x: Float[Any, "b *s d"], address: str, run: Pass) -> Float[Any, "b *s d"]:
+    """Give the tensor its address: apply what the variables carry for it, record it if asked, return it.
 
-    A bound Z f[d] cuts the tensor to min(x, max(Z, 0)): one below 0 acts as 0, and its gradient is 0. Behind a ReLU that is what
-    a cut to min(x, Z) before the ReLU gives, which takes negative values back to 0.
+    A bound Z per channel cuts the tensor to min(x, max(Z, 0)): one below 0 acts as 0, and its gradient is 0. Behind a ReLU that
+    is what a cut to min(x, Z) before the ReLU gives, which takes negative values back to 0.
     """
     if address in run.bounds:
         x = jnp.minimum(x, row(nn.relu(run.bounds[address].astype(x.dtype)), x))
@@ -58,8 +58,8 @@ def tap(x: Array, address: str, run: Pass) -> Array:
     return x
 
 
-def _plug(x: Array, run: Pass) -> Array:
-    """Neural Polarizer's insert: a 1x1 convolution and a norm, f[b h w d] -> f[b h w d]."""
+def _plug(x: Float[Array, "b h w d"], run: Pass) -> Float[Array, "b h w d"]:
+    """Neural Polarizer's insert: a 1x1 convolution and a norm."""
     assert run.plug is not None and run.plug_stats is not None
     x = jnp.einsum("bhwc,cd->bhwd", x, run.plug["kernel"].reshape(x.shape[-1], -1).astype(x.dtype))
     scale, bias = run.plug["scale"], run.plug["bias"]
@@ -73,7 +73,7 @@ _ZERO = constant(0)
 
 
 class Conv(nn.Module):
-    """Convolution f[b h w c] -> f[b h' w' features] with padding ``window // 2``; its output has the module's path as address.
+    """Convolution with padding ``window // 2``; its output has the module's path as address.
 
     Its kernel is f[window window c features], its bias f[features].
     ``bias_init`` None draws the bias as PyTorch does, from U(-b, b) with b = 1 / sqrt(window² inputs).
@@ -89,7 +89,7 @@ class Conv(nn.Module):
     bias_init: Rule | None = _ZERO
 
     @nn.compact
-    def __call__(self, x: Array, run: Pass) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"], run: Pass) -> Float[Array, "b _ _ features"]:
         shape = (self.window, self.window, x.shape[-1], self.features)
         kernel = parameter(self, "kernel", self.kernel_init, shape)
         dtype = self.dtype or kernel.dtype
@@ -102,7 +102,7 @@ class Conv(nn.Module):
 
 
 class NormAct(nn.Module):
-    """Batch-norm of f[b h w d] over the rows that count, then an activation if there is one.
+    """Batch-norm over the rows that count, then an activation if there is one.
 
     Scale, bias and running statistics are f[d].
     Taps at ``<path>/in``, ``<path>`` (the norm) and, with an activation, ``<path>/act``.
@@ -113,7 +113,7 @@ class NormAct(nn.Module):
     act: Callable[[Array], Array] | None = nn.relu
 
     @nn.compact
-    def __call__(self, x: Array, run: Pass) -> Array:
+    def __call__(self, x: Float[Array, "b h w d"], run: Pass) -> Float[Array, "b h w d"]:
         d = x.shape[-1]
         scale = parameter(self, "scale", constant(1), (d,))
         bias = parameter(self, "bias", constant(0), (d,))
@@ -134,7 +134,7 @@ class NormAct(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale every channel of f[b h w d] by a gate that sees the mean of all: ``x gate(fc2(act(fc1(mean x))))``.
+    """Scale every channel by a gate that sees the mean of all: ``x gate(fc2(act(fc1(mean x))))``.
 
     Both layers are 1x1, with bias.
 
@@ -150,7 +150,7 @@ class SqueezeExcite(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, run: Pass) -> Array:
+    def __call__(self, x: Float[Array, "b h w d"], run: Pass) -> Float[Array, "b h w d"]:
         layer = functools.partial(Conv, window=1, lowering=self.lowering, dtype=self.dtype, use_bias=True, kernel_init=he_fan_out)
         y = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype), keepdims=True).astype(x.dtype)
         y = layer(self.squeeze, name="fc1")(y, run)
@@ -159,7 +159,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Linear(nn.Module):
-    """Linear layer f[b c] -> f[b features] with bias, computed in the dtype of its parameters: f[c features] and f[features].
+    """Linear layer with bias, computed in the dtype of its parameters: f[c features] and f[features].
 
     ``bias_init`` None draws the bias as PyTorch does, from U(-b, b) with b = 1 / sqrt(inputs).
     """
@@ -169,18 +169,18 @@ class Linear(nn.Module):
     bias_init: Rule | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Any, "b c"]) -> Float[Array, "b features"]:
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         init = self.bias_init or (lambda shape: uniform_fan_in((x.shape[-1], *shape)))
         bias = parameter(self, "bias", init, (self.features,))
         return x.astype(kernel.dtype) @ kernel + bias[None]
 
 
-def dropout(x: Array, rate: float, run: Pass, site: str) -> Array:
+def dropout(x: Float[Array, "*s"], rate: float, run: Pass, site: str) -> Float[Array, "*s"]:
     """In train mode, each number is 0 with probability ``rate`` and divided by 1 - ``rate`` otherwise.
 
     Args:
-      x: f[…].
+      x: activations.
       rate: in [0, 1); static.
       run: its key draws.
       site: address of the place, which gives it draws of its own whatever other layers a network has.
@@ -194,8 +194,8 @@ def dropout(x: Array, rate: float, run: Pass, site: str) -> Array:
     return _kept(x, rate, run, site, x.shape)
 
 
-def stochastic_depth(x: Array, rate: float, run: Pass, site: str) -> Array:
-    """In train mode, each sample of a residual branch f[b …] is 0 with probability ``rate``, else divided by 1 - ``rate``.
+def stochastic_depth(x: Float[Array, " b *s"], rate: float, run: Pass, site: str) -> Float[Array, " b *s"]:
+    """In train mode, each sample of a residual branch is 0 with probability ``rate``, else divided by 1 - ``rate``.
 
     Args and errors are those of :func:`dropout`.
 
@@ -204,7 +204,7 @@ def stochastic_depth(x: Array, rate: float, run: Pass, site: str) -> Array:
     return _kept(x, rate, run, site, (x.shape[0], *(1,) * (x.ndim - 1)))
 
 
-def _kept(x: Array, rate: float, run: Pass, site: str, shape: tuple[int, ...]) -> Array:
+def _kept(x: Float[Array, "*s"], rate: float, run: Pass, site: str, shape: tuple[int, ...]) -> Float[Array, "*s"]:
     if not run.train or rate == 0:
         return x
     if run.key is None:

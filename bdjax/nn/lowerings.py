@@ -6,27 +6,27 @@ stride 1 the input gradient is again a convolution, of the output gradient with 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bdjax.types import Array
+from bdjax.types import Array, Float
 
 Formulation = Callable[[Array, Array, int, int], Array]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _LANES = 16  # float32 numbers in the vector register of a CPU with AVX-512
 
 
-def native(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Convolve as the platform does: f[b h w c], f[kh kw c d] -> f[b h' w' d]."""
+def native(x: Float[Array, "b h w c"], kernel: Float[Any, "kh kw c d"], stride: int, padding: int) -> Float[Array, "b _ _ d"]:
+    """Convolve as the platform does."""
     pads = [(padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
 
 
-def patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Convolve by shifted copies side by side and one matrix product: f[b h w c], f[kh kw c d] -> f[b h' w' d]."""
+def patches(x: Float[Array, "b h w c"], kernel: Float[Any, "kh kw c d"], stride: int, padding: int) -> Float[Array, "b _ _ d"]:
+    """Convolve by shifted copies side by side and one matrix product."""
     kh, kw, c, d = kernel.shape
     height, width = _output_size(x, kernel, stride, padding)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -35,14 +35,14 @@ def patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * c, d)
 
 
-def product(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Convolve with a 1x1 kernel as one matrix product over all positions: f[b h w c], f[1 1 c d] -> f[b h' w' d]."""
+def product(x: Float[Array, "b h w c"], kernel: Float[Any, "1 1 c d"], stride: int, padding: int) -> Float[Array, "b _ _ d"]:
+    """Convolve with a 1x1 kernel as one matrix product over all positions."""
     assert kernel.shape[:2] == (1, 1) and padding == 0
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
 
 
-def packed(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+def packed(x: Float[Array, "b h w c"], kernel: Float[Any, "kh kw c d"], stride: int, padding: int) -> Float[Array, "b _ _ d"]:
     """Convolve with two neighbouring output columns as channels: few output channels fill the vector units.
 
     The kernel is one column wider and a third of its products are with zeros (3x3), which pays where d channels fill half of
@@ -63,19 +63,35 @@ def _output_size(x: Array, kernel: Array, stride: int, padding: int) -> tuple[in
     return height, width
 
 
-def input_gradient(formulation: Formulation, g: Array, kernel: Array, stride: int, padding: int, size: tuple[int, int]) -> Array:
-    """Transpose a formulation in its images: g f[b h' w' d] -> f[b h w c], with ``size`` = (h, w)."""
+def input_gradient(
+    formulation: Formulation,
+    g: Float[Array, "b _ _ d"],
+    kernel: Float[Any, "kh kw c d"],
+    stride: int,
+    padding: int,
+    size: tuple[int, int],
+) -> Float[Array, "b _ _ c"]:
+    """Transpose a formulation in its images; ``size`` is their (h, w)."""
     x = jax.ShapeDtypeStruct((g.shape[0], *size, kernel.shape[2]), g.dtype)
     return jax.linear_transpose(lambda x: formulation(x, kernel, stride, padding), x)(g)[0]
 
 
-def flipped(formulation: Formulation, g: Array, kernel: Array, padding: int) -> Array:
-    """Return the input gradient at stride 1, as a convolution with the flipped kernel: g f[b h' w' d] -> f[b h w c]."""
+def flipped(
+    formulation: Formulation, g: Float[Array, "b _ _ d"], kernel: Float[Any, "kh kw c d"], padding: int
+) -> Float[Array, "b _ _ c"]:
+    """Return the input gradient at stride 1, as a convolution with the flipped kernel."""
     return formulation(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, kernel.shape[0] - 1 - padding)
 
 
-def kernel_gradient(formulation: Formulation, x: Array, g: Array, stride: int, padding: int, window: tuple[int, int]) -> Array:
-    """Transpose a formulation in its kernel: x f[b h w c], g f[b h' w' d] -> f[kh kw c d]."""
+def kernel_gradient(
+    formulation: Formulation,
+    x: Float[Array, "b h w c"],
+    g: Float[Array, "b _ _ d"],
+    stride: int,
+    padding: int,
+    window: tuple[int, int],
+) -> Float[Array, "_ _ c d"]:
+    """Transpose a formulation in its kernel; ``window`` is its (kh, kw)."""
     kernel = jax.ShapeDtypeStruct((*window, x.shape[3], g.shape[3]), x.dtype)
     return jax.linear_transpose(lambda k: formulation(x, k, stride, padding), kernel)(g)[0]
 
@@ -86,7 +102,9 @@ def kernel_gradient(formulation: Formulation, x: Array, g: Array, stride: int, p
 # other layouts; these two are the same sums, asked for in that one.
 
 
-def canonical_input_gradient(g: Array, kernel: Array, stride: int, padding: int, size: tuple[int, int]) -> Array:
+def canonical_input_gradient(
+    g: Float[Array, "b _ _ d"], kernel: Float[Any, "kh kw c d"], stride: int, padding: int, size: tuple[int, int]
+) -> Float[Array, "b _ _ c"]:
     """Return the input gradient as a native convolution of the dilated output gradient with the flipped kernel."""
     pads = []
     for length, out, k in zip(size, g.shape[1:3], kernel.shape[:2], strict=True):
@@ -97,8 +115,14 @@ def canonical_input_gradient(g: Array, kernel: Array, stride: int, padding: int,
 
 
 def canonical_kernel_gradient(
-    x: Array, g: Array, stride: int, padding: int, window: tuple[int, int], *, move_first: bool = True
-) -> Array:
+    x: Float[Array, "b h w c"],
+    g: Float[Array, "b _ _ d"],
+    stride: int,
+    padding: int,
+    window: tuple[int, int],
+    *,
+    move_first: bool = True,
+) -> Float[Array, "_ _ c d"]:
     """Return the kernel gradient as a native convolution of channels with channels; the batch is summed over like input channels.
 
     With ``move_first`` the operands are moved in memory on their own: else the moves are fused with what made x and g, and both

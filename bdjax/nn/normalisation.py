@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bdjax.types import Array
+from bdjax.types import Array, Float, Shaped
 
 PART = 4  # every so many positions per axis are looked at for a first guess of the mean
 
@@ -18,14 +18,20 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def row(vector: Array, x: Array) -> Array:
-    """Return the vector f[d] with as many axes as ``x`` f[… d], for broadcasting over all but the last."""
+def row(vector: Shaped[Any, " d"], x: Shaped[Any, "... d"]) -> Shaped[Any, "... d"]:
+    """Return the vector with as many axes as ``x``, for broadcasting over all but the last."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def batch_norm(
-    x: Array, mask: Array | None, running: Mapping[str, Array], scale: Array, bias: Array, eps: float, momentum: float
-) -> tuple[Array, dict[str, Array]]:
+    x: Float[Array, "b h w d"],
+    mask: Shaped[Any, " b"] | None,
+    running: Mapping[str, Float[Any, " d"]],
+    scale: Float[Any, " d"],
+    bias: Float[Any, " d"],
+    eps: float,
+    momentum: float,
+) -> tuple[Float[Array, "b h w d"], dict[str, Float[Array, " d"]]]:
     """Normalise with the mean and biased variance of the rows with mask 1, and let the running statistics follow.
 
     The running variance takes the *unbiased* variance, n / (n - 1), as PyTorch's does; n = rows * positions. With no row at
@@ -33,17 +39,16 @@ def batch_norm(
     of any order; mask and running statistics are constants in it, the new running statistics too.
 
     Args:
-      x: f[b h w d].
-      mask: f[b] of 0 and 1, or None for all rows. All rows are normalised.
-      running: {"mean": f[d], "var": f[d]}. Only the new running statistics depend on it: the moments of the batch are taken
+      x: activations.
+      mask: of 0 and 1, or None for all rows. All rows are normalised.
+      running: "mean" and "var". Only the new running statistics depend on it: the moments of the batch are taken
         about a :func:`pivot` from the batch itself.
-      scale: f[d].
-      bias: f[d].
+      scale, bias: parameters of the norm.
       eps: added to the variance.
       momentum: weight of the new value in the running statistics.
 
     Returns:
-      f[b h w d], new running statistics.
+      Normalised activations, new running statistics.
     """
     dtype = at_least_float32(x.dtype)
     weight = None if mask is None else mask.astype(dtype).reshape(-1, *(1,) * (x.ndim - 1))
@@ -54,15 +59,15 @@ def batch_norm(
     return y, {k: (1 - momentum) * running[k] + momentum * follow[k].astype(running[k].dtype) for k in follow}
 
 
-def _count(x: Array, weight: Array | None) -> Array:
+def _count(x: Float[Array, "b ..."], weight: Float[Any, "b ... 1"] | None) -> Float[Array, ""]:
     positions = math.prod(x.shape[1:-1])
     if weight is None:
         return jnp.asarray(x.shape[0] * positions, at_least_float32(x.dtype))
     return jnp.maximum(jnp.sum(weight), 1) * positions
 
 
-def pivot(x: Array, weight: Array | None) -> Array:
-    """Return the mean of a part of the batch, which is close to the mean of the batch: f[… d] -> f[d], in at least float32.
+def pivot(x: Float[Array, "b ... d"], weight: Float[Any, "b ... 1"] | None) -> Float[Array, " d"]:
+    """Return the mean of a part of the batch, which is close to the mean of the batch, in at least float32.
 
     The part is every fourth position of every axis between rows and channels, in the rows that count. One position in 16 or
     more of an image f[b h w d] is in it, so by the inequality of Cauchy and Schwarz it lies within sqrt(15) standard deviations
@@ -72,14 +77,14 @@ def pivot(x: Array, weight: Array | None) -> Array:
     moments do not depend on it but for rounding.
 
     Args:
-      x: f[b … d].
+      x: activations.
       weight: f[b 1 … 1] of 0 and 1, or None for all rows.
     """
     part = lax.stop_gradient(x)[(slice(None), *(slice(None, None, PART),) * (x.ndim - 2))].astype(at_least_float32(x.dtype))
     return jnp.sum(part if weight is None else part * weight, tuple(range(x.ndim - 1))) / _count(part, weight)
 
 
-def _moments(x: Array, weight: Array | None) -> tuple[Array, Array]:
+def _moments(x: Float[Array, "b ... d"], weight: Float[Any, "b ... 1"] | None) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
     """Return mean and biased variance over the rows that count, from the moments about the :func:`pivot`."""
     axes, about = tuple(range(x.ndim - 1)), pivot(x, weight)
     away = x.astype(about.dtype) - row(about, x)
@@ -90,8 +95,12 @@ def _moments(x: Array, weight: Array | None) -> tuple[Array, Array]:
 
 
 def _batch_norm_forward(
-    eps: float, x: Array, weight: Array | None, scale: Array, bias: Array
-) -> tuple[tuple[Array, Array, Array], Any]:
+    eps: float,
+    x: Float[Array, "b h w d"],
+    weight: Float[Any, "b 1 1 1"] | None,
+    scale: Float[Any, " d"],
+    bias: Float[Any, " d"],
+) -> tuple[tuple[Float[Array, "b h w d"], Float[Array, " d"], Float[Array, " d"]], Any]:
     mean, var = _moments(x, weight)
     return (normalise(x, mean, var, scale, bias, eps), mean, var), (x, weight, scale, mean, var)
 
@@ -120,15 +129,23 @@ def _batch_norm_backward(eps: float, saved: Any, cotangent: Any) -> tuple[Any, .
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
-def normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """Return (x - mean) / sqrt(var + eps) * scale + bias over the last axis, f[… d] in the dtype of ``x``.
+def normalise(
+    x: Float[Array, "*s d"],
+    mean: Float[Any, " d"],
+    var: Float[Any, " d"],
+    scale: Float[Any, " d"],
+    bias: Float[Any, " d"],
+    eps: float,
+) -> Float[Array, "*s d"]:
+    """Return (x - mean) / sqrt(var + eps) * scale + bias over the last axis, in the dtype of ``x``.
 
     One multiplication and one addition in at least float32: a factor and an offset rounded to bfloat16 would shift whole
     channels by more than the rounding of the result.
 
     Args:
-      x: f[… d].
-      mean, var, scale, bias: f[d].
+      x: activations.
+      mean, var: statistics, of a batch or running.
+      scale, bias: parameters of the norm.
       eps: added to the variance.
     """
     factor = scale * lax.rsqrt(var + jnp.asarray(eps, var.dtype))

@@ -4,23 +4,19 @@ The gradient of JAX's own window maximum scatters: on a CPU it takes two to four
 ``jnp.max`` shares a gradient among equal values, which PyTorch gives to the first.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 
 from bdjax.errors import UserError
-from bdjax.types import Array
+from bdjax.types import Array, Bool, Float, Int
 
 
-def max_pool(x: Array) -> Array:
+def max_pool(x: Float[Any, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     """Return the largest of each 2x2 window, stride 2, an odd last row or column left out; NaN where a window holds one.
 
     A window's places are compared row by row, and a later one wins only if it is larger (or NaN).
-
-    Args:
-      x: f[b h w c].
-
-    Returns:
-      f[b h//2 w//2 c].
 
     Raises:
       UserError: maps of fewer than 2x2 positions.
@@ -36,8 +32,8 @@ def max_pool(x: Array) -> Array:
     return jnp.sum(jnp.where(won, windows, jnp.zeros_like(windows)), (2, 4))
 
 
-def _winner(windows: Array) -> Array:
-    """Place of the maximum in each window, row by row: f[b h 2 w 2 c] -> i8[b h w c]."""
+def _winner(windows: Float[Array, "b h 2 w 2 c"]) -> Int[Array, "b h w c"]:
+    """Place of the maximum in each window, row by row."""
     (a, b), (c, d) = ((windows[:, :, i, :, 0], windows[:, :, i, :, 1]) for i in (0, 1))
     right_above, right_below = _beats(b, a), _beats(d, c)
     below = _beats(jnp.where(right_below, d, c), jnp.where(right_above, b, a))
@@ -45,5 +41,5 @@ def _winner(windows: Array) -> Array:
     return place.astype(jnp.int8)
 
 
-def _beats(later: Array, earlier: Array) -> Array:
+def _beats(later: Float[Array, "*s"], earlier: Float[Array, "*s"]) -> Bool[Array, "*s"]:
     return (later > earlier) | jnp.isnan(later)

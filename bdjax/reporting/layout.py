@@ -103,7 +103,7 @@ def count(things: Sequence[Any], what: str) -> str:
 def tiles(records: "pl.DataFrame") -> list[Tile]:
     """How many runs there are, and how many of them ended in each way."""
     trained = records.filter(records["defense"] == "none").height
-    found = [Tile(f"{trained:,}", "trained members"), Tile(f"{records.height - trained:,}", "repairs")]
+    found = [Tile(f"{trained:,}", "trained members"), Tile(f"{records.height - trained:,}", "defense runs")]
     for status in STATUSES:
         runs = int((records["status"] == status).sum())
         text = {"ok": "measured", "non_finite": "non-finite"}.get(status, status)

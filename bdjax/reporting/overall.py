@@ -148,7 +148,7 @@ def figures_of(records: "pl.DataFrame", limits: Limits = LIMITS) -> Iterator[tup
         yield f"heat-map{end}", f"Mean DER per defense and attack, {with_}", heat_map(found)
         if spc == (budgets or [None])[0]:
             yield f"boxes{end}", f"Spread over tasks, {with_}", boxes(found)
-            yield f"cost-benefit{end}", f"What a repair takes and what it brings, {with_}", cost_benefit(found)
+            yield f"cost-benefit{end}", f"What a defense run takes and what it brings, {with_}", cost_benefit(found)
             yield f"profiles{end}", f"Performance profiles, {with_}", profiles(found)
             kept, tasks = block(found)
             if len(kept) > 1 and len(tasks) > 1:

@@ -119,7 +119,7 @@ def _leaders(board: Printed, pairs: bool, found: Sequence[filters.Facet], limits
         "Pooled over all attacks and poison ratios above 0; compare rows with the same number of tasks (training configurations "
         f"× ratios). The best defense mitigated the most of its attacked runs: {limits.text()}. Of equals it is the one that "
         "kept the accuracy in more runs, then the one with the larger DER. DER adds up what was removed of the backdoor and what "
-        "was lost of the accuracy, so a network that is destroyed still scores: 50 means no change, 100 a perfect repair. The "
+        "was lost of the accuracy, so a network that is destroyed still scores: 50 means no change, 100 a perfect defense. The "
         "cost is what the defense takes from the accuracy (ARR) of models nobody attacked. Click a column to sort; where "
         f"{'an attack, a ratio or both are' if pairs else 'an attack or a ratio is'} chosen, its runs alone are pooled."
     )

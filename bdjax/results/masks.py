@@ -53,7 +53,7 @@ def overlaps(records: "pl.DataFrame", first: str, second: str, below: float = 0.
     groups: dict[tuple[float, str], list[tuple[NDArray[Any], NDArray[Any]]]] = defaultdict(list)
     pairs = list(_pairs(mine, others))
     if not pairs:
-        raise UserError(f"no trained network was repaired by both {first} and {second}")
+        raise UserError(f"no trained network was defended by both {first} and {second}")
     for a, b in pairs:
         left, right = (json.loads(row["masks"]) for row in (a, b))
         for layer in left:

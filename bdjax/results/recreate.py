@@ -121,7 +121,7 @@ def prepared(row: Row, model: Model) -> tuple[Model, Defense, Execution]:
     """
     from bdjax.defenses.table import DEFENSES
 
-    editions.same(row, "the repaired network")
+    editions.same(row, "the defended network")
     config = json.loads(row["config"])
     settings, execution = config["defense"], _execution(row, model)
     model = adapt(model.rebuild(dtype=PRECISIONS[config["model"]["precision"]]), execution)
@@ -168,7 +168,9 @@ def method(kind: str, settings: Mapping[str, Any], table: Mapping[str, Any]) -> 
     """
     make = factory(kind, settings["name"], table)
     if source_digest(settings["name"]) != settings.get("source"):
-        raise UserError(f"{settings['name']} was edited since the record was made; the repair or trigger would be another")
+        raise UserError(
+            f"{settings['name']} was edited since the record was made; the defended network or trigger would be another"
+        )
     return make
 
 

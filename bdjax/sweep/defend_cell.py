@@ -93,7 +93,7 @@ def _fill(
         if mine.finite and getattr(mine.defended.trace, "alive", True):
             row.update(measured(mine.counts, base))
         else:
-            what = "a loss or gradient of the repair" if mine.finite else "the repaired network"
+            what = "a loss or gradient of the defense" if mine.finite else "the defended network"
             not_finite(row, f"{what} is not finite", title, progress)
 
 

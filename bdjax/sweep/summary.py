@@ -25,7 +25,7 @@ def summary(works: Sequence[Pending], choices: Sequence[Chosen]) -> list[str]:
     begin = "measure" if all(work.branch.train.imported for work in works) else "train"
     lines = [
         f"{cells} cells, {cells - open_cells} finished; {open_cells} compile buckets to run: {training} members to {begin}, "
-        f"{defended} to repair"
+        f"{defended} to defend"
     ]
     for work in works:
         if work.training or work.defenses:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bdjax.train.evaluate import finite
 from bdjax.train.optimisers import Optimiser
-from bdjax.types import Array, Variables
+from bdjax.types import Array, Bool, Float, Variables
 
 
 class State(NamedTuple):
@@ -41,10 +41,10 @@ def descend(
     state: State,
     optimiser: Optimiser,
     hyper: Any,
-    lr: Array,
+    lr: Float[Any, ""],
     gradient: chex.ArrayTree,
-    values: Array,
-    mask: Array,
+    values: Float[Array, " _"],
+    mask: Float[Array, " b"],
     *,
     project: Callable[[Any], Any] | None = None,
     learned: Mapping[str, Any] | None = None,
@@ -55,10 +55,10 @@ def descend(
       state: before the step.
       optimiser: what is built from ``hyper``.
       hyper: traced hyper-parameters.
-      lr: f[], learning rate.
+      lr: learning rate.
       gradient: of the parameters.
-      values: f[1 + j], the loss of the batch and what is measured beside it.
-      mask: f[b], 1 for the rows that count.
+      values: the loss of the batch and the j numbers measured beside it.
+      mask: 1 for the rows that count.
       project: applied to the new parameters.
       learned: further new variables by collection, such as ``batch_stats``.
     """
@@ -72,7 +72,7 @@ def descend(
     return jax.tree.map(lambda a, b: jnp.where(jnp.sum(mask) > 0, a, b), new, state)
 
 
-def advance(state: Any, finite: Array, loss: Array, learned: Mapping[str, Any]) -> Any:
+def advance(state: Any, finite: Bool[Array, ""], loss: Float[Array, "..."], learned: Mapping[str, Any]) -> Any:
     """Close a step: count it, and take over what was learned while everything is finite.
 
     A member whose step is not finite is frozen at its last finite state for good; the others of its population go on.
@@ -80,7 +80,7 @@ def advance(state: Any, finite: Array, loss: Array, learned: Mapping[str, Any]) 
     Args:
       state: NamedTuple with ``step`` i32[], ``alive`` bool[], ``stopped`` i32[] (the step that froze it; -1 = none) and ``total``
         f32[] or f32[1 + j] (sums of the loss and of what is measured beside it).
-      finite: bool[], loss and gradients of this step are finite.
+      finite: loss and gradients of this step are finite.
       loss: f[] or f[1 + j], of this step.
       learned: new values of further fields.
     """
@@ -95,13 +95,13 @@ def advance(state: Any, finite: Array, loss: Array, learned: Mapping[str, Any]) 
     return counted._replace(**jax.tree.map(lambda a, b: jnp.where(ok, a, b), dict(learned), old))
 
 
-def close(state: State) -> tuple[State, Array]:
+def close(state: State) -> tuple[State, Float[Array, " _"]]:
     """The state at the end of an epoch, ready for the next, and the epoch's means f32[1 + j] over its non-empty batches."""
     means = state.total / jnp.maximum(state.batches, 1).astype(jnp.float32)
     return state._replace(total=jnp.zeros_like(means), batches=jnp.int32(0)), means
 
 
 @jax.jit
-def columns(means: Array) -> tuple[Array, ...]:
-    """f32[epochs, 1 + j] as 1 + j arrays f32[epochs]. Compiled: an un-jitted index is sent from the host."""
+def columns(means: Float[Array, "epochs _"]) -> tuple[Float[Array, " epochs"], ...]:
+    """Means of epochs, one array per column. Compiled: an un-jitted index is sent from the host."""
     return tuple(means[:, i] for i in range(means.shape[1]))

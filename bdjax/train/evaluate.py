@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.train.loops import steps
-from bdjax.types import Array, Attack, Key, Model, Variables
+from bdjax.types import Array, Attack, Bool, Int, Key, Model, UInt8, Variables
 
 # Rows per step. On a CPU 128 rows of 32x32 images stay in its cache: 1.3 times as fast as 512, 2.4 times as 2048
 # (benchmarks/results/scaling_cpu.md); accelerators are not measured yet.
@@ -40,8 +40,8 @@ class Counts(NamedTuple):
     predicted: Array  # i32[k]: clean rows predicted as each class, whatever their label
 
 
-def apply_trigger(attack: Attack, trigger: Any, key: Key, images: Array) -> Array:
-    """Triggered copies u8[n h w c] of images u8[n h w c], exact on the grid k/255."""
+def apply_trigger(attack: Attack, trigger: Any, key: Key, images: UInt8[Array, "n h w c"]) -> UInt8[Array, "..."]:
+    """Triggered copies of images, exact on the grid k/255."""
     return to_uint8(attack.stamp(trigger, key, to_float(images)))
 
 
@@ -57,7 +57,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
       ``evaluate(variables, test: EvalSet, trigger=None, key=None) -> Counts``.
     """
 
-    def step(shared: Any, counts: Counts, x: Array) -> Counts:
+    def step(shared: Any, counts: Counts, x: Int[Array, " b"]) -> Counts:
         variables, test, trigger, key = shared
         n, m = len(test.labels), len(test.attack_labels)
         clean, other = jnp.minimum(x, n - 1), jnp.minimum(x, m - 1)
@@ -84,7 +84,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
     rows_at_once = BATCH.get(jax.default_backend(), BATCH[""]) if batch is None else batch
 
     @jax.jit
-    def plan(test: EvalSet) -> tuple[Counts, Array]:
+    def plan(test: EvalSet) -> tuple[Counts, Int[Array, "trips b"]]:
         rows = max(len(test.labels), len(test.attack_labels))
         size = min(rows_at_once, rows)
         trips = -(-rows // size)
@@ -98,7 +98,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
     return evaluate
 
 
-def finite(tree: chex.ArrayTree) -> Array:
-    """bool[]: every floating leaf of a tree is finite everywhere."""
+def finite(tree: chex.ArrayTree) -> Bool[Array, ""]:
+    """Whether every floating leaf of a tree is finite everywhere."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.all(jnp.stack(leaves))

@@ -15,7 +15,22 @@ from bdjax.keys import Stream, stream
 from bdjax.train.assets import prepared
 from bdjax.train.evaluate import Counts, EvalSet, apply_trigger, evaluator, finite
 from bdjax.train.trainer import Report, Trained, trainer
-from bdjax.types import Array, Attack, CleanSet, Dataset, Defended, DefenderView, Defense, Key, Member, Model, Split, Variables
+from bdjax.types import (
+    Array,
+    Attack,
+    CleanSet,
+    Dataset,
+    Defended,
+    DefenderView,
+    Defense,
+    Int,
+    Key,
+    Member,
+    Model,
+    Split,
+    UInt8,
+    Variables,
+)
 
 CHUNK = 1000  # rows to which the trigger is applied at once
 
@@ -90,8 +105,10 @@ def trigger_form(attack: Attack, dataset: Dataset, data: Data) -> Any:
     return jax.eval_shape(attack.init, jax.random.key(0), assets)
 
 
-def apply_trigger_to_all(attack: Attack, trigger: Any, key: Key, images: np.ndarray | Array) -> Array:
-    """Triggered copies u8[n h w c] of any number of images u8[n h w c], :data:`CHUNK` at a time."""
+def apply_trigger_to_all(
+    attack: Attack, trigger: Any, key: Key, images: UInt8[Array | np.ndarray, "n h w c"]
+) -> UInt8[Array, "..."]:
+    """Triggered copies of any number of images, :data:`CHUNK` at a time."""
     apply = jax.jit(lambda rows: apply_trigger(attack, trigger, key, rows))
     parts = [np.asarray(apply(jnp.asarray(images[i : i + CHUNK]))) for i in range(0, len(images), CHUNK)]
     return jnp.asarray(np.concatenate(parts))
@@ -108,8 +125,10 @@ def attack_member(model: Model, attack: Attack, rows: int, report: Report | None
     return run
 
 
-def draw_clean(member: Member, train: Split, classes: int, spc: int, validation: bool = False) -> tuple[CleanSet, Array]:
-    """The defender's clean rows of a member, and their indices i32[n] in the training set.
+def draw_clean(
+    member: Member, train: Split, classes: int, spc: int, validation: bool = False
+) -> tuple[CleanSet, Int[Array, " n"]]:
+    """The defender's clean rows of a member, and their indices in the training set.
 
     Args:
       member: its key draws; its ``spc`` is passed on.

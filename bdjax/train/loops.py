@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bdjax.types import Array, Loop
+from bdjax.types import Array, Int, Loop
 
 
 def _map(f: Callable[..., Any], *trees: Any) -> Any:
@@ -53,7 +53,7 @@ def _member_body(body: Callable[..., Any], members: str) -> Callable[..., Any]:
 def _dispatched(body: Callable[..., Any], trips: int, options: tuple[tuple[str, str], ...]) -> Callable[..., Any]:
     """``trips`` consecutive steps as one compiled call; the carry's buffers are reused."""
 
-    def run(shared: Any, carry: Any, xs: Any, first: Array) -> Any:
+    def run(shared: Any, carry: Any, xs: Any, first: Int[Array, ""]) -> Any:
         for j in range(trips):
             carry = body(shared, carry, _map(lambda a, j=j: a[first + j], xs))
         return carry, first + trips  # the count stays on the device: the host sends nothing between two steps
@@ -83,7 +83,7 @@ def _owned(carry: Any, shared: Any) -> Any:
 
 
 @jax.jit
-def _next(number: Array | None = None) -> Array:
+def _next(number: Int[Array, ""] | None = None) -> Int[Array, ""]:
     return jnp.int32(0) if number is None else number + 1
 
 
@@ -117,8 +117,8 @@ def steps(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any
     return carry
 
 
-def leading(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, count: Array, shared: Any, loop: Loop) -> Any:
-    """:func:`steps` for the first ``count`` i32[] leading indices of ``xs`` alone; those after them cost nothing.
+def leading(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, count: Int[Array, ""], shared: Any, loop: Loop) -> Any:
+    """:func:`steps` for the first ``count`` leading indices of ``xs`` alone; those after them cost nothing.
 
     It is one compiled loop whatever ``loop.kind`` is, as the host does not know where it ends; it cannot be differentiated.
     """

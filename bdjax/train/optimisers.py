@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from bdjax import tree
-from bdjax.types import Array, Model
+from bdjax.types import Array, Float, Model
 
 DECAYS, EPS = (0.9, 0.999), 1e-8  # PyTorch's defaults: (β1, β2) and ε of Adam
 
@@ -50,14 +50,14 @@ class AMSGradState(NamedTuple):
     square: chex.ArrayTree
 
 
-def sgd(momentum: float | Array, weight_decay: float | Array) -> optax.GradientTransformation:
+def sgd(momentum: float | Float[Any, ""], weight_decay: float | Float[Any, ""]) -> optax.GradientTransformation:
     """PyTorch's SGD: g + wd p, then buf <- mu buf + g, without dampening; the direction is buf.
 
     Weight decay acts on all parameters, those of norms and biases included.
 
     Args:
-      momentum: mu, f[], or a number.
-      weight_decay: wd, likewise.
+      momentum: mu.
+      weight_decay: wd.
 
     Differs: from ``optax.sgd``, which has no weight decay and includes the learning rate. It is
     ``optax.chain(optax.add_decayed_weights(wd), optax.trace(mu))`` with decays that are brought to the parameters' precision.
@@ -94,7 +94,7 @@ def adam(decays: tuple[float, float] = DECAYS, eps: float = EPS) -> optax.Gradie
     def update(gradient: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
         new = _moments(gradient, state, decays)
 
-        def step(m: Array, v: Array) -> Array:
+        def step(m: Float[Array, "*s"], v: Float[Array, "*s"]) -> Float[Array, "*s"]:
             first, second = _warmed(new.count.astype(m.dtype), decays)
             return m / first / (jnp.sqrt(v / second) + eps)
 
@@ -126,7 +126,7 @@ def amsgrad(decays: tuple[float, float] = DECAYS, eps: float = EPS) -> optax.Gra
         new = _moments(gradient, state, decays)
         largest = jax.tree.map(jnp.maximum, state.largest, new.square)
 
-        def step(m: Array, v: Array) -> Array:
+        def step(m: Float[Array, "*s"], v: Float[Array, "*s"]) -> Float[Array, "*s"]:
             first, second = _warmed(new.count.astype(m.dtype), decays)
             return m / first / (jnp.sqrt(v) / jnp.sqrt(second) + eps)
 
@@ -135,11 +135,13 @@ def amsgrad(decays: tuple[float, float] = DECAYS, eps: float = EPS) -> optax.Gra
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
-def adamw(weight_decay: float | Array, decays: tuple[float, float] = DECAYS, eps: float = EPS) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay: the direction of :func:`adam` plus ``weight_decay`` times the parameters.
+def adamw(
+    weight_decay: float | Float[Any, ""], decays: tuple[float, float] = DECAYS, eps: float = EPS
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay: the direction of :func:`adam` plus wd times the parameters.
 
     Args:
-      weight_decay: f[], or a number.
+      weight_decay: wd.
       decays: (β1, β2), each in (0, 1).
       eps: ε.
 
@@ -187,7 +189,7 @@ def from_hyper(hyper: Any) -> optax.GradientTransformation:
     return sgd(hyper.momentum, hyper.weight_decay)
 
 
-def _like(value: float | Array, params: Any) -> float | Array:
+def _like(value: float | Float[Any, ""], params: Any) -> float | Float[Any, ""]:
     """A number as it is, an array in the precision of parameters."""
     return value.astype(jax.tree.leaves(params)[0].dtype) if hasattr(value, "astype") else value
 
@@ -206,7 +208,7 @@ def _moments(gradient: Any, state: AdamState | AMSGradState, decays: tuple[float
     return AdamState(state.count + 1, mean, square)
 
 
-def _warmed(count: Array, decays: tuple[float, float]) -> tuple[Array, Array]:
+def _warmed(count: Float[Array, ""], decays: tuple[float, float]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """1 - β^t for both decays, without cancellation."""
     first, second = (-jnp.expm1(count * math.log(decay)) for decay in decays)
     return first, second

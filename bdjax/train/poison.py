@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.errors import choose
-from bdjax.types import Array, Attack, DataSpec, Key, Member
+from bdjax.types import Array, Attack, DataSpec, Float, Int, Key, Member
 
 AUGMENT = ("after", "before", "own", "none")
 
@@ -23,10 +23,10 @@ class Rows(NamedTuple):
     member: Member
 
 
-Order = tuple[Array, Array | None]  # (rows of the batch i32[b], those of the second batch i32[b] or None)
-Poison = Callable[[Rows, Order, Any, Key, Key], tuple[Array, Array, Array, Any]]
-# (rows, order, trigger, key of the poison, key of the augmentation) -> (images f32[b h w c] in [0, 1], labels i32[b], loss f32[]
-# to be added to the classifier's, the trigger after the batch)
+Order = tuple[Int[Array, " b"], Int[Array, " b"] | None]  # (rows of the batch, those of the second batch)
+Poisoned = tuple[Float[Array, "b h w c"], Int[Array, " b"], Float[Array, ""], Any]
+# (images in [0, 1], labels, loss to be added to the classifier's, the trigger after the batch)
+Poison = Callable[[Rows, Order, Any, Key, Key], Poisoned]  # (rows, order, trigger, key of the poison, key of the augmentation)
 
 
 def poisoner(attack: Attack, spec: DataSpec) -> Poison:
@@ -56,7 +56,7 @@ def _fixed(attack: Attack, spec: DataSpec) -> Poison:
     """Batches of an attack whose poison set is fixed: rows of the set carry the trigger and the attack label."""
     augment, stamp = _augmenter(attack, spec), attack.train_stamp or attack.stamp
 
-    def poison(rows: Rows, order: Order, trigger: Any, key: Key, crop: Key) -> tuple[Array, Array, Array, Any]:
+    def poison(rows: Rows, order: Order, trigger: Any, key: Key, crop: Key) -> Poisoned:
         batch, _ = order
         chosen, images, labels = rows.poisoned[batch], rows.images[batch], rows.labels[batch]
         labels = jnp.where(chosen, attack.relabel(labels), labels)
@@ -76,7 +76,7 @@ def _inside(attack: Attack, spec: DataSpec) -> Poison:
     augment, hook = _augmenter(attack, spec), attack.batch
     assert hook is not None
 
-    def poison(rows: Rows, order: Order, trigger: Any, key: Key, crop: Key) -> tuple[Array, Array, Array, Any]:
+    def poison(rows: Rows, order: Order, trigger: Any, key: Key, crop: Key) -> Poisoned:
         (batch, second), (first_crop, second_crop) = order, jax.random.split(crop)
         images = to_float(augment(first_crop, rows.images[batch], "before"))
         other = None

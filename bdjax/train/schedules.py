@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bdjax.types import Array
+from bdjax.types import Array, Float, Int
 
 
-def cosine(lr: Array, t: Array, period: int) -> Array:
-    """lr (1 + cos(pi t / period)) / 2, f[], not clamped after ``period``: it climbs back to ``lr`` at 2 ``period``.
+def cosine(lr: Float[Any, ""], t: Int[Array, ""], period: int) -> Float[Array, ""]:
+    """lr (1 + cos(pi t / period)) / 2, not clamped after ``period``: it climbs back to ``lr`` at 2 ``period``.
 
     Args:
-      lr: f[].
-      t: i32[], completed epochs (or steps).
+      lr: the first rate.
+      t: completed epochs (or steps).
       period: epochs (or steps) from ``lr`` down to 0.
     """
     # As a squared cosine of half the angle: no cancellation near the end of the period.
@@ -70,7 +70,7 @@ def plateau(patience: int = 10, factor: float = 0.1, threshold: float = 1e-4) ->
     def init(hyper: Any) -> _Plateau:
         return _Plateau(hyper.lr, jnp.float32(jnp.inf), jnp.int32(0))
 
-    def observe(state: _Plateau, loss: Array) -> _Plateau:
+    def observe(state: _Plateau, loss: Float[Array, ""]) -> _Plateau:
         better = loss < state.best * (1 - threshold)
         bad = jnp.where(better, 0, state.bad + 1)
         stuck = bad > patience

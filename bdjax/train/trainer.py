@@ -16,7 +16,7 @@ from bdjax.train.loops import epochs, host_callback, steps
 from bdjax.train.optimisers import sgd
 from bdjax.train.poison import Poison, Rows, poisoner
 from bdjax.train.schedules import cosine
-from bdjax.types import Array, Attack, Key, Member, Model, Recipe, Split, Variables
+from bdjax.types import Array, Attack, Float, Int, Key, Member, Model, Recipe, Split, UInt8, Variables
 
 SCHEDULES = ("cosine", "constant")
 PREPARE_PER = ("dataset", "seed")
@@ -60,8 +60,8 @@ def first_trigger(attack: Attack, member: Member, assets: Any) -> Any:
     return attack.init(stream(member.key, Stream.TRIGGER), own)
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Softmax cross-entropy of logits f[b k] per row of labels i32[b], f[b], at least in float32."""
+def cross_entropy(logits: Float[Array, "b k"], labels: Int[Any, " b"]) -> Float[Array, " b"]:
+    """Softmax cross-entropy of each row, at least in float32."""
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(at_least_float32(logits.dtype)), labels)
 
 
@@ -90,7 +90,7 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
     step = _step(model, attack)
 
     @jax.jit
-    def start(member: Member, labels: Array, assets: Any) -> tuple[_State, Array, Array]:
+    def start(member: Member, labels: Int[Array, " n"], assets: Any) -> tuple[_State, Array, Array]:
         variables = model.init(stream(member.key, Stream.INIT))
         poisoned, feasible = attack.select(stream(member.key, Stream.SELECT), labels, member.count)
         trigger = first_trigger(attack, member, assets)
@@ -99,8 +99,8 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
         return state, poisoned, feasible
 
     @jax.jit
-    def plan(key: Key, epoch: Array) -> tuple[Any, Array]:
-        def order(role: Stream) -> Array:
+    def plan(key: Key, epoch: Int[Array, ""]) -> tuple[Any, Float[Array, ""]]:
+        def order(role: Stream) -> Int[Array, "trips b"]:
             shuffled = jax.random.permutation(step_key(stream(key, role), epoch), rows)
             return shuffled[: per_epoch * batch].reshape(per_epoch, batch).astype(jnp.int32)
 
@@ -108,15 +108,15 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
         return (order(Stream.ORDER), other), _learning_rate(recipe, epoch)
 
     @jax.jit
-    def close(state: _State) -> tuple[_State, Array]:
+    def close(state: _State) -> tuple[_State, Float[Array, ""]]:
         return state._replace(total=jnp.float32(0)), state.total / per_epoch
 
-    def train(member: Member, data: Split, triggered: Array | None, assets: Any) -> Trained:
+    def train(member: Member, data: Split, triggered: UInt8[Array, "n h w c"] | None, assets: Any) -> Trained:
         if data.labels.shape[0] != rows:
             raise UserError(f"this trainer was built for {rows} rows; given {data.labels.shape[0]}")
         state, poisoned, feasible = start(member, data.labels, assets)
 
-        def epoch(state: _State, e: Array) -> tuple[_State, Array]:
+        def epoch(state: _State, e: Int[Array, ""]) -> tuple[_State, Float[Array, ""]]:
             order, lr = plan(member.key, e)
             shared = _Shared(Rows(data.images, data.labels, triggered, poisoned, member), lr)
             state, loss = close(steps(step, state, order, shared, model.loop))
@@ -130,7 +130,7 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
     return train
 
 
-def _learning_rate(recipe: Recipe, epoch: Array) -> Array:
+def _learning_rate(recipe: Recipe, epoch: Int[Array, ""]) -> Float[Array, ""]:
     if recipe.schedule == "cosine":
         return cosine(jnp.float32(recipe.lr), epoch, recipe.epochs)
     if recipe.schedule == "constant":

@@ -169,7 +169,7 @@ def results(tmp_path_factory):
 def test_run_writes_records_and_prints_the_table(results, capsys):
     assert cli.main(["run", *SCENARIO, "--out", str(results)]) == 0
     captured = capsys.readouterr()
-    assert "clp" in captured.out and "0 members to train, 0 to repair" in captured.err
+    assert "clp" in captured.out and "0 members to train, 0 to defend" in captured.err
     assert records.read(results).height == 8
 
 

@@ -46,7 +46,7 @@ def test_defenses_that_cannot_be_compared_are_named(two):
         masks_of.overlaps(two, "anpp", "clp")
     with pytest.raises(UserError, match=r"no layer in common: bn1, bn2 and linear"):
         masks_of.overlaps(two, "anp", "fp")
-    with pytest.raises(UserError, match="no trained network was repaired by both anp and bnp"):
+    with pytest.raises(UserError, match="no trained network was defended by both anp and bnp"):
         masks_of.overlaps(two, "anp", "bnp")  # 10 per class against 2
 
 

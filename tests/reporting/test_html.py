@@ -73,7 +73,7 @@ def test_page_holds_every_cell_of_both_tables_and_what_became_of_all_runs(built,
     assert page.cells == sum(len(row) for printed in (full, board) for row in printed.rows)
     for count, text in (
         (16, "trained members"),
-        (64, "repairs"),
+        (64, "defense runs"),
         (74, "measured"),
         (4, "infeasible"),
         (1, "failed"),

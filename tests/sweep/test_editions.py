@@ -137,7 +137,7 @@ def test_a_run_makes_old_records_again_and_says_why(old, population, monkeypatch
     raised(monkeypatch, DEFENSES, "clp", 2)
     frame = go(GRID, old)
     told = capsys.readouterr().err
-    assert "0 members to train, 4 to repair" in told
+    assert "0 members to train, 4 to defend" in told
     assert f"4 records of {old} were made with edition 1 of clp, now 2: not counted as finished, made again" in told
     assert metrics(frame, "clp") == metrics(population[1], "clp") and frame.height == population[1].height
     assert states(old) == {"none": "done", "ft": "done", "clp": "done"}
@@ -172,7 +172,7 @@ def test_a_record_of_an_earlier_edition_is_not_reproduced(old, monkeypatch):
     with pytest.raises(UserError, match="was made with edition 1 of clp, now 2: the result would not be that of the record"):
         again(old, row, images())
     found = member.load(old, row)  # the weights are as they were
-    with pytest.raises(UserError, match="edition 1 of clp, now 2: the repaired network would not be"):
+    with pytest.raises(UserError, match="edition 1 of clp, now 2: the defended network would not be"):
         recreate.defend(found, member.network(found), images())
     recreate.triggered(found, images())
     raised(monkeypatch, ATTACKS, "badnets", 2)

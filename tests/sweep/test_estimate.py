@@ -155,7 +155,7 @@ def test_a_run_uses_the_winner_says_so_and_records_it(tmp_path, capsys):
     assert {json.loads(text)["lowering"] for text in frame["execution"]} == {"native"}
     remember_a_winner(execution=WINNER, batch=25)  # another winner does not make another cell
     sweep.run(grid, tmp_path / "out")
-    assert "0 members to train, 0 to repair" in capsys.readouterr().err
+    assert "0 members to train, 0 to defend" in capsys.readouterr().err
 
 
 def test_prepared_assets_leave_the_bytes_unknown():

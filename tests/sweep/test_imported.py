@@ -85,11 +85,11 @@ def test_a_record_says_where_a_network_comes_from_and_no_path(stored, imported):
 def test_nothing_is_measured_twice_and_lost_networks_come_back(stored, imported, tmp_path, capfd):
     out = shutil.copytree(stored[0], tmp_path / "out")
     assert stable(go(grid_of(imported), out)) == stable(stored[1])
-    assert "0 members to measure, 0 to repair" in capfd.readouterr().err
+    assert "0 members to measure, 0 to defend" in capfd.readouterr().err
     shutil.rmtree(out / "models")
     next(p for p in (out / "records").rglob("*.parquet") if defense_of(p) == "clp").unlink()
     assert stable(go(grid_of(imported), out)) == stable(stored[1])
-    assert "4 members to measure, 4 to repair" in capfd.readouterr().err
+    assert "4 members to measure, 4 to defend" in capfd.readouterr().err
 
 
 def defense_of(path):

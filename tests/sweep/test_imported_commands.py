@@ -36,7 +36,7 @@ def test_run_takes_everything_from_the_folder(results, population, imported, cap
         assert metrics(frame, defense) == metrics(population[1], defense)
     assert cli.main(["run", "--imported", str(imported), *RUN, "--out", str(results)]) == 0
     captured = capsys.readouterr()
-    assert "0 members to measure, 0 to repair" in captured.err and "stored" in captured.out
+    assert "0 members to measure, 0 to defend" in captured.err and "stored" in captured.out
 
 
 def test_run_takes_single_networks_and_our_own_trigger(population, bare, tmp_path):

@@ -75,20 +75,20 @@ def test_the_same_images_elsewhere_are_the_same_experiment(results, folders, tmp
     shutil.copytree(folders[kind], tmp_path / "moved" / folders[kind].name)
     monkeypatch.chdir(tmp_path / "moved")
     done("run", "--dataset", f"./{folders[kind].name}", *RUN, "--out", out)
-    assert "0 members to train, 0 to repair" in capsys.readouterr().err and records.read(out).height == 4
+    assert "0 members to train, 0 to defend" in capsys.readouterr().err and records.read(out).height == 4
 
 
 def test_one_name_and_other_images_are_another_experiment(results, tiny_dataset, folders, tmp_path, capsys):
     out, other = shutil.copytree(results, tmp_path / "out"), written(tmp_path / "pets", tiny_dataset, turned=True)
     done("run", "--dataset", other, *RUN, "--out", out)
-    assert "1 members to train, 1 to repair" in capsys.readouterr().err
+    assert "1 members to train, 1 to defend" in capsys.readouterr().err
     frame = records.read(out)
     pets = frame.filter(frame["dataset"] == "pets")
     assert pets.height == 4 and pets["cell"].n_unique() == 4 and pets["data_digest"].n_unique() == 2
     names = (str(folders["images"]), str(other))
     both = Grid(dataset=names, defense=("clp",), poison_ratio=(0.1,), width=4, epochs=2, batch=40)
     assert sweep.run(both, out, execution=HOW).height == 4
-    assert "0 members to train, 0 to repair" in capsys.readouterr().err
+    assert "0 members to train, 0 to defend" in capsys.readouterr().err
     assert sweep.run(both, out, execution=HOW, only={"dataset": str(other)})["data_digest"].n_unique() == 1
     done("report", out)
     assert (out / "table.md").read_text().count("| clp |") == 3  # nothing is pooled over different images
@@ -201,4 +201,4 @@ def test_through_pytorch_and_back(results, folders, tmp_path, capsys, kind):
     assert ours == theirs and len(ours) == 2
     moved = shutil.copytree(folder, tmp_path / "moved" / folder.name)
     done("run", "--imported", tmp_path / "in", "--dataset", moved, *keep, "--out", tmp_path / "out")
-    assert "0 members to measure, 0 to repair" in capsys.readouterr().err
+    assert "0 members to measure, 0 to defend" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_nothing_runs_twice(first, capfd):
     before = files(out)
     assert stable(go(GRID, out)) == stable(frame)
     assert files(out) == before
-    assert "0 members to train, 0 to repair" in capfd.readouterr().err
+    assert "0 members to train, 0 to defend" in capfd.readouterr().err
 
 
 def test_a_grid_can_be_extended(first, tmp_path):
@@ -131,7 +131,7 @@ def test_trained_members_that_are_gone_are_trained_again_only_if_needed(first, t
     ft.unlink()
     assert stable(go(GRID, out)) == stable(first[1])
     err = capfd.readouterr().err
-    assert "4 members to train, 8 to repair" in err and "is corrupt" in err
+    assert "4 members to train, 8 to defend" in err and "is corrupt" in err
 
 
 DEFENSE = """
@@ -178,7 +178,7 @@ def test_a_failing_defense_leaves_failed_rows_and_the_others_go_on(first, tmp_pa
     told = next((out / "failures").iterdir()).read_text()
     assert "failed: " in capfd.readouterr().err and "Traceback" in told and "RuntimeError: no idea" in told
     again = go(changed(defense=(f"{file}:mine", "ft"), hyper={}), out)  # tried again: it is no finished record
-    assert again.filter(again["status"] == "failed").height == 4 and "4 to repair" in capfd.readouterr().err
+    assert again.filter(again["status"] == "failed").height == 4 and "4 to defend" in capfd.readouterr().err
 
 
 def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_path, capfd):

@@ -11,7 +11,7 @@ from bdjax.attacks.selection import any_class, labelled
 from bdjax.configure import ADDED
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
-from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
+from bdjax.types import PROFILES, Array, Attack, DataSpec, Float, Key, Recipe, UInt8
 
 __all__ = ["Config", "badnets", "patch"]
 
@@ -76,11 +76,11 @@ def _stamp(patch: Patch) -> Any:
     """``stamp`` of an attack, from a patch on a map of the size of the images."""
     opaque = np.broadcast_to(patch.opacity, patch.pixels.shape)
 
-    def replace(trigger: Any, key: Key, images: Array) -> Array:
+    def replace(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         visible = jnp.asarray(opaque > 0)[None]
         return jnp.where(visible, to_float(jnp.asarray(patch.pixels))[None], images)
 
-    def mix(trigger: Any, key: Key, images: Array) -> Array:
+    def mix(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         ours, share = (jnp.asarray(part, jnp.int32)[None] for part in (patch.pixels, opaque))
         mixed = (share * ours + (255 - share) * to_uint8(images).astype(jnp.int32) + 127) // 255
         return to_float(mixed.astype(jnp.uint8))
@@ -88,8 +88,8 @@ def _stamp(patch: Patch) -> Any:
     return replace if np.isin(opaque, (0, 255)).all() else mix
 
 
-def _weights(size: int | None, spec: DataSpec) -> np.ndarray:
-    """How strongly the patch shows in each of its pixels, f64[p q] in [0, 1]; 1 everywhere where ``size`` is given."""
+def _weights(size: int | None, spec: DataSpec) -> Float[np.ndarray, "p q"]:
+    """How strongly the patch shows in each of its pixels, in [0, 1]; 1 everywhere where ``size`` is given."""
     height, width, _ = spec.image_shape
     if size is not None:
         if not 1 <= size <= min(height, width):
@@ -104,8 +104,8 @@ def _weights(size: int | None, spec: DataSpec) -> np.ndarray:
     return weights[shown.any(1)][:, shown.any(0)]
 
 
-def patch(height: int, width: int) -> np.ndarray:
-    """Return the trigger map u8[h w]; 0 is transparent.
+def patch(height: int, width: int) -> UInt8[np.ndarray, "h w"]:
+    """Return the trigger map; 0 is transparent.
 
     T[i, j] = round(255 u_i v_j), where u and v are the rows and columns of the patch, in [0, 1]: with side H >= 32 the bilinear
     enlargement clip((i + 1/2) 32/H - 28.5, 0, 1) of a 3-pixel block at 32 pixels, with H < 32 the last 3 pixels themselves.
@@ -114,7 +114,7 @@ def patch(height: int, width: int) -> np.ndarray:
     return np.floor(255 * rows[:, None] * columns[None, :] + 0.5).astype(np.uint8)
 
 
-def _profile(side: int) -> np.ndarray:
+def _profile(side: int) -> Float[np.ndarray, " side"]:
     i = np.arange(side, dtype=np.float64)
     if side < BASE:
         return (i >= side - SIDE).astype(np.float64)

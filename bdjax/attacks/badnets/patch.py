@@ -8,7 +8,7 @@ import numpy as np
 from bdjax.attacks.picture_file import read_picture
 from bdjax.attacks.user_files import given
 from bdjax.errors import UserError, choose
-from bdjax.types import DataSpec
+from bdjax.types import DataSpec, Float, UInt8
 
 # Shares of the free rows and columns that lie above and to the left of the patch.
 PLACES = {"bottom_right": (1, 1), "bottom_left": (1, 0), "top_right": (0, 1), "top_left": (0, 0), "center": (0.5, 0.5)}
@@ -21,11 +21,11 @@ class Patch(NamedTuple):
     opacity: np.ndarray  # u8[p q 1]: 0 leaves the image as it is, 255 replaces it
 
 
-def coloured(weights: np.ndarray, colour: Any, spec: DataSpec) -> Patch:
+def coloured(weights: Float[np.ndarray, "p q"], colour: Any, spec: DataSpec) -> Patch:
     """Return a patch of one colour, round(weight colour) per pixel and channel; opaque where round(255 weight) is above 0.
 
     Args:
-      weights: f64[p q] in [0, 1].
+      weights: in [0, 1].
       colour: 0 … 255, one value or one per channel.
       spec: data set facts.
 
@@ -73,9 +73,8 @@ def pattern_of(text: str, size: int | None, transparent: Any, spec: DataSpec) ->
     return Patch(pixels, opacity), found.name
 
 
-def _pattern(field: str, path: Path, channels: int, size: int | None) -> np.ndarray:
-    found: np.ndarray = read_picture(field, path, channels, longest=size)
-    return found
+def _pattern(field: str, path: Path, channels: int, size: int | None) -> UInt8[np.ndarray, "p q _"]:
+    return read_picture(field, path, channels, longest=size)
 
 
 def placed(patch: Patch, place: Any, spec: DataSpec) -> Patch:

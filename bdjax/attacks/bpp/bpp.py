@@ -15,7 +15,7 @@ from bdjax.attacks.selection import labelled
 from bdjax.configure import ADDED
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError, choose
-from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
+from bdjax.types import PROFILES, Array, Attack, DataSpec, Float, Int, Key, Num, Recipe, UInt8
 
 __all__ = ["Config", "bpp", "quantised"]
 
@@ -74,13 +74,15 @@ def bpp(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
     choose("bpp.augment", resolved.augment, HOW)
     fine, stored = quantised(resolved.levels)
 
-    def levelled(table: np.ndarray, pixels: Array) -> Array:
+    def levelled(table: Num[np.ndarray, "256"], pixels: UInt8[Array, "b h w c"]) -> Num[Array, "b h w c"]:
         return _read(table, dithered(pixels, resolved.levels) if resolved.dithering else pixels)
 
-    def stamp(trigger: Any, key: Key, images: Array) -> Array:
+    def stamp(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return to_float(levelled(stored, to_uint8(images)))
 
-    def batch(trigger: Any, key: Key, images: Array, labels: Array, ratio: Array, other: Any) -> tuple[Array, Array, Array, Any]:
+    def batch(
+        trigger: Any, key: Key, images: Float[Array, "b h w c"], labels: Int[Array, " b"], ratio: Float[Array, ""], other: Any
+    ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"], Float[Array, ""], Any]:
         size = images.shape[0]
         most, negatives = slots.most(size, resolved.max_ratio), math.floor(size * resolved.neg_ratio + 1e-6)
         if most + negatives > size:
@@ -106,8 +108,8 @@ def bpp(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
     return Attack(lambda key, assets: {}, slots.select(resolved.max_ratio, "bpp"), stamp, relabel, recipe, resolved, batch=batch)
 
 
-def quantised(levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Q of every value 0 … 255: as f32[256] in [0, 1], and truncated to whole levels as u8[256].
+def quantised(levels: int) -> tuple[Float[np.ndarray, "256"], UInt8[np.ndarray, "256"]]:
+    """Q of every value 0 … 255: in [0, 1], and truncated to whole levels.
 
     With k = round(v (L - 1)/255), in whole numbers (a tie would need 2 v (L - 1) to be odd): k/(L - 1), and ⌊255 k/(L - 1)⌋.
     """
@@ -116,6 +118,6 @@ def quantised(levels: int) -> tuple[np.ndarray, np.ndarray]:
     return (k / (levels - 1)).astype(np.float32), (255 * k // (levels - 1)).astype(np.uint8)
 
 
-def _read(table: np.ndarray, pixels: Array) -> Array:
-    """``table[pixels]`` for pixels u8[…]."""
+def _read(table: Num[np.ndarray, "256"], pixels: UInt8[Array, "*s"]) -> Num[Array, "*s"]:
+    """``table[pixels]``."""
     return jnp.asarray(table).at[pixels.astype(jnp.int32)].get(mode="promise_in_bounds")

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bdjax.types import Array
+from bdjax.types import Array, Int, UInt8
 
 FINE = 15  # bits: pixels are whole numbers of 2^-15 / (levels - 1) grey levels, so that no platform rounds otherwise
 
 
-def dithered(pixels: Array, levels: int) -> Array:
+def dithered(pixels: UInt8[Array, "n h w c"], levels: int) -> UInt8[Array, "n h w c"]:
     """Return images with fewer values per channel, quantised with Floyd-Steinberg dithering.
 
     Pixels are visited row by row from the left. v = pixel + the error it was passed; k = floor(v (levels - 1) / 255 + 1/2), cut
@@ -20,11 +20,11 @@ def dithered(pixels: Array, levels: int) -> Array:
     scan. The arithmetic is that of whole numbers of 2^-15 / (levels - 1) grey levels: equal on every platform, compiled or not.
 
     Args:
-      pixels: u8[n h w c].
+      pixels: of the images.
       levels: 2 … 256, static.
 
     Returns:
-      u8[n h w c]: round(255 k / (levels - 1)), which has the level k.
+      round(255 k / (levels - 1)), which has the level k.
 
     Source: R. W. Floyd, L. Steinberg, "An Adaptive Algorithm for Spatial Grey Scale", Proceedings of the Society for Information
       Display 17, 1976; for Bpp: Z. Wang, J. Zhai, S. Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural
@@ -40,7 +40,7 @@ def dithered(pixels: Array, levels: int) -> Array:
     inside = (column >= 0) & (column < w)
     waiting = pixels.transpose(1, 2, 0, 3)[y, np.clip(column, 0, w - 1)].astype(jnp.int32) * ((levels - 1) << FINE)
 
-    def above(error: Array) -> Array:
+    def above(error: Int[Array, "h n c"]) -> Int[Array, "h n c"]:
         """Return the error of the row above, at every row; nothing is above the first."""
         return jnp.concatenate([jnp.zeros_like(error[:1]), error[:-1]])
 

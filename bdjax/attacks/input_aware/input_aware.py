@@ -15,7 +15,7 @@ from bdjax.configure import at_least
 from bdjax.data.augment import truncate
 from bdjax.errors import UserError
 from bdjax.train.optimisers import adam
-from bdjax.types import Array, Attack, DataSpec, Key, Recipe
+from bdjax.types import Array, Attack, DataSpec, Float, Key, Recipe
 
 __all__ = ["Config", "input_aware"]
 
@@ -94,7 +94,7 @@ def input_aware(spec: DataSpec, config: Config | Mapping[str, Any] | None = None
             trigger["total"] = jax.tree.map(jnp.zeros_like, drawn["params"])
         return trigger
 
-    def stamp(trigger: Any, key: Key, images: Array) -> Array:
+    def stamp(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         drawn, _ = pattern.apply({"params": trigger["generator"], "batch_stats": trigger["statistics"]}, images)
         return truncate(images + (drawn - images) * coverage(mask, trigger, images))
 

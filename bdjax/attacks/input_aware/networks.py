@@ -12,7 +12,7 @@ from bdjax.nn.convolution import lowering_here
 from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Conv, NormAct, Pass
 from bdjax.nn.pooling import max_pool
-from bdjax.types import Array, DataSpec, Key, Variables
+from bdjax.types import Array, DataSpec, Float, Key, Variables
 
 EPS, MOMENTUM = 1e-5, 0.05  # of the norms; momentum is the weight of the new value
 SHRINK = 8  # three halvings and three doublings: sides must be multiples of it
@@ -53,7 +53,9 @@ def generator(spec: DataSpec, outputs: int, width: int, double_tanh: bool) -> Ge
     def shaped(key: Key, mutable: bool) -> Any:
         return network().init(key, jnp.zeros((1, *spec.image_shape)), Pass(), mutable=mutable)
 
-    def apply(variables: Variables, images: Array, *, train: bool = False, mask: Array | None = None) -> tuple[Array, Any]:
+    def apply(
+        variables: Variables, images: Float[Array, "b h w c"], *, train: bool = False, mask: Float[Array, " b"] | None = None
+    ) -> tuple[Float[Array, "b h w _"], Any]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         learned = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
         z, state = network().apply(
@@ -63,12 +65,16 @@ def generator(spec: DataSpec, outputs: int, width: int, double_tanh: bool) -> Ge
         return t / NARROW + 0.5, state["batch_stats"] if train else variables["batch_stats"]
 
     def pair(
-        variables: Variables, images: Array, *, mask: Array | None = None, moves: tuple[int, int] = (1, 1)
-    ) -> tuple[Array, Any]:
+        variables: Variables,
+        images: Float[Array, "2 b h w c"],
+        *,
+        mask: Float[Array, " b"] | None = None,
+        moves: tuple[int, int] = (1, 1),
+    ) -> tuple[Float[Array, "2 b h w _"], Any]:
         # Side by side: three quarters of the program and of the time of one after the other, on a CPU (32x32 images, width 8).
         y, after = jax.vmap(lambda batch: apply(variables, batch, train=True, mask=mask))(images)
 
-        def follow(old: Array, new: Array) -> Array:
+        def follow(old: Float[Array, " d"], new: Float[Array, "2 d"]) -> Float[Array, " d"]:
             value = old
             for number, times in enumerate(moves):
                 share = new[number] - (1 - MOMENTUM) * old  # what this batch adds in one move
@@ -81,14 +87,14 @@ def generator(spec: DataSpec, outputs: int, width: int, double_tanh: bool) -> Ge
     return Generator(Drawer(shaped), apply, pair)
 
 
-def standardise(images: Array, spec: DataSpec) -> Array:
-    """(x - mean) / std per channel, f[b h w c] -> f[b h w c]."""
+def standardise(images: Float[Array, "b h w c"], spec: DataSpec) -> Float[Array, "b h w c"]:
+    """(x - mean) / std per channel."""
     mean, std = (jnp.asarray(v, images.dtype).reshape(1, 1, 1, -1) for v in (spec.mean, spec.std))
     return (images - mean) / std
 
 
-def upsample(x: Array) -> Array:
-    """Twice the size, bilinear with half-pixel centres: f[b h w d] -> f[b 2h 2w d].
+def upsample(x: Float[Array, "b h w d"]) -> Float[Array, "b 2*h 2*w d"]:
+    """Twice the size, bilinear with half-pixel centres.
 
     y[2 i] = 3/4 x[i] + 1/4 x[i - 1] and y[2 i + 1] = 3/4 x[i] + 1/4 x[i + 1] along each axis, borders repeated.
     """

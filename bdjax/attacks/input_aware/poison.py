@@ -10,13 +10,13 @@ from bdjax.attacks import slots
 from bdjax.attacks.input_aware.mask import TINY, distance, soft_threshold
 from bdjax.attacks.input_aware.networks import Generator, standardise
 from bdjax.errors import UserError
-from bdjax.types import Array, DataSpec, Key
+from bdjax.types import Array, Bool, DataSpec, Float, Int, Key
 
 Relabel = Callable[[Array], Array]
 
 
-def coverage(mask: Generator, trigger: Any, images: Array) -> Array:
-    """Θ(M(x)), how much of the pattern each pixel takes: f[b h w c] -> f[b h w 1]; a constant for every gradient."""
+def coverage(mask: Generator, trigger: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
+    """Θ(M(x)), how much of the pattern each pixel takes; a constant for every gradient."""
     return soft_threshold(mask.apply(jax.lax.stop_gradient(trigger["mask"]), images)[0])
 
 
@@ -37,8 +37,13 @@ def poisoner(spec: DataSpec, pattern: Generator, mask: Generator, config: Any, r
     """
 
     def batch(
-        trigger: Any, key: Key, images: Array, labels: Array, ratio: Array, other: tuple[Array, Array]
-    ) -> tuple[Array, Array, Array, Any]:
+        trigger: Any,
+        key: Key,
+        images: Float[Array, "b h w c"],
+        labels: Int[Array, " b"],
+        ratio: Float[Array, ""],
+        other: tuple[Float[Array, "b h w c"], Int[Array, " b"]],
+    ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"], Float[Array, ""], Any]:
         places = _places(images.shape[0], config.max_ratio)
         number = slots.count(key, ratio, images.shape[0])
         active = slots.active(number, places)
@@ -72,16 +77,23 @@ def _places(size: int, max_ratio: float) -> int:
     return places
 
 
-def _diversity_loss(weight: float, spec: DataSpec, pair: Array, patterns: Array, active: Array, number: Array) -> Array:
-    """Return the loss of patterns that differ less than their images: λ_div mean_i d(x_i, z_i) / (d(G(x_i), G(z_i)) + 1e-7), f[].
+def _diversity_loss(
+    weight: float,
+    spec: DataSpec,
+    pair: Float[Array, "2 n h w c"],
+    patterns: Float[Array, "2 n h w c"],
+    active: Bool[Array, " n"],
+    number: Int[Array, ""],
+) -> Float[Array, ""]:
+    """Return the loss of patterns that differ less than their images: λ_div mean_i d(x_i, z_i) / (d(G(x_i), G(z_i)) + 1e-7).
 
     Args:
       weight: λ_div.
       spec: its std is the unit of d.
-      pair: images x and z, f[2 n h w c].
-      patterns: G of them, f[2 n h w c].
-      active: bool[n].
-      number: i32[], how many are; the mean is over them.
+      pair: images x and z.
+      patterns: G of them.
+      active: which of the n pairs count.
+      number: how many do; the mean is over them.
     """
     apart, drawn_apart = (distance(*(standardise(x, spec) for x in two)) for two in (pair, patterns))
     spread = jnp.where(active, apart / (drawn_apart + TINY), 0)

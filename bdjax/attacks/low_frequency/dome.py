@@ -4,6 +4,8 @@ import functools
 
 import numpy as np
 
+from bdjax.types import Float, UInt8
+
 COLOURS = {  # peak levels of red, green and blue, measured on the survey's trigger arrays
     "cifar10": {
         "preactresnet18": (18, 0, 51),
@@ -29,8 +31,8 @@ UNSCALED = frozenset({"vgg19_bn"})  # architectures whose published arrays lie i
 TAPS, DEVIATION = 30, 6.0  # of the blur, in pixels
 
 
-def blur(side: int) -> np.ndarray:
-    """Return the low-pass filter along one axis as a matrix f64[side side]: S[i, i + m - 14] = kappa_m, zero outside the image.
+def blur(side: int) -> Float[np.ndarray, "side side"]:
+    """Return the low-pass filter along one axis as a matrix: S[i, i + m - 14] = kappa_m, zero outside the image.
 
     kappa_m ~ exp(-((m - 14.5) / 6)² / 2) for m = 0 … 29, of sum 1. Its even length moves an image half a pixel up or left.
     """
@@ -41,8 +43,8 @@ def blur(side: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def profile_of(side: int) -> np.ndarray:
-    """Return the dome along one axis, f64[side] of maximum 1: what blurring tends to, g = S g / max(S g), 5,000 times from 1."""
+def profile_of(side: int) -> Float[np.ndarray, " side"]:
+    """Return the dome along one axis, of maximum 1: what blurring tends to, g = S g / max(S g), 5,000 times from 1."""
     matrix, g = blur(side), np.ones(side)
     for _ in range(5000):
         g = matrix @ g
@@ -51,7 +53,7 @@ def profile_of(side: int) -> np.ndarray:
     return g
 
 
-def dome(height: int, width: int, colour: tuple[int, ...]) -> np.ndarray:
-    """Return the trigger T[i, j, c] = floor(colour_c g_i g_j), u8[h w 3], with the :func:`profile_of` both sides as g."""
+def dome(height: int, width: int, colour: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the trigger T[i, j, c] = floor(colour_c g_i g_j), with the :func:`profile_of` both sides as g."""
     peak = np.asarray(colour, np.float64) * profile_of(height)[:, None, None] * profile_of(width)[None, :, None]
     return np.floor(peak + 1e-6).astype(np.uint8)

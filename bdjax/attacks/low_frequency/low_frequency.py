@@ -13,7 +13,7 @@ from bdjax.attacks.selection import any_class, labelled
 from bdjax.configure import at_least
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError, choose
-from bdjax.types import Array, Attack, Dataset, DataSpec, Key, Recipe
+from bdjax.types import Array, Attack, Dataset, DataSpec, Float, Key, Recipe, UInt8
 
 ARCHITECTURES = ("cnn", *COLOURS["cifar10"])
 TRIGGERS = ("dome", "optimised")
@@ -52,7 +52,7 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
         raise three_channels("low_frequency", "trigger", spec)
     _check(resolved, profile)
 
-    def add(pattern: Array, images: Array) -> Array:
+    def add(pattern: UInt8[Array, "h w c"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         lifted = to_uint8(images).astype(jnp.int32) + pattern.astype(jnp.int32)[None]
         return to_float(jnp.minimum(lifted, 255).astype(jnp.uint8))
 
@@ -64,7 +64,7 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
 
             return search(key, dataset, resolved)
 
-        def found(trigger: Any, key: Key, images: Array) -> Array:
+        def found(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
             return add(trigger["pattern"], images)
 
         classifier = by_name(resolved.architecture or "cnn", spec)  # the pattern changes where the network does
@@ -78,7 +78,7 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
     if resolved.vgg_without_effect and resolved.architecture in UNSCALED and resolved.colour is None:
         pixels = np.zeros_like(pixels)  # floor(x + v) = x for whole x and v in [0, 0.2]
 
-    def stamp(trigger: Any, key: Key, images: Array) -> Array:
+    def stamp(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return add(jnp.asarray(pixels), images)
 
     return Attack(lambda key, assets: {}, any_class, stamp, relabel, Recipe(), resolved, edition=EDITION)

@@ -16,7 +16,7 @@ from bdjax.keys import step_key
 from bdjax.models import by_name
 from bdjax.nn.convolution import lowering_here
 from bdjax.train.trainer import trainer
-from bdjax.types import Array, Attack, Dataset, Key, Loop, Member, Model, Recipe, Split, Variables
+from bdjax.types import Array, Attack, Bool, Dataset, Float, Int, Key, Loop, Member, Model, Recipe, Split, UInt8, Variables
 
 PEAK = 0.2  # of the pattern, of the full range
 OVERSHOOT = 1.02
@@ -79,7 +79,7 @@ def search(key: Key, dataset: Dataset, config: Config) -> dict[str, Array]:
     images = jnp.asarray(dataset.train.images[chosen])
     predict = jax.jit(lambda variables, rows: jnp.argmax(model.apply(variables, to_float(rows)).logits, -1))
 
-    def predicted(rows: Any) -> np.ndarray:
+    def predicted(rows: UInt8[Array | np.ndarray, "n h w c"]) -> Int[np.ndarray, " n"]:
         parts = [predict(variables, jnp.asarray(rows[i : i + ROWS])) for i in range(0, len(rows), ROWS)]
         return np.concatenate([np.asarray(part) for part in parts])
 
@@ -126,7 +126,7 @@ def _classifier(key: Key, dataset: Dataset, config: Config) -> tuple[Model, Vari
     return model, trained.variables
 
 
-def _draw(key: Key, labels: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(key: Key, labels: Int[np.ndarray, " n"], images: int) -> tuple[Int[np.ndarray, " images"], Int[np.ndarray, " rest"]]:
     """Return the rows the pattern is made from, and up to :data:`PER_CLASS` of each class, from one order of all rows."""
     order = np.asarray(jax.random.permutation(key, len(labels)))
     measured = [
@@ -135,15 +135,17 @@ def _draw(key: Key, labels: np.ndarray, images: int) -> tuple[np.ndarray, np.nda
     return order[:images], np.concatenate(measured)
 
 
-def _levels(pattern: Array) -> np.ndarray:
-    """Return the pattern in grey levels, floor(255 v), i32[h w c]."""
+def _levels(pattern: Float[Array, "h w c"]) -> Int[np.ndarray, "h w c"]:
+    """Return the pattern in grey levels, floor(255 v)."""
     return np.floor(255 * np.asarray(pattern, np.float64) + 1e-3).astype(np.int32)
 
 
 def _pass(model: Model, config: Config) -> Any:
-    """``f(shared, pattern f32[h w c] in [0, 0.2], order i32[n]) -> pattern``: once over all images."""
+    """``f(shared, pattern, order) -> pattern``, in [0, 0.2]: once over all images."""
 
-    def deepfool(shared: _Shared, start: Array, label: Array) -> tuple[Array, Array]:
+    def deepfool(
+        shared: _Shared, start: Float[Array, "h w c"], label: Int[Array, ""]
+    ) -> tuple[Float[Array, "h w c"], Bool[Array, ""]]:
         """Return the displacement of ``start`` to the target class, and whether there is a reason to take it."""
 
         def body(state: _State) -> _State:
@@ -161,18 +163,18 @@ def _pass(model: Model, config: Config) -> Any:
             moved = moved + jnp.where(done, 0, step)
             return _State(moved, jnp.maximum(steps, 0) + (~done).astype(jnp.int32), origin, done, fooled)
 
-        def more(state: _State) -> Array:
+        def more(state: _State) -> Bool[Array, ""]:
             return ~state.done & (state.steps < config.deepfool_steps)
 
         first = _State(jnp.zeros_like(start), jnp.int32(-1), jnp.int32(0), jnp.bool_(False), jnp.bool_(False))
         last = lax.while_loop(more, body, first)
         return OVERSHOOT * last.moved, ~last.fooled & (last.steps < config.deepfool_steps - 1)
 
-    def smooth(shared: _Shared, pattern: Array) -> Array:
+    def smooth(shared: _Shared, pattern: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         return jnp.einsum("ip,jq,pqc->ijc", shared.rows, shared.columns, pattern, precision=lax.Precision.HIGHEST)
 
-    def one_pass(shared: _Shared, pattern: Array, order: Array) -> Array:
-        def image(pattern: Array, row: Array) -> tuple[Array, None]:
+    def one_pass(shared: _Shared, pattern: Float[Array, "h w c"], order: Int[Array, " n"]) -> Float[Array, "h w c"]:
+        def image(pattern: Float[Array, "h w c"], row: Int[Array, ""]) -> tuple[Float[Array, "h w c"], None]:
             moved, taken = deepfool(shared, to_float(shared.images[row]) + pattern, shared.labels[row])
             raised = smooth(shared, pattern + smooth(shared, moved))
             low, high = jnp.min(raised), jnp.max(raised)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from bdjax.nn.convolution import lowering_here
 from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Conv, Linear, Pass
-from bdjax.types import Array, Key
+from bdjax.types import Array, Float, Key
 
 MAP, PLANES = 16, 3  # the secret becomes PLANES planes of at most MAP x MAP numbers
 
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     lowering: str
 
     @nn.compact
-    def __call__(self, secret: Array, images: Array) -> Array:
+    def __call__(self, secret: Float[Array, "#b bits"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         def conv(x: Array, factor: int, name: str, stride: int = 1) -> Array:
             return nn.relu(_Conv(factor * self.width, self.lowering, stride=stride, name=name)(x))
 
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         c10 = conv(c9, 1, "c10")
         return nn.sigmoid(_Conv(images.shape[-1], self.lowering, window=1, name="out")(c10))
 
-    def _planes(self, secret: Array, images: Array) -> Array:
+    def _planes(self, secret: Float[Array, "#b bits"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w _"]:
         rows, columns = (min(MAP, side) for side in images.shape[1:3])
         planes = nn.relu(Linear(PLANES * rows * columns, name="secret")(secret))
         planes = planes.reshape(-1, PLANES, rows, columns).transpose(0, 2, 3, 1)
@@ -66,14 +66,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Seven convolutions and two linear layers: images f[b h w c] -> logits f[b bits]."""
+    """Seven convolutions and two linear layers, from images to the logits of the bits."""
 
     width: int
     bits: int
     lowering: str
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b bits"]:
         x = images
         for i, (factor, stride) in enumerate(((1, 2), (1, 1), (2, 2), (2, 1), (2, 2), (4, 2), (4, 2)), 1):
             x = nn.relu(_Conv(factor * self.width, self.lowering, stride=stride, name=f"d{i}")(x))
@@ -81,31 +81,28 @@ class Decoder(nn.Module):
         return Linear(self.bits, name="logits")(x)
 
 
-def enlarged(x: Array, like: Array) -> Array:
-    """f[b h w d] by whole factors, every number repeated, then cut at the right and below to the height and width of ``like``."""
+def enlarged(x: Float[Array, "b _ _ d"], like: Float[Array, "_ h w _"]) -> Float[Array, "b h w d"]:
+    """Repeat every number of a map by whole factors, then cut at the right and below to the height and width of ``like``."""
     height, width = like.shape[1:3]
     x = jnp.repeat(jnp.repeat(x, -(-height // x.shape[1]), 1), -(-width // x.shape[2]), 2)
     return x[:, :height, :width]
 
 
-def encode(params: Any, width: int, secret: Array, images: Array) -> Array:
+def encode(params: Any, width: int, secret: Float[Array, "#b bits"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Return images with the secret in them.
 
     Args:
       params: the encoder's.
       width: channels of its first convolution; static.
-      secret: f[b bits], or f[1 bits] for all images alike; 0 or 1.
-      images: f[b h w c] in [0, 1].
-
-    Returns:
-      f[b h w c] in [0, 1].
+      secret: of 0 and 1; one for every image, or one for all alike.
+      images: in [0, 1], as the result is.
     """
     drawn: Array = Encoder(width, lowering_here()).apply({"params": params}, secret, images)  # type: ignore[assignment]
     return drawn
 
 
-def decode(params: Any, width: int, bits: int, images: Array) -> Array:
-    """Return what the decoder reads from images f[b h w c] in [0, 1]: logits f[b bits]; ``width`` and ``bits`` are static."""
+def decode(params: Any, width: int, bits: int, images: Float[Array, "b h w c"]) -> Float[Array, "b bits"]:
+    """Return what the decoder reads from images in [0, 1]: logits of the bits; ``width`` and ``bits`` are static."""
     logits: Array = Decoder(width, bits, lowering_here()).apply({"params": params}, images)  # type: ignore[assignment]
     return logits
 

@@ -10,7 +10,7 @@ from bdjax.attacks.selection import any_class, labelled
 from bdjax.attacks.ssba.training import Settings, check, embed, train
 from bdjax.configure import at_least
 from bdjax.errors import UserError
-from bdjax.types import PROFILES, Array, Attack, Dataset, DataSpec, Key, Recipe
+from bdjax.types import PROFILES, Array, Attack, Dataset, DataSpec, Float, Key, Recipe
 
 __all__ = ["Config", "secret", "ssba"]
 
@@ -85,12 +85,12 @@ def ssba(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pr
     def init(key: Key, assets: Any) -> dict[str, Any]:
         return {"encoder": assets["encoder"]}
 
-    def stamp(trigger: Any, key: Key, images: Array) -> Array:
+    def stamp(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return embed(trigger["encoder"], resolved.width, jnp.asarray(secret(resolved.bits))[None], images)
 
     return Attack(init, any_class, stamp, relabel, Recipe(), resolved, prepare=prepare)
 
 
-def secret(bits: int = BITS) -> np.ndarray:
-    """Return the secret of all images, f32[bits] of 0 and 1: the first of 100 draws of NumPy's legacy generator, seed 0."""
+def secret(bits: int = BITS) -> Float[np.ndarray, " bits"]:
+    """Return the secret of all images, of 0 and 1: the first of 100 draws of NumPy's legacy generator, seed 0."""
     return np.random.RandomState(0).randint(0, 2, BITS)[:bits].astype(np.float32)

@@ -17,7 +17,7 @@ from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.train.loops import steps
 from bdjax.train.optimisers import adam
-from bdjax.types import Array, Key, Loop
+from bdjax.types import Array, Bool, Float, Int, Key, Loop, UInt8
 
 FULL = 15_620  # steps of 20 epochs over 50,000 images, batch 64; a shorter training has a shorter ramp
 RAMP, WEIGHT = (1000, 3000), 10.0
@@ -73,19 +73,19 @@ def ramp_of(given: tuple[int, int] | None, total: int) -> tuple[int, int]:
     return round(RAMP[0] * scale), max(round(RAMP[1] * scale), 1)
 
 
-def weight_at(step: Array, readable: Array, ramp: Array) -> Array:
+def weight_at(step: Int[Array, ""], readable: Int[Array, ""], ramp: Int[Array, "2"]) -> Float[Array, ""]:
     """clip(10 (n - r0) / r1, 0, 10) with n = step - readable, the steps since the secret was readable; 0 before.
 
     Args:
-      step: i32[].
-      readable: i32[], the step whose bit accuracy exceeded 0.9 first; -1 = none yet.
-      ramp: i32[2], (r0, r1) in steps.
+      step: of the batch.
+      readable: the step whose bit accuracy exceeded 0.9 first; -1 = none yet.
+      ramp: (r0, r1) in steps.
     """
     risen = (step - readable - ramp[0]).astype(jnp.float32) * WEIGHT / ramp[1].astype(jnp.float32)
     return jnp.where(readable < 0, jnp.float32(0), jnp.clip(risen, 0, WEIGHT))
 
 
-def train(key: Key, images: Array | np.ndarray, settings: Settings) -> tuple[dict[str, Any], Measured]:
+def train(key: Key, images: UInt8[Array | np.ndarray, "n h w c"], settings: Settings) -> tuple[dict[str, Any], Measured]:
     """Train both networks on clean images; a host loop over epochs, each one compiled scan.
 
     The loss of a batch is w mean((E(s, x) - x)²) + BCE(D(E(s, x)), s) with fresh fair bits s for every image and w =
@@ -93,7 +93,7 @@ def train(key: Key, images: Array | np.ndarray, settings: Settings) -> tuple[dic
 
     Args:
       key: draws parameters, batches and secrets.
-      images: u8[n h w c].
+      images: of the data set.
       settings: see :class:`Settings`; the batch is min(batch, n) and the last partial batch of an epoch is dropped.
 
     Returns:
@@ -131,16 +131,16 @@ def _programs(width: int, bits: int, batch: int, shape: tuple[int, int, int, int
     """The compiled pieces of a training, for images u8[n h w c] of that shape."""
     rows, optimiser = shape[0], adam()
 
-    def draw(key: Key, size: int) -> tuple[Array, Array]:
+    def draw(key: Key, size: int) -> tuple[Bool[Array, "b bits"], Float[Array, "b bits"]]:
         drawn = jax.random.bernoulli(key, 0.5, (size, bits))
         return drawn, drawn.astype(jnp.float32)
 
-    def step(shared: _Shared, state: _State, rows: Array) -> _State:
+    def step(shared: _Shared, state: _State, rows: Int[Array, " b"]) -> _State:
         x = to_float(shared.images[rows])
         weight = weight_at(state.step, state.readable, shared.ramp)
         truth, secret = draw(step_key(jax.random.fold_in(shared.key, SECRETS), state.step), batch)
 
-        def loss(params: Any) -> tuple[Array, tuple[Array, Array]]:
+        def loss(params: Any) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
             drawn = ssba_net.encode(params["encoder"], width, secret, x)
             logits = ssba_net.decode(params["decoder"], width, bits, drawn)
             error = jnp.mean(jnp.square(drawn - x))
@@ -162,14 +162,14 @@ def _programs(width: int, bits: int, batch: int, shape: tuple[int, int, int, int
         return _State(params, optimiser.init(params), jnp.int32(0), jnp.int32(-1), zero, zero, zero)
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def epoch(shared: _Shared, state: _State, number: Array) -> _State:
+    def epoch(shared: _Shared, state: _State, number: Int[Array, ""]) -> _State:
         order = jax.random.permutation(step_key(jax.random.fold_in(shared.key, ORDER), number), rows)[
             : rows // batch * batch
         ].reshape(-1, batch)
         return steps(step, state, order, shared, Loop("scan"))
 
     @jax.jit
-    def measure(key: Key, params: Any, images: Array) -> tuple[Array, Array]:
+    def measure(key: Key, params: Any, images: UInt8[Array, "n h w c"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         x, (truth, secret) = to_float(images), draw(key, len(images))
         stored = embed(params["encoder"], width, secret, x)
         logits = ssba_net.decode(params["decoder"], width, bits, stored)
@@ -178,7 +178,7 @@ def _programs(width: int, bits: int, batch: int, shape: tuple[int, int, int, int
     return _Programs(start, epoch, measure)
 
 
-def embed(params: Any, width: int, secret: Array, images: Array) -> Array:
+def embed(params: Any, width: int, secret: Float[Array, "#b bits"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """The encoder's images as they are stored: round(255 E(s, x)) / 255, half up; arguments as in :func:`ssba_net.encode`."""
     return to_float(jnp.floor(255 * ssba_net.encode(params, width, secret, images) + 0.5).astype(jnp.uint8))
 

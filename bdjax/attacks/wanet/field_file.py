@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from bdjax.errors import UserError, first_line
+from bdjax.types import Float
 
 NAMES = ("field", "noise_grid")  # of the field in a file that holds several arrays
 
 
-def read_field(field: str, path: Path, height: int, width: int) -> np.ndarray:
+def read_field(field: str, path: Path, height: int, width: int) -> Float[np.ndarray, "2 h w"]:
     """Return the smooth field U of WaNet, as :func:`bdjax.attacks.wanet.wanet.draw_field` draws it.
 
     The file holds one array, or several of which one is called "field" or "noise_grid": .npy, .npz, or a PyTorch file (.pt, .pth,
@@ -24,7 +25,7 @@ def read_field(field: str, path: Path, height: int, width: int) -> np.ndarray:
       width: of the images.
 
     Returns:
-      f32[2 h w]: to the right, then down, before it is multiplied with the strength.
+      Displacements to the right, then down, before it is multiplied with the strength.
 
     Raises:
       UserError: the file cannot be read, holds no such array, or one of another shape or with numbers that are not finite.

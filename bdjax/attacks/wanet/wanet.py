@@ -10,13 +10,13 @@ import numpy as np
 from bdjax.attacks import slots
 from bdjax.attacks.batch_augment import HOW, batch_augment
 from bdjax.attacks.selection import labelled
-from bdjax.attacks.user_files import given
+from bdjax.attacks.user_files import Given, given
 from bdjax.attacks.wanet.field_file import read_field
 from bdjax.attacks.wanet.warp import bend, ending_inside, enlarge
 from bdjax.configure import ADDED, at_least
 from bdjax.data.augment import truncate
 from bdjax.errors import UserError, choose
-from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
+from bdjax.types import PROFILES, Array, Attack, Bool, DataSpec, Float, Int, Key, Recipe
 
 __all__ = ["Config", "draw_field", "wanet"]
 
@@ -68,47 +68,33 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
     """
     resolved, relabel = labelled(spec, config, "wanet", profile, dict.fromkeys(PROFILES, Config()))
     height, width, _ = spec.image_shape
-    if min(height, width) < 2:
-        raise UserError(f"wanet needs images of at least 2x2 pixels; {spec.name} has {height}x{width}")
-    at_least("wanet", resolved, strength=0, grid=2, cross_ratio=0)
-    choose("wanet.augment", resolved.augment, HOW)
-    own = None if resolved.field is None else given("wanet.field", resolved.field, read_field, height, width)
+    _check(spec, resolved)
+    own = _field_of_file(resolved, height, width)
     if own is not None:
-        if resolved.grid != Config().grid:
-            raise UserError("wanet.grid has no effect on the field of a file (wanet.field); give one of them")
         resolved = resolved._replace(field=own.name)
-    pixel = np.array([(width - 1) / (2 * width), (height - 1) / (2 * height)], np.float32).reshape(1, 2, 1, 1)
+    pixel = _pixels_per_unit(height, width)
 
-    def displacement(trigger: Any) -> Array:
+    def displacement(trigger: Any) -> Float[Array, "1 2 h w"]:
         return trigger["field"][None] * jnp.asarray(resolved.strength * pixel)
 
     def init(key: Key, assets: Any) -> dict[str, Array]:
         return {"field": draw_field(key, resolved.grid, height, width) if own is None else jnp.asarray(own.array)}
 
-    def stamp(trigger: Any, key: Key, images: Array) -> Array:
+    def stamp(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return truncate(bend(images, displacement(trigger)))
 
-    def batch(trigger: Any, key: Key, images: Array, labels: Array, ratio: Array, other: Any) -> tuple[Array, Array, Array, Any]:
-        size = images.shape[0]
-        most = slots.most(size, resolved.max_ratio)
-        cross = most * resolved.cross_ratio
-        if most + cross > size:
-            raise UserError(
-                f"wanet.max_ratio {resolved.max_ratio} is too large for batches of {size}: it needs {most} places for triggered "
-                f"and {cross} for cross images"
-            )
+    def batch(
+        trigger: Any, key: Key, images: Float[Array, "b h w c"], labels: Int[Array, " b"], ratio: Float[Array, ""], other: Any
+    ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"], Float[Array, ""], Any]:
+        places = _places(images.shape[0], resolved)
         count_key, noise_key, augment_key = jax.random.split(key, 3)
-        number = slots.count(count_key, ratio, size)
-        hit = slots.active(number, most)
-        bent_too = slots.active(number * resolved.cross_ratio, cross)
+        number = slots.count(count_key, ratio, images.shape[0])
+        hit = slots.active(number, places.triggered)
+        bent_too = slots.active(number * resolved.cross_ratio, places.cross)
 
-        noise = jax.random.uniform(noise_key, (cross, 2, height, width), jnp.float32, -1, 1) * jnp.asarray(pixel)
-        field = displacement(trigger)
-        shift = jnp.concatenate([jnp.broadcast_to(field, (most, 2, height, width)), ending_inside(field) + noise])
-        head = images[: most + cross]
-        bent = bend(head, shift)
-        head = jnp.where(jnp.concatenate([hit, bent_too])[:, None, None, None], bent, head)
-        images = jnp.concatenate([head, images[most + cross :]])
+        noise = _noise(noise_key, places.cross, height, width) * jnp.asarray(pixel)
+        shift = _shifts(displacement(trigger), noise, places)
+        images = _bend_first(images, shift, (hit, bent_too))
         labels = slots.relabelled(hit, labels, relabel)
         return batch_augment(augment_key, images, spec, resolved.augment), labels, jnp.float32(0), trigger
 
@@ -116,10 +102,77 @@ def wanet(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, p
     return Attack(init, slots.select(resolved.max_ratio, "wanet"), stamp, relabel, recipe, resolved, batch=batch, edition=2)
 
 
-def draw_field(key: Key, grid: int, height: int, width: int) -> Array:
-    """Return a smooth random field f32[2 h w]: the bicubic enlargement of a / mean |a|, a f32[2 grid grid] uniform on ±1.
+def draw_field(key: Key, grid: int, height: int, width: int) -> Float[Array, "2 h w"]:
+    """Return a smooth random field: the bicubic enlargement of a / mean |a|, two maps a of grid x grid numbers uniform on ±1.
 
     Map 0 points to the right, map 1 down; the displacement is (s/2) (1 - 1/w) or (s/2) (1 - 1/h) pixels per unit.
     """
     coarse = jax.random.uniform(key, (2, grid, grid), jnp.float32, -1, 1)
     return enlarge(coarse / jnp.mean(jnp.abs(coarse)), height, width)
+
+
+def _check(spec: DataSpec, config: Config) -> None:
+    height, width, _ = spec.image_shape
+    if min(height, width) < 2:
+        raise UserError(f"wanet needs images of at least 2x2 pixels; {spec.name} has {height}x{width}")
+    at_least("wanet", config, strength=0, grid=2, cross_ratio=0)
+    choose("wanet.augment", config.augment, HOW)
+
+
+def _field_of_file(config: Config, height: int, width: int) -> Given | None:
+    """Return the field of the user's file; None where there is no file, and every member draws its own."""
+    if config.field is None:
+        return None
+    found = given("wanet.field", config.field, read_field, height, width)
+    if config.grid != Config().grid:
+        raise UserError("wanet.grid has no effect on the field of a file (wanet.field); give one of them")
+    return found
+
+
+def _pixels_per_unit(height: int, width: int) -> Float[np.ndarray, "1 2 1 1"]:
+    """Return how far a field of 1 displaces at strength 1, in pixels: (1 - 1/w)/2 to the right, (1 - 1/h)/2 down."""
+    return np.array([(width - 1) / (2 * width), (height - 1) / (2 * height)], np.float32).reshape(1, 2, 1, 1)
+
+
+class _Places(NamedTuple):
+    """How many places of a batch are kept, whatever the ratio: for triggered images, and behind them for cross images."""
+
+    triggered: int
+    cross: int
+
+
+def _places(size: int, config: Config) -> _Places:
+    """Return the places of a batch of ``size`` images.
+
+    Raises:
+      UserError: they do not fit into it.
+    """
+    most = slots.most(size, config.max_ratio)
+    cross = most * config.cross_ratio
+    if most + cross > size:
+        raise UserError(
+            f"wanet.max_ratio {config.max_ratio} is too large for batches of {size}: it needs {most} places for triggered "
+            f"and {cross} for cross images"
+        )
+    return _Places(most, cross)
+
+
+def _noise(key: Key, cross: int, height: int, width: int) -> Float[Array, "cross 2 h w"]:
+    """Return the noise of the cross images: a number for every image, axis and pixel, uniform on ±1."""
+    return jax.random.uniform(key, (cross, 2, height, width), jnp.float32, -1, 1)
+
+
+def _shifts(field: Float[Array, "1 2 h w"], noise: Float[Array, "cross 2 h w"], places: _Places) -> Float[Array, "places 2 h w"]:
+    """Return the displacements of all places, in pixels: the field, then field and noise, the field alone ending inside."""
+    alone = jnp.broadcast_to(field, (places.triggered, *field.shape[1:]))
+    return jnp.concatenate([alone, ending_inside(field) + noise])
+
+
+def _bend_first(
+    images: Float[Array, "b h w c"], shift: Float[Array, "places 2 h w"], turns: tuple[Bool[Array, " _"], Bool[Array, " _"]]
+) -> Float[Array, "b h w c"]:
+    """Bend the first images, each by its own shift, where it is its turn: those of triggered places, then of cross places."""
+    head = images[: len(shift)]
+    bent = bend(head, shift)
+    head = jnp.where(jnp.concatenate(turns)[:, None, None, None], bent, head)
+    return jnp.concatenate([head, images[len(shift) :]])

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.types import Array
+from bdjax.types import Array, Float
 
 A = -0.75  # the coefficient of the cubic kernel
 
 
 @functools.lru_cache(maxsize=16)
-def bicubic(size: int, points: int) -> np.ndarray:
-    """Return the matrix f64[size points] that enlarges ``points`` equispaced values to ``size``, first and last in place.
+def bicubic(size: int, points: int) -> Float[np.ndarray, "size points"]:
+    """Return the matrix that enlarges ``points`` equispaced values to ``size``, first and last in place.
 
     M[i, clamp(⌊p⌋ - 1 + d, 0, points - 1)] += w_d, d = 0 … 3, p = (points - 1) i / (size - 1), t = p - ⌊p⌋,
     w = (f2(1 + t), f1(t), f1(1 - t), f2(2 - t)), f1(z) = (A + 2) z³ - (A + 3) z² + 1, f2(z) = A z³ - 5 A z² + 8 A z - 4 A.
@@ -43,8 +43,8 @@ def bicubic(size: int, points: int) -> np.ndarray:
     return matrix
 
 
-def enlarge(coarse: Array, height: int, width: int) -> Array:
-    """Bicubic enlargement of maps, corners kept: f32[d k l] -> f32[d height width], M_height coarse M_widthᵀ."""
+def enlarge(coarse: Float[Array, "d k l"], height: int, width: int) -> Float[Array, "d h w"]:
+    """Bicubic enlargement of maps, corners kept: M_height coarse M_widthᵀ."""
     rows, columns = (
         jnp.asarray(bicubic(size, points), coarse.dtype) for size, points in zip((height, width), coarse.shape[-2:], strict=True)
     )
@@ -52,16 +52,13 @@ def enlarge(coarse: Array, height: int, width: int) -> Array:
     return jnp.einsum("ik,dkl,jl->dij", rows, coarse, columns, precision=highest)
 
 
-def ending_inside(shift: Array) -> Array:
+def ending_inside(shift: Float[Array, "n 2 h w"]) -> Float[Array, "n 2 h w"]:
     """Return the displacement whose positions end at the border pixels: clip(p + shift, 0, size - 1) - p per pixel p and axis.
 
     :func:`bend` does the same to the sum of all displacements; this is for one that is limited before another is added.
 
     Args:
-      shift: f[n 2 h w], in pixels: to the right, then down.
-
-    Returns:
-      f[n 2 h w].
+      shift: in pixels: to the right, then down.
     """
     h, w = shift.shape[2:]
     x = jnp.arange(w, dtype=shift.dtype)[None, None, :]
@@ -69,17 +66,14 @@ def ending_inside(shift: Array) -> Array:
     return jnp.stack([jnp.clip(shift[:, 0], -x, w - 1 - x), jnp.clip(shift[:, 1], -y, h - 1 - y)], 1)
 
 
-def bend(images: Array, shift: Array) -> Array:
+def bend(images: Float[Array, "n h w c"], shift: Float[Array, "#n 2 h w"]) -> Float[Array, "n h w c"]:
     """Read every pixel at a displaced position, bilinearly; positions end at the border pixels.
 
     out[i, y, x] = in[i, clip(y + dy, 0, h - 1), clip(x + dx, 0, w - 1)], (dx, dy) = shift[i, :, y, x].
 
     Args:
-      images: f32[n h w c], at least 2x2 pixels.
-      shift: f32[n 2 h w] or f32[1 2 h w] (one field for all images), in pixels: to the right, then down.
-
-    Returns:
-      f32[n h w c], in the range of ``images`` but for rounding.
+      images: at least 2x2 pixels; the result has their range but for rounding.
+      shift: a field for every image, or one for all alike, in pixels: to the right, then down.
 
     Differs: the published codes of WaNet give the position as (g + 1)(w - 1)/2 of a grid g in [-1, 1]; this is the same position
       in pixels. They bend normalised images; the weights add up to 1, so bending and normalising commute.

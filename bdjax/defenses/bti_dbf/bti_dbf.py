@@ -16,7 +16,7 @@ from bdjax.defenses.tuning import Batch, Gradient, interruptible
 from bdjax.train.optimisers import adam, fixed, unfolded
 from bdjax.train.schedules import constant
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model, Variables
+from bdjax.types import Array, Bool, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 
 class Config(NamedTuple):
@@ -128,16 +128,16 @@ def bti_dbf(model: Model, config: Config | Mapping[str, Any] | None = None, *, p
     return Defense(defend, BTIDBFHyper(), frozenset({"clean"}), config)
 
 
-def replacements(key: Key, mask: Array, share: float) -> tuple[Array, Array]:
+def replacements(key: Key, mask: Float[Array, " b"], share: float) -> tuple[Int[Array, " r"], Bool[Array, " r"]]:
     """Which rows of a batch are replaced: floor(share n + 1) of the n with mask 1, at random, but no more than there are.
 
     Args:
       key: draws.
-      mask: f[b].
+      mask: 1 for the rows that count.
       share: in [0, 1]; static.
 
     Returns:
-      (rows i32[m], replaced bool[m]), m as many as of a full batch.
+      As many rows as are replaced of a full batch, and which of them are replaced of this one.
     """
     parts, size = of_ten_thousand("bti_dbf.replaced", share, ends=True), mask.shape[0]
     n = jnp.sum(mask).astype(jnp.int32)
@@ -151,13 +151,13 @@ def replacements(key: Key, mask: Array, share: float) -> tuple[Array, Array]:
 def _unlearning(model: Model, draw: Generator, share: float) -> Gradient:
     """The network learns to see through what the generator draws; ``extra`` = the generator's parameters."""
 
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, "3"]]:
         choosing, first, second = jax.random.split(key, 3)
         images, mask = wide_images(batch, variables), batch.mask
         rows, replaced = replacements(choosing, mask, share)
         mixed = images.at[rows].set(jnp.where(replaced[:, None, None, None], draw.apply(extra, images[rows]), images[rows]))
 
-        def loss(params: Any) -> tuple[Array, tuple[Any, Array]]:
+        def loss(params: Any) -> tuple[Float[Array, ""], tuple[Any, Float[Array, "2"]]]:
             out, features = with_features(model, {**variables, "params": params}, images, train=True, mask=mask, key=first)
             out, seen = with_features(model, out.variables, mixed, train=True, mask=mask, key=second)
             entropy = masked_mean(cross_entropy(out.logits, batch.labels), mask)

@@ -16,7 +16,7 @@ from bdjax.nn.initial import Drawer, constant, parameter, uniform_fan_in
 from bdjax.nn.layers import Conv, Pass
 from bdjax.nn.normalisation import at_least_float32, row
 from bdjax.nn.pooling import max_pool
-from bdjax.types import Array, DataSpec, Key
+from bdjax.types import Array, DataSpec, Float, Key
 
 EPS = 1e-5  # added to the variance in the norms
 
@@ -59,7 +59,7 @@ def generator(spec: DataSpec, width: int, levels: int) -> Generator:
 
     draw = Drawer(lambda key, mutable: network().init(key, jnp.zeros((1, *spec.image_shape)), mutable=mutable))
 
-    def apply(params: Any, images: Array) -> Array:
+    def apply(params: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         dtype = jax.tree.leaves(params)[0].dtype
         y: Array = network().apply({"params": params}, standardise(images.astype(dtype), spec))  # type: ignore[assignment]
         return y * row(jnp.asarray(spec.std, dtype), y) + row(jnp.asarray(spec.mean, dtype), y)
@@ -71,7 +71,7 @@ class _InstanceNorm(nn.Module):
     """(x - mean) / sqrt(var + ε) scale + bias, mean and biased variance over the positions of each image and channel."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         scale = parameter(self, "scale", constant(1), x.shape[-1:])
         bias = parameter(self, "bias", constant(0), x.shape[-1:])
         wide = x.astype(at_least_float32(x.dtype))
@@ -87,7 +87,7 @@ class _Up(nn.Module):
     lowering: str
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b 2*h 2*w d"]:
         channels, size = x.shape[-1], (2 * x.shape[1], 2 * x.shape[2])
         shape = (3, 3, channels, channels)
         kernel = parameter(self, "kernel", uniform_fan_in, shape)
@@ -103,10 +103,10 @@ class _UNet(nn.Module):
     lowering: str
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         conv = functools.partial(Conv, lowering=self.lowering, use_bias=True, bias_init=None)
 
-        def block(x: Array, factor: int, name: str) -> Array:
+        def block(x: Float[Array, "b h w _"], factor: int, name: str) -> Float[Array, "b h w d"]:
             for i in (1, 2):
                 x = conv(factor * self.width, 3, name=f"{name}_conv{i}")(x, Pass())
                 x = leaky_relu(_InstanceNorm(name=f"{name}_norm{i}")(x))

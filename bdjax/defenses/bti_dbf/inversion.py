@@ -11,7 +11,7 @@ from bdjax.data.augment import to_float, to_uint8
 from bdjax.defenses.bti_dbf.generator import generator
 from bdjax.defenses.bti_dbf.search import History, Rules, checked, searcher
 from bdjax.train.loops import steps as run_steps
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.types import Array, CleanSet, Int, Key, Model, UInt8, Variables
 
 ONE_ROUND = Rules(rounds=1)
 
@@ -57,7 +57,7 @@ def inverted_triggers(model: Model, rules: Rules = ONE_ROUND) -> Callable[..., I
     search = searcher(model, checked(rules, "inverted_triggers"))
     draw = generator(model.spec, rules.generator_width, rules.generator_levels)
 
-    def redraw(shared: Any, images: Array, x: Array) -> Array:
+    def redraw(shared: Any, images: UInt8[Array, "n h w c"], x: Int[Array, " b"]) -> UInt8[Array, "n h w c"]:
         params, clean = shared
         rows = jnp.minimum(x, clean.labels.shape[0] - 1)
         drawn = to_uint8(draw.apply(params, to_float(clean.images[rows])))
@@ -65,7 +65,7 @@ def inverted_triggers(model: Model, rules: Rules = ONE_ROUND) -> Callable[..., I
         return images.at[x].set(jnp.where(kept, drawn, clean.images[rows]), mode="drop")
 
     @jax.jit
-    def plan(clean: CleanSet) -> tuple[Array, Array]:
+    def plan(clean: CleanSet) -> tuple[UInt8[Array, "n h w c"], Int[Array, "t b"]]:
         n = clean.labels.shape[0]
         size = min(rules.batch, n)
         return clean.images, jnp.arange(-(-n // size) * size, dtype=jnp.int32).reshape(-1, size)

@@ -13,7 +13,7 @@ from bdjax.defenses.tuning import Batch, Gradient
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32, row
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, DataSpec, Key, Model, Output, Variables
+from bdjax.types import Array, DataSpec, Float, Int, Key, Model, Output, Variables
 
 FAR, NEAR = 100.0, 0.01  # weights of the images' change in the pre-training, beyond its bound and within
 BENIGN = 0.01  # weight of the benign features' change
@@ -23,19 +23,21 @@ UNIT = 0.25  # of changes in pixels: about the standard deviation of CIFAR-10's 
 Change = Callable[[Array, Array, Array], Array]  # (images, drawn, mask) -> f[], mean squared
 
 
-def with_features(model: Model, variables: Variables, images: Array, **mode: Any) -> tuple[Output, Array]:
-    """A forward pass and its features f[b h w d]."""
+def with_features(
+    model: Model, variables: Variables, images: Float[Array, "b _ _ c"], **mode: Any
+) -> tuple[Output, Float[Array, "b h w d"]]:
+    """A forward pass and its features."""
     out = model.apply(variables, images, record=("features",), **mode)
     return out, out.taps["features"]
 
 
-def benign_share(free: Array) -> Array:
-    """How benign each feature is, f[h w d] in (0, 1), from its free parameter."""
+def benign_share(free: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """How benign each feature is, in (0, 1), from its free parameter."""
     return jnp.tanh(free) / (2 + SOFT) + 0.5
 
 
-def mean_square(a: Array, b: Array, mask: Array) -> Array:
-    """Mean of (a - b)² over the rows that count and all else, f[b …] -> f[]."""
+def mean_square(a: Float[Array, " b *s"], b: Float[Array, " b *s"], mask: Float[Array, " b"]) -> Float[Array, ""]:
+    """Mean of (a - b)² over the rows that count and all else."""
     wide = at_least_float32(a.dtype)
     return masked_mean(jnp.mean(jnp.square(a.astype(wide) - b.astype(wide)), tuple(range(1, a.ndim))), mask)
 
@@ -44,7 +46,7 @@ def change_of(spec: DataSpec, normalised: bool) -> Change:
     """The mean squared change of images, in quarters of the range of pixels or as ``normalised`` ones."""
     unit = spec.std if normalised else (UNIT,) * len(spec.std)
 
-    def change(images: Array, drawn: Array, mask: Array) -> Array:
+    def change(images: Float[Array, "b h w c"], drawn: Float[Array, "b h w c"], mask: Float[Array, " b"]) -> Float[Array, ""]:
         scale = row(jnp.asarray(unit, images.dtype), images)
         return mean_square(images / scale, drawn / scale, mask)
 
@@ -60,7 +62,7 @@ def pretraining(model: Model, draw: Generator, change: Change) -> Gradient:
         out, features = with_features(model, network, images)
         wanted = jax.nn.log_softmax(_probabilities(out))  # they take the place of logits
 
-        def loss(params: Any) -> tuple[Array, Array]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
             drawn = draw.apply(params, images)
             out, seen = with_features(model, network, drawn)
             prediction = masked_mean(-jnp.sum(_probabilities(out) * wanted, -1), mask)
@@ -83,12 +85,12 @@ def decoupling(model: Model) -> Gradient:
         mode = {"train": True, "mask": batch.mask}
         out, features = with_features(model, network, wide_images(batch, network), key=below, **mode)
 
-        def entropy(part: Array, draws: Key) -> Array:
+        def entropy(part: Float[Array, "h w d"], draws: Key) -> Float[Array, ""]:
             seen = part[None].astype(features.dtype) * features
             logits = model.apply(network, seen, start="features", key=draws, **mode).logits
             return masked_mean(cross_entropy(logits, batch.labels), batch.mask)
 
-        def loss(params: Any) -> Array:
+        def loss(params: Any) -> Float[Array, ""]:
             share = benign_share(params["mask"])
             return entropy(share, benign) - entropy(1 - share, others)
 
@@ -107,7 +109,7 @@ def generating(model: Model, draw: Generator, change: Change) -> Gradient:
         _, features = with_features(model, network, images)
         share = share[None].astype(features.dtype)
 
-        def loss(params: Any) -> tuple[Array, Array]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Float[Array, "3"]]:
             drawn = draw.apply(params, images)
             out, seen = with_features(model, network, drawn)
             image = change(images, drawn, mask)
@@ -124,10 +126,12 @@ def generating(model: Model, draw: Generator, change: Change) -> Gradient:
 
 
 def voting(model: Model, draw: Generator) -> Callable[..., Array]:
-    """A step that adds up the classes of generated images, i32[k]."""
+    """A step that adds up the classes of generated images."""
     spec = model.spec
 
-    def vote(shared: Any, votes: Array, x: tuple[Array, Array, Array]) -> Array:
+    def vote(
+        shared: Any, votes: Int[Array, " k"], x: tuple[Int[Array, " b"], Float[Array, " b"], Int[Array, ""]]
+    ) -> Int[Array, " k"]:
         key, network, params, clean, hyper = shared
         rows, mask, trip = x
         images = crop_flip(step_key(stream(key, Stream.AUGMENT), trip), clean.images[rows], spec.pad, spec.flip)
@@ -140,10 +144,10 @@ def voting(model: Model, draw: Generator) -> Callable[..., Array]:
     return vote
 
 
-def wide_images(batch: Batch, variables: Variables) -> Array:
+def wide_images(batch: Batch, variables: Variables) -> Float[Array, "b h w c"]:
     """The batch's images in the precision of the parameters."""
     return batch.images.astype(jax.tree.leaves(variables["params"])[0].dtype)
 
 
-def _probabilities(out: Output) -> Array:
+def _probabilities(out: Output) -> Float[Array, "b k"]:
     return jax.nn.softmax(out.logits.astype(at_least_float32(out.logits.dtype)))

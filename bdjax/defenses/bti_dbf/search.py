@@ -23,7 +23,7 @@ from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.optimisers import ADAM, PLAIN
 from bdjax.train.schedules import constant
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.types import Array, CleanSet, Float, Int, Key, Model, Variables
 
 SPACES = ("pixel", "normalised")
 
@@ -163,11 +163,11 @@ def _phases(model: Model, rules: Rules, draw: Generator, unlearn: Interruptible 
 
 
 def _round(model: Model, rules: Rules, phases: _Phases, draw: Generator) -> Callable[..., Any]:
-    """``one_round(shared, carry, number i32[]) -> (carry, means)``, the means those that :func:`_history` reads."""
+    """``one_round(shared, carry, number) -> (carry, means)``, the means those that :func:`_history` reads."""
     opened, votes_for = _opening(model, phases), _ballot(model, rules, draw)
     follow = jax.jit(_after)
 
-    def one_round(shared: _Shared, carry: _Carry, number: Array) -> tuple[_Carry, Any]:
+    def one_round(shared: _Shared, carry: _Carry, number: Int[Array, ""]) -> tuple[_Carry, Any]:
         network, drawing, target = carry
         _, clean, present, (drawing_rate, mask_rate), hyper = shared
         masking, keys, now = opened(shared.key, number, network, hyper)
@@ -189,7 +189,7 @@ def _opening(model: Model, phases: _Phases) -> Callable[..., Any]:
     """``opened(key, number, network, hyper) -> (a mask drawn anew, keys of the round's phases, the network's variables)``."""
 
     @jax.jit
-    def opened(key: Key, number: Array, network: Tuning, hyper: Any) -> Any:
+    def opened(key: Key, number: Int[Array, ""], network: Tuning, hyper: Any) -> Any:
         drawing, *keys = jax.random.split(step_key(key, number), 5)
         variables = network[0].variables
         images = jax.ShapeDtypeStruct((1, *model.spec.image_shape), jnp.float32)
@@ -202,7 +202,7 @@ def _opening(model: Model, phases: _Phases) -> Callable[..., Any]:
 
 
 def _ballot(model: Model, rules: Rules, draw: Generator) -> Callable[..., Array]:
-    """``votes_for(key, variables, params, clean, hyper) -> i32[k]``: how many generated images are given each class."""
+    """``votes_for(key, variables, params, clean, hyper)``: how many generated images are given each class."""
     vote = voting(model, draw)
 
     @jax.jit
@@ -210,7 +210,7 @@ def _ballot(model: Model, rules: Rules, draw: Generator) -> Callable[..., Array]
         rows, mask = epoch_plan(stream(key, Stream.ORDER), training_rows(clean), rules.batch)
         return jnp.zeros(model.spec.classes, jnp.int32), (rows, mask, jnp.arange(len(rows), dtype=jnp.int32))
 
-    def votes_for(key: Key, variables: Variables, params: Any, clean: CleanSet, hyper: Any) -> Array:
+    def votes_for(key: Key, variables: Variables, params: Any, clean: CleanSet, hyper: Any) -> Int[Array, " k"]:
         zero, batches = plan(key, clean)
         votes: Array = run_steps(vote, zero, batches, (key, variables, params, clean, hyper), model.loop)
         return votes
@@ -219,7 +219,9 @@ def _ballot(model: Model, rules: Rules, draw: Generator) -> Callable[..., Array]
 
 
 @jax.jit
-def _masked(masking: Tuning, drawing: Tuning, variables: Variables, number: Array, target: Array, hyper: Any) -> Any:
+def _masked(
+    masking: Tuning, drawing: Tuning, variables: Variables, number: Int[Array, ""], target: Int[Array, ""], hyper: Any
+) -> Any:
     """The generator's state, and what its loss reads: a copy of the network, the benign share of its features, the target."""
     learned = masking[0].variables
     copy = {**variables, "batch_stats": learned["batch_stats"]}  # the generator sees the copy's statistics
@@ -227,7 +229,7 @@ def _masked(masking: Tuning, drawing: Tuning, variables: Variables, number: Arra
 
 
 @jax.jit
-def _counted(votes: Array, number: Array, target: Array, network: Tuning, drawing: Tuning) -> Any:
+def _counted(votes: Int[Array, " k"], number: Int[Array, ""], target: Int[Array, ""], network: Tuning, drawing: Tuning) -> Any:
     """The network's state, the target, which is that of the first round, and (the class with most votes, its share of them)."""
     detected = jnp.argmax(votes).astype(jnp.int32)
     share = jnp.max(votes).astype(jnp.float32) / jnp.maximum(jnp.sum(votes), 1).astype(jnp.float32)
@@ -235,7 +237,7 @@ def _counted(votes: Array, number: Array, target: Array, network: Tuning, drawin
 
 
 @jax.jit
-def _history(copying: Array, means: Any) -> tuple[History, tuple[Array, ...]]:
+def _history(copying: Float[Array, "epochs j"], means: Any) -> tuple[History, tuple[Array, ...]]:
     """The history, and the means of the unlearning, of the phases' means f32[epochs, 1 + j], in the rounds f32[rounds, …]."""
     *phases, votes = means
     decoupled, generated, *unlearned = (columns(each.reshape(-1, each.shape[-1])) for each in phases)

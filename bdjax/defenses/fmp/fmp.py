@@ -1,6 +1,6 @@
 """FMP: prune the feature maps whose adversarial stimulation costs most accuracy, then fine-tune."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from bdjax.defenses.tuning import tuner
 from bdjax.errors import choose
 from bdjax.train.evaluate import finite
 from bdjax.train.schedules import cosine_between
-from bdjax.types import Array, Defended, DefenderView, Defense, Key, Masks, Model, Variables
+from bdjax.types import Array, Bool, Defended, DefenderView, Defense, Float, Int, Key, Masks, Model, Variables
 
 PROJECTION = "shortcut_0"  # of a residual block: published networks run it first and register it last
 SCORE_BN, CLIP_SPACE, TIE_BREAK = ("eval", "train"), ("pixel", "normalised"), ("cross_entropy", "index")
@@ -119,21 +119,14 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       they are arbitrary. In both profiles activations are scored in the precision of the parameters: in bfloat16 a step of 1/255
       would be lost. Where there is no row, or a score is not finite, nothing is pruned.
     """
-    config = configure(PRESETS, config, "fmp", profile)
-    config = config._replace(period=config.epochs if config.period is None else config.period)
-    at_least("fmp", config, epochs=1, batch=1, period=1, images=1, prune_one_in=1)
-    for field, allowed in (("score_bn", SCORE_BN), ("clip_space", CLIP_SPACE), ("tie_break", TIE_BREAK)):
-        choose(f"fmp.{field}", str(getattr(config, field)), allowed)
+    config = _resolved(config, profile)
     assert config.period is not None
     convs = tuple(address for kind, address in model.arch.registered if kind == "conv")
     measured = _executed(convs) if config.order_bug else convs  # whose scores the convolutions are judged by
-    norms = _registered_norms(model) if config.registered_norms else {conv: norm for norm, conv in model.arch.feeds}
     measure = measurer(model.rebuild(dtype=None), measured, rules_of(config))
-
-    def project(params: Any, masks: Masks) -> Any:
-        fed = {norms[conv]: keep for conv, keep in masks.items() if conv in norms}
-        return tree.mask_norms(tree.scale_convs(params, masks), fed, bias=True)
-
+    norms = _registered_norms(model) if config.registered_norms else {conv: norm for norm, conv in model.arch.feeds}
+    project = _projection(norms)
+    prune = _pruning(convs, project, config)
     tune = tuner(
         model,
         epochs=config.epochs,
@@ -141,17 +134,6 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         schedule=cosine_between(config.period),
         project=project if config.freeze_pruned else None,
     )
-
-    @jax.jit
-    def prune(variables: Variables, correct: Array, entropy: Array, scored: Array) -> Any:
-        params = variables["params"]
-        kernels = {conv: tree.get(params, conv)["kernel"] for conv in convs}
-        sound = finite(entropy)
-        keep = _kept(correct, entropy, [kernel.shape[-1] for kernel in kernels.values()], config) | ~sound | (scored == 0)
-        each = split(keep, {conv: kernel[0, 0, 0] for conv, kernel in kernels.items()})
-        masks = {conv: mask.astype(kernels[conv].dtype) for conv, mask in each.items()}
-        pruned = jnp.stack(list(tree.pruned_count(masks).values()))
-        return {**variables, "params": project(params, masks)}, masks, pruned, sound
 
     def defend(key: Key, view: DefenderView, hyper: FMPHyper) -> Defended:
         assert view.clean is not None
@@ -167,6 +149,16 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     return Defense(defend, FMPHyper(), frozenset({"clean"}), config, edition=edition)
 
 
+def _resolved(config: Config | Mapping[str, Any] | None, profile: str) -> Config:
+    """The configuration without None, its values known and in range."""
+    config = configure(PRESETS, config, "fmp", profile)
+    config = config._replace(period=config.epochs if config.period is None else config.period)
+    at_least("fmp", config, epochs=1, batch=1, period=1, images=1, prune_one_in=1)
+    for field, allowed in (("score_bn", SCORE_BN), ("clip_space", CLIP_SPACE), ("tie_break", TIE_BREAK)):
+        choose(f"fmp.{field}", str(getattr(config, field)), allowed)
+    return config
+
+
 def rules_of(config: Config) -> Rules:
     """The rules of the scores that a configuration without None asks for."""
     return Rules(
@@ -178,8 +170,39 @@ def rules_of(config: Config) -> Rules:
     )
 
 
-def _kept(correct: Array, entropy: Array, sizes: list[int], config: Config) -> Array:
-    """bool[channels] of convolutions of ``sizes`` channels: false for the floor(d / prune_one_in) of each to be pruned."""
+def _projection(norms: dict[str, str]) -> Callable[[Any, Masks], Any]:
+    """``project(params, masks)``: parameters without what is pruned; ``norms`` {convolution: norm} go with their convolutions."""
+
+    def project(params: Any, masks: Masks) -> Any:
+        fed = {norms[conv]: keep for conv, keep in masks.items() if conv in norms}
+        return tree.mask_norms(tree.scale_convs(params, masks), fed, bias=True)
+
+    return project
+
+
+def _pruning(convs: tuple[str, ...], project: Callable[[Any, Masks], Any], config: Config) -> Callable[..., Any]:
+    """``prune(variables, correct, entropy, scored) -> (variables, masks, channels pruned by convolution, scores are finite)``."""
+
+    @jax.jit
+    def prune(
+        variables: Variables, correct: Int[Array, " channels"], entropy: Float[Array, " channels"], scored: Int[Array, ""]
+    ) -> Any:
+        params = variables["params"]
+        kernels = {conv: tree.get(params, conv)["kernel"] for conv in convs}
+        sound = finite(entropy)
+        keep = _kept(correct, entropy, [kernel.shape[-1] for kernel in kernels.values()], config) | ~sound | (scored == 0)
+        each = split(keep, {conv: kernel[0, 0, 0] for conv, kernel in kernels.items()})
+        masks = {conv: mask.astype(kernels[conv].dtype) for conv, mask in each.items()}
+        pruned = jnp.stack(list(tree.pruned_count(masks).values()))
+        return {**variables, "params": project(params, masks)}, masks, pruned, sound
+
+    return prune
+
+
+def _kept(
+    correct: Int[Array, " channels"], entropy: Float[Array, " channels"], sizes: list[int], config: Config
+) -> Bool[Array, " channels"]:
+    """Of convolutions of ``sizes`` channels: false for the floor(d / prune_one_in) of each to be pruned."""
     layer = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     keys = (-entropy, correct, layer) if config.tie_break == "cross_entropy" else (correct, layer)
     order = jnp.lexsort(tuple(jnp.asarray(key) for key in keys))

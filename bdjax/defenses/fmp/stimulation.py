@@ -13,7 +13,7 @@ from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, DataSpec, Key, Model, Variables
+from bdjax.types import Array, CleanSet, DataSpec, Float, Int, Key, Model, Variables
 
 AT_ONCE = 512  # images of several channels that go through the network together
 
@@ -50,7 +50,7 @@ Maps = Callable[[Variables, Array, Array, Key], dict[str, Array]]
 
 
 def measurer(model: Model, convs: tuple[str, ...], rules: Rules) -> Callable[..., tuple[Array, Array, Array]]:
-    """Build ``measure(key, variables, clean, epsilon f[]) -> (correct i32[channels], entropy f[channels], scored i32[])``.
+    """Build ``measure(key, variables, clean, epsilon) -> (correct, entropy, scored)``, see :class:`~.fmp.FMPTrace`.
 
     Args:
       model: network.
@@ -64,7 +64,7 @@ def measurer(model: Model, convs: tuple[str, ...], rules: Rules) -> Callable[...
         return sum(tree.get(variables["params"], conv)["kernel"].shape[-1] for conv in convs)
 
     @jax.jit
-    def start(key: Key, variables: Variables, clean: CleanSet, epsilon: Array) -> Any:
+    def start(key: Key, variables: Variables, clean: CleanSet, epsilon: Float[Array, ""]) -> Any:
         """What the stimulation reads, the channels in groups, and scores to be filled in."""
         first = started(key, variables, clean, epsilon)
         together = max(1, AT_ONCE // len(first.labels))
@@ -74,11 +74,15 @@ def measurer(model: Model, convs: tuple[str, ...], rules: Rules) -> Callable[...
         return (key, variables, first), groups, zero
 
     @jax.jit
-    def finish(variables: Variables, correct: Array, entropy: Array, mask: Array) -> tuple[Array, Array, Array]:
+    def finish(
+        variables: Variables, correct: Int[Array, " room"], entropy: Float[Array, " room"], mask: Float[Array, " b"]
+    ) -> tuple[Int[Array, " channels"], Float[Array, " channels"], Int[Array, ""]]:
         channels = count(variables)
         return correct[:channels], entropy[:channels], jnp.sum(mask).astype(jnp.int32)
 
-    def measure(key: Key, variables: Variables, clean: CleanSet, epsilon: Array) -> tuple[Array, Array, Array]:
+    def measure(
+        key: Key, variables: Variables, clean: CleanSet, epsilon: Float[Array, ""]
+    ) -> tuple[Int[Array, " channels"], Float[Array, " channels"], Int[Array, ""]]:
         shared, groups, zero = start(key, variables, clean, epsilon)
         correct, entropy = run_steps(stimulate, zero, groups, shared, model.loop)
         return finish(variables, correct, entropy, shared[2].mask)
@@ -94,8 +98,8 @@ def _space(spec: DataSpec, normalised: bool, dtype: Any) -> _Space:
     return _Space(*(jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in (unit, low, high)))
 
 
-def _cut(spec: DataSpec, rules: Rules, images: Array) -> Array:
-    """Images f[b h w c] cut to the range of their space."""
+def _cut(spec: DataSpec, rules: Rules, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Images cut to the range of their space."""
     space = _space(spec, rules.normalised, images.dtype)
     return jnp.clip(images, space.low, space.high)
 
@@ -105,7 +109,7 @@ def _maps(model: Model, convs: tuple[str, ...], rules: Rules) -> Maps:
     written_over = dict(model.arch.in_place) if rules.in_place else {}
     seen = {conv: written_over.get(conv, conv) for conv in convs}
 
-    def maps(variables: Variables, images: Array, mask: Array, key: Key) -> dict[str, Array]:
+    def maps(variables: Variables, images: Float[Array, "b h w c"], mask: Float[Array, " b"], key: Key) -> dict[str, Array]:
         taps = model.apply(variables, images, train=rules.train, mask=mask, key=key, record=tuple(seen.values())).taps
         return {conv: taps[address] for conv, address in seen.items()}
 
@@ -115,7 +119,7 @@ def _maps(model: Model, convs: tuple[str, ...], rules: Rules) -> Maps:
 def _starting(spec: DataSpec, maps: Maps, rules: Rules) -> Callable[..., _Started]:
     """``started(key, variables, clean, epsilon)``: clean images after a random step, and their maps before it."""
 
-    def started(key: Key, variables: Variables, clean: CleanSet, epsilon: Array) -> _Started:
+    def started(key: Key, variables: Variables, clean: CleanSet, epsilon: Float[Array, ""]) -> _Started:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         rows, mask = (x[0] for x in epoch_plan(stream(key, Stream.ORDER), training_rows(clean), rules.images))
         images, labels = clean.images[rows], clean.labels[rows]
@@ -135,16 +139,18 @@ def _starting(spec: DataSpec, maps: Maps, rules: Rules) -> Callable[..., _Starte
 
 
 def _stimulation(model: Model, maps: Maps, convs: tuple[str, ...], rules: Rules) -> Callable[..., tuple[Array, Array]]:
-    """A step that scores the channels i32[k], numbered through all convolutions."""
+    """A step that scores some channels, numbered through all convolutions."""
 
-    def stimulate(shared: Any, carry: tuple[Array, Array], channels: Array) -> tuple[Array, Array]:
+    def stimulate(
+        shared: Any, carry: tuple[Int[Array, " room"], Float[Array, " room"]], channels: Int[Array, " together"]
+    ) -> tuple[Int[Array, " room"], Float[Array, " room"]]:
         key, variables, (started, labels, mask, before, step) = shared
         draws = stream(key, Stream.NETWORK)
         now, pull = jax.vjp(lambda images: maps(variables, images, mask, step_key(draws, 0)), started)
         # Twice the difference is the slope of the squared one; sums or means over it only scale what a sign is taken of.
         away = {conv: (now[conv] - before[conv]) * mask.astype(now[conv].dtype).reshape(-1, 1, 1, 1) for conv in convs}
 
-        def one(channel: Array) -> tuple[Array, Array]:
+        def one(channel: Int[Array, ""]) -> tuple[Int[Array, ""], Float[Array, ""]]:
             images = _cut(model.spec, rules, started + step * jnp.sign(pull(_of_channel(away, channel))[0]))
             logits = model.apply(variables, images, train=rules.train, mask=mask, key=step_key(draws, 2 + channel)).logits
             right = (jnp.argmax(logits, -1).astype(labels.dtype) == labels) & (mask > 0)
@@ -155,8 +161,8 @@ def _stimulation(model: Model, maps: Maps, convs: tuple[str, ...], rules: Rules)
     return stimulate
 
 
-def _of_channel(maps: dict[str, Array], channel: Array) -> dict[str, Array]:
-    """Maps {convolution: f[b h w d]} of which only the ``channel`` i32[], numbered through all of them, is not 0."""
+def _of_channel(maps: dict[str, Array], channel: Int[Array, ""]) -> dict[str, Array]:
+    """Maps {convolution: f[b h w d]} of which only the ``channel``, numbered through all of them, is not 0."""
     first, alone = 0, {}
     for conv, z in maps.items():
         mine = first + jnp.arange(z.shape[-1], dtype=jnp.int32) == channel

@@ -15,7 +15,7 @@ from bdjax.defenses.fp.levels import Rules, judge, measurer
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.errors import UserError
 from bdjax.train.schedules import cosine_by_epoch
-from bdjax.types import Array, Curve, Defended, DefenderView, Defense, Key, Model, Variables
+from bdjax.types import Array, Curve, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 
 class Config(NamedTuple):
@@ -105,14 +105,14 @@ def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
         bool(config.augment_validation),
     )
 
-    def project(params: Any, keep: Array) -> Any:
+    def project(params: Any, keep: Float[Array, " d"]) -> Any:
         return tree.mask_inputs(params, {head: keep})
 
     measure, decide = measurer(model, config.batch), judge(model, rules)
     tune = tuner(model, epochs=config.epochs, batch=config.batch, schedule=cosine_by_epoch(period), project=project)
 
     @jax.jit
-    def prune(variables: Variables, keep: Array) -> dict[str, Any]:
+    def prune(variables: Variables, keep: Float[Array, " d"]) -> dict[str, Any]:
         return {**variables, "params": project(variables["params"], keep)}
 
     def defend(key: Key, view: DefenderView, hyper: FPHyper) -> Defended:
@@ -132,7 +132,7 @@ def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
 def _curve(head: str, granularity: float) -> Curve:
     shares = tuple(round(i * granularity, 9) for i in range(math.ceil(round(1 / granularity, 9))))
 
-    def at(variables: Variables, rank: Array, level: Array) -> Variables:
+    def at(variables: Variables, rank: Int[Array, " d"], level: Int[Array, ""]) -> Variables:
         kernel = tree.get(variables["params"], head)["kernel"]
         pruned = np.array([math.ceil(round(share * len(kernel), 9)) for share in shares], np.int32)
         keep = (rank >= jnp.asarray(pruned)[level]).astype(kernel.dtype)

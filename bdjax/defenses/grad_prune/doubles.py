@@ -9,20 +9,22 @@ or 1 at the places 1, 1/2, 1/4, …
 import jax
 import jax.numpy as jnp
 
-from bdjax.types import Array
+from bdjax.types import Array, Bool, Int
 
 SIGNIFICANT = 53  # binary digits of a double
 PLACES = 72  # enough for all digits of 1/200,000 as a double, and one more to round by
 
 
-def drop_is_below(before: Array, after: Array, rows: Array, limit: Array, unit: int) -> Array:
-    """bool[]: before / rows - after / rows < limit / unit, each operation rounded as doubles are.
+def drop_is_below(
+    before: Int[Array, ""], after: Int[Array, ""], rows: Int[Array, ""], limit: Int[Array, ""], unit: int
+) -> Bool[Array, ""]:
+    """Whether before / rows - after / rows < limit / unit, each operation rounded as doubles are.
 
     Args:
-      before: i32[], correct rows, at most ``rows``.
-      after: i32[], likewise.
-      rows: i32[], at most 200,000. Without a row the quotients are no numbers, and nothing is below the limit.
-      limit: i32[].
+      before: correct rows, at most ``rows``.
+      after: likewise.
+      rows: at most 200,000. Without a row the quotients are no numbers, and nothing is below the limit.
+      limit: of the drop, in 1 / ``unit``; may be negative.
       unit: at most 200,000.
     """
     more, fewer = jnp.maximum(before, after), jnp.minimum(before, after)
@@ -34,10 +36,10 @@ def drop_is_below(before: Array, after: Array, rows: Array, limit: Array, unit: 
     return (rows > 0) & jnp.where(after > before, rise_below, drop_below)
 
 
-def quotient(numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator in [0, 1] as the nearest double, i32[] each, by long division."""
+def quotient(numerator: Int[Array, ""], denominator: Int[Array, ""]) -> Int[Array, " places"]:
+    """numerator / denominator in [0, 1] as the nearest double, by long division."""
 
-    def place(rest: Array, _: None) -> tuple[Array, Array]:
+    def place(rest: Int[Array, ""], _: None) -> tuple[Int[Array, ""], Int[Array, ""]]:
         digit = (rest >= denominator).astype(jnp.int32)
         return 2 * (rest - digit * denominator), digit
 
@@ -45,12 +47,12 @@ def quotient(numerator: Array, denominator: Array) -> Array:
     return rounded(digits, rest > 0)
 
 
-def rounded(digits: Array, more: Array) -> Array:
+def rounded(digits: Int[Array, " places"], more: Bool[Array, ""]) -> Int[Array, " places"]:
     """A number with :data:`SIGNIFICANT` digits from its first 1 on: the nearest one, of two equally near ones the even one.
 
     Args:
-      digits: i32[:data:`PLACES`].
-      more: bool[], whether anything follows after these digits.
+      digits: of any number in [0, 1].
+      more: whether anything follows after these digits.
     """
     place = jnp.arange(PLACES, dtype=jnp.int32)
     last = jnp.argmax(digits).astype(jnp.int32) + SIGNIFICANT - 1
@@ -60,17 +62,17 @@ def rounded(digits: Array, more: Array) -> Array:
     return carried(jnp.where(place <= last, digits, 0) + ((place == last) & up).astype(jnp.int32))
 
 
-def carried(digits: Array) -> Array:
+def carried(digits: Int[Array, " places"]) -> Int[Array, " places"]:
     """Digits 0 and 1 of the same number, from digits that may also be 2 or -1."""
 
-    def place(carry: Array, digit: Array) -> tuple[Array, Array]:
+    def place(carry: Int[Array, ""], digit: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
         total = digit + carry
         return total >> 1, total & 1
 
     return jax.lax.scan(place, jnp.int32(0), digits, reverse=True)[1]
 
 
-def is_below(a: Array, b: Array) -> Array:
-    """bool[]: a < b, by the first place at which they differ."""
+def is_below(a: Int[Array, " places"], b: Int[Array, " places"]) -> Bool[Array, ""]:
+    """Whether a < b, by the first place at which they differ."""
     first = jnp.argmax(a != b)
     return a[first] < b[first]

@@ -7,7 +7,7 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.nn.normalisation import row
-from bdjax.types import ArchSpec, Array, Masks
+from bdjax.types import ArchSpec, Array, Float, Masks
 
 COMPANIONS = ("own_bn", "next_param")
 SQUEEZE = ("fc1", "fc2")  # the convolutions of :class:`bdjax.nn.layers.SqueezeExcite`
@@ -69,19 +69,19 @@ def _next(arch: ArchSpec, params: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def masks_of(table: Filters, keep: Array) -> Masks:
-    """The flat keep vector f[F] as {convolution: f[d]}: 0 also where another filter takes this one along."""
+def masks_of(table: Filters, keep: Float[Array, " F"]) -> Masks:
+    """The flat keep vector as {convolution: f[d]}: 0 also where another filter takes this one along."""
     own = _by_conv(table, keep)
     return {conv: _factor(table.zeroed[f"{conv}/kernel"], own, size) for conv, size in zip(table.convs, table.sizes, strict=True)}
 
 
-def flat(table: Filters, masks: Masks) -> Array:
-    """One vector f[F] from vectors per convolution."""
+def flat(table: Filters, masks: Masks) -> Float[Array, " F"]:
+    """One vector from vectors per convolution."""
     return jnp.concatenate([masks[conv] for conv in table.convs])
 
 
-def pruned(table: Filters, params: Any, keep: Array) -> Any:
-    """The parameters without the filters whose entry of ``keep`` f[F] is 0; all others stay bit by bit."""
+def pruned(table: Filters, params: Any, keep: Float[Array, " F"]) -> Any:
+    """The parameters without the filters whose entry of ``keep`` is 0; all others stay bit by bit."""
     own, changed = _by_conv(table, keep), {}
     for path, convs in table.zeroed.items():
         leaf = tree.get(params, path)
@@ -90,12 +90,12 @@ def pruned(table: Filters, params: Any, keep: Array) -> Any:
     return tree.replace(params, changed)
 
 
-def _by_conv(table: Filters, keep: Array) -> Masks:
+def _by_conv(table: Filters, keep: Float[Array, " F"]) -> Masks:
     return dict(zip(table.convs, jnp.split(keep, np.cumsum(table.sizes)[:-1]), strict=True))
 
 
-def _factor(convs: tuple[str, ...], own: Masks, size: int) -> Array:
-    """Keep factors f[size] of what goes with the filters of ``convs``; what has no filter (classes beyond them) is kept."""
+def _factor(convs: tuple[str, ...], own: Masks, size: int) -> Float[Array, " size"]:
+    """Keep factors of what goes with the filters of ``convs``; what has no filter (classes beyond them) is kept."""
     product = jnp.ones(size, next(iter(own.values())).dtype)
     for conv in convs:
         factor = own[conv][:size]

@@ -1,6 +1,6 @@
 """Grad-Prune: prune the filters on which unlearning the trigger pulls hardest, one at a time, then fine-tune."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +9,12 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.defenses.grad_prune.filters import COMPANIONS, filters, masks_of, pruned
-from bdjax.defenses.grad_prune.joint_tuning import tuner, untuned
-from bdjax.defenses.grad_prune.rounds import Ended, pruner
+from bdjax.defenses.grad_prune.joint_tuning import Tuned, tuner, untuned
+from bdjax.defenses.grad_prune.rounds import Ended, Pruned, pruner
 from bdjax.defenses.grad_prune.settings import Config
 from bdjax.defenses.grad_prune.triggers import SOURCES
 from bdjax.errors import UserError, choose
-from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Num, Variables
 
 SCORE_BN, WEIGHTINGS = ("eval", "first_batch_train"), ("per_image", "sum_of_batch_means")
 
@@ -113,46 +113,9 @@ def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *
       and grow back; accuracies are compared in double precision. In both, the tuning starts from the clean validation loss that
       the kept round measured. Beyond the paper: ``triggers`` other than "true" need no knowledge of the trigger.
     """
-    config = configure(PRESETS, config, "grad_prune", profile)
-    at_least("grad_prune", config, rounds=1, epochs=1, batch=1, pruning_patience=1, tuning_patience=1)
-    at_least("grad_prune", config, search_epochs=1, search_batch=1, attack_steps=0, pretrain_epochs=1, mask_epochs=1)
-    at_least("grad_prune", config, generator_epochs=1, generator_width=1, generator_levels=1)
-    allowed = {"score_bn": SCORE_BN, "batch_weighting": WEIGHTINGS, "companion": COMPANIONS, "triggers": ("true", *SOURCES)}
-    for field, values in allowed.items():
-        choose(f"grad_prune.{field}", str(getattr(config, field)), values)
-    if not config.prune and not config.tune and config.score_bn == "eval":
-        raise UserError("grad_prune without prune and tune, and with score_bn 'eval', does nothing")
-    prune, tune = pruner(model, config), tuner(model, config)
+    config = _checked(configure(PRESETS, config, "grad_prune", profile))
+    mitigate = _mitigation(model, config)
     source = SOURCES[config.triggers](model, config) if config.triggers != "true" else None
-
-    @jax.jit
-    def mitigate(key: Key, variables: Variables, clean: CleanSet, triggered: Array, hyper: Any) -> Defended:
-        pruning, tuning = jax.random.split(key)
-        params = variables["params"]
-        table = filters(model.arch, params, str(config.companion), bool(config.prune_squeeze))
-        rounds = prune(pruning, variables, table, clean, triggered, hyper)
-        best = rounds.best
-        masks = masks_of(table, best.keep)
-        kept = {**variables, "params": pruned(table, params, best.keep), "batch_stats": best.statistics}
-        tuned = untuned(kept, config.epochs)
-        if config.tune:
-            tuned = tune(tuning, kept, table, best.keep, best.clean, clean, triggered, hyper)
-        trace = GradPruneTrace(
-            **rounds.history._asdict(),
-            validation=rounds.validation,
-            rounds=rounds.rounds,
-            kept=best.round,
-            ended=rounds.ended,
-            loss=tuned.loss,
-            validated=tuned.validated,
-            untuned=best.clean.astype(jnp.float32),
-            epochs=tuned.epochs,
-            kept_epoch=tuned.kept,
-            tuning_ended=tuned.ended,
-            alive=(rounds.ended != Ended.NON_FINITE) & (tuned.ended != Ended.NON_FINITE),
-            stopped=tuned.stopped,
-        )
-        return Defended(tuned.variables, masks, trace)
 
     def defend(key: Key, view: DefenderView, hyper: Any) -> Defended:
         assert view.clean is not None
@@ -164,3 +127,59 @@ def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *
 
     needs = {"clean", "triggered"} if source is None else {"clean"}
     return Defense(defend, GradPruneHyper() if source is None else source.hyper, frozenset(needs), config, validation=True)
+
+
+def _checked(config: Config) -> Config:
+    """The configuration without None, if its values are known, in range and do something."""
+    at_least("grad_prune", config, rounds=1, epochs=1, batch=1, pruning_patience=1, tuning_patience=1)
+    at_least("grad_prune", config, search_epochs=1, search_batch=1, attack_steps=0, pretrain_epochs=1, mask_epochs=1)
+    at_least("grad_prune", config, generator_epochs=1, generator_width=1, generator_levels=1)
+    allowed = {"score_bn": SCORE_BN, "batch_weighting": WEIGHTINGS, "companion": COMPANIONS, "triggers": ("true", *SOURCES)}
+    for field, values in allowed.items():
+        choose(f"grad_prune.{field}", str(getattr(config, field)), values)
+    if not config.prune and not config.tune and config.score_bn == "eval":
+        raise UserError("grad_prune without prune and tune, and with score_bn 'eval', does nothing")
+    return config
+
+
+def _mitigation(model: Model, config: Config) -> Callable[..., Defended]:
+    """``mitigate(key, variables, clean, triggered, hyper) -> Defended``: rounds of pruning, then tuning.
+
+    ``triggered`` are images in [0, 1], or bytes, one for every clean row.
+    """
+    prune, tune = pruner(model, config), tuner(model, config)
+
+    @jax.jit
+    def mitigate(key: Key, variables: Variables, clean: CleanSet, triggered: Num[Array, "n h w c"], hyper: Any) -> Defended:
+        pruning, tuning = jax.random.split(key)
+        params = variables["params"]
+        table = filters(model.arch, params, str(config.companion), bool(config.prune_squeeze))
+        rounds = prune(pruning, variables, table, clean, triggered, hyper)
+        best = rounds.best
+        masks = masks_of(table, best.keep)
+        kept = {**variables, "params": pruned(table, params, best.keep), "batch_stats": best.statistics}
+        tuned = untuned(kept, config.epochs)
+        if config.tune:
+            tuned = tune(tuning, kept, table, best.keep, best.clean, clean, triggered, hyper)
+        return Defended(tuned.variables, masks, _trace(rounds, tuned))
+
+    return mitigate
+
+
+def _trace(rounds: Pruned, tuned: Tuned) -> GradPruneTrace:
+    """What happened in the rounds and in the epochs after them."""
+    return GradPruneTrace(
+        **rounds.history._asdict(),
+        validation=rounds.validation,
+        rounds=rounds.rounds,
+        kept=rounds.best.round,
+        ended=rounds.ended,
+        loss=tuned.loss,
+        validated=tuned.validated,
+        untuned=rounds.best.clean.astype(jnp.float32),
+        epochs=tuned.epochs,
+        kept_epoch=tuned.kept,
+        tuning_ended=tuned.ended,
+        alive=(rounds.ended != Ended.NON_FINITE) & (tuned.ended != Ended.NON_FINITE),
+        stopped=tuned.stopped,
+    )

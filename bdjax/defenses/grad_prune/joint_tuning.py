@@ -17,7 +17,7 @@ from bdjax.train.descent import State
 from bdjax.train.loops import leading
 from bdjax.train.optimisers import SGD
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.types import Array, CleanSet, Float, Int, Key, Model, Num, Variables
 
 
 class Tuned(NamedTuple):
@@ -47,16 +47,21 @@ def untuned(variables: Variables, epochs: int) -> Tuned:
 
 
 def gradient(model: Model) -> Callable[..., tuple[Any, Any, Array]]:
-    """Build ``slope(variables, images, triggered, labels, mask, keys) -> (gradient, running statistics, loss f[])``.
+    """Build ``slope(variables, images, triggered, labels, mask, keys) -> (gradient, running statistics, loss)``.
 
     The loss is CE(x) + CE(x~), each the mean over the rows that count in a forward pass of its own in train mode: first the clean
     images, then the triggered ones, which continue from the running statistics that the clean ones leave.
     """
 
     def slope(
-        variables: Variables, images: Array, triggered: Array, labels: Array, mask: Array, keys: Any
-    ) -> tuple[Any, Any, Array]:
-        def loss(params: Any) -> tuple[Array, Any]:
+        variables: Variables,
+        images: Float[Array, "b h w c"],
+        triggered: Float[Array, "b h w c"],
+        labels: Int[Array, " b"],
+        mask: Float[Array, " b"],
+        keys: Any,
+    ) -> tuple[Any, Any, Float[Array, ""]]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Any]:
             statistics, total = variables["batch_stats"], jnp.float32(0)
             for shown, key in zip((images, triggered), keys, strict=True):
                 now = {**variables, "params": params, "batch_stats": statistics}
@@ -74,8 +79,8 @@ def gradient(model: Model) -> Callable[..., tuple[Any, Any, Array]]:
 def tuner(model: Model, config: Config) -> Callable[..., Tuned]:
     """Build ``tune(key, variables, table, keep, least, clean, triggered, hyper) -> Tuned``.
 
-    ``least`` f[] is the clean validation loss before; the filters that ``keep`` f[F] of ``table`` leaves out stay 0 if they are
-    frozen. ``triggered`` are images u8 or f32 [n h w c], one for every clean row.
+    ``least`` is the clean validation loss before; the filters that ``keep`` of ``table`` leaves out stay 0 if they are frozen.
+    ``triggered`` are images in [0, 1], or bytes, one for every clean row.
     """
     measure = measurer(model)
 
@@ -83,10 +88,10 @@ def tuner(model: Model, config: Config) -> Callable[..., Tuned]:
         key: Key,
         variables: Variables,
         table: Filters,
-        keep: Array,
-        least: Array,
+        keep: Float[Array, " F"],
+        least: Float[Array, ""],
         clean: CleanSet,
-        triggered: Array,
+        triggered: Num[Array, "n h w c"],
         hyper: Any,
     ) -> Tuned:
         ordering, judging, network = jax.random.split(key, 3)
@@ -116,7 +121,7 @@ def _step(model: Model, config: Config, table: Filters, dtype: Any) -> Callable[
     """A step of SGD on a batch of clean images and their triggered copies."""
     slope = gradient(model)
 
-    def step(shared: Any, state: State, x: tuple[Array, Array]) -> State:
+    def step(shared: Any, state: State, x: tuple[Int[Array, " b"], Float[Array, " b"]]) -> State:
         clean, triggered, keep, hyper, network = shared
         rows, mask = x
         keys = jax.random.split(step_key(stream(network, Stream.NETWORK), state.step))
@@ -129,8 +134,8 @@ def _step(model: Model, config: Config, table: Filters, dtype: Any) -> Callable[
     return step
 
 
-def _after_epoch(config: Config, carry: _Carry, state: State, trained: Array, loss: Array) -> _Carry:
-    """What goes on after an epoch with the mean loss ``trained`` f[], whose network has the validation loss ``loss`` f[]."""
+def _after_epoch(config: Config, carry: _Carry, state: State, trained: Float[Array, ""], loss: Float[Array, ""]) -> _Carry:
+    """What goes on after an epoch with the mean loss ``trained``, whose network has the validation loss ``loss``."""
     course, number = carry.course, carry.course.epochs + 1
     better = state.alive & (loss < carry.least)
     waited = jnp.where(better, 0, carry.waited + 1)

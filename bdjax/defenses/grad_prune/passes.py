@@ -15,7 +15,7 @@ from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import leading
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.types import Array, Bool, CleanSet, Float, Int, Key, Model, Num, Variables
 
 
 class Plan(NamedTuple):
@@ -27,8 +27,8 @@ class Plan(NamedTuple):
     trips: Array  # i32[]: batches with a row
 
 
-def pixels(images: Array, dtype: Any) -> Array:
-    """Images u8 or f[b h w c] as floats in [0, 1]."""
+def pixels(images: Num[Array, "b h w c"], dtype: Any) -> Float[Array, "b h w c"]:
+    """Images, bytes or floats in [0, 1], as floats in [0, 1]."""
     return (to_float(images) if images.dtype == jnp.uint8 else images).astype(dtype)
 
 
@@ -45,7 +45,7 @@ def sizes(rows: int, classes: int, batch: int) -> tuple[int, int]:
     return even(rows - validation), even(validation)
 
 
-def plan(key: Key, present: Array, size: int, per_image: bool) -> Plan:
+def plan(key: Key, present: Bool[Array, " n"], size: int, per_image: bool) -> Plan:
     """Shuffled batches of the present rows; sums over them make the mean over all rows, or the sum of the batches' means."""
     rows, mask = epoch_plan(key, present, size)
     each = jnp.sum(mask, 1)
@@ -68,19 +68,23 @@ def training_plans(config: Config, clean: CleanSet, classes: int) -> Callable[[K
     return _plans(training_rows(clean), size, per_image, anew=not steady)
 
 
-def _plans(present: Array, size: int, per_image: bool, *, anew: bool) -> Callable[[Key, Array], Plan]:
+def _plans(present: Bool[Array, " n"], size: int, per_image: bool, *, anew: bool) -> Callable[[Key, Array], Plan]:
     fixed = None if anew else plan(jax.random.key(0), present, size, per_image)
 
-    def at(key: Key, number: Array) -> Plan:
+    def at(key: Key, number: Int[Array, ""]) -> Plan:
         return plan(step_key(stream(key, Stream.ORDER), number), present, size, per_image) if fixed is None else fixed
 
     return at
 
 
 def measurer(model: Model) -> Callable[..., tuple[Array, Array]]:
-    """``measure(variables, sets, labels, plan) -> (wrong i32[s], cross-entropy f[s])`` of s stacks of images, in eval mode."""
+    """``measure(variables, sets, labels, plan) -> (wrong rows, cross-entropy)`` of s stacks of images, in eval mode."""
 
-    def step(shared: Any, carry: tuple[Array, Array], x: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    def step(
+        shared: Any,
+        carry: tuple[Int[Array, " s"], Float[Array, " s"]],
+        x: tuple[Int[Array, " b"], Float[Array, " b"], Float[Array, ""]],
+    ) -> tuple[Int[Array, " s"], Float[Array, " s"]]:
         variables, sets, labels = shared
         rows, mask, divisor = x
         dtype = jax.tree.leaves(variables["params"])[0].dtype
@@ -91,7 +95,9 @@ def measurer(model: Model) -> Callable[..., tuple[Array, Array]]:
         total = jnp.sum(jnp.where(counted, entropy, 0), 1) / divisor.astype(entropy.dtype)
         return carry[0] + jnp.sum(wrong & counted, 1, dtype=jnp.int32), carry[1] + total
 
-    def measure(variables: Variables, sets: tuple[Array, ...], labels: Array, plan: Plan) -> tuple[Array, Array]:
+    def measure(
+        variables: Variables, sets: tuple[Num[Array, "n h w c"], ...], labels: Int[Array, " n"], plan: Plan
+    ) -> tuple[Int[Array, " s"], Float[Array, " s"]]:
         dtype = at_least_float32(jax.tree.leaves(variables["params"])[0].dtype)
         zero = jnp.zeros(len(sets), jnp.int32), jnp.zeros(len(sets), dtype)
         return leading(step, zero, plan[:3], plan.trips, (variables, sets, labels), model.loop)
@@ -117,7 +123,7 @@ def scorer(model: Model, *, first_in_train_mode: bool) -> Callable[..., tuple[di
         rows, mask, divisor = x
         dtype = jax.tree.leaves(variables["params"])[0].dtype
 
-        def loss(free: Any) -> tuple[Array, Any]:
+        def loss(free: Any) -> tuple[Float[Array, ""], Any]:
             now = {**variables, "params": tree.replace(variables["params"], free), "batch_stats": statistics}
             shown = pixels(images[rows], dtype)
             out = model.apply(now, shown, train=True, mask=mask, key=draws) if train else model.apply(now, shown)
@@ -135,7 +141,7 @@ def scorer(model: Model, *, first_in_train_mode: bool) -> Callable[..., tuple[di
         return slope(shared, carry, x, False)
 
     def slopes(
-        key: Key, variables: Variables, kernels: tuple[str, ...], images: Array, labels: Array, plan: Plan
+        key: Key, variables: Variables, kernels: tuple[str, ...], images: Num[Array, "n h w c"], labels: Array, plan: Plan
     ) -> tuple[dict[str, Array], Any]:
         free = {path: tree.get(variables["params"], path) for path in kernels}
         shared = (variables, free, images, labels, key)

@@ -13,7 +13,7 @@ from bdjax.defenses.grad_prune.filters import Filters, flat, masks_of, pruned
 from bdjax.defenses.grad_prune.passes import measurer, scorer, training_plans, validation_plans
 from bdjax.defenses.grad_prune.settings import Config
 from bdjax.keys import Stream, step_key, stream
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.types import Array, Bool, CleanSet, Float, Int, Key, Model, Num, Variables
 
 
 class Ended(IntEnum):
@@ -27,8 +27,8 @@ class Ended(IntEnum):
     NON_FINITE = 4  # a score or a loss was not finite: that round or step does not count
 
 
-def first_reason(reasons: dict[Ended, Array]) -> Array:
-    """i32[]: the first reason whose bool[] is true; ``Ended.NOT_RUN``, which lets a loop go on, where none is."""
+def first_reason(reasons: dict[Ended, Bool[Array, ""]]) -> Int[Array, ""]:
+    """The first reason that is true; ``Ended.NOT_RUN``, which lets a loop go on, where none is."""
     return jnp.select(list(reasons.values()), [jnp.int32(reason) for reason in reasons], jnp.int32(Ended.NOT_RUN))
 
 
@@ -90,14 +90,16 @@ class _Judged(NamedTuple):
     finite: Array  # bool[]: both are
 
 
-def within(errors: Array, before: Array, rows: Array, tolerance: Array, integer: bool) -> Array:
-    """bool[]: the drop of the accuracy is smaller than the tolerance.
+def within(
+    errors: Int[Array, ""], before: Int[Array, ""], rows: Int[Array, ""], tolerance: Float[Array, ""], integer: bool
+) -> Bool[Array, ""]:
+    """Whether the drop of the accuracy is smaller than the tolerance.
 
     Args:
-      errors: i32[], wrong rows now.
-      before: i32[], at the start.
-      rows: i32[] in all, at most 200,000 (the products are 32-bit).
-      tolerance: f[] in [0, 1], rounded to 1e-4.
+      errors: wrong rows now.
+      before: at the start.
+      rows: in all, at most 200,000 (the products are 32-bit).
+      tolerance: in [0, 1], rounded to 1e-4.
       integer: compare whole numbers; else the difference of two accuracies in double precision, where a drop of exactly the
         tolerance is sometimes smaller than it (:mod:`~.doubles`).
     """
@@ -124,15 +126,15 @@ def pruner(model: Model, config: Config) -> Callable[..., Pruned]:
         train_at, validate_at = training_plans(config, clean, classes), validation_plans(config, clean, classes)
         validation = jnp.sum(clean.role == 2, dtype=jnp.int32)
 
-        def network_of(keep: Array, statistics: Any) -> Variables:
+        def network_of(keep: Float[Array, " F"], statistics: Any) -> Variables:
             return {**variables, "params": pruned(table, variables["params"], keep), "batch_stats": statistics}
 
-        def judge(keep: Array, statistics: Any, number: Array) -> _Judged:
+        def judge(keep: Float[Array, " F"], statistics: Any, number: Int[Array, ""]) -> _Judged:
             batches = validate_at(judging, number)
             wrong, loss = measure(network_of(keep, statistics), (clean.images, triggered), clean.labels, batches)
             return _Judged(wrong[0], loss[0], loss[1], jnp.all(jnp.isfinite(loss)))
 
-        def inside(judged: _Judged) -> Array:
+        def inside(judged: _Judged) -> Bool[Array, ""]:
             return within(judged.errors, first.errors, validation, hyper.tolerance, bool(config.integer_threshold))
 
         def again(state: _State) -> _State:
@@ -156,7 +158,7 @@ def pruner(model: Model, config: Config) -> Callable[..., Pruned]:
     return prune
 
 
-def _chosen(config: Config, table: Filters, keep: Array, slopes: list[Array]) -> _Choice:
+def _chosen(config: Config, table: Filters, keep: Float[Array, " F"], slopes: list[Array]) -> _Choice:
     """The filter whose gradient is largest in the mean, from gradients of the kernels f[kh kw c d] in the table's order."""
     if not config.prune:
         return _Choice(keep, jnp.bool_(True), jnp.bool_(True), {})
@@ -169,7 +171,7 @@ def _chosen(config: Config, table: Filters, keep: Array, slopes: list[Array]) ->
     return _Choice(keep.at[winner].set(0), score > 0, jnp.all(jnp.isfinite(scores)), row)
 
 
-def _before_rounds(config: Config, keep: Array, statistics: Any, judged: _Judged, inside: Array) -> _State:
+def _before_rounds(config: Config, keep: Float[Array, " F"], statistics: Any, judged: _Judged, inside: Bool[Array, ""]) -> _State:
     """The state before the first round, which there is none of where the network is not finite or nothing may be lost."""
     number = jnp.int32(0)
     best = Best(keep, statistics, judged.unlearning, judged.clean, number)
@@ -179,7 +181,7 @@ def _before_rounds(config: Config, keep: Array, statistics: Any, judged: _Judged
 
 
 def _after_round(
-    config: Config, rounds: int, state: _State, statistics: Any, choice: _Choice, judged: _Judged, inside: Array
+    config: Config, rounds: int, state: _State, statistics: Any, choice: _Choice, judged: _Judged, inside: Bool[Array, ""]
 ) -> _State:
     """The state after a round; of one that does not count, only why it ended the rounds."""
     number, finite = state.round + 1, choice.finite & judged.finite
@@ -207,7 +209,7 @@ def _empty(rounds: int) -> History:
     return History(none, none, nothing, none, nothing)
 
 
-def _with_row(history: History, at: Array, row: dict[str, Array]) -> History:
-    """The history with these values at entry ``at`` i32[]."""
+def _with_row(history: History, at: Int[Array, ""], row: dict[str, Num[Array, ""]]) -> History:
+    """The history with these values at entry ``at``."""
     old = {name: getattr(history, name) for name in row}
     return history._replace(**{name: old[name].at[at].set(value.astype(old[name].dtype)) for name, value in row.items()})

@@ -22,7 +22,7 @@ from bdjax.defenses.pbe import perturbed
 from bdjax.defenses.tuning import Batch
 from bdjax.keys import step_key
 from bdjax.train.loops import steps as run_steps
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.types import Array, Bool, CleanSet, Float, Int, Key, Model, UInt8, Variables
 
 
 class Source(NamedTuple):
@@ -82,13 +82,13 @@ def universal(model: Model, config: Config) -> Source:
     search = searcher(model, Rules(epochs=config.search_epochs, batch=config.search_batch))
 
     @jax.jit
-    def triggered(found: Found, clean: CleanSet) -> Array:
+    def triggered(found: Found, clean: CleanSet) -> Float[Array, "n h w c"]:
         # A class whose search was not finite is frozen with a mask that says nothing.
         target = jnp.argmin(jnp.where(found.alive, found.norm, jnp.inf))
         trigger = {"mask": found.mask[target][..., None], "pattern": found.pattern[target]}
         return with_trigger(trigger, to_float(clean.images))
 
-    def make(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Array:
+    def make(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Float[Array, "n h w c"]:
         return triggered(search(key, variables, clean, hyper), clean)
 
     return Source(make, UniversalHyper())
@@ -106,7 +106,9 @@ def sample(model: Model, config: Config) -> Source:
     """
     how = Perturbation(attack_steps=config.attack_steps, clamp_space="pixel", attack_mode="eval")
 
-    def step(shared: Any, images: Array, x: tuple[Array, Array, Array]) -> Array:
+    def step(
+        shared: Any, images: Float[Array, "n h w c"], x: tuple[Int[Array, " b"], Bool[Array, " b"], Int[Array, ""]]
+    ) -> Float[Array, "n h w c"]:
         key, variables, clean, hyper = shared
         rows, mask, trip = x
         batch = Batch(to_float(clean.images[rows]), clean.labels[rows], mask.astype(jnp.float32))
@@ -114,7 +116,9 @@ def sample(model: Model, config: Config) -> Source:
         return images.at[jnp.where(mask, rows, len(images))].set(moved.astype(images.dtype), mode="drop")
 
     @jax.jit
-    def start(clean: CleanSet) -> tuple[Array, tuple[Array, Array, Array]]:
+    def start(
+        clean: CleanSet,
+    ) -> tuple[Float[Array, "n h w c"], tuple[Int[Array, "t b"], Bool[Array, "t b"], Int[Array, " t"]]]:
         present = clean.role > 0
         n = len(present)
         size = min(config.batch, n)
@@ -124,7 +128,7 @@ def sample(model: Model, config: Config) -> Source:
         mask = jnp.pad(present[order], (0, trips * size - n)).reshape(trips, size)
         return to_float(clean.images), (rows, mask, jnp.arange(trips, dtype=jnp.int32))
 
-    def make(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Array:
+    def make(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Float[Array, "n h w c"]:
         images, batches = start(clean)
         return run_steps(step, images, batches, (key, variables, clean, hyper), model.loop)
 
@@ -145,10 +149,10 @@ def generator(model: Model, config: Config) -> Source:
     invert = inverted_triggers(model, rules)
 
     @jax.jit
-    def checked(images: Array, alive: Array) -> Array:
+    def checked(images: UInt8[Array, "n h w c"], alive: Bool[Array, ""]) -> Float[Array, "n h w c"]:
         return jnp.where(alive, to_float(images), jnp.nan)
 
-    def make(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Array:
+    def make(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Float[Array, "n h w c"]:
         found = invert(key, variables, clean, hyper)
         return checked(found.images, found.alive)
 

@@ -19,7 +19,7 @@ from bdjax.nn.normalisation import at_least_float32
 from bdjax.train import descent
 from bdjax.train.descent import State
 from bdjax.train.loops import steps as run_steps
-from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Loop, Masks, Model, Variables
+from bdjax.types import Array, Bool, CleanSet, Defended, DefenderView, Defense, Float, Int, Key, Loop, Masks, Model, Variables
 
 
 class Config(NamedTuple):
@@ -169,7 +169,7 @@ def _stage(model: Model, config: Config, *, perturbed: bool) -> Callable[..., An
         state, history, rounds = carry
         free = state.variables["params"]
 
-        def going(now: _Progress) -> Array:
+        def going(now: _Progress) -> Bool[Array, ""]:
             return (now.made < span.length) & (now.missed <= config.patience) & now.state.alive
 
         def step(now: _Progress) -> _Progress:
@@ -189,13 +189,13 @@ def _channels(model: Model, variables: Variables) -> Masks:
     return tree.full_masks(variables["params"], convs, "kernel")
 
 
-def _network(model: Model, shared: _Shared, factor: Array | None = None) -> Network:
-    """The network as it came; with a ``factor`` f[d] of all channels, the one whose convolutions are multiplied by it."""
+def _network(model: Model, shared: _Shared, factor: Float[Array, " d"] | None = None) -> Network:
+    """The network as it came; with a ``factor`` of all channels, the one whose convolutions are multiplied by it."""
     params = shared.variables["params"]
     if factor is not None:
         params = tree.scale_convs(params, split(factor, _channels(model, shared.variables)))
 
-    def chances(images: Array) -> Array:
+    def chances(images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         logits = model.apply({**shared.variables, "params": params}, images).logits
         return jax.nn.softmax(logits.astype(at_least_float32(logits.dtype)))
 
@@ -203,7 +203,7 @@ def _network(model: Model, shared: _Shared, factor: Array | None = None) -> Netw
 
 
 def _round(model: Model, config: Config, perturbed: bool) -> Callable[[_Shared, _Progress, tuple[Array, Array]], _Progress]:
-    def round_(shared: _Shared, now: _Progress, x: tuple[Array, Array]) -> _Progress:
+    def round_(shared: _Shared, now: _Progress, x: tuple[Int[Array, ""], Float[Array, ""]]) -> _Progress:
         number, pulled = x
         clean, hyper, free = shared.clean, shared.hyper, now.state.variables["params"]
         network = functools.partial(_network, model, shared)
@@ -217,7 +217,7 @@ def _round(model: Model, config: Config, perturbed: bool) -> Callable[[_Shared, 
             there, size = original(images + delta), jnp.max(jnp.abs(delta))
             images = jnp.concatenate([images, images + delta])
 
-        def loss(free: Any) -> tuple[Array, Array]:
+        def loss(free: Any) -> tuple[Float[Array, ""], Float[Array, " numbers"]]:
             keep, invert = factors(free, hyper.slope)
             masked, inverse = network(keep)(images), network(invert)(images)
             close = masked_mean(agree(masked[:count], seen), mask)

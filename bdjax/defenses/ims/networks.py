@@ -10,7 +10,7 @@ import optax
 from bdjax.defenses.batches import masked_mean
 from bdjax.train.loops import inner
 from bdjax.train.optimisers import Optimiser, adamw
-from bdjax.types import Array, Loop
+from bdjax.types import Array, Float, Loop
 
 SMALLEST = 1e-8  # added inside the logarithms
 Network = Callable[[Array], Array]  # images f[b h w c] -> probabilities f[b k]
@@ -24,8 +24,8 @@ def adamw_from(hyper: Any) -> optax.GradientTransformation:
 ADAMW: Optimiser = adamw_from
 
 
-def factors(free: Mapping[str, Array], slope: Array) -> tuple[Array, Array]:
-    """Factors f[d] of the channels in the masked network and in the inverse one, from f[d] "masks" and "selections".
+def factors(free: Mapping[str, Float[Array, " d"]], slope: Float[Array, ""]) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+    """Factors of the channels in the masked network and in the inverse one, from "masks" and "selections".
 
     h(m) + s (1 - h(m)) in the form 1 - (1 - s) h(1 - m), which is 1 to the bit at s = 1, where everything starts.
     """
@@ -34,30 +34,35 @@ def factors(free: Mapping[str, Array], slope: Array) -> tuple[Array, Array]:
     return 1 - apart * jax.nn.sigmoid(k * (0.5 - m)), 1 - apart * jax.nn.sigmoid(k * (m - 0.5))
 
 
-def agree(p: Array, q: Array) -> Array:
-    """-ln(p · q + 1e-8) per row of probabilities f[b k], f[b]."""
+def agree(p: Float[Array, "b k"], q: Float[Array, "b k"]) -> Float[Array, " b"]:
+    """-ln(p · q + 1e-8) per row of probabilities."""
     return -jnp.log(jnp.sum(p * q, -1) + SMALLEST)
 
 
-def disagree(p: Array, q: Array) -> Array:
-    """-ln(1 - p · q + 1e-8) per row of probabilities f[b k], f[b]."""
+def disagree(p: Float[Array, "b k"], q: Float[Array, "b k"]) -> Float[Array, " b"]:
+    """-ln(1 - p · q + 1e-8) per row of probabilities."""
     rest = 1 - jnp.sum(p * q, -1)
     return -jnp.log(jnp.where(rest < 0, 0, rest) + SMALLEST)  # below 0 by rounding; at 0 it keeps its slope
 
 
-def perturbation(original: Network, inverse: Network, images: Array, mask: Array, seen: Array, hyper: Any, steps: int) -> Array:
-    """δ f[b h w c] that lead the original away from what it has ``seen``, f[b k], to where the inverse network goes.
+def perturbation(
+    original: Network,
+    inverse: Network,
+    images: Float[Array, "b h w c"],
+    mask: Float[Array, " b"],
+    seen: Float[Array, "b k"],
+    hyper: Any,
+    steps: int,
+) -> Float[Array, "b h w c"]:
+    """δ that lead the original away from what it has ``seen`` to where the inverse network goes; rows with mask 0 get 0."""
 
-    Rows with mask 0 get 0. ``original`` and ``inverse`` give probabilities f[b k].
-    """
-
-    def loss(delta: Array) -> Array:
+    def loss(delta: Float[Array, "b h w c"]) -> Float[Array, ""]:
         there, other = original(images + delta), inverse(images + delta)
         return masked_mean(agree(other, there) + disagree(there, seen), mask)
 
     rule = ADAMW(hyper)
 
-    def step(_: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+    def step(_: Any, carry: tuple[Float[Array, "b h w c"], Any]) -> tuple[Float[Array, "b h w c"], Any]:
         delta, memory = carry
         direction, memory = rule.update(jax.grad(loss)(delta), memory, delta)
         bound = hyper.bound.astype(delta.dtype)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bdjax.types import Array
+from bdjax.types import Array, Bool, Float
 
 
 class Rules(NamedTuple):
@@ -33,19 +33,21 @@ class Control(NamedTuple):
     done: Array  # bool[]: stopped
 
 
-def first_control(cost: Array) -> Control:
-    """The controller of one class before the first epoch; ``cost`` f[] is the first weight of the mask's norm."""
+def first_control(cost: Float[Array, ""]) -> Control:
+    """The controller of one class before the first epoch; ``cost`` is the first weight of the mask's norm."""
     zero, no, far = jnp.int32(0), jnp.bool_(False), jnp.float32(jnp.inf)
     return Control(cost.astype(jnp.float32), zero, zero, no, no, zero, far, far, no, no)
 
 
-def advance(control: Control, success: Array, size: Array, hyper: Any, rules: Rules) -> tuple[Control, Array]:
+def advance(
+    control: Control, success: Float[Array, ""], size: Float[Array, ""], hyper: Any, rules: Rules
+) -> tuple[Control, Bool[Array, ""]]:
     """The controller after an epoch, and whether the current mask is to be kept.
 
     Args:
       control: of one class.
-      success: f32[], mean success rate of the epoch's batches.
-      size: f32[], mean L1 norm of the mask.
+      success: mean success rate of the epoch's batches.
+      size: mean L1 norm of the mask.
       hyper: with ``threshold`` and ``multiplier``.
       rules: static.
     """

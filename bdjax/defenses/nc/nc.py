@@ -1,6 +1,6 @@
 """NC (Neural Cleanse): find each class's smallest trigger, flag the outliers, fine-tune against them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,21 @@ from bdjax.defenses.nc.search import searcher, with_trigger
 from bdjax.defenses.tuning import Tuned, tuner
 from bdjax.errors import UserError
 from bdjax.train.schedules import cosine_by_epoch, plateau
-from bdjax.types import PROFILES, Array, CleanSet, Defended, DefenderView, Defense, Key, Model
+from bdjax.types import (
+    PROFILES,
+    Array,
+    Bool,
+    CleanSet,
+    DataSpec,
+    Defended,
+    DefenderView,
+    Defense,
+    Float,
+    Int,
+    Key,
+    Model,
+    Variables,
+)
 
 CONSISTENCY = 1.4826  # median absolute deviation of a normal distribution, as a standard deviation
 
@@ -98,40 +112,9 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
       At most ``max_flagged`` triggers are unlearned, those with the smallest norms. All classes are searched over the same
       batches. Where the threshold was never reached, a class keeps the mask of the first epoch, as there.
     """
-    preset = OF_DATA.get(model.spec.name, Config(epochs=100))
-    config = configure(dict.fromkeys(PROFILES, preset), config, "nc", profile)
-    if profile == "reference":
-        raise UserError("nc has no profile 'reference': the published mitigation cannot run; use profile 'corrected'")
-    config = config._replace(period=config.epochs if config.period is None else config.period)
-    at_least("nc", config, search_epochs=1, batch=1, patience=1, early_patience=1, epochs=1, period=0, max_flagged=1)
-    if config.max_flagged > model.spec.classes:
-        config = config._replace(max_flagged=model.spec.classes)
-    of_ten_thousand("nc.stamped_share", config.stamped_share, ends=False)
-    assert config.epochs is not None and config.period is not None
+    config = _resolved(config, model.spec, profile)
     rules = Rules(config.search_epochs, config.batch, config.patience, config.early_patience, config.early_ratio)
-    search = searcher(model, rules)
-    schedule = cosine_by_epoch(config.period) if config.period else plateau()
-    tune = tuner(model, epochs=config.epochs, batch=config.batch, schedule=schedule, gather=_gather)
-
-    @jax.jit
-    def judge(key: Key, clean: CleanSet, norm: Array, mask: Array, pattern: Array, hyper: Any) -> Any:
-        index, flagged = outliers(norm, hyper.outlier)
-        order = jnp.argsort(jnp.where(flagged, norm, jnp.inf), stable=True)[: config.max_flagged]
-        count = jnp.minimum(jnp.sum(flagged, dtype=jnp.int32), config.max_flagged)
-        rows = training_rows(clean)
-        triggered = split(key, clean.labels, rows, model.spec.classes, config.stamped_share)
-        virtual, present = _virtual(rows, triggered, count, config)
-        triggers = {"mask": mask[order][..., None], "pattern": pattern[order]}
-        return index, flagged, count, present, (virtual, triggers)
-
-    def mitigate(count: Array, *args: Any) -> Tuned:
-        """Tune where something is flagged. Without a row no step changes anything, but one compiled branch saves the time."""
-        variables = args[1]
-        if model.loop.kind != "scan":
-            return tune(*args)
-        none = jnp.zeros(config.epochs, jnp.float32)
-        same = Tuned(dict(variables), none, (), jnp.bool_(True), jnp.int32(-1), jnp.int32(0))
-        return jax.lax.cond(count > 0, lambda: tune(*args), lambda: same)
+    search, judge, mitigate = searcher(model, rules), _judging(model.spec.classes, config), _mitigation(model, config)
 
     def defend(key: Key, view: DefenderView, hyper: NCHyper) -> Defended:
         assert view.clean is not None
@@ -149,8 +132,49 @@ def nc(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
     return Defense(defend, NCHyper(), frozenset({"clean"}), config)
 
 
-def outliers(norm: Array, threshold: Array) -> tuple[Array, Array]:
-    """Anomaly indices f[k], and which classes are flagged, bool[k]: below the median and further from it than ``threshold``.
+def _resolved(config: Config | Mapping[str, Any] | None, spec: DataSpec, profile: str) -> Config:
+    """The configuration without None, in range."""
+    preset = OF_DATA.get(spec.name, Config(epochs=100))
+    config = configure(dict.fromkeys(PROFILES, preset), config, "nc", profile)
+    if profile == "reference":
+        raise UserError("nc has no profile 'reference': the published mitigation cannot run; use profile 'corrected'")
+    config = config._replace(period=config.epochs if config.period is None else config.period)
+    at_least("nc", config, search_epochs=1, batch=1, patience=1, early_patience=1, epochs=1, period=0, max_flagged=1)
+    if config.max_flagged > spec.classes:
+        config = config._replace(max_flagged=spec.classes)
+    of_ten_thousand("nc.stamped_share", config.stamped_share, ends=False)
+    return config
+
+
+def _judging(classes: int, config: Config) -> Callable[..., Any]:
+    """``judge(key, clean, norm, mask, pattern, hyper) -> (index, flagged, count, present, extra)``: which classes are targets.
+
+    ``count`` of them are unlearned, on those rows of the fine-tuning that are ``present``; :func:`_gather` reads ``extra``.
+    """
+
+    @jax.jit
+    def judge(
+        key: Key,
+        clean: CleanSet,
+        norm: Float[Array, " k"],
+        mask: Float[Array, "k h w"],
+        pattern: Float[Array, "k h w c"],
+        hyper: Any,
+    ) -> Any:
+        index, flagged = outliers(norm, hyper.outlier)
+        order = jnp.argsort(jnp.where(flagged, norm, jnp.inf), stable=True)[: config.max_flagged]
+        count = jnp.minimum(jnp.sum(flagged, dtype=jnp.int32), config.max_flagged)
+        rows = training_rows(clean)
+        triggered = split(key, clean.labels, rows, classes, config.stamped_share)
+        virtual, present = _virtual(rows, triggered, count, config)
+        triggers = {"mask": mask[order][..., None], "pattern": pattern[order]}
+        return index, flagged, count, present, (virtual, triggers)
+
+    return judge
+
+
+def outliers(norm: Float[Array, " k"], threshold: Float[Array, ""]) -> tuple[Float[Array, " k"], Bool[Array, " k"]]:
+    """Anomaly indices, and which classes are flagged: below the median and further from it than ``threshold``.
 
     Medians are lower ones. Where the deviations' median is 0 the division gives infinity, which flags, or NaN, which does not.
     """
@@ -166,18 +190,15 @@ def _share_of(rows: Any, share: float) -> Any:
     return rows - (10_000 - of_ten_thousand("nc.stamped_share", share, ends=False)) * rows // 10_000
 
 
-def split(key: Key, labels: Array, rows: Array, classes: int, share: float) -> Array:
+def split(key: Key, labels: Int[Array, " n"], rows: Bool[Array, " n"], classes: int, share: float) -> Bool[Array, " n"]:
     """The training rows that carry the triggers, ``share`` of each class; what does not divide is drawn over the classes.
 
     Args:
       key: draws.
-      labels: i32[n].
-      rows: bool[n], training rows; of N of them N - floor((1 - share) N) carry them.
+      labels: of all rows.
+      rows: training rows; of N of them N - floor((1 - share) N) carry the triggers.
       classes: number of classes.
       share: in (0, 1).
-
-    Returns:
-      bool[n].
     """
     count = _share_of(jnp.sum(rows, dtype=jnp.int32), share)
     within, among = jax.random.split(key)
@@ -194,8 +215,10 @@ def split(key: Key, labels: Array, rows: Array, classes: int, share: float) -> A
     return rows & (jnp.argsort(jnp.lexsort((turn, jnp.where(rows, level, 2)))).astype(jnp.int32) < count)
 
 
-def _virtual(rows: Array, triggered: Array, count: Array, config: Config) -> tuple[Array, Array]:
-    """The rows of the fine-tuning: (row and trigger i32[v], present bool[v]); row + j n is row with trigger j - 1, j = 0 clean.
+def _virtual(
+    rows: Bool[Array, " n"], triggered: Bool[Array, " n"], count: Int[Array, ""], config: Config
+) -> tuple[Int[Array, " v"], Bool[Array, " v"]]:
+    """The rows of the fine-tuning, and which of them are present; row + j n is row with trigger j - 1, j = 0 clean.
 
     There are at most so many of them as room is made for here, statically: the present ones come first.
     """
@@ -207,8 +230,25 @@ def _virtual(rows: Array, triggered: Array, count: Array, config: Config) -> tup
     return order, present[order] & (count > 0)
 
 
-def _gather(clean: CleanSet, extra: Any, at: Array) -> tuple[Array, Array]:
-    """Images f32[b h w c] and labels of the fine-tuning's rows, with the triggers that they carry."""
+def _mitigation(model: Model, config: Config) -> Callable[..., Tuned]:
+    """``mitigate(count, key, variables, clean, present, hyper, extra) -> Tuned``: tune where something is flagged."""
+    assert config.epochs is not None and config.period is not None
+    schedule = cosine_by_epoch(config.period) if config.period else plateau()
+    tune = tuner(model, epochs=config.epochs, batch=config.batch, schedule=schedule, gather=_gather)
+
+    def mitigate(count: Int[Array, ""], key: Key, variables: Variables, *rest: Any) -> Tuned:
+        if model.loop.kind != "scan":
+            return tune(key, variables, *rest)
+        # Without a row no step changes anything, but one compiled branch saves the time.
+        none = jnp.zeros(config.epochs, jnp.float32)
+        same = Tuned(dict(variables), none, (), jnp.bool_(True), jnp.int32(-1), jnp.int32(0))
+        return jax.lax.cond(count > 0, lambda: tune(key, variables, *rest), lambda: same)
+
+    return mitigate
+
+
+def _gather(clean: CleanSet, extra: Any, at: Int[Array, " b"]) -> tuple[Float[Array, "b h w c"], Int[Array, " b"]]:
+    """Images and labels of the fine-tuning's rows ``at``, with the triggers that they carry."""
     virtual, triggers = extra
     n = clean.labels.shape[0]
     row, number = virtual[at] % n, virtual[at] // n

@@ -18,7 +18,7 @@ from bdjax.train.loops import epochs as run_epochs
 from bdjax.train.loops import steps as run_steps
 from bdjax.train.optimisers import adam
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, DataSpec, Key, Model, Variables
+from bdjax.types import Array, CleanSet, DataSpec, Float, Int, Key, Model, Variables
 
 RULE = adam(decays=(0.5, 0.9))
 SOFT = 1e-7  # tanh(u)/(2 + SOFT) + 1/2 stays inside (0, 1)
@@ -61,8 +61,8 @@ def squashed(trigger: dict[str, Array]) -> Any:
     return jax.tree.map(lambda x: jnp.tanh(x) / (2 + SOFT) + 0.5, trigger)
 
 
-def with_trigger(trigger: dict[str, Array], images: Array) -> Array:
-    """Images f[b h w c] that carry a trigger {"mask": m f[h w 1], "pattern": q f[h w c]}: (1 - m) x + m q, f[b h w c]."""
+def with_trigger(trigger: dict[str, Array], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Images that carry a trigger {"mask": m f[h w 1], "pattern": q f[h w c]}: (1 - m) x + m q."""
     mask, pattern = trigger["mask"][None], trigger["pattern"][None]
     return (1 - mask) * images.astype(mask.dtype) + mask * pattern
 
@@ -83,7 +83,7 @@ def searcher(model: Model, rules: Rules) -> Callable[..., Found]:
     step = _step(model)
 
     @jax.jit
-    def plan(key: Key, epoch: Array, clean: CleanSet) -> tuple[Array, Array, Array]:
+    def plan(key: Key, epoch: Int[Array, ""], clean: CleanSet) -> tuple[Int[Array, "t b"], Float[Array, "t b"], Int[Array, " t"]]:
         rows, mask = epoch_plan(step_key(stream(key, Stream.ORDER), epoch), training_rows(clean), rules.batch)
         return rows, mask, epoch * len(rows) + jnp.arange(len(rows), dtype=jnp.int32)
 
@@ -92,11 +92,11 @@ def searcher(model: Model, rules: Rules) -> Callable[..., Found]:
         return _start(model.spec, jax.tree.leaves(variables["params"])[0].dtype, hyper)
 
     @jax.jit
-    def close(state: _State, hyper: Any) -> tuple[_State, tuple[Array, ...]]:
+    def close(state: _State, hyper: Any) -> tuple[_State, tuple[Float[Array, " k"], ...]]:
         return _after_epoch(state, hyper, rules)
 
     def search(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Found:
-        def epoch(state: _State, e: Array) -> tuple[_State, Any]:
+        def epoch(state: _State, e: Int[Array, ""]) -> tuple[_State, Any]:
             state = run_steps(step, state, plan(key, e, clean), (key, variables, clean, hyper), model.loop)
             return close(state, hyper)
 
@@ -112,7 +112,7 @@ def _step(model: Model) -> Callable[..., _State]:
     spec, classes = model.spec, model.spec.classes
     descend = _class_step(model)
 
-    def step(shared: Any, state: _State, x: tuple[Array, Array, Array]) -> _State:
+    def step(shared: Any, state: _State, x: tuple[Int[Array, " b"], Float[Array, " b"], Int[Array, ""]]) -> _State:
         key, variables, clean, hyper = shared
         rows, mask, trip = x
         draw = step_key(stream(key, Stream.AUGMENT), trip)
@@ -141,12 +141,14 @@ def _step(model: Model) -> Callable[..., _State]:
 
 
 def _class_step(model: Model) -> Callable[..., tuple[_Class, Array, Array]]:
-    """``descend(shared, now: _Class, cost, target) -> (the class after a step of Adam, success rate f32[], norm f32[])``."""
+    """``descend(shared, now: _Class, cost, target) -> (the class after a step of Adam, success rate, norm)``."""
 
-    def descend(shared: Any, now: _Class, cost: Array, target: Array) -> tuple[_Class, Array, Array]:
+    def descend(
+        shared: Any, now: _Class, cost: Float[Array, ""], target: Int[Array, ""]
+    ) -> tuple[_Class, Float[Array, ""], Float[Array, ""]]:
         variables, images, mask, hyper = shared
 
-        def loss(free: Any) -> tuple[Array, tuple[Array, Array]]:
+        def loss(free: Any) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
             trigger = squashed(free)
             logits = model.apply(variables, with_trigger(trigger, images)).logits
             labels = jnp.full(logits.shape[:1], target)
@@ -175,8 +177,8 @@ def _start(spec: DataSpec, dtype: Any, hyper: Any) -> _State:
     return _State(free, jax.vmap(RULE.init)(free), control, zero, zero, jnp.int32(0), squashed(free), alive)
 
 
-def _after_epoch(state: _State, hyper: Any, rules: Rules) -> tuple[_State, tuple[Array, ...]]:
-    """The state ready for the next epoch, and success rate, norm and cost of this one, f32[k] each, NaN for stopped classes."""
+def _after_epoch(state: _State, hyper: Any, rules: Rules) -> tuple[_State, tuple[Float[Array, " k"], ...]]:
+    """The state ready for the next epoch, and success rate, norm and cost of this one, NaN for stopped classes."""
     batches = jnp.maximum(state.batches, 1).astype(jnp.float32)
     success, size = state.success / batches, state.size / batches
     control, keep = jax.vmap(lambda c, a, r: advance(c, a, r, hyper, rules))(state.control, success, size)

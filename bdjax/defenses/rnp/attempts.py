@@ -22,7 +22,7 @@ from bdjax.train.loops import steps as run_steps
 from bdjax.train.optimisers import SGD
 from bdjax.train.schedules import cosine
 from bdjax.train.trainer import cross_entropy
-from bdjax.types import Array, CleanSet, Key, Masks, Model, Variables
+from bdjax.types import Array, Bool, CleanSet, Float, Int, Key, Masks, Model, Variables
 
 
 class _Attempt(NamedTuple):
@@ -49,7 +49,9 @@ def attempter(model: Model, config: Config) -> Callable[..., Any]:
     unlearn, recover = _unlearning(model, config), _recovery(model, config)
     norms, fresh = model.arch.norms, config.unlearn_from == "random"
 
-    def one(key: Key, variables: Variables, clean: CleanSet, hyper: Any, lr: Array) -> tuple[Masks, Array, Array, State]:
+    def one(
+        key: Key, variables: Variables, clean: CleanSet, hyper: Any, lr: Float[Array, ""]
+    ) -> tuple[Masks, Float[Array, " unlearn"], Float[Array, " recover"], State]:
         starting, forgetting, learning = jax.random.split(key, 3)
         network = model.init(starting) if fresh else variables
         ones = tree.full_masks(variables["params"], norms)
@@ -59,7 +61,7 @@ def attempter(model: Model, config: Config) -> Callable[..., Any]:
         return recovered.variables["params"]["masks"], accuracy, loss, recovered
 
     def attempt(key: Key, variables: Variables, clean: CleanSet, hyper: Any) -> Any:
-        def again(carry: _Attempt) -> Array:
+        def again(carry: _Attempt) -> Bool[Array, ""]:
             return (carry.number < config.attempts) & ~carry.alive
 
         def once(carry: _Attempt) -> _Attempt:
@@ -77,19 +79,21 @@ def attempter(model: Model, config: Config) -> Callable[..., Any]:
 
 
 def _unlearning(model: Model, config: Config) -> Callable[..., tuple[State, Array]]:
-    """``unlearn(key, start, clean, hyper, lr f[]) -> (state, accuracy f32[unlearn epochs])``, till the accuracy is low."""
+    """``unlearn(key, start, clean, hyper, lr) -> (state, accuracy of each epoch)``, till the accuracy is low."""
     loop, step = model.loop._replace(kind="scan"), _step(model, config, -1)
 
-    def unlearn(key: Key, start: Any, clean: CleanSet, hyper: Any, lr: Array) -> tuple[State, Array]:
+    def unlearn(key: Key, start: Any, clean: CleanSet, hyper: Any, lr: Float[Array, ""]) -> tuple[State, Float[Array, " epochs"]]:
         rates = Hyper(lr, hyper.momentum, hyper.weight_decay)
         rows = jnp.maximum(jnp.sum(training_rows(clean)), 1).astype(jnp.float32)
 
-        def goes_on(carry: tuple[State, Array, Array]) -> Array:
+        def goes_on(carry: tuple[State, Float[Array, " epochs"], Int[Array, ""]]) -> Bool[Array, ""]:
             state, accuracy, epoch = carry
             low = jnp.where(epoch > 0, accuracy[epoch - 1] <= hyper.stop.astype(accuracy.dtype), False)
             return (epoch < config.unlearn_epochs) & ~low & state.alive
 
-        def forget(carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
+        def forget(
+            carry: tuple[State, Float[Array, " epochs"], Int[Array, ""]],
+        ) -> tuple[State, Float[Array, " epochs"], Int[Array, ""]]:
             state, accuracy, epoch = carry
             rate = cosine(lr, epoch, config.unlearn_epochs)
             shared: Any = (key, clean, rates, rate, {})
@@ -107,10 +111,10 @@ def _unlearning(model: Model, config: Config) -> Callable[..., tuple[State, Arra
 
 
 def _recovery(model: Model, config: Config) -> Callable[..., tuple[State, Array]]:
-    """``recover(key, unlearned, clean, hyper) -> (state, loss f32[recover epochs])``: the masks alone, the network frozen."""
+    """``recover(key, unlearned, clean, hyper) -> (state, loss of each epoch)``: the masks alone, the network frozen."""
     loop, step = model.loop._replace(kind="scan"), _step(model, config, 1)
 
-    def recover(key: Key, unlearned: State, clean: CleanSet, hyper: Any) -> tuple[State, Array]:
+    def recover(key: Key, unlearned: State, clean: CleanSet, hyper: Any) -> tuple[State, Float[Array, " epochs"]]:
         # The masks go on from where the unlearning left them, which is not exactly 1.
         frozen, masks = (unlearned.variables["params"][part] for part in ("network", "masks"))
         rates = Hyper(hyper.recover_lr, hyper.momentum, jnp.zeros_like(hyper.weight_decay))
@@ -118,7 +122,7 @@ def _recovery(model: Model, config: Config) -> Callable[..., tuple[State, Array]
         begun = descent.begin(SGD, start, rates, measured=1)
         begun = begun._replace(alive=unlearned.alive, stopped=unlearned.stopped, step=unlearned.step)
 
-        def learn(state: State, epoch: Array) -> tuple[State, Array]:
+        def learn(state: State, epoch: Int[Array, ""]) -> tuple[State, Float[Array, ""]]:
             shared = (key, clean, rates, hyper.recover_lr, {"network": frozen})
             state, means = descent.close(run_steps(step, state, _plan(key, epoch, clean, config), shared, loop))
             return state, means[0]
@@ -128,8 +132,8 @@ def _recovery(model: Model, config: Config) -> Callable[..., tuple[State, Array]
     return recover
 
 
-def _plan(key: Key, epoch: Array, clean: CleanSet, config: Config) -> tuple[Array, Array]:
-    """The batches of an epoch: rows i32[trips b] and mask f32[trips b]."""
+def _plan(key: Key, epoch: Int[Array, ""], clean: CleanSet, config: Config) -> tuple[Int[Array, "t b"], Float[Array, "t b"]]:
+    """The batches of an epoch: rows, and which of them count."""
     return epoch_plan(step_key(stream(key, Stream.ORDER), epoch), training_rows(clean), config.batch)
 
 
@@ -142,14 +146,14 @@ def _step(model: Model, config: Config, sign: int) -> Callable[..., State]:
             return {"masks": clipped(free["masks"])}
         return {**free, "masks": jax.tree.map(jnp.ones_like, free["masks"])} if frozen_masks else free
 
-    def step(shared: Any, state: State, x: tuple[Array, Array]) -> State:
+    def step(shared: Any, state: State, x: tuple[Int[Array, " b"], Float[Array, " b"]]) -> State:
         key, clean, rates, lr, rest = shared
         rows, mask = x
         images = crop_flip(step_key(stream(key, Stream.AUGMENT), state.step), clean.images[rows], spec.pad, spec.flip)
         images, labels = to_float(images), clean.labels[rows]
         draws = step_key(stream(key, Stream.NETWORK), state.step)
 
-        def loss(free: Any) -> tuple[Array, tuple[Array, Any]]:
+        def loss(free: Any) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Any]]:
             both = {**rest, **free}
             params = tree.mask_norms(both["network"], both["masks"], bias=False)
             variables = {"params": params, "batch_stats": state.variables["batch_stats"]}

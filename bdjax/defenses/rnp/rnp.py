@@ -23,7 +23,7 @@ from bdjax.defenses.channels import (
 from bdjax.defenses.rnp.attempts import attempter
 from bdjax.defenses.rnp.settings import Config
 from bdjax.errors import choose
-from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Masks, Model, Variables
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Float, Int, Key, Masks, Model, Variables
 
 STEP = 200  # between two thresholds, in 1 / GRID
 LIMITS = (-1, *range(-1, 50 * STEP - 1, STEP))  # the network as it is, then masks below 0, 0.02 … 0.98
@@ -104,7 +104,9 @@ def rnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         return grid, jnp.asarray(LIMITS, jnp.int32), training_rows(clean), course, alive, stopped
 
     @jax.jit
-    def decide(variables: Variables, grid: Masks, limits: Array, correct: Array, counted: Array, hyper: Any) -> Any:
+    def decide(
+        variables: Variables, grid: Masks, limits: Int[Array, " L"], correct: Int[Array, " L"], counted: Array, hyper: Any
+    ) -> Any:
         rows = jnp.sum(counted, dtype=jnp.int32)
         level = chosen(correct, rows, hyper.tolerance)
         params = variables["params"]
@@ -127,13 +129,13 @@ def rnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     return Defense(defend, RNPHyper(), frozenset({"clean"}), config, curve=along)
 
 
-def chosen(correct: Array, rows: Array, tolerance: Array) -> Array:
-    """The last level before the accuracy drops too far below that of level 0, i32[]; levels after the first failure do not count.
+def chosen(correct: Int[Array, " L"], rows: Int[Array, ""], tolerance: Float[Array, ""]) -> Int[Array, ""]:
+    """The last level before the accuracy drops too far below that of level 0; levels after the first failure do not count.
 
     Args:
-      correct: i32[L], correct rows; level 0 first.
-      rows: i32[], at most 200,000 (the products are 32-bit).
-      tolerance: f[] in [0, 1], rounded to 1e-4.
+      correct: correct rows by level; level 0 first.
+      rows: at most 200,000 (the products are 32-bit).
+      tolerance: in [0, 1], rounded to 1e-4.
     """
     accepted = jnp.round(tolerance.astype(jnp.float32) * GRID).astype(jnp.int32)
     passes = GRID * (correct[0] - correct) <= accepted * rows
