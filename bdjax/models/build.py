@@ -1,6 +1,6 @@
 """From a Flax network to the pure functions of ``Model``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from bdjax.errors import UserError, unknown
 from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Pass
-from bdjax.types import ArchSpec, Array, DataSpec, Key, Loop, Model, Output, Variables
+from bdjax.types import ArchSpec, Array, DataSpec, Key, Model, Output, Variables
 
 STARTS = (None, "features", "head")
 # The dtype of activations and convolutions; parameters, momentum, statistics, pooled features, logits and losses stay float32.
@@ -21,35 +21,34 @@ PRECISIONS: dict[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
 def build(
     network: nn.Module,
     *,
-    spec: DataSpec,
+    factory: Callable[..., Model],
     arch: ArchSpec,
-    name: str,
+    spec: DataSpec,
     width: int,
-    loop: Loop,
-    norm_eps: float,
-    norm_momentum: float,
-    dtype: Any,
-    rebuild: Callable[..., Model],
-    depth: int | None = None,
+    how: Mapping[str, Any],
     edition: int = 1,
 ) -> Model:
     """Wrap a network ``network(x, run, start) -> logits f[b k]`` that normalises nothing itself.
 
     ``Model.apply`` takes images f[b h w c] in [0, 1], standardises them as (x - mean) / std, and runs the network.
+    ``Model.rebuild(**fields)`` calls the factory again.
 
     Args:
       network: Flax module; ``start`` is None, "features" or "head" as in ``Model.apply``, and ``x`` is then images f[b h w c],
         features f[b h' w' d] or the head's input f[b d].
+      factory: ``factory(spec, width, **how) -> Model``, the function that calls this one; its name is the network's.
+      arch: static addresses of the network.
       spec: the data set, whose mean and std are the first thing the model applies.
-      arch: its static addresses.
-      name: its name in the table.
       width: channels of its first stage.
-      loop: how its loops run.
-      norm_eps: added to the variance in its norms.
-      norm_momentum: weight of the new value in their running statistics.
-      dtype: of activations and convolutions; None = that of the parameters.
-      rebuild: ``(**fields) -> Model``.
-      depth: blocks per stage that it was cut to; None = whole.
+      how: the factory's static fields. Every network has
+
+        - norm_eps: added to the variance in its norms,
+        - norm_momentum: weight of the new value in their running statistics,
+        - dtype: of activations and convolutions; None = that of the parameters; statistics and linear layers: float32 at least,
+        - lowering: of its convolutions, see :mod:`bdjax.nn.convolution`,
+        - loop: how loops of steps run,
+
+        and ``depth``, blocks per stage that it was cut to, where its factory takes one.
       edition: raised when the results of the network change.
     """
 
@@ -81,8 +80,24 @@ def build(
             after["plug_stats"] = run.plug_stats
         return Output(logits, after, run.taps)
 
-    about = dict(depth=depth, norm_momentum=norm_momentum, dtype=dtype, edition=edition)
-    return Model(Drawer(shaped), apply, rebuild, spec, arch, name, width, loop, norm_eps, **about)  # type: ignore[arg-type]
+    def rebuild(**fields: Any) -> Model:
+        return factory(spec, width, **{**how, **fields})
+
+    return Model(
+        Drawer(shaped),
+        apply,
+        rebuild,
+        spec,
+        arch,
+        factory.__name__,
+        width,
+        how["loop"],
+        how["norm_eps"],
+        how.get("depth"),
+        how["norm_momentum"],
+        how["dtype"],
+        edition,
+    )
 
 
 def _pass(variables: Variables, record: tuple[Any, ...], plug_site: str, **how: Any) -> Pass:

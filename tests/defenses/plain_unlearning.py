@@ -182,15 +182,5 @@ def narrow(spec):
     registered = tuple(item for norm, conv in pairs for item in (("conv", conv), ("norm", norm)))
     arch = ArchSpec(registered, ("bn1", "bn2"), pairs, ("linear",), ("bn2",), "features")
     network = _Narrow(spec.classes)
-    return build(
-        network,
-        spec=spec,
-        arch=arch,
-        name="narrow",
-        width=5,
-        loop=Loop(),
-        norm_eps=1e-5,
-        norm_momentum=0.1,
-        dtype=None,
-        rebuild=lambda: None,
-    )
+    how = dict(norm_eps=1e-5, norm_momentum=0.1, dtype=None, loop=Loop())
+    return build(network, factory=narrow, arch=arch, spec=spec, width=5, how=how)
