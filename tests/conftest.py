@@ -45,7 +45,14 @@ from xdist.scheduler import LoadScopeScheduling
 SHAPED = [f"bdjax.{room}" for room in ("nn", "train", "attacks", "defenses", "metrics")]
 jaxtyping.install_import_hook(SHAPED, "tests.shapes.checked")
 
-from tests.populations import imported, population, shared_programs, together  # noqa: E402, F401  fixtures
+from tests.populations import (  # noqa: E402, F401  fixtures
+    imported,
+    own_cache,
+    population,
+    same_programs,
+    shared_programs,
+    together,
+)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -4,6 +4,22 @@ import shutil
 
 import pytest
 
+RUNNING = ("plugins", "results", "store", "sweep")  # the rooms whose tests run cells
+
+
+@pytest.fixture(autouse=True)
+def same_programs(request):
+    """Runs of the same cell compile it once, whichever room's test they belong to."""
+    if request.path.parent.name in RUNNING:
+        request.getfixturevalue("shared_programs")
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """What commands cache lies apart from the user's own, and no environment names data."""
+    monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.delenv("BDJAX_DATA_DIR", raising=False)
+
 
 @pytest.fixture(scope="session")
 def shared_programs():
