@@ -36,14 +36,13 @@ import gc
 import importlib.util
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Before anything imports these modules: the shapes in their annotations are checked at every call.
-SHAPED = [f"bdjax.{room}" for room in ("nn", "train", "attacks", "defenses", "metrics")]
-jaxtyping.install_import_hook(SHAPED, "tests.shapes.checked")
+from tests import shapes
+
+shapes.install()  # before anything imports what it checks
 
 from tests.populations import (  # noqa: E402, F401  fixtures
     imported,

@@ -6,7 +6,14 @@ import typing
 import beartype
 import jaxtyping
 
+ROOMS = ("nn", "train", "attacks", "defenses", "metrics")
+
 _check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # where a float is meant, an int will do
+
+
+def install():
+    """Let modules of :data:`ROOMS` that are imported from now on check their calls."""
+    jaxtyping.install_import_hook([f"bdjax.{room}" for room in ROOMS], "tests.shapes.checked")
 
 
 def checked(function):

@@ -85,7 +85,7 @@ def test_a_shorter_training_has_a_shorter_ramp(given, total, ramp):
 def test_training_reads_the_secret_and_keeps_the_image(trained, tiny_dataset):
     params, measured = trained
     check(measured, SETTINGS, "tiny")
-    read = jax.jit(lambda p, x: decode(p["decoder"], 8, 1, embed(p["encoder"], 8, secret(1)[None], x)))(
+    read = jax.jit(lambda p, x: decode(p["decoder"], 8, 1, embed(p["encoder"], 8, jnp.asarray(secret(1)[None]), x)))(
         params, to_float(jnp.asarray(tiny_dataset.test.images[:8]))
     )
     assert np.mean((np.asarray(read) > 0) == secret(1)) > 0.9

@@ -230,7 +230,7 @@ def test_agreement_is_the_chance_to_draw_the_same_class(wide):
     # Chances that add up to more than 1 by rounding leave nothing, and a number; at 1 the loss keeps its slope.
     above = np.float32([[1.0000001, 0]])
     assert float(np.asarray(jax.jit(disagree)(above, above))[0]) == pytest.approx(-np.log(1e-8))
-    slope = jax.jit(jax.grad(lambda p: disagree(p, q)[1]))(p)
+    slope = jax.jit(jax.grad(lambda p: disagree(p, jnp.asarray(q))[1]))(p)
     assert float(np.asarray(slope)[1, 0]) == pytest.approx(1e8)
 
 
