@@ -112,7 +112,7 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         test = view.test_accuracy if config.judged_by_test else None
         params, keep, seen = _decide(view.variables, grid, limits, correct, validation, test, hyper)
         natural, perturbed, masks = recorded(history, grid)
-        trace = ANPTrace(natural, perturbed, *seen, masks=masks, alive=state.alive, stopped=state.stopped)
+        trace = ANPTrace(*(natural, perturbed, *seen, masks, state.alive, state.stopped))
         return Defended({**view.variables, "params": params}, keep, trace)
 
     needs = {"clean", "test_accuracy"} if config.judged_by_test else {"clean"}

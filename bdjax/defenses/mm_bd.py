@@ -110,7 +110,7 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
             return Defended(view.variables, None, _idle(config.epochs, at, before, hyper.weight))
         shared = (key, view.variables, clean, before, rows, hyper)
         (state, _), by_epoch = run_epochs(lambda carry, number: epoch(shared, carry, number), carry, config.epochs, model.loop)
-        trace = MMBDTrace(*by_epoch, start=at, before=before, alive=state.alive, stopped=state.stopped)
+        trace = MMBDTrace(*(*by_epoch, at, before, state.alive, state.stopped))
         return Defended({**view.variables, "bounds": _acting(state.variables["params"])}, None, trace)
 
     active = bool(config.active)
