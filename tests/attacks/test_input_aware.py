@@ -136,7 +136,7 @@ def test_without_poison_the_pattern_network_stays_as_it_was_drawn(attack, mask, 
         trigger = jax.jit(attack.init)(jax.random.key(1), mask)
         after = {**trigger, **after}
     end = updater(attack)(after, gradient["generator"])
-    assert same({**end, "adam": 0}, {**trigger, "adam": 0}) and int(end["adam"]["count"]) == 1
+    assert same({**end, "adam": 0}, {**trigger, "adam": 0}) and int(end["adam"].count) == 1
 
 
 def test_a_ratio_below_one_image_triggers_one_now_and_then(attack, mask, step, float64):

@@ -360,7 +360,7 @@ def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_ca
 
 @pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error():
-    survey = Path(__file__).parents[1] / "experiments" / "survey.py"  # its plan is longer than what a pipe holds
+    survey = Path(__file__).parents[2] / "experiments" / "survey.py"  # its plan is longer than what a pipe holds
     plan = f"{sys.executable} -m bdjax.cli.main plan --file {survey} --no-tune --no-memory"
     done = subprocess.run(
         ["bash", "-c", f"{plan} | head -c 1; echo -n ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=240
