@@ -211,7 +211,8 @@ def few(clean, padded):
     return padded(clean(2), 4)
 
 
-@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])  # slow: compiling, two sizes of a batch
+@pytest.mark.slow  # compiling; the contract and the golden numbers are in the fast tests
+@pytest.mark.parametrize("several", [False, True])
 def test_the_method_is_the_one_written_out(network, uneven, known, clean, padded, few, wide, distance, several):
     # In the only batch there is garbage; or among rows of garbage are batches of 8, 8 and 4, and after these empty ones.
     rows, more, short, given = clean(2), few, SHORT, hyper()
