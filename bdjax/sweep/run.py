@@ -39,7 +39,7 @@ def run(
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
     strict: bool = False,
-    patience: float = TIMEOUT,
+    timeout: float = TIMEOUT,
     stream: TextIO | None = None,
 ) -> Any:
     """Run what of a grid has no record yet and return its records; the same call resumes after any interruption.
@@ -58,7 +58,7 @@ def run(
       only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.expand.select`).
       limit: number of cells to run at most.
       strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
-      patience: seconds after which a cell is taken over from a process that no longer gives signs of life.
+      timeout: seconds after which a cell is taken over from a process that no longer gives signs of life.
       stream: where progress is printed; None = stderr.
 
     Returns:
@@ -88,7 +88,7 @@ def run(
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if one.kinds()]
     progress = Progress([kind for one in found for kind in one.kinds()], stream)
-    with progress, Leases(out, timeout=patience, say=progress.say) as leases:
+    with progress, Leases(out, timeout=timeout, say=progress.say) as leases:
         if hosts.is_leader():
             manifest.write(out, works, leases)
         work_off(unfinished, out, tries, leases, progress)
