@@ -1,6 +1,7 @@
 """The shapes that annotations name, checked at every call while the tests run; other annotations are mypy's."""
 
 import functools
+import sys
 import typing
 
 import beartype
@@ -13,7 +14,9 @@ _check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # 
 
 def install():
     """Let modules of :data:`ROOMS` that are imported from now on check their calls."""
-    jaxtyping.install_import_hook([f"bdjax.{room}" for room in ROOMS], "tests.shapes.checked")
+    # Under a name of its own: pytest makes the package "tests" anew where a file of a subfolder is run alone.
+    sys.modules["bdjax_shapes"] = sys.modules[__name__]
+    jaxtyping.install_import_hook([f"bdjax.{room}" for room in ROOMS], "bdjax_shapes.checked")
 
 
 def checked(function):
