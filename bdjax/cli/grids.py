@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from bdjax.cli.flags import Executed, Scenario, execution_of, grid_of, pairs
 from bdjax.cli.report import report as write_report
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.population import hosts
 from bdjax.results.mitigation import Limits, checked
 from bdjax.store import location
@@ -226,7 +226,7 @@ def _run(
     if page:
         write_report(out, limits, data_dir=data_dir)
     else:
-        print(f"records in {location.locate(out) / 'records'}; figures and a page: bdjax report {out}")
+        print(f"records in {location.locate(out) / 'records'}; figures and a page: {command('report', out)}")
     if failed:
         print(f"bdjax: {failed} rows failed; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.results.mitigation import Limits, checked
 from bdjax.store import location
 from bdjax.store import records as store
@@ -38,7 +38,7 @@ def report(
     checked(limits)
     records = store.read(out)
     if records.is_empty():
-        raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
+        raise UserError(f"{out} holds no records; write some with: {command('run', '--out', out)}")
     many = processes or min(os.cpu_count() or 1, 8)
     path = build(out, records, data_dir=data_dir, pages=pages, processes=many, track=_bar, limits=limits)
     print(f"report in {path}")

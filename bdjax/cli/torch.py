@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bdjax.cli.flags import Picked
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 
 
 def import_torch(
@@ -52,7 +52,7 @@ def import_torch(
         if found.triggered is None
         else (f"{len(found.triggered.images):,} triggered test images")
     )
-    print(f"{text}, {held}, in {out}; defend with: bdjax run --imported {out} --defense ft fp clp")
+    print(f"{text}, {held}, in {out}; defend with: {command('run', '--imported', out, '--defense', 'ft', 'fp', 'clp')}")
     return 0
 
 

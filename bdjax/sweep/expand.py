@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bdjax.attacks.table import IMAGES_ONLY
-from bdjax.errors import UserError, choose, unknown
+from bdjax.errors import UserError, choose, quoted, unknown
 from bdjax.plugins.load import spelled
 from bdjax.store.hashing import canonical
 from bdjax.sweep import build, imported_grid
@@ -176,7 +176,7 @@ def _ratios_fit(train: TrainCell, model: Model, attack: Attack, grid: Grid) -> N
     if over:
         raise UserError(
             f"poison ratio {over[0]} is above the {most} that {train.attack} makes room for in a batch; "
-            f"raise it with --config {train.attack}.max_ratio={over[0]}"
+            f"raise it with {quoted('--config', f'{train.attack}.max_ratio={over[0]}')}"
         )
 
 
