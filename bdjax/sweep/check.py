@@ -28,16 +28,26 @@ INFEASIBLE = "infeasible: "
 
 
 def validate(
-    grid: Grid, out: "str | Location", *, data_dir: str | None, execution: Mapping[str, Any], tuned: bool = True
+    grid: Grid,
+    out: "str | Location",
+    *,
+    data_dir: str | None,
+    execution: Mapping[str, Any],
+    tuned: bool = True,
+    only: Mapping[str, str] | None = None,
+    limit: int | None = None,
 ) -> list[str]:
     """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
 
     A line that begins with :data:`INFEASIBLE` is about members that a run would record as infeasible and not train.
 
+    Args:
+      grid, out, data_dir, execution, tuned, only, limit: those of :func:`bdjax.sweep.run.run`.
+
     Raises:
       UserError: the first thing that would stop or spoil a run.
     """
-    branches = expand.cells(grid)
+    branches = expand.select(expand.cells(grid), only or {}, limit)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     folder = atomic.writable(out)
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
