@@ -35,6 +35,8 @@ def look(arguments: Sequence[str], commands: Commands) -> None:
     choose("command", name, commands)
     words = words[: words.index("--")] if "--" in words else words
     known = {**flags(commands[name]), "--help": bool}
+    if name == "run" and words and words[0].endswith(".py"):
+        raise UserError(f"run takes no file, sweep does: {command('sweep', *words)}")
     if name in OF_A_FILE:
         _file_flag(name, words)
         _file_behind(name, words, known)

@@ -31,6 +31,7 @@ FILE = (
         "status results --lr 0.1": "bdjax status --help lists them.",
         "run --seeds 0 --seeds=1": "--seeds is given 2 times",
         "show_attack badnets --sed 3": "unknown flag '--sed' of bdjax show-attack; bdjax show-attack --help lists them. Did",
+        "run grid.py --seeds 0": "run takes no file, sweep does: bdjax sweep grid.py --seeds 0",
         "--tyro-print-completion": "unknown shell ''; allowed: bash, zsh",
         "--tyro-print-completion bsh": "Did you mean 'bash'?",
     }.items(),
