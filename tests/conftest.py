@@ -41,6 +41,8 @@ import numpy as np
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+import tests.shapes  # noqa: F401  the hook below looks it up in `tests`
+
 # Before anything imports these modules: the shapes in their annotations are checked at every call.
 SHAPED = [f"bdjax.{room}" for room in ("nn", "train", "attacks", "defenses", "metrics")]
 jaxtyping.install_import_hook(SHAPED, "tests.shapes.checked")
