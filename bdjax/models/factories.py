@@ -18,7 +18,8 @@ def problem_of(factory: Callable[..., Model]) -> str:
     parameters = inspect.signature(factory).parameters
     named = [field for field, one in parameters.items() if one.kind in NAMED]
     if len(named) < 2 or named[1] != "width" or parameters["width"].default is inspect.Parameter.empty:
-        return f"{name} takes {', '.join(parameters) or 'nothing'}, and its second argument has to be a width with a default: {form}"
+        given = ", ".join(parameters) or "nothing"
+        return f"{name} takes {given}, and its second argument has to be a width with a default: {form}"
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         return ""
     missing = [field for field in FIELDS if field not in named]
