@@ -12,7 +12,7 @@ import tyro
 
 from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError, unknown
-from bdjax.plugins.load import spelled
+from bdjax.plugins.load import is_path, spelled
 from bdjax.population import Execution
 from bdjax.store.hashing import canonical
 from bdjax.sweep import imported
@@ -85,7 +85,7 @@ class Picked:
     dataset: str | None = None
     """Data set of the network, or the path of a folder with it."""
     model: str | None = None
-    """Network."""
+    """Network; of path/to/file.py:factory the name of the factory is enough."""
     width: int | None = None
     """Channels of its first stage."""
     attack: str | None = None
@@ -213,7 +213,9 @@ def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str], before:
 def _of_import(path: str) -> dict[str, Any]:
     """The axes that an import folder fixes, or gives where the command line says nothing."""
     found = imported.opened(path)
-    fixed: dict[str, Any] = {"model": (found.model,), "width": found.width, "depth": found.depth}
+    fixed: dict[str, Any] = {"width": found.width, "depth": found.depth}
+    if not is_path(found.model):  # code runs where its user names it, not where data do
+        fixed["model"] = (found.model,)
     fixed["seeds"] = tuple(dict.fromkeys(seed for seed, _ in found.points))
     fixed["poison_ratio"] = tuple(dict.fromkeys(ratio for _, ratio in found.points))
     if found.dataset is not None:

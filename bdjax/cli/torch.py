@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from bdjax.cli.flags import Picked
 from bdjax.errors import UserError
+from bdjax.plugins.load import is_path
 
 
 def import_torch(
@@ -32,7 +33,7 @@ def import_torch(
       poison_ratio: share of the training rows that was poisoned, 0 ... 1, for the records.
       out: folder to write.
       dataset: data set, or the path of a folder with one; default: what the files say.
-      model: network; default: what the files say, or what the names of their tensors show.
+      model: network, or path/to/file.py:factory; default: what the files say, or what the names of their tensors show.
       seeds: of the members: they decide a defense's clean rows and draws.
       images: bring the stored triggered test images too, if there are any.
       overwrite: replace an import folder that exists.
@@ -52,7 +53,8 @@ def import_torch(
         if found.triggered is None
         else (f"{len(found.triggered.images):,} triggered test images")
     )
-    print(f"{text}, {held}, in {out}; defend with: bdjax run --imported {out} --defense ft fp clp")
+    own = f" --model {found.model}" if is_path(found.model) else ""
+    print(f"{text}, {held}, in {out}; defend with: bdjax run --imported {out}{own} --defense ft fp clp")
     return 0
 
 

@@ -4,6 +4,7 @@ Module names here are PyTorch's path components joined by "_", so one rule cover
 from the registration order, transposes from the rank. VGG's first linear layer is the exception (:mod:`bdjax.interop.pooled`).
 """
 
+import collections
 import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -49,7 +50,13 @@ def layout(model: Model) -> tuple[Tensor, ...]:
     tensors = tuple(t for address in addresses for t in _module(model, shapes, address))
     left = sorted({f"{c}/{p}" for c in shapes for p in tree.flatten(shapes[c])} - {t.path for t in tensors})
     if left:
-        raise UserError(f"{model.name} has leaves with no place in a state dict: {', '.join(left[:4])}")
+        raise UserError(
+            f"{model.name} has leaves with no place in a state dict: {', '.join(left[:4])}; only the layers of "
+            "ArchSpec.registered and ArchSpec.heads have one"
+        )
+    twice = [name for name, times in collections.Counter(tensor.name for tensor in tensors).items() if times > 1]
+    if twice:
+        raise UserError(f'{model.name} has two layers that are {twice[0]} in a state dict, where "_" and "/" become "."')
     return tensors
 
 
