@@ -85,8 +85,7 @@ def _kernel(model: Model, shapes: Any, address: str, shape: tuple[int, ...]) -> 
     if len(shape) == 4:
         return "conv", (shape[3], shape[2], shape[0], shape[1])
     if POOLED_HEADS.get(model.name) == address:
-        convs = [a for kind, a in model.arch.registered if kind == "conv"]
-        channels = tree.get(shapes["params"], f"{convs[-1]}/kernel").shape[-1]
+        channels = tree.get(shapes["params"], f"{model.arch.convs[-1]}/kernel").shape[-1]
         return "pooled", (shape[1], channels * GRID**2)
     return "linear", (shape[1], shape[0])
 

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bdjax.errors import PluginError
+from bdjax.errors import PluginError, UserError
 from bdjax.plugins.running import Loaded, place, within, wrapped
 from bdjax.plugins.usable import HOOKS, described, problem_of
 from bdjax.types import Attack, Defense, Model
@@ -47,8 +47,15 @@ def checked(kind: str, name: str, found: Factory, loaded: Loaded) -> Factory:
     @functools.wraps(found)
     def make(*arguments: Any, **named: Any) -> Any:
         _callable(kind, attribute, here, found, arguments, named)
-        with within(loaded, attribute, here):
-            built = found(*arguments, **named)
+        try:
+            with within(loaded, attribute, here):
+                built = found(*arguments, **named)
+        except PluginError:
+            raise
+        except UserError as error:
+            if KINDS[kind].type is Model:  # it has no configuration that a user could have got wrong
+                raise PluginError(here, str(error)) from error
+            raise
         return _finished(kind, name, here, built, loaded)
 
     return make
