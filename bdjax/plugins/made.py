@@ -16,7 +16,7 @@ Factory = Callable[..., Any]
 class Kind(NamedTuple):
     """What a factory makes, and how it begins."""
 
-    type: type
+    type: Any
     called: str  # with what
     form: str
     returns: str
