@@ -102,17 +102,25 @@ class Output(NamedTuple):
 
 
 class ArchSpec(NamedTuple):
-    """Static addresses of a network. An address is the path of a module, e.g. ``layer2_0/bn1``."""
+    """Static addresses of a network. An address is the path of a module, e.g. ``layer2_0/bn1``.
 
-    registered: tuple[tuple[str, str], ...]  # ("conv" | "norm", address) in registration order
-    norms: tuple[str, ...]  # in execution order
-    feeds: tuple[tuple[str, str], ...]  # (norm, conv whose output it normalises); norms of a residual sum are left out
-    heads: tuple[str, ...]  # linear layers, in execution order
-    stages: tuple[str, ...]  # addresses of the stage outputs, in execution order
-    plug_site: str  # where a defense may insert a 1x1 convolution and a norm
+    What a network does not name is empty; a defense that cannot do without it says so (:mod:`bdjax.defenses.reads`).
+    """
+
+    registered: tuple[tuple[str, str], ...] = ()  # ("conv" | "norm", address) in registration order
+    norms: tuple[str, ...] = ()  # in execution order
+    feeds: tuple[tuple[str, str], ...] = ()  # (norm, conv whose output it normalises); norms of a residual sum are left out
+    heads: tuple[str, ...] = ()  # linear layers, in execution order
+    stages: tuple[str, ...] = ()  # addresses of the stage outputs, in execution order
+    plug_site: str = ""  # where a defense may insert a 1x1 convolution and a norm
     activations: tuple[str, ...] = ()  # those that a defense may bound, in execution order
     in_place: tuple[tuple[str, str], ...] = ()  # (conv, address): published code writes that tensor over the conv's output
     copies: float = 1.0  # entries of the published first head layer per entry of ours: 49/h² where VGG's is folded
+
+    @property
+    def convs(self) -> tuple[str, ...]:
+        """The convolutions, in registration order."""
+        return tuple(address for kind, address in self.registered if kind == "conv")
 
 
 class Model(NamedTuple):
@@ -137,6 +145,7 @@ class Model(NamedTuple):
     norm_momentum: float = 0.1  # weight of the new value in their running statistics
     dtype: Any = None  # of activations and convolutions; None = that of the parameters
     edition: int = 1  # raised when its results change; part of the hash of every cell that it is in
+    source: str | None = None  # for a network of the user's own: sha256 of its file and of what that imports, set by its loader
 
 
 class Recipe(NamedTuple):

@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,7 @@ import bdjax
 from bdjax.data import spec
 from bdjax.models import MODELS
 from bdjax.types import DefenderView
-
-TOP = Path(__file__).parents[1]
+from tests.examples import TOP, blocks, written
 
 
 def test_the_version_is_the_same_everywhere():
@@ -25,13 +23,9 @@ def test_the_version_is_the_same_everywhere():
 
 @pytest.fixture
 def examples(tmp_path):
-    """The Python blocks of CONTRIBUTING.md as files, by the first word of their docstring."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (TOP / "CONTRIBUTING.md").read_text(), re.M | re.S)
-    files = {re.match(r'"""(\w+)', block)[1].lower(): block for block in blocks}
-    for name, block in files.items():
-        (tmp_path / f"{name}.py").write_text(block)
-    assert set(files) == {"frame", "loud"}
-    return tmp_path
+    """The Python blocks of CONTRIBUTING.md as files."""
+    assert set(blocks()) == {"frame", "loud", "tiny"}
+    return written(tmp_path)
 
 
 def test_the_example_attack_runs_as_printed(examples):
@@ -59,3 +53,24 @@ def test_the_example_defense_runs_as_printed(examples):
     defended = defense.defend(jax.random.key(0), DefenderView(variables), defense.hyper)
     assert defended.trace.pruned.tolist() == [1] + [0] * (len(model.arch.norms) - 1)
     assert defended.masks[norm].tolist()[:2] == [0.0, 1.0]
+
+
+def test_the_example_network_runs_as_printed(examples):
+    from bdjax.plugins.networks import network
+
+    model = network(f"{examples}/tiny.py:tiny", spec("digits"), width=4)
+    variables = model.init(jax.random.key(0))
+    out = model.apply(variables, jnp.zeros((2, 16, 16, 3), jnp.float32), record=("stage2",))
+    assert out.logits.shape == (2, 10) and out.taps["stage2"].shape == (2, 8, 8, 8)
+    assert len(blocks()["tiny"].splitlines()) < 40
+
+
+def test_the_addresses_that_the_page_lists_are_those_that_defenses_read():
+    from bdjax.defenses.reads import ADDRESSES
+    from bdjax.defenses.table import DEFENSES
+
+    page = (TOP / "CONTRIBUTING.md").read_text().split("## Add a network")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", page, re.M)
+    assert {field: set(re.findall(r"\w+", names)) for field, names in rows} == {
+        field: {name for name, make in DEFENSES.items() if field in getattr(make, "reads", ())} for field in ADDRESSES
+    }

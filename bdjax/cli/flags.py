@@ -177,7 +177,7 @@ class Picked:
     dataset: Annotated[str | None, flag("NAME", ANY)] = None
     """Data set of the network, or the path of a folder with it."""
     model: Annotated[str | None, flag("NAME", ANY)] = None
-    """Network."""
+    """Network; of path/to/file.py:factory the name of the factory is enough."""
     width: Annotated[int | None, flag("INT", ANY)] = None
     """Channels of its first stage."""
     attack: Annotated[str | None, flag("NAME", ANY)] = None

@@ -8,7 +8,7 @@ from typing import Any
 from bdjax.attacks.stored import STORED
 from bdjax.cli.flags import Scenario
 from bdjax.errors import UserError, quoted, unknown
-from bdjax.plugins.load import spelled
+from bdjax.plugins.load import is_path, spelled
 from bdjax.sweep import imported
 from bdjax.sweep.grid import Grid
 
@@ -115,7 +115,9 @@ def _copy(tree: Mapping[str, Mapping[str, Any]], methods: Sequence[str], before:
 def _of_import(path: str) -> dict[str, Any]:
     """The axes that an import folder fixes, or gives where the command line says nothing."""
     found = imported.opened(path)
-    fixed: dict[str, Any] = {"model": (found.model,), "width": found.width, "depth": found.depth}
+    fixed: dict[str, Any] = {"width": found.width, "depth": found.depth}
+    if not is_path(found.model):  # code runs where its user names it, not where data do
+        fixed["model"] = (found.model,)
     fixed["seeds"] = tuple(dict.fromkeys(seed for seed, _ in found.points))
     fixed["poison_ratio"] = tuple(dict.fromkeys(ratio for _, ratio in found.points))
     if found.dataset is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from bdjax.cli.flags import DataDir, ImportFolder, Picked, Results, choices, flag
 from bdjax.errors import UserError, command
+from bdjax.plugins.load import is_path
 
 Kind = Literal["attack_result", "defense_result", "state_dict", "safetensors"]
 KIND = "safetensors if the name ends so, else defense_result for a defended network, else attack_result"
@@ -35,7 +36,7 @@ def import_torch(
       poison_ratio: share of the training rows that was poisoned, 0 ... 1, for the records.
       out: folder to write.
       dataset: data set, or the path of a folder with one.
-      model: network.
+      model: network, or path/to/file.py:factory.
       seeds: of the members: they decide a defense's clean rows and draws.
       images: bring the stored triggered test images too, if there are any.
       overwrite: replace an import folder that exists.
@@ -55,7 +56,9 @@ def import_torch(
         if found.triggered is None
         else (f"{len(found.triggered.images):,} triggered test images")
     )
-    print(f"{text}, {held}, in {out}; defend with: {command('run', '--imported', out, '--defense', 'ft', 'fp', 'clp')}")
+    own = ("--model", found.model) if is_path(found.model) else ()
+    defend = command("run", "--imported", out, *own, "--defense", "ft", "fp", "clp")
+    print(f"{text}, {held}, in {out}; defend with: {defend}")
     return 0
 
 

@@ -12,6 +12,7 @@ from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses.batches import training_rows
 from bdjax.defenses.channels import GRID, clipped, curve, kept, pruned_by_limit, published_norms, rounded, threshold_curve
+from bdjax.defenses.reads import reads
 from bdjax.keys import step_key
 from bdjax.train import descent
 from bdjax.train.descent import State
@@ -67,6 +68,7 @@ PRESETS = {
 }
 
 
+@reads("norms")
 def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Train one mask per norm channel against adversarial perturbations of the channels, and prune the channels with small masks.
 

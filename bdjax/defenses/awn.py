@@ -12,6 +12,7 @@ from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.defenses.channels import clipped, published_norms, seen_through
+from bdjax.defenses.reads import reads
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
@@ -63,6 +64,7 @@ PRESETS = {
 }
 
 
+@reads("norms")
 def awn(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Alternate between one perturbation of all images and soft masks of the channels that withstand it.
 

@@ -12,6 +12,7 @@ from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses.batches import epoch_plan, training_rows
 from bdjax.defenses.channels import limit, outlier_curve, published_norms
+from bdjax.defenses.reads import reads
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32, row
 from bdjax.train.loops import steps as run_steps
@@ -61,6 +62,7 @@ PRESETS = {
 }
 
 
+@reads("norms")
 def bnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Prune channels whose input is distributed differently on clean images than while the network was trained.
 

@@ -11,6 +11,7 @@ from jax import lax
 from bdjax import tree
 from bdjax.configure import configure
 from bdjax.defenses.channels import limit, outlier_curve
+from bdjax.defenses.reads import reads
 from bdjax.types import ArchSpec, Array, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 
@@ -42,6 +43,7 @@ PRESETS = {
 }
 
 
+@reads("convs", "norms")
 def clp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Prune, without data, channels with an unusually large Lipschitz constant.
 

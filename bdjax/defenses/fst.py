@@ -13,6 +13,7 @@ import optax
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.defenses.batches import training_rows
+from bdjax.defenses.reads import reads
 from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, tuner
 from bdjax.errors import choose
 from bdjax.train.optimisers import SGD, Optimiser
@@ -53,6 +54,7 @@ PUBLISHED = {"cifar10": (10, 0.01, 0.2), "gtsrb": (15, 0.01, 0.1), "tiny_imagene
 OPTION_DEFAULTS = (15, 0.01, 0.2)
 
 
+@reads("heads")
 def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Draw the head anew and tune the whole network, the head's weights driven away from the old ones at their old norm.
 

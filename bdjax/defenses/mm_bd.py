@@ -11,6 +11,7 @@ import numpy as np
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.reads import reads
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
 from bdjax.train import descent
@@ -58,6 +59,7 @@ class MMBDTrace(NamedTuple):
 PRESETS = {"corrected": Config(active=True, rule="original"), "reference": Config(active=False, rule="survey")}
 
 
+@reads("activations")
 def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Give every channel of every activation an upper bound, small enough to hold back a trigger and to leave clean logits alone.
 

@@ -11,7 +11,9 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.reads import reads
 from bdjax.defenses.tuning import Batch, Gradient, tuner
+from bdjax.errors import UserError
 from bdjax.nn.folded_linear import pool_matrix
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.schedules import constant, cosine_by_epoch, plateau
@@ -61,6 +63,7 @@ PRESETS = {
 OF_DATA: dict[str, dict[str, Any]] = {"tiny_imagenet": {"batch": 128, "period": 0}}  # fields that a data set changes, in both
 
 
+@reads("stages")
 def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Tune a copy of the network as the teacher, then the network itself to have the teacher's attention.
 
@@ -77,7 +80,7 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       A defense with hyper-parameters :class:`NADHyper` and trace :class:`NADTrace`.
 
     Raises:
-      UserError: an unknown field or profile, or a value out of range.
+      UserError: an unknown field or profile, a value out of range, or the published code's taps asked of another network.
 
     Source: Y. Li, X. Lyu, N. Koren, L. Lyu, B. Li, X. Ma, "Neural Attention Distillation: Erasing Backdoor Triggers from Deep
       Neural Networks", ICLR 2021; settings of K. Dunnett et al., arXiv 2411.11200, 2024.
@@ -93,6 +96,11 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     config = configure(presets, config, "nad", profile)
     batch, period = config.batch, 10 * config.teacher_epochs if config.period is None else config.period
     config = config._replace(period=period)
+    if not config.all_taps and model.name not in PUBLISHED_TAPS:
+        raise UserError(
+            f"nad has the published code's taps for {', '.join(PUBLISHED_TAPS)} and none for {model.name}: --config "
+            "nad.all_taps=true takes its last stages"
+        )
     at_least("nad", config, teacher_epochs=1, epochs=1, batch=1, period=0, power=1)
     schedule = cosine_by_epoch(period) if period else plateau()
     teach = tuner(model, epochs=config.teacher_epochs, batch=batch, schedule=schedule)
@@ -131,6 +139,8 @@ PUBLISHED_TAPS = {
     "preactresnet18": (Tap("stage3", 0), Tap("stage4", 1)),
     "cnn": (Tap("stage2", 0), Tap("stage3", 1)),
     "vgg19_bn": (Tap("features", 2, 7),),
+    "efficientnet_b3": (),
+    "mobilenet_v3_large": (),
 }
 # How often the published code moves running statistics per student step, by how the norm's name starts; 2 in other networks.
 UPDATES = {"preactresnet18": (("layer4", 3), ("", 4))}
@@ -164,7 +174,7 @@ def _last_stages(model: Model) -> tuple[Tap, ...]:
 def _published_taps(model: Model) -> tuple[Tap, ...]:
     """The published code's taps but for those of one position, whose loss and gradient are 0."""
     sides = _sides(model)
-    return tuple(tap for tap in PUBLISHED_TAPS.get(model.name, ()) if sides[tap.address] > 1)
+    return tuple(tap for tap in PUBLISHED_TAPS[model.name] if sides[tap.address] > 1)
 
 
 def _updates(model: Model, norm: str) -> int:

@@ -11,6 +11,7 @@ from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.defenses.batches import bits_by_index, masked_mean, training_rows
 from bdjax.defenses.channels import published_norms, seen_through
+from bdjax.defenses.reads import reads
 from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.train.schedules import cosine_between
 from bdjax.train.trainer import cross_entropy
@@ -50,6 +51,7 @@ class NFTTrace(NamedTuple):
 PRESETS = {"corrected": Config(published_eps=False), "reference": Config(published_eps=True)}
 
 
+@reads("norms")
 def nft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Train one mask per norm channel on mixtures of clean images, held near 1 and above a bound that falls with depth.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.reads import reads
 from bdjax.defenses.tuning import Batch, Gradient, Hyper, tuner
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import inner
@@ -72,6 +73,7 @@ class NPDTrace(NamedTuple):
     stopped: Array  # i32[]: the first step, of the warm-up or after it, at which they did not; -1 = none
 
 
+@reads("plug_site")
 def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Put a 1x1 convolution and a norm before a late layer of the frozen network, and train them to purify its features.
 

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from bdjax.data.source import file_sha256
-from bdjax.errors import UserError, choose
+from bdjax.errors import UserError, unknown
 from bdjax.interop import inserts
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
+from bdjax.interop.layout import layout
 from bdjax.interop.recognition import Recognised, nearest, recognise
 from bdjax.interop.state import Imported, cleaned, from_state, to_state
 from bdjax.interop.torch import read, write
 from bdjax.models import MODELS, by_name
+from bdjax.plugins.load import is_path
+from bdjax.plugins.networks import network
 from bdjax.store.files import refuse_existing
 from bdjax.store.import_folder import File, Import, save
 from bdjax.types import DataSpec, Model, Variables
@@ -37,7 +40,8 @@ def import_torch(
       files: one file, which all seeds share, or one per seed; all of one network and data set.
       out: folder to write.
       dataset: name (or folder) of the data set; None: what the files say.
-      model: name of the network; None: what the files say, or what the names of their tensors imply.
+      model: name of the network, or path/to/file.py:factory of the user's own, whose addresses are the names of the tensors with
+        "_" for "."; None: what the files say, or what the names of their tensors imply.
       seeds: of the members, >= 0; they decide a defense's clean rows and draws.
       ratio: poison ratio the networks were trained with, for the records, in [0, 1]; None: not known.
       triggered: import the stored triggered test images too, if there are any.
@@ -137,7 +141,7 @@ def model_of(imported: Import) -> Model:
             f"{imported.dataset} has {facts.classes} classes and images {list(facts.image_shape)}, "
             f"the import {imported.classes} and {list(imported.image_shape)}"
         )
-    return by_name(imported.model, facts, width=imported.width, depth=imported.depth)
+    return network(imported.model, facts, width=imported.width, depth=imported.depth)
 
 
 def _import(
@@ -154,16 +158,16 @@ def _import(
     try:
         facts, name = _data(checkpoint, dataset)
         state = cleaned(checkpoint.state)
-        network = _network(checkpoint, model, recognise(state), facts, state)
-        result = from_state(network, state)
-        result = result._replace(variables=inserts.read(path, network, result.variables))
+        built = _network(checkpoint, model, recognise(state), facts, state)
+        result = from_state(built, state)
+        result = result._replace(variables=inserts.read(path, built, result.variables))
         if checkpoint.classes not in (None, facts.classes):
             raise UserError(f"it says num_classes {checkpoint.classes}, but its last layer has {facts.classes}")
         if checkpoint.triggered is not None:
             check_triggered(checkpoint.triggered, facts.image_shape, facts.classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return network, result, name, checkpoint.triggered
+    return built, result, name, checkpoint.triggered
 
 
 def _notes(path: Path, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
@@ -193,15 +197,28 @@ def _data(checkpoint: Checkpoint, dataset: str | None) -> tuple[DataSpec, str]:
 def _network(
     checkpoint: Checkpoint, model: str | None, found: Recognised | None, facts: DataSpec, state: Mapping[str, np.ndarray]
 ) -> Model:
+    if model is not None and is_path(model):  # never one that a file names: nothing of a checkpoint is executed
+        return _own(model, facts, state)
     name = model or checkpoint.model or (found.model if found else None)
     if name is None:
         names = ", ".join(list(state)[:4])
         told_networks = f"those of no network of the table: {', '.join(MODELS)}"
         raise UserError(f"its tensors ({names}, …) are {told_networks}; {nearest(list(state))}")
-    choose("model", name, MODELS)
+    if name not in MODELS:
+        raise UserError(f"{unknown('model', name, MODELS)} One of your own is named with --model path/to/file.py:factory")
     if found is None or found.model != name:
         return by_name(name, facts)  # does not fit: from_state says how
     return by_name(name, facts, width=found.width, depth=found.depth)
+
+
+def _own(name: str, facts: DataSpec, state: Mapping[str, np.ndarray]) -> Model:
+    """The user's own network, as wide as the first tensor of the file: every module is found by its address."""
+    whole = network(name, facts)
+    first = next((tensor for tensor in layout(whole) if tensor.kind != "count"), None)
+    there = None if first is None else state.get(first.name)
+    if first is None or there is None or there.shape == first.shape:
+        return whole
+    return network(name, facts, width=there.shape[0])  # what still does not fit is named by from_state
 
 
 def _facts(model: Model, dataset: str) -> str:

@@ -4,6 +4,7 @@ Module names here are PyTorch's path components joined by "_", so one rule cover
 from the registration order, transposes from the rank. VGG's first linear layer is the exception (:mod:`bdjax.interop.pooled`).
 """
 
+import collections
 import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -49,7 +50,13 @@ def layout(model: Model) -> tuple[Tensor, ...]:
     tensors = tuple(t for address in addresses for t in _module(model, shapes, address))
     left = sorted({f"{c}/{p}" for c in shapes for p in tree.flatten(shapes[c])} - {t.path for t in tensors})
     if left:
-        raise UserError(f"{model.name} has leaves with no place in a state dict: {', '.join(left[:4])}")
+        raise UserError(
+            f"{model.name} has leaves with no place in a state dict: {', '.join(left[:4])}; only the layers of "
+            "ArchSpec.registered and ArchSpec.heads have one"
+        )
+    twice = [name for name, times in collections.Counter(tensor.name for tensor in tensors).items() if times > 1]
+    if twice:
+        raise UserError(f'{model.name} has two layers that are {twice[0]} in a state dict, where "_" and "/" become "."')
     return tensors
 
 
@@ -78,8 +85,7 @@ def _kernel(model: Model, shapes: Any, address: str, shape: tuple[int, ...]) -> 
     if len(shape) == 4:
         return "conv", (shape[3], shape[2], shape[0], shape[1])
     if POOLED_HEADS.get(model.name) == address:
-        convs = [a for kind, a in model.arch.registered if kind == "conv"]
-        channels = tree.get(shapes["params"], f"{convs[-1]}/kernel").shape[-1]
+        channels = tree.get(shapes["params"], f"{model.arch.convs[-1]}/kernel").shape[-1]
         return "pooled", (shape[1], channels * GRID**2)
     return "linear", (shape[1], shape[0])
 

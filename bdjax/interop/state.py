@@ -77,7 +77,7 @@ def from_state(model: Model, state: Mapping[str, np.ndarray]) -> Imported:
         else:
             leaf = to_leaf(tensor.kind, value)
         leaves[tensor.path] = leaf
-    return Imported(tree.unflatten(leaves), kept)
+    return Imported({"batch_stats": {}, **tree.unflatten(leaves)}, kept)
 
 
 def to_state(model: Model, variables: Variables, kept: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:

@@ -1,6 +1,8 @@
 """From a Flax network to the pure functions of ``Model``."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.errors import UserError, unknown
+from bdjax.models.addresses import described
+from bdjax.models.factories import complete
 from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Pass
 from bdjax.types import ArchSpec, Array, DataSpec, Key, Model, Output, Variables
@@ -22,25 +26,26 @@ def build(
     network: nn.Module,
     *,
     factory: Callable[..., Model],
-    arch: ArchSpec,
     spec: DataSpec,
     width: int,
     how: Mapping[str, Any],
+    arch: ArchSpec = ArchSpec(),
     edition: int = 1,
 ) -> Model:
     """Wrap a network ``network(x, run, start) -> logits f[b k]`` that normalises nothing itself.
 
     ``Model.apply`` takes images f[b h w c] in [0, 1], standardises them as (x - mean) / std, and runs the network.
-    ``Model.rebuild(**fields)`` calls the factory again.
+    ``Model.rebuild(**fields)`` calls the factory again. The same arguments give the same object, so that what was compiled for it
+    is found again.
 
     Args:
-      network: Flax module; ``start`` is None, "features" or "head" as in ``Model.apply``, and ``x`` is then images f[b h w c],
-        features f[b h' w' d] or the head's input f[b d].
+      network: Flax module whose fields are hashable; ``start`` is None, "features" or "head" as in ``Model.apply``, and ``x`` is
+        then images f[b h w c], features f[b h' w' d] or the head's input f[b d]. It taps both (:func:`bdjax.nn.layers.tap`).
       factory: ``factory(spec, width, **how) -> Model``, the function that calls this one; its name is the network's.
-      arch: static addresses of the network.
       spec: the data set, whose mean and std are the first thing the model applies.
       width: channels of its first stage.
-      how: the factory's static fields. Every network has
+      how: the factory's static fields. Every network has those of :data:`bdjax.models.factories.FIELDS`, which its layers find in
+        ``run``; those that are not given have their defaults:
 
         - norm_eps: added to the variance in its norms,
         - norm_momentum: weight of the new value in their running statistics,
@@ -49,11 +54,39 @@ def build(
         - loop: how loops of steps run,
 
         and ``depth``, blocks per stage that it was cut to, where its factory takes one.
+      arch: static addresses of the network; those that are left out are read off a traced pass
+        (:func:`bdjax.models.addresses.described`).
       edition: raised when the results of the network change.
-    """
 
-    def shaped(key: Key, mutable: bool) -> Any:
-        return network.init(key, jnp.zeros((1, *spec.image_shape)), Pass(shaping=True), None, mutable=mutable)
+    Raises:
+      UserError: a factory that cannot be called again with other fields (:func:`bdjax.models.factories.complete`), or a module
+        that is not hashable.
+    """
+    fields = tuple(sorted(complete(factory, how).items()))
+    for field in dataclasses.fields(network):
+        value = getattr(network, field.name)
+        if not isinstance(value, Hashable):
+            kind, given = type(network).__name__, type(value).__name__
+            raise UserError(f"{kind}.{field.name} is a {given}; fields of a network are numbers, texts and tuples of them")
+    return _built(network, factory, described(network, spec, arch), spec, width, fields, edition)
+
+
+@functools.lru_cache(maxsize=256)
+def _built(
+    network: nn.Module,
+    factory: Callable[..., Model],
+    arch: ArchSpec,
+    spec: DataSpec,
+    width: int,
+    fields: tuple[tuple[str, Any], ...],
+    edition: int,
+) -> Model:
+    how = dict(fields)
+    common = {name: how[name] for name in ("norm_eps", "norm_momentum", "dtype", "lowering")}
+
+    def shaped(key: Key, mutable: Any) -> Any:
+        zeros = jnp.zeros((1, *spec.image_shape))
+        return {"batch_stats": {}, **network.init(key, zeros, Pass(shaping=True, **common), None, mutable=mutable)}
 
     def apply(
         variables: Variables,
@@ -68,20 +101,21 @@ def build(
     ) -> Output:
         if start not in STARTS:
             raise unknown("start", start, [s for s in STARTS if s])
-        run = _pass(variables, record, arch.plug_site, train=train, plug_train=plug_train, mask=mask, key=key)
+        run = _pass(variables, record, arch.plug_site, train=train, plug_train=plug_train, mask=mask, key=key, **common)
         x = images if start else _standardise(images, spec, jax.tree.leaves(variables["params"])[0].dtype)
         learned = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
         logits, state = network.apply(learned, x, run, start, mutable=["batch_stats"])
         for address in run.record:
             if address not in run.taps:
                 raise unknown("tap address", address, run.seen)
-        after = {**variables, "batch_stats": state["batch_stats"] if train else variables["batch_stats"]}
+        moved = train and "batch_stats" in state
+        after = {**variables, "batch_stats": state["batch_stats"] if moved else variables["batch_stats"]}
         if plug_train:
             after["plug_stats"] = run.plug_stats
         return Output(logits, after, run.taps)
 
-    def rebuild(**fields: Any) -> Model:
-        return factory(spec, width, **{**how, **fields})
+    def rebuild(**changed: Any) -> Model:
+        return factory(spec, width, **{**how, **changed})
 
     return Model(
         Drawer(shaped),
@@ -123,4 +157,5 @@ def _standardise(images: Array, spec: DataSpec, dtype: Any) -> Array:
 
 def shapes(model: Model) -> Any:
     """Return the variables of a network as shapes and dtypes, computing nothing."""
-    return model.init.shapes() if isinstance(model.init, Drawer) else jax.eval_shape(model.init, jax.random.key(0))
+    known = getattr(model.init, "shapes", None)  # of a Drawer
+    return jax.eval_shape(model.init, jax.random.key(0)) if known is None else known()

@@ -4,11 +4,10 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from bdjax.models.build import build
 from bdjax.nn.layers import Conv, Linear, NormAct, Pass, tap
-from bdjax.nn.normalisation import at_least_float32
+from bdjax.nn.pooling import mean_pool
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STAGES = 3
@@ -17,22 +16,18 @@ STAGES = 3
 class _Cnn(nn.Module):
     classes: int
     width: int
-    eps: float
-    momentum: float
-    dtype: Any
-    lowering: str
 
     @nn.compact
     def __call__(self, x: Array, run: Pass, start: str | None) -> Array:
         if start is None:
             for i in range(1, STAGES + 1):
                 stride = 1 if i == 1 else 2
-                x = Conv(self.width * 2 ** (i - 1), 3, stride, self.lowering, self.dtype, name=f"conv{i}")(x, run)
-                x = NormAct(self.eps, self.momentum, name=f"bn{i}")(x, run)
+                x = Conv(self.width * 2 ** (i - 1), 3, stride, name=f"conv{i}")(x, run)
+                x = NormAct(name=f"bn{i}")(x, run)
                 x = tap(x, f"stage{i}", run)
         if start != "head":
             x = tap(x, "features", run)
-            x = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype))
+            x = mean_pool(x)
         return Linear(self.classes, name="linear")(tap(x, "head", run))
 
 
@@ -68,12 +63,4 @@ def cnn(
         plug_site="features",
         activations=tuple(f"{norm}/act" for norm, _ in pairs),
     )
-    network = _Cnn(spec.classes, width, norm_eps, norm_momentum, dtype, lowering)
-    return build(
-        network,
-        arch=arch,
-        factory=cnn,
-        spec=spec,
-        width=width,
-        how=how,
-    )
+    return build(_Cnn(spec.classes, width), factory=cnn, spec=spec, width=width, how=how, arch=arch)

@@ -5,14 +5,13 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from bdjax.models.build import build
 from bdjax.models.inverted_residual import Block, Trunk, describe, run_trunk
 from bdjax.models.sizes import checked_depth, kept, scaled
 from bdjax.nn.initial import Law, constant
 from bdjax.nn.layers import Linear, Pass, dropout, tap
-from bdjax.nn.normalisation import at_least_float32
+from bdjax.nn.pooling import mean_pool
 from bdjax.types import Array, DataSpec, Loop, Model
 
 STEM, LAST = 40, 1536
@@ -68,7 +67,7 @@ class _EfficientNet(nn.Module):
             x = run_trunk(x, run, self.trunk)
         if start != "head":
             x = tap(x, "features", run)
-            x = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype))
+            x = mean_pool(x)
         x = dropout(tap(x, "head", run), self.rate, run, "classifier_0")
         return Linear(self.classes, _uniform_fan_out, constant(0), name="classifier_1")(x)
 
@@ -119,16 +118,6 @@ def efficientnet_b3(
         squeeze_act=nn.silu,
         squeeze_in_place=True,
         gate=nn.sigmoid,
-        eps=norm_eps,
-        momentum=norm_momentum,
-        dtype=dtype,
-        lowering=lowering,
     )
-    return build(
-        _EfficientNet(spec.classes, trunk, DROPOUT if drop else 0.0),
-        arch=describe(trunk, ("classifier_1",)),
-        factory=efficientnet_b3,
-        spec=spec,
-        width=width,
-        how=how,
-    )
+    network = _EfficientNet(spec.classes, trunk, DROPOUT if drop else 0.0)
+    return build(network, factory=efficientnet_b3, spec=spec, width=width, how=how, arch=describe(trunk, ("classifier_1",)))

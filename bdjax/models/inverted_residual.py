@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 
@@ -12,6 +12,7 @@ from bdjax.nn.layers import Conv, NormAct, Pass, SqueezeExcite, stochastic_depth
 from bdjax.types import ArchSpec, Array
 
 Activation = Callable[[Array], Array]
+_conv = functools.partial(Conv, kernel_init=he_fan_out)
 
 
 class Block(NamedTuple):
@@ -41,10 +42,6 @@ class Trunk(NamedTuple):
     squeeze_act: Activation
     squeeze_in_place: bool  # published code writes it over the output of the convolution before it
     gate: Activation
-    eps: float
-    momentum: float
-    dtype: Any
-    lowering: str
 
 
 class _Unit(NamedTuple):
@@ -75,37 +72,29 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
         block, trunk = self.block, self.trunk
-        conv, norm = _layers(trunk)
         y = x
         for kind, name in _units(block):
             if kind == "squeeze":
-                layer = SqueezeExcite(block.squeezed, trunk.squeeze_act, trunk.gate, trunk.lowering, trunk.dtype, name=name)
-                y = layer(y, run)
+                y = SqueezeExcite(block.squeezed, trunk.squeeze_act, trunk.gate, name=name)(y, run)
                 continue
             if kind == "depthwise":
-                y = DepthwiseConv(block.window, block.stride, trunk.dtype, name=f"{name}_0")(y, run)
+                y = DepthwiseConv(block.window, block.stride, name=f"{name}_0")(y, run)
             else:
-                y = conv(block.expanded if kind == "expand" else block.features, 1, name=f"{name}_0")(y, run)
-            y = norm(act=None if kind == "project" else block.act, name=f"{name}_1")(y, run)
+                y = _conv(block.expanded if kind == "expand" else block.features, 1, name=f"{name}_0")(y, run)
+            y = NormAct(act=None if kind == "project" else block.act, name=f"{name}_1")(y, run)
         return x + stochastic_depth(y, block.rate, run, "/".join(self.path)) if block.residual else y
-
-
-def _layers(trunk: Trunk) -> tuple[Callable[..., Conv], Callable[..., NormAct]]:
-    conv = functools.partial(Conv, lowering=trunk.lowering, dtype=trunk.dtype, kernel_init=he_fan_out)
-    return conv, functools.partial(NormAct, trunk.eps, trunk.momentum)
 
 
 def run_trunk(x: Array, run: Pass, trunk: Trunk) -> Array:
     """Turn normalised images into features, f[b h w c] -> f[b h' w' last]; called inside a network's compact method."""
-    conv, norm = _layers(trunk)
-    x = conv(trunk.stem, 3, 2, name="features_0_0")(x, run)
-    x = norm(act=trunk.act, name="features_0_1")(x, run)
+    x = _conv(trunk.stem, 3, 2, name="features_0_0")(x, run)
+    x = NormAct(act=trunk.act, name="features_0_1")(x, run)
     for block in trunk.blocks:
         x = InvertedResidual(block, trunk, name=block.name)(x, run)
         if block.ends:
             x = tap(x, block.ends, run)
-    x = conv(trunk.last, 1, name=f"features_{trunk.position}_0")(x, run)
-    return norm(act=trunk.act, name=f"features_{trunk.position}_1")(x, run)
+    x = _conv(trunk.last, 1, name=f"features_{trunk.position}_0")(x, run)
+    return NormAct(act=trunk.act, name=f"features_{trunk.position}_1")(x, run)
 
 
 def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:

@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from bdjax.models.build import build
 from bdjax.models.inverted_residual import Block, Trunk, describe, run_trunk
@@ -12,7 +11,7 @@ from bdjax.models.sizes import checked_depth, kept, scaled
 from bdjax.nn.activations import hard_sigmoid, hard_swish
 from bdjax.nn.initial import constant, normal
 from bdjax.nn.layers import Linear, Pass, dropout, tap
-from bdjax.nn.normalisation import at_least_float32
+from bdjax.nn.pooling import mean_pool
 from bdjax.types import Array, DataSpec, Loop, Model
 
 STEM, LAST, HIDDEN = 16, 960, 1280
@@ -67,7 +66,7 @@ class _MobileNet(nn.Module):
             x = run_trunk(x, run, self.trunk)
         if start != "head":
             x = tap(x, "features", run)
-            x = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype))
+            x = mean_pool(x)
         linear = functools.partial(Linear, kernel_init=normal(0.01), bias_init=constant(0))
         x = hard_swish(linear(self.hidden, name="classifier_0")(tap(x, "head", run)))
         return linear(self.classes, name="classifier_3")(dropout(x, self.rate, run, "classifier_2"))
@@ -118,16 +117,7 @@ def mobilenet_v3_large(
         squeeze_act=nn.relu,
         squeeze_in_place=False,
         gate=hard_sigmoid,
-        eps=norm_eps,
-        momentum=norm_momentum,
-        dtype=dtype,
-        lowering=lowering,
     )
-    return build(
-        _MobileNet(spec.classes, scaled(HIDDEN, width, STEM), trunk, DROPOUT if drop else 0.0),
-        arch=describe(trunk, ("classifier_0", "classifier_3")),
-        factory=mobilenet_v3_large,
-        spec=spec,
-        width=width,
-        how=how,
-    )
+    network = _MobileNet(spec.classes, scaled(HIDDEN, width, STEM), trunk, DROPOUT if drop else 0.0)
+    arch = describe(trunk, ("classifier_0", "classifier_3"))
+    return build(network, factory=mobilenet_v3_large, spec=spec, width=width, how=how, arch=arch)

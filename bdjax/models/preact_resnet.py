@@ -4,12 +4,11 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from bdjax.models.build import build
 from bdjax.models.sizes import checked_depth, kept
 from bdjax.nn.layers import Conv, Linear, NormAct, Pass, tap
-from bdjax.nn.normalisation import at_least_float32
+from bdjax.nn.pooling import mean_pool
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STRIDES, BLOCKS = (1, 2, 2, 2), 2
@@ -18,20 +17,15 @@ STRIDES, BLOCKS = (1, 2, 2, 2), 2
 class _Block(nn.Module):
     features: int
     stride: int
-    eps: float
-    momentum: float
-    dtype: Any
-    lowering: str
 
     @nn.compact
     def __call__(self, x: Array, run: Pass) -> Array:
-        conv = functools.partial(Conv, lowering=self.lowering, dtype=self.dtype)
-        a = NormAct(self.eps, self.momentum, name="bn1")(x, run)
-        y = conv(self.features, 3, self.stride, name="conv1")(a, run)
-        y = NormAct(self.eps, self.momentum, name="bn2")(y, run)
-        y = conv(self.features, 3, 1, name="conv2")(y, run)
+        a = NormAct(name="bn1")(x, run)
+        y = Conv(self.features, 3, self.stride, name="conv1")(a, run)
+        y = NormAct(name="bn2")(y, run)
+        y = Conv(self.features, 3, 1, name="conv2")(y, run)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv(self.features, 1, self.stride, name="shortcut_0")(a, run)
+            x = Conv(self.features, 1, self.stride, name="shortcut_0")(a, run)
         return tap(y + x, "/".join(self.path), run)
 
 
@@ -39,31 +33,18 @@ class _PreActResNet(nn.Module):
     classes: int
     width: int
     depth: int | None
-    eps: float
-    momentum: float
-    dtype: Any
-    lowering: str
 
     @nn.compact
     def __call__(self, x: Array, run: Pass, start: str | None) -> Array:
         if start is None:
-            x = Conv(self.width, 3, 1, self.lowering, self.dtype, name="conv1")(x, run)
+            x = Conv(self.width, 3, name="conv1")(x, run)
             for s, stride in enumerate(STRIDES):
                 for b in range(kept(BLOCKS, self.depth)):
-                    block = _Block(
-                        self.width * 2**s,
-                        stride if b == 0 else 1,
-                        self.eps,
-                        self.momentum,
-                        self.dtype,
-                        self.lowering,
-                        name=f"layer{s + 1}_{b}",
-                    )
-                    x = block(x, run)
+                    x = _Block(self.width * 2**s, 1 if b else stride, name=f"layer{s + 1}_{b}")(x, run)
                 x = tap(x, f"stage{s + 1}", run)
         if start != "head":
             x = tap(x, "features", run)
-            x = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype))
+            x = mean_pool(x)
         return Linear(self.classes, name="linear")(tap(x, "head", run))
 
 
@@ -128,12 +109,5 @@ def preactresnet18(
     """
     depth = checked_depth("preactresnet18", width, depth, BLOCKS)
     how = dict(depth=depth, norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
-    network = _PreActResNet(spec.classes, width, depth, norm_eps, norm_momentum, dtype, lowering)
-    return build(
-        network,
-        arch=_arch(depth),
-        factory=preactresnet18,
-        spec=spec,
-        width=width,
-        how=how,
-    )
+    network = _PreActResNet(spec.classes, width, depth)
+    return build(network, factory=preactresnet18, spec=spec, width=width, how=how, arch=_arch(depth))

@@ -1,6 +1,7 @@
 """A classifier from its name and what of it is reduced."""
 
 import inspect
+from collections.abc import Callable
 
 from bdjax.errors import UserError, choose
 from bdjax.models.cnn import cnn
@@ -31,7 +32,21 @@ def by_name(name: str, spec: DataSpec, *, width: int | None = None, depth: int |
     Raises:
       UserError: an unknown name, or a reduction the network does not have.
     """
-    make = MODELS[choose("model", name, MODELS)]
+    return reduced(MODELS[choose("model", name, MODELS)], spec, name, width=width, depth=depth)
+
+
+def reduced(make: Callable[..., Model], spec: DataSpec, name: str, *, width: int | None, depth: int | None) -> Model:
+    """Build a network by its factory.
+
+    Args:
+      make: the factory.
+      spec: data set facts.
+      name: of the network, for messages.
+      width, depth: see :func:`by_name`.
+
+    Raises:
+      UserError: a reduction the network does not have.
+    """
     given = {field: value for field, value in (("width", width), ("depth", depth)) if value is not None}
     for field in given.keys() - inspect.signature(make).parameters.keys():
         raise UserError(f"{name} has no {field} to reduce")

@@ -33,22 +33,18 @@ class _Vgg(nn.Module):
     classes: int
     width: int
     depth: int | None
-    eps: float
-    momentum: float
-    dtype: Any
-    lowering: str
     rate: float
     fold: bool
 
     @nn.compact
     def __call__(self, x: Array, run: Pass, start: str | None) -> Array:
-        conv = functools.partial(Conv, lowering=self.lowering, dtype=self.dtype, use_bias=True, kernel_init=he_fan_out)
+        conv = functools.partial(Conv, use_bias=True, kernel_init=he_fan_out)
         linear = functools.partial(Linear, kernel_init=normal(0.01), bias_init=constant(0))
         if start is None:
             for s, (channels, convs, norms) in enumerate(_stages(self.depth), 1):
                 for conv_name, norm_name in zip(convs, norms, strict=True):
                     x = conv(scaled(channels, self.width, BASE), 3, name=conv_name)(x, run)
-                    x = NormAct(self.eps, self.momentum, name=norm_name)(x, run)
+                    x = NormAct(name=norm_name)(x, run)
                 x = tap(max_pool(x), f"stage{s}", run)
         if start != "head":
             x = pool(tap(x, "features", run), folded=self.fold)
@@ -129,11 +125,5 @@ def vgg19_bn(
         fold=fold,
     )
     rate, side = DROPOUT if drop else 0.0, min(height // SMALLEST, GRID)
-    return build(
-        _Vgg(spec.classes, width, depth, norm_eps, norm_momentum, dtype, lowering, rate, fold),
-        arch=_arch(depth, GRID**2 / side**2 if fold else 1.0),
-        factory=vgg19_bn,
-        spec=spec,
-        width=width,
-        how=how,
-    )
+    network, arch = _Vgg(spec.classes, width, depth, rate, fold), _arch(depth, GRID**2 / side**2 if fold else 1.0)
+    return build(network, factory=vgg19_bn, spec=spec, width=width, how=how, arch=arch)

@@ -166,6 +166,7 @@ class DepthwiseConv(nn.Module):
     """Depthwise convolution without bias, padding ``window // 2``; its address is the module's path.
 
     The kernel f[window window 1 c] starts by :func:`bdjax.nn.initial.he_fan_out`: a std of sqrt(2 / (c window²)).
+    ``dtype`` None is that of the pass.
     """
 
     window: int
@@ -177,6 +178,6 @@ class DepthwiseConv(nn.Module):
         kernel = parameter(self, "kernel", he_fan_out, (self.window, self.window, 1, x.shape[-1]))
         if run.shaping:
             return x[:, :: self.stride, :: self.stride]
-        dtype = self.dtype or kernel.dtype
+        dtype = self.dtype or run.dtype or kernel.dtype
         y = depthwise(x.astype(dtype), kernel.astype(dtype), stride=self.stride, padding=self.window // 2)
         return tap(y, "/".join(self.path), run)

@@ -91,25 +91,28 @@ def parameter(module: nn.Module, name: str, rule: Rule, shape: tuple[int, ...]) 
 
 
 class Drawer:
-    """Draws the variables of a network whose parameters are made by :func:`parameter`: ``draw(key) -> {"params", …}``.
+    """Draws the variables of a network: ``draw(key) -> {"params", …}``.
 
-    All parameters of one kind are cut out of one draw, in the order of their paths. Running statistics start at 0 and 1.
+    All parameters of one kind are cut out of one draw, in the order of their paths. Running statistics start at 0 and 1. Where
+    some parameters are not made by :func:`parameter`, as those of Flax's own layers, all of them are drawn as Flax does.
 
     Args:
-      init: ``(key, mutable) -> variables``, the Flax module's ``init`` with its other arguments filled in; only shapes are asked
-        of it.
+      init: ``(key, mutable) -> variables``, the Flax module's ``init`` with its other arguments filled in; ``mutable`` is True
+        where shapes alone are asked of it.
     """
 
-    def __init__(self, init: Callable[[Key, bool], Any]):
+    def __init__(self, init: Callable[[Key, Any], Any]):
         self._init = init
 
     def __call__(self, key: Key) -> dict[str, Any]:
         shapes, laws = self._known
         leaves = {name: tree.flatten(collection) for name, collection in shapes.items()}
+        if leaves["params"].keys() - laws.keys() or any(_last(path) not in _STATISTICS for path in leaves.get("batch_stats", {})):
+            return dict(self._init(key, list(shapes)))
         values = {"params": _drawn(key, leaves["params"], laws)}
         if "batch_stats" in leaves:
             values["batch_stats"] = {
-                path: jnp.full(leaf.shape, _STATISTICS[path.rpartition("/")[2]]) for path, leaf in leaves["batch_stats"].items()
+                path: jnp.full(leaf.shape, _STATISTICS[_last(path)]) for path, leaf in leaves["batch_stats"].items()
             }
         return {name: tree.replace(shapes[name], values[name]) for name in shapes}
 
@@ -121,8 +124,12 @@ class Drawer:
     def _known(self) -> tuple[Any, dict[str, Law]]:
         """The variables as shapes, and {path: law} of the parameters."""
         shapes = dict(jax.eval_shape(lambda key: self._init(key, True), jax.random.key(0)))
-        notes: dict[str, Any] = tree.flatten(shapes.pop(_LAWS))
-        return shapes, {path: note.law for path, note in notes.items()}
+        notes: dict[str, Any] = tree.flatten(shapes.pop(_LAWS, {}))
+        return shapes, {path: note.law for path, note in notes.items() if isinstance(note, _Note)}
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _drawn(key: Key, shapes: Mapping[str, Any], laws: Mapping[str, Law]) -> dict[str, Array]:

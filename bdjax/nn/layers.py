@@ -37,6 +37,10 @@ class Pass:
     plug: Mapping[str, Float[Any, "..."]] | None = None
     plug_stats: Mapping[str, Float[Any, " _"]] | None = None
     plug_site: str = ""
+    norm_eps: float = 1e-5  # this and the next three: of every layer that is not told another one
+    norm_momentum: float = 0.1
+    dtype: Any = None
+    lowering: str = "native"
     taps: dict[str, Any] = dataclasses.field(default_factory=dict)
     seen: list[str] = dataclasses.field(default_factory=list)
 
@@ -77,12 +81,13 @@ class Conv(nn.Module):
 
     Its kernel is f[window window c features], its bias f[features].
     ``bias_init`` None draws the bias as PyTorch does, from U(-b, b) with b = 1 / sqrt(window² inputs).
+    ``lowering`` and ``dtype`` None are those of the pass.
     """
 
     features: int
     window: int
     stride: int = 1
-    lowering: str = "native"
+    lowering: str | None = None
     dtype: Any = None
     use_bias: bool = False
     kernel_init: Rule = uniform_fan_in
@@ -92,9 +97,9 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], run: Pass) -> Float[Array, "b _ _ features"]:
         shape = (self.window, self.window, x.shape[-1], self.features)
         kernel = parameter(self, "kernel", self.kernel_init, shape)
-        dtype = self.dtype or kernel.dtype
+        dtype = self.dtype or run.dtype or kernel.dtype
         x, kernel = x.astype(dtype), kernel.astype(dtype)
-        y = convolve(x, kernel, stride=self.stride, padding=self.window // 2, lowering=self.lowering)
+        y = convolve(x, kernel, stride=self.stride, padding=self.window // 2, lowering=self.lowering or run.lowering)
         if self.use_bias:
             init = self.bias_init or (lambda _: uniform_fan_in(shape))
             y = y + row(parameter(self, "bias", init, (self.features,)).astype(dtype), y)
@@ -104,12 +109,12 @@ class Conv(nn.Module):
 class NormAct(nn.Module):
     """Batch-norm over the rows that count, then an activation if there is one.
 
-    Scale, bias and running statistics are f[d].
+    Scale, bias and running statistics are f[d]. ``eps`` and ``momentum`` None are those of the pass.
     Taps at ``<path>/in``, ``<path>`` (the norm) and, with an activation, ``<path>/act``.
     """
 
-    eps: float
-    momentum: float
+    eps: float | None = None
+    momentum: float | None = None
     act: Callable[[Array], Array] | None = nn.relu
 
     @nn.compact
@@ -123,12 +128,14 @@ class NormAct(nn.Module):
             return x
         address = "/".join(self.path)
         x = tap(x, f"{address}/in", run)
+        eps = run.norm_eps if self.eps is None else self.eps
         if run.train:
             running = {"mean": stats_mean.value, "var": stats_var.value}
-            x, new = batch_norm(x, run.mask, running, scale, bias, self.eps, self.momentum)
+            momentum = run.norm_momentum if self.momentum is None else self.momentum
+            x, new = batch_norm(x, run.mask, running, scale, bias, eps, momentum)
             stats_mean.value, stats_var.value = new["mean"], new["var"]
         else:
-            x = normalise(x, stats_mean.value, stats_var.value, scale, bias, self.eps)
+            x = normalise(x, stats_mean.value, stats_var.value, scale, bias, eps)
         x = tap(x, address, run)
         return x if self.act is None else tap(self.act(x), f"{address}/act", run)
 
@@ -146,12 +153,10 @@ class SqueezeExcite(nn.Module):
     squeeze: int
     act: Callable[[Array], Array]
     gate: Callable[[Array], Array]
-    lowering: str = "native"
-    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], run: Pass) -> Float[Array, "b h w d"]:
-        layer = functools.partial(Conv, window=1, lowering=self.lowering, dtype=self.dtype, use_bias=True, kernel_init=he_fan_out)
+        layer = functools.partial(Conv, window=1, use_bias=True, kernel_init=he_fan_out)
         y = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype), keepdims=True).astype(x.dtype)
         y = layer(self.squeeze, name="fc1")(y, run)
         y = tap(self.act(y), "/".join((*self.path, "fc1", "act")), run)

@@ -1,4 +1,4 @@
-"""2x2 max-pooling whose gradient goes to the first maximum of a window, in derivatives of any order.
+"""Pooling: the mean of a map, and 2x2 max-pooling whose gradient goes to the first maximum, in derivatives of any order.
 
 The gradient of JAX's own window maximum scatters: on a CPU it takes two to four times as long as this form, inside loops too, and
 ``jnp.max`` shares a gradient among equal values, which PyTorch gives to the first.
@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from bdjax.errors import UserError
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import Array, Bool, Float, Int
+
+
+def mean_pool(x: Float[Any, "b h w c"]) -> Float[Array, "b c"]:
+    """Return the mean over the positions of a map, in float32 at least."""
+    return jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype))
 
 
 def max_pool(x: Float[Any, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:

@@ -1,23 +1,27 @@
-"""Checks of a user's own attack or defense before any of its functions is called."""
+"""Checks of a user's own attack, defense or network before any of its functions is called."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 
 from bdjax.store.hashing import plain
-from bdjax.types import Attack, Recipe
+from bdjax.types import ArchSpec, Attack, Defense, Model, Recipe
 
+REQUIRED = {Attack: ("init", "select", "stamp", "relabel"), Defense: ("defend",), Model: ("init", "apply", "rebuild")}
 HOOKS = ("init", "select", "stamp", "relabel", "prepare", "batch", "update", "train_stamp", "defend")
 NEEDS = frozenset({"clean", "triggered", "test_accuracy"})
 
 
 def problem_of(built: Any) -> str:
-    """Return why a user's attack or defense cannot be used, whatever its functions do; empty if it can."""
-    required = ("init", "select", "stamp", "relabel") if isinstance(built, Attack) else ("defend",)
-    for hook in HOOKS:
+    """Return why a user's attack, defense or network cannot be used, whatever its functions do; empty if it can."""
+    required = next(hooks for kind, hooks in REQUIRED.items() if isinstance(built, kind))
+    for hook in dict.fromkeys((*required, *HOOKS)):
         value = getattr(built, hook, None)
         if not callable(value) and (hook in required or value is not None):
             return f"{hook} has to be a function and is {described(value)}"
+    if isinstance(built, Model):
+        return _problem_of_network(built)
     try:
         plain(built.config)
     except TypeError as error:
@@ -33,6 +37,13 @@ def problem_of(built: Any) -> str:
     leaves = built.hyper._asdict() if hasattr(built.hyper, "_asdict") else {}
     odd = [name for name, leaf in leaves.items() if np.asarray(leaf).dtype.kind not in "fiub"]
     return f"hyper-parameters are numbers, and {odd[0]} is {described(leaves[odd[0]])}" if odd else ""
+
+
+def _problem_of_network(model: Model) -> str:
+    if not isinstance(model.arch, ArchSpec):
+        return f"arch is {described(model.arch)} and no bdjax.types.ArchSpec"
+    lists = [field for field, value in model.arch._asdict().items() if not isinstance(value, Hashable)]
+    return f"ArchSpec.{lists[0]} is {described(getattr(model.arch, lists[0]))}; addresses are tuples" if lists else ""
 
 
 def described(value: Any) -> str:

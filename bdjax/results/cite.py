@@ -5,6 +5,7 @@ from typing import Any
 
 from bdjax.errors import UserError, command
 from bdjax.plugins.load import factory
+from bdjax.plugins.made import KINDS
 from bdjax.results.papers import PAPERS, SURVEY, entries
 from bdjax.store import location, records
 from bdjax.store.location import Location
@@ -47,8 +48,8 @@ def _with_note(entry: str, used_for: Iterable[str]) -> str:
 
 
 def _own_source(kind: str, name: str) -> str:
-    """The ``Source:`` of a user's own attack or defense, or why it cannot be read; nothing of a data set."""
-    if kind not in ("attack", "defense"):
+    """The ``Source:`` of a user's own network, attack or defense, or why it cannot be read; nothing of a data set."""
+    if kind not in KINDS:
         return ""
     try:
         return paper(factory(kind, name, {}))

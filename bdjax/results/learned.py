@@ -10,7 +10,8 @@ from bdjax.configure import recorded
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream
 from bdjax.population import Execution
-from bdjax.results import member, recreate
+from bdjax.results import member
+from bdjax.results.as_recorded import method
 from bdjax.results.triggers import Say, Trigger, learned, one_prepared, staged, unlearned
 from bdjax.store.hashing import plain
 from bdjax.sweep.build import attacked
@@ -104,7 +105,7 @@ def _from_results(one: Named, dataset: Dataset, learning: Learning, seed: int) -
     more = {"model": learning.model, "ratio": learning.poison_ratio, "width": learning.width, "train_images": cell.train_images}
     found = member.find(str(learning.results), {**wanted, **more})
     config = json.loads(found.row["config"])
-    recreate.method("attack", config["attack"], ATTACKS)  # its file is still the one it was trained with
+    method("attack", config["attack"], ATTACKS)  # its file is still the one it was trained with
     network = config["model"]
     _, attack = attacked(cell._replace(model=network["name"], width=network["width"], depth=network.get("depth"), recipe={}))
     asked, trained_with = plain(recorded(attack.config)), config["attack"]["config"]

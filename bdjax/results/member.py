@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdjax.errors import UserError, command
-from bdjax.models import by_name
 from bdjax.plugins.load import spelled
 from bdjax.population import take
+from bdjax.results import as_recorded
 from bdjax.store import checkpoints, hashing, location, records
 from bdjax.store.location import Location
 from bdjax.store.rows import Row
@@ -57,7 +57,7 @@ def record(out: "str | Location", wanted: Mapping[str, Any], statuses: Sequence[
         raise UserError(f"{folder} is no folder of results; write one with: {command('run', '--out', folder)}")
     given = {"defense": "none", **{fact: value for fact, value in wanted.items() if value is not None}}
     fine = [row for row in records.read_rows(folder) if row["status"] in statuses]
-    for kind in ("attack", "defense"):
+    for kind in ("model", "attack", "defense"):
         if kind in given:
             given[kind] = spelled(given[kind], sorted({row[kind] for row in fine}), f"--{kind}")
     found = [row for row in fine if all(row[fact] == value for fact, value in given.items())]
@@ -99,7 +99,8 @@ def network(trained: Trained, dataset: str | None = None) -> Model:
       dataset: data set of the member where its record's name does not find it: the path of a user's own.
 
     Raises:
-      UserError: the data set is a user's own and ``dataset`` does not give its folder.
+      UserError: the data set is a user's own and ``dataset`` does not give its folder, or the file of the user's own network is
+        not here, or was edited since.
     """
     from bdjax.data import DATASETS, spec
 
@@ -107,4 +108,4 @@ def network(trained: Trained, dataset: str | None = None) -> Model:
     if dataset is None and name not in DATASETS:
         raise UserError(f"{name} is a data set of the user's own: name its folder with --dataset")
     facts = spec(dataset or name)
-    return by_name(settings["name"], facts, width=settings["width"], depth=settings["depth"])
+    return as_recorded.network(settings, facts)

@@ -4,7 +4,6 @@ Records store neither: the same settings, keys and images make them again.
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +14,8 @@ from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS
-from bdjax.plugins.load import factory, source_digest
 from bdjax.population import Execution, adapt, members, recorded, resolve, run, stack, take
+from bdjax.results.as_recorded import method
 from bdjax.results.member import Trained
 from bdjax.store import hashing, provenance
 from bdjax.store.rows import Row, measured
@@ -153,25 +152,6 @@ def staged(row: Row, dataset: Dataset, folder: str | None) -> tuple[Attack, Data
     )
     attack = attack._replace(recipe=Recipe(**config["recipe"]))
     return attack, stage(attack, dataset, root(config["root"]))
-
-
-def method(kind: str, settings: Mapping[str, Any], table: Mapping[str, Any]) -> Any:
-    """The factory of a method of a record, from the very file that it was run from.
-
-    Args:
-      kind: "attack" or "defense", for messages.
-      settings: the part of a record's configuration that describes the method.
-      table: built-in factories.
-
-    Raises:
-      UserError: the file is not here, or was edited since.
-    """
-    make = factory(kind, settings["name"], table)
-    if source_digest(settings["name"]) != settings.get("source"):
-        raise UserError(
-            f"{settings['name']} was edited since the record was made; the defended network or trigger would be another"
-        )
-    return make
 
 
 def trigger_of(trained: Trained, attack: Attack, dataset: Dataset, data: Data) -> Any:

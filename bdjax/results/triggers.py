@@ -12,6 +12,7 @@ from bdjax import population
 from bdjax.errors import UserError, command
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.results import member, recreate
+from bdjax.results.as_recorded import method
 from bdjax.store.location import Location
 from bdjax.train import assets as stored_assets
 from bdjax.train.experiment import Data, apply_trigger_to_all, stage
@@ -116,7 +117,7 @@ def pictures(
     if settings["name"] in IMAGES_ONLY:
         raise UserError("of this attack only stored test images are known, and they lie in the import folder, not in the records")
     full = load(name, data_dir)  # the pictures are the same for all records of a data set
-    attack = recreate.method("attack", settings, ATTACKS)(full.spec, settings["config"], profile=config["profile"])
+    attack = method("attack", settings, ATTACKS)(full.spec, settings["config"], profile=config["profile"])
     own = full
     if attack.prepare is not None:  # from the very images of the record
         own = load(name, data_dir, train_images=record["train_images"], test_images=record["test_images"])

@@ -123,7 +123,7 @@ def load(path: str | Path, *, kept: bool = True) -> Import:
 
 
 def _variables(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    found = tree.unflatten(leaves)
+    found = {"batch_stats": {}, **tree.unflatten(leaves)}  # a network may have no running statistics
     if "bounds" in found:  # by address, not by module
         found["bounds"] = tree.flatten(found["bounds"])
     return found

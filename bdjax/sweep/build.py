@@ -31,10 +31,11 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     """
     from bdjax.attacks.table import ATTACKS
     from bdjax.data import spec
-    from bdjax.models import PRECISIONS, by_name
+    from bdjax.models import PRECISIONS
+    from bdjax.plugins.networks import network
 
     facts = spec(cell.dataset)
-    model = by_name(cell.model, facts, width=cell.width, depth=cell.depth)
+    model = network(cell.model, facts, width=cell.width, depth=cell.depth)
     if cell.precision != "float32":
         model = model.rebuild(dtype=PRECISIONS[cell.precision])
     if cell.imported is not None:
@@ -158,6 +159,8 @@ def described(
     """
     train = cell.train if isinstance(cell, DefenseCell) else cell
     network = {"name": model.name, "width": model.width, "depth": model.depth, "precision": train.precision}
+    if model.source is not None:
+        network["source"] = model.source
     settings = {
         "schema": SCHEMA,
         "dataset": {"name": model.spec.name, "digest": digest},

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
-from bdjax.plugins.load import is_path
+from bdjax.plugins.load import is_path, source_digest
 from bdjax.store.hashing import canonical, short_hash
-from bdjax.types import DataSpec
+from bdjax.types import DataSpec, Model
 
 KINDS = ("model", "attack", "defense")  # parts of a description that have an edition
 # Editions do not depend on the data set, which may be a user's own and not here: any method can be built for this one.
@@ -110,27 +110,40 @@ def _today(kind: str, config: str) -> int | None:
     name, own = description[kind].get("name"), description[kind].get("config")
     if not isinstance(name, str) or is_path(name):
         return None
-    network = (description.get("model") or {}).get("name") if kind == "defense" else None
+    about = (description.get("model") or {}) if kind == "defense" else {}
+    network = (about["name"], about.get("source")) if "name" in about else None
     return _built(
         kind, name, network, description.get("profile", "corrected"), canonical(own) if isinstance(own, Mapping) else ""
     )
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def _built(kind: str, name: str, network: str | None, profile: str, own: str) -> int | None:
+def _built(kind: str, name: str, network: tuple[str, str | None] | None, profile: str, own: str) -> int | None:
     from bdjax.attacks.table import ATTACKS
     from bdjax.defenses.table import DEFENSES
-    from bdjax.models import MODELS, by_name
+    from bdjax.models import MODELS
 
     if kind == "model":
         return MODELS[name](ANY_DATA).edition if name in MODELS else None
     table: Mapping[str, Any] = ATTACKS if kind == "attack" else DEFENSES
-    if name not in table or (kind == "defense" and network not in MODELS):
+    if name not in table:
         return None
-    subject = ANY_DATA if kind == "attack" else by_name(str(network), ANY_DATA)
+    subject: Any = ANY_DATA if kind == "attack" else None if network is None else _network(*network)
+    if subject is None:
+        return None
     for config in (json.loads(own) if own else None, None):  # fields may have gone since, and their values: then its defaults
         try:
             return int(table[name](subject, config, profile=profile).edition)
         except UserError:
             continue
     return None
+
+
+def _network(name: str, source: str | None) -> Model | None:
+    """The network that a defense was built for; None where it is no longer here, or its file is another one now."""
+    from bdjax.plugins.networks import network
+
+    try:
+        return network(name, ANY_DATA) if source_digest(name) == source else None
+    except UserError:
+        return None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError, choose, quoted, unknown
-from bdjax.plugins.load import spelled
+from bdjax.plugins.load import is_path, spelled
 from bdjax.store.hashing import canonical
 from bdjax.sweep import build, imported_grid
 from bdjax.sweep.cell import DefenseCell, TrainCell
@@ -50,7 +50,8 @@ def check(grid: Grid) -> Grid:
     for dataset in grid.dataset:
         known(dataset)
     for model in grid.model:
-        choose("model", model, MODELS)
+        if not is_path(model):
+            choose("model", model, MODELS)
     choose("precision", grid.precision, PRECISIONS)
     choose("profile", grid.profile, PROFILES)
     for ratio in grid.poison_ratio:
@@ -154,8 +155,9 @@ def select(branches: Sequence[Branch], only: Mapping[str, str], limit: int | Non
 
 
 def _spelled(branches: Sequence[Branch], only: Mapping[str, str]) -> dict[str, str]:
-    """The attack and the defense that are meant, where the name of a user's factory was given."""
+    """The network, the attack and the defense that are meant, where the name of a user's factory was given."""
     names = {
+        "model": [branch.train.model for branch in branches],
         "attack": [branch.train.attack for branch in branches],
         "defense": [cell.defense for branch in branches for cell in branch.defenses],
     }

@@ -11,14 +11,14 @@ AXES = ("dataset", "model", "attack", "defense", "poison_ratio", "spc", "seeds")
 class Grid:
     """Every combination of its axes: data set, model, attack, defense, poison ratio, clean samples per class and seed.
 
-    Each axis takes one value or several: ``Grid(attack="badnets", poison_ratio=(0, 0.1))``. A method is a name of its table or
-    ``path/to/file.py:factory``. The names are those of the command line's flags.
+    Each axis takes one value or several: ``Grid(attack="badnets", poison_ratio=(0, 0.1))``. A network, an attack or a defense is
+    a name of its table or ``path/to/file.py:factory``. The names are those of the command line's flags.
     """
 
     dataset: tuple[str, ...] = ("digits",)
     """Data sets: names, see `bdjax ls datasets`, or folders with your own images."""
     model: tuple[str, ...] = ("cnn",)
-    """Models, see `bdjax ls models`."""
+    """Models, see `bdjax ls models`, or path/to/file.py:factory."""
     attack: tuple[str, ...] = ("badnets",)
     """Attacks, see `bdjax ls attacks`, or path/to/file.py:factory."""
     defense: tuple[str, ...] = ("ft", "fp", "clp")

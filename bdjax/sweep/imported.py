@@ -10,9 +10,11 @@ import numpy as np
 from bdjax.attacks.stored import Config
 from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError
+from bdjax.models.build import shapes
+from bdjax.plugins.returned import difference
 from bdjax.store.hashing import array_digest
 from bdjax.store.import_folder import Import, load
-from bdjax.types import Attack, DataSpec, Triggered
+from bdjax.types import Attack, DataSpec, Model, Triggered
 
 
 def opened(path: str) -> Import:
@@ -62,6 +64,19 @@ def check(found: Import, facts: DataSpec, path: str) -> None:
             f"{facts.name} has {facts.classes} classes of {ours} images; the networks in {path} were imported for "
             f"{found.classes} classes of {theirs}"
         )
+
+
+def check_networks(path: str, model: Model) -> None:
+    """Refuse imported networks whose variables are not those of the network they are to be.
+
+    Raises:
+      UserError: they are not, as where the file of a user's own network was edited since.
+    """
+    wanted = shapes(model)
+    for variables in opened(path).variables:
+        wrong = difference(dict(wanted), {collection: variables.get(collection, {}) for collection in wanted})
+        if wrong:
+            raise UserError(f"the networks of {path} are not {model.name} as it is now: it {wrong}, among their variables")
 
 
 def attacks(path: str | None) -> Mapping[str, Callable[..., Attack]]:

@@ -3,7 +3,8 @@
 from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.data import spec
 from bdjax.errors import UserError
-from bdjax.models import by_name
+from bdjax.plugins.load import is_path
+from bdjax.plugins.networks import network
 from bdjax.sweep import imported
 from bdjax.sweep.grid import Grid
 
@@ -20,13 +21,14 @@ def check(grid: Grid) -> None:
     path = str(grid.imported)
     found = imported.opened(path)
     if grid.model != (found.model,):
-        raise UserError(f"{path} holds networks {found.model}; given {', '.join(grid.model)}")
+        own = f", a file of your own: name it with --model {found.model}" if is_path(found.model) else ""
+        raise UserError(f"{path} holds networks {found.model}{own}; given {', '.join(grid.model)}")
     for dataset in grid.dataset:
         facts = spec(dataset)
         imported.check(found, facts, path)
-        given = by_name(found.model, facts, width=grid.width, depth=grid.depth)
+        given = network(found.model, facts, width=grid.width, depth=grid.depth)
         for field in ("width", "depth"):
-            ours, theirs = (_size(getattr(network, field)) for network in (given, found))
+            ours, theirs = (_size(getattr(one, field)) for one in (given, found))
             if ours != theirs:
                 raise UserError(f"{path} holds networks of {field} {theirs}; given {ours}")
     for field in TRAINING:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bdjax.store.hashing import canonical
-from bdjax.sweep import imported, trace
+from bdjax.sweep import imported, trace, trace_network
 from bdjax.sweep.expand import Branch
 from bdjax.train import assets
 from bdjax.types import Dataset
@@ -23,16 +23,21 @@ class Ready:
           dataset: their data, as they are used.
 
         Raises:
-          UserError: a method that cannot be traced or returns the wrong thing, a batch without room for the poison, a cache
-            folder that cannot be written to, or an import folder whose images are not those of the data set.
+          UserError: a network or a method that cannot be traced or returns the wrong thing, a batch without room for the poison,
+            a cache folder that cannot be written to, or an import folder of another network or with other images.
         """
         train = branch.train
+        network = (train.dataset, train.model, train.width, train.depth, train.precision, train.profile, dataset.digest)
+        if network not in self._seen:
+            self._seen.add(network)
+            trace_network.network(train, branch.model)
         trace.attack(train, branch.attack, dataset)
         if branch.attack.prepare is not None:
             assets.ready(assets.folder())
-        if train.imported is not None and branch.attack.triggered is not None:
-            imported.check_images(train.imported, dataset.spec)
-        network = (train.dataset, train.model, train.width, train.depth, train.precision, train.profile, dataset.digest)
+        if train.imported is not None:
+            imported.check_networks(train.imported, branch.model)
+            if branch.attack.triggered is not None:
+                imported.check_images(train.imported, dataset.spec)
         for cell, defense in zip(branch.defenses, branch.built, strict=True):
             key = (*network, cell.defense, canonical(cell.config), cell.spc)
             if key not in self._seen:

@@ -15,8 +15,9 @@ from bdjax.data import clean_subset
 from bdjax.errors import PluginError
 from bdjax.keys import Stream, root, stream
 from bdjax.models.build import shapes
-from bdjax.plugins.load import is_path, place
+from bdjax.plugins.load import is_path
 from bdjax.plugins.returned import difference, leaf_of, returns, shape_of, shapes_of
+from bdjax.plugins.running import place
 from bdjax.plugins.usable import described
 from bdjax.sweep.cell import DefenseCell, TrainCell
 from bdjax.train import assets

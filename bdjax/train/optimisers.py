@@ -166,9 +166,10 @@ def unfolded(rule: optax.GradientTransformation, model: Model) -> optax.Gradient
     rule on the published layer, with 49 copies of each weight, does to the function; at larger maps its size, not its every
     direction (:mod:`bdjax.nn.folded_linear`). Other networks get ``rule`` itself.
     """
-    kernel, factor = f"{model.arch.heads[0]}/kernel", float(np.sqrt(model.arch.copies))
+    factor = float(np.sqrt(model.arch.copies))
     if factor == 1:
         return rule
+    kernel = f"{model.arch.heads[0]}/kernel"
 
     def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         # A gradient divided by the factor gives the same step but for ε, which it makes larger.

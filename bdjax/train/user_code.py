@@ -35,6 +35,11 @@ class _Imported(NamedTuple):
     names: tuple[str, ...]  # of `from module import names`
 
 
+def is_path(name: str) -> bool:
+    """Whether the name of a method or network means a file, ``path/to/file.py:factory``, and not an entry of a table."""
+    return ".py:" in name
+
+
 def parts(main: Path, folders: Sequence[Path] = (), seen: Mapping[Path, str] | None = None) -> Parts:
     """The modules that a file imports from beside it or from ``folders``, theirs in turn, and the files that any of them names.
 

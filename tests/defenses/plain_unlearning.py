@@ -14,7 +14,7 @@ from bdjax.defenses.batches import epoch_plan
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models.build import build
 from bdjax.nn.layers import Conv, Linear, NormAct, tap
-from bdjax.types import ArchSpec, Loop
+from bdjax.types import ArchSpec
 from tests.defenses.plain_masks import plain
 from tests.defenses.plain_network import cross_entropies, descend, filled, follow, forward
 
@@ -164,23 +164,16 @@ class Unlearning:
 
 class _Narrow(nn.Module):
     classes: int
-    eps: float = 1e-5
-    momentum: float = 0.1
 
     @nn.compact
     def __call__(self, x, run, start):
         for i, features in ((1, 5), (2, 6)):
             x = Conv(features, 1, i, use_bias=True, bias_init=None, name=f"conv{i}")(x, run)
-            x = NormAct(self.eps, self.momentum, name=f"bn{i}")(x, run)
+            x = NormAct(name=f"bn{i}")(x, run)
         x = tap(tap(x, "features", run).mean((1, 2)), "head", run)
         return Linear(self.classes, name="linear")(x)
 
 
-def narrow(spec):
+def narrow(spec, width=5, **how):
     """Two 1x1 convolutions with bias, as VGG's have one, each with norm and ReLU; averages; a linear layer."""
-    pairs = (("bn1", "conv1"), ("bn2", "conv2"))
-    registered = tuple(item for norm, conv in pairs for item in (("conv", conv), ("norm", norm)))
-    arch = ArchSpec(registered, ("bn1", "bn2"), pairs, ("linear",), ("bn2",), "features")
-    network = _Narrow(spec.classes)
-    how = dict(norm_eps=1e-5, norm_momentum=0.1, dtype=None, loop=Loop())
-    return build(network, factory=narrow, arch=arch, spec=spec, width=5, how=how)
+    return build(_Narrow(spec.classes), factory=narrow, spec=spec, width=width, how=how, arch=ArchSpec(stages=("bn2",)))

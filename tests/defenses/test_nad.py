@@ -31,7 +31,10 @@ def hyper(dtype=np.float64, **fields):
     return jax.tree.map(dtype, NADHyper()._replace(**fields))
 
 
-built = functools.cache(dense)  # one object, so that what is compiled for it is found again
+@functools.cache  # one object, so that what is compiled for it is found again
+def built(spec):
+    """Under the name of a network of which "reference" takes no tap."""
+    return dense(spec)._replace(name="mobilenet_v3_large")
 
 
 def plain_attention(features, power):
@@ -233,7 +236,6 @@ def test_the_published_code_moves_statistics_twice_and_in_preactresnet_thrice_or
 
 @pytest.mark.slow  # three more programs
 def test_where_nothing_has_two_positions_the_teacher_has_no_influence(plain_spec, clean, distance):
-    # A network of which "reference" takes no tap, as of EfficientNet and MobileNet.
     network, rows, given = built(plain_spec), clean(5), hyper(np.float32, lr=0.05)
     assert _published_taps(network) == ()
     start = network.init(jax.random.key(0))
@@ -259,7 +261,7 @@ def test_the_teacher_has_influence_otherwise(plain_spec, clean, distance):
 
 
 def test_defaults_follow_the_profile_and_the_data_set(plain_spec):
-    network = dense(plain_spec)
+    network = built(plain_spec)
     assert nad(network).config == (10, 10, 256, 100, 2, True, False)
     assert nad(network, profile="reference").config == (10, 10, 256, 100, 2, False, True)
     assert nad(network, {"teacher_epochs": 3}).config.period == 30  # a shortened run shortens the cosine
@@ -291,3 +293,7 @@ def test_mistakes_are_named(model):
     for field in ("teacher_epochs", "epochs", "batch", "power"):
         with pytest.raises(UserError, match=rf"nad\.{field} must be at least 1; given 0"):
             nad(model, {field: 0})
+    own = model._replace(name="mine.py:mine")
+    with pytest.raises(UserError, match=r"taps for preactresnet18, .* and none for mine\.py:mine: --config nad\.all_taps=true"):
+        nad(own, profile="reference")
+    assert nad(own, {"all_taps": True}, profile="reference").config.all_taps

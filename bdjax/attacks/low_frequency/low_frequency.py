@@ -13,6 +13,7 @@ from bdjax.attacks.selection import any_class, labelled
 from bdjax.configure import at_least
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError, choose
+from bdjax.train.user_code import is_path
 from bdjax.types import Array, Attack, Dataset, DataSpec, Float, Key, Recipe, UInt8
 
 ARCHITECTURES = ("cnn", *COLOURS["cifar10"])
@@ -43,8 +44,9 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
       the smooth trigger.
     Differs: the dome is the limit that the published search tends to, times a colour; the survey's arrays (arXiv 2411.11200), one
       per data set and architecture, lie within a mean of 1.2 levels of it (at most 4; MobileNet and EfficientNet on Tiny-ImageNet
-      4.8, at most 20), and the colours of the table are theirs. Other data sets, ``cnn``, and no architecture take (18, 0, 51).
-      Those arrays are unscaled for VGG-19-BN; "corrected" scales them by 255. Rows of the target class are poisoned too.
+      4.8, at most 20), and the colours of the table are theirs. Other data sets, ``cnn``, networks of the user's own and no
+      architecture take (18, 0, 51). Those arrays are unscaled for VGG-19-BN; "corrected" scales them by 255. Rows of the target
+      class are poisoned too.
     """
     resolved, relabel = labelled(spec, config, "low_frequency", profile, PRESETS)
     height, width, channels = spec.image_shape
@@ -86,7 +88,13 @@ def low_frequency(spec: DataSpec, config: Config | Mapping[str, Any] | None = No
 
 def _check(config: Config, profile: str) -> None:
     choose("low_frequency.trigger", config.trigger, TRIGGERS)
-    if config.architecture is not None:
+    own = config.architecture is not None and is_path(config.architecture)
+    if own and config.trigger == "optimised":
+        raise UserError(
+            f"low_frequency searches its trigger against a network of the table and not against {config.architecture}: name one "
+            f"with --config low_frequency.architecture={ARCHITECTURES[0]}"
+        )
+    if config.architecture is not None and not own:
         choose("low_frequency.architecture", config.architecture, ARCHITECTURES)
     if config.trigger == "dome":
         idle = [field for field in SEARCHES if getattr(config, field) != getattr(Config(), field)]

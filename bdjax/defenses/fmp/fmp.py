@@ -12,6 +12,7 @@ from bdjax.configure import ADDED, at_least, configure
 from bdjax.defenses.batches import training_rows
 from bdjax.defenses.channels import split
 from bdjax.defenses.fmp.stimulation import Rules, measurer
+from bdjax.defenses.reads import reads
 from bdjax.defenses.tuning import tuner
 from bdjax.errors import choose
 from bdjax.train.evaluate import finite
@@ -86,6 +87,7 @@ PRESETS = {
 }
 
 
+@reads("convs")
 def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Prune in every convolution the channels that, once stimulated through the images, leave the network least accurate.
 
@@ -121,7 +123,7 @@ def fmp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     """
     config = _resolved(config, profile)
     assert config.period is not None
-    convs = tuple(address for kind, address in model.arch.registered if kind == "conv")
+    convs = model.arch.convs
     measured = _executed(convs) if config.order_bug else convs  # whose scores the convolutions are judged by
     measure = measurer(model.rebuild(dtype=None), measured, rules_of(config))
     norms = _registered_norms(model) if config.registered_norms else {conv: norm for norm, conv in model.arch.feeds}

@@ -12,6 +12,7 @@ from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.defenses.batches import training_rows
 from bdjax.defenses.fp.levels import Rules, judge, measurer
+from bdjax.defenses.reads import reads
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.errors import UserError
 from bdjax.train.schedules import cosine_by_epoch
@@ -59,6 +60,7 @@ PRESETS = {
 }
 
 
+@reads("heads")
 def fp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Prune inputs of the first linear layer in the order of their mean on clean data, then fine-tune.
 

@@ -34,7 +34,7 @@ def filters(arch: ArchSpec, params: Any, companion: str, squeeze: bool) -> Filte
         after the last convolution of a network that has neither, the weights of class j where there is a class j.
       squeeze: the convolutions of squeeze-and-excitation count too.
     """
-    every = [address for kind, address in arch.registered if kind == "conv"]
+    every = arch.convs
     chosen = [conv for conv in every if squeeze or conv.rpartition("/")[2] not in SQUEEZE]
     sizes = [tree.get(params, conv)["kernel"].shape[-1] for conv in chosen]
     along = _own(arch, params) if companion == "own_bn" else _next(arch, params)
@@ -60,12 +60,13 @@ def _own(arch: ArchSpec, params: Any) -> dict[str, tuple[str, ...]]:
 
 def _next(arch: ArchSpec, params: Any) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    after = (*arch.registered[1:], ("linear", arch.heads[0]))
-    for (kind, conv), (next_kind, follower) in zip(arch.registered, after, strict=True):
-        if kind == "conv":
-            biased = "bias" in tree.get(params, conv)
-            leaf = f"{follower}/{'scale' if next_kind == 'norm' else 'kernel'}"
-            found[conv] = (f"{conv}/bias" if biased else leaf,)
+    after = (*arch.registered[1:], *(("linear", head) for head in arch.heads[:1]))
+    for place, (kind, conv) in enumerate(arch.registered):
+        if kind == "conv" and "bias" in tree.get(params, conv):
+            found[conv] = (f"{conv}/bias",)
+        elif kind == "conv":  # behind the last one of a network without linear layers there is nothing
+            following = after[place : place + 1]
+            found[conv] = tuple(f"{address}/{'scale' if other == 'norm' else 'kernel'}" for other, address in following)
     return found
 
 

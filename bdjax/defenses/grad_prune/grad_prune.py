@@ -13,6 +13,7 @@ from bdjax.defenses.grad_prune.joint_tuning import Tuned, tuner, untuned
 from bdjax.defenses.grad_prune.rounds import Ended, Pruned, pruner
 from bdjax.defenses.grad_prune.settings import Config
 from bdjax.defenses.grad_prune.triggers import SOURCES
+from bdjax.defenses.reads import reads
 from bdjax.errors import UserError, choose
 from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Key, Model, Num, Variables
 
@@ -75,6 +76,7 @@ PRESETS = {
 }
 
 
+@reads("convs")
 def grad_prune(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Prune, one per round, the filter with the largest gradient of the loss of unlearning the trigger; then fine-tune.
 

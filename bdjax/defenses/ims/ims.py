@@ -14,6 +14,7 @@ from bdjax.data.augment import to_float
 from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.defenses.channels import clipped, split
 from bdjax.defenses.ims.networks import ADAMW, Network, agree, disagree, factors, perturbation
+from bdjax.defenses.reads import reads
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train import descent
@@ -66,6 +67,7 @@ class IMSTrace(NamedTuple):
 PRESETS = {"corrected": Config(), "reference": Config()}
 
 
+@reads("convs")
 def ims(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Learn a mask m and a selection s per convolution channel, for two networks that are inverse to each other.
 
@@ -185,8 +187,7 @@ def _stage(model: Model, config: Config, *, perturbed: bool) -> Callable[..., An
 
 def _channels(model: Model, variables: Variables) -> Masks:
     """A vector over the channels of each convolution, in the order of registration, in which flat vectors have them."""
-    convs = tuple(address for kind, address in model.arch.registered if kind == "conv")
-    return tree.full_masks(variables["params"], convs, "kernel")
+    return tree.full_masks(variables["params"], model.arch.convs, "kernel")
 
 
 def _network(model: Model, shared: _Shared, factor: Float[Array, " d"] | None = None) -> Network:

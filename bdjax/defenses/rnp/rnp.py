@@ -20,6 +20,7 @@ from bdjax.defenses.channels import (
     seen_through,
     threshold_curve,
 )
+from bdjax.defenses.reads import reads
 from bdjax.defenses.rnp.attempts import attempter
 from bdjax.defenses.rnp.settings import Config
 from bdjax.errors import choose
@@ -62,6 +63,7 @@ PRESETS = {
 }
 
 
+@reads("norms")
 def rnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
     """Make the network forget the clean data, let masks of the norms' scales learn them again, prune channels that do not help.
 

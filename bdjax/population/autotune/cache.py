@@ -52,7 +52,7 @@ def tuning_key(model: Model, batch: int, candidates: Sequence[Execution] | None)
         "device": processor() if device.platform == "cpu" else device.device_kind,
         "devices": jax.local_device_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "model": model.name,
+        "model": model.name if model.source is None else f"{model.name} {model.source}",
         "width": model.width,
         "depth": model.depth,
         "image": list(model.spec.image_shape),

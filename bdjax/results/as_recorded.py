@@ -1,0 +1,42 @@
+"""Methods and networks of a record, from the very files that it was made with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bdjax.errors import UserError
+from bdjax.models.table import MODELS, reduced
+from bdjax.plugins.load import factory, source_digest
+from bdjax.types import DataSpec, Model
+
+
+def method(kind: str, settings: Mapping[str, Any], table: Mapping[str, Any]) -> Any:
+    """The factory of a method or network of a record, from the very file that it was run from.
+
+    Args:
+      kind: of :data:`bdjax.plugins.made.KINDS`.
+      settings: the part of a record's configuration that describes it.
+      table: built-in factories.
+
+    Raises:
+      UserError: the file is not here, or was edited since.
+    """
+    make = factory(kind, settings["name"], table)
+    if source_digest(settings["name"]) != settings.get("source"):
+        raise UserError(
+            f"{settings['name']} was edited since the record was made; the network, its defense or the trigger would be another"
+        )
+    return make
+
+
+def network(settings: Mapping[str, Any], facts: DataSpec) -> Model:
+    """The network of a record for a data set, as wide and as deep as it was.
+
+    Args:
+      settings: the part of the record's configuration that describes it.
+      facts: of the data set.
+
+    Raises:
+      UserError: its file is not here, or was edited since.
+    """
+    make = method("model", settings, MODELS)
+    return reduced(make, facts, settings["name"], width=settings["width"], depth=settings["depth"])
