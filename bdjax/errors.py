@@ -1,6 +1,7 @@
 """Errors for people: what was given, what is allowed, the nearest valid name."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 SHOWN = 24  # names listed in a message at most
@@ -21,6 +22,16 @@ class PluginError(UserError):
     def __init__(self, where: str, why: str):
         super().__init__(f"{where}: {why}")
         self.where, self.why = where, why
+
+
+def command(*words: object) -> str:
+    """A command line of bdjax as it can be pasted into a shell: ``command("report", out)``."""
+    return quoted("bdjax", *words)
+
+
+def quoted(*words: object) -> str:
+    """Words of a command line, quoted as a shell needs them: ``quoted("--dataset", path)``."""
+    return shlex.join(map(str, words))
 
 
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> UserError:

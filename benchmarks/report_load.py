@@ -55,7 +55,7 @@ def main() -> None:
             subprocess.run(mine, check=True)
     for title in ("first", "again"):
         begun = time.perf_counter()
-        asked = ["plan", "--file", str(SURVEY), "--no-tune", "--no-memory"]
+        asked = ["plan", str(SURVEY), "--no-tune", "--no-memory"]
         subprocess.run([sys.executable, "-m", "bdjax.cli.main", *asked], check=True, stdout=subprocess.DEVNULL)
         print(f"plan of the whole survey, {title}: {time.perf_counter() - begun:.1f} s")
 

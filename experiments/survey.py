@@ -1,6 +1,6 @@
 """The whole survey as one grid: 8 attacks, 3 data sets, 4 architectures, 4 poison ratios, 21 defenses, 3 sizes of the clean set.
 
-Command:      bdjax plan --file experiments/survey.py           what it costs, before anything runs
+Command:      bdjax plan experiments/survey.py                  what it costs, before anything runs
               bdjax sweep experiments/survey.py --data-dir DIR --out survey
               the same on every machine that sees the folder, or --ray ADDRESS; part of it: --only attack=badnets, --limit-cells N
               small: bdjax sweep experiments/survey.py --scale small --data-dir DIR --out survey_small

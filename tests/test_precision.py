@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.cli.flags import Scenario, grid_of
+from bdjax.cli.flags import Scenario
+from bdjax.cli.scenario import grid_of
 from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream

@@ -10,7 +10,7 @@ import numpy as np
 
 from bdjax.data.cache import cache_root
 from bdjax.data.source import file_sha256
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.train import assets
 
 NAMED = "sha256:"  # how a record names a file: followed by the hash of its bytes
@@ -45,7 +45,7 @@ def given(field: str, text: str, read: Callable[..., np.ndarray], *how: Any) -> 
         if found is None:
             raise UserError(
                 f"{field}: the file {text} of this record is not kept on this machine; name the file itself once, with "
-                f"`bdjax check --config {field}=PATH` and the settings of the record"
+                f"`{command('check', '--config', f'{field}=PATH')}` and the settings of the record"
             )
         return Given(found["array"], text)
     path = Path(text).expanduser()

@@ -24,7 +24,12 @@ def complain(text: str, error: BaseException | None = None) -> None:
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed or on a full disk: the exit code still says it
         if error is not None and debugging():
             traceback.print_exception(error)
-        print("bdjax: error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+        print("bdjax: error: " + one_line(text), file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks; spaces inside a line stay, as they may be those of a path in a command."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def of_system(error: OSError) -> str:

@@ -1,10 +1,10 @@
 """Two commands about a folder of results: parse, call, print."""
 
-from bdjax.cli.flags import Picked
+from bdjax.cli.flags import DataDir, ImportFolder, Picked, Results
 from bdjax.store import location
 
 
-def status(out: str, /, *, watch: bool = False) -> int:
+def status(out: Results, /, *, watch: bool = False) -> int:
     """Say how far the sweeps of a folder are, also while other processes work on them.
 
     Args:
@@ -18,14 +18,14 @@ def status(out: str, /, *, watch: bool = False) -> int:
 
 
 def reproduce(
-    results: str,
+    results: Results,
     /,
     picked: Picked,
     *,
     tolerance: float = 0.01,
     retrain: bool = False,
-    imported: str | None = None,
-    data_dir: str | None = None,
+    imported: ImportFolder = None,
+    data_dir: DataDir = None,
 ) -> int:
     """Run one record of a folder again, from its stored settings: identical, within tolerance, or different and why.
 
@@ -37,7 +37,7 @@ def reproduce(
       tolerance: largest difference of ACC, ASR and RA that passes, a fraction.
       retrain: also train again the network that was defended.
       imported: import folder the network came from.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
     """
     from bdjax.results import member, recreate
     from bdjax.results.reproduce import again, lines

@@ -2,11 +2,12 @@
 
 import json as encoding
 import sys
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from bdjax.cli.flags import Executed, Scenario, execution_of, grid_of, pairs
+from bdjax.cli.flags import Cells, DataDir, Executed, GridFile, Results, Scenario, execution_of, flag
 from bdjax.cli.report import report as write_report
-from bdjax.errors import UserError
+from bdjax.cli.scenario import grid_of, pairs
+from bdjax.errors import UserError, command
 from bdjax.population import hosts
 from bdjax.results.mitigation import Limits, checked
 from bdjax.store import location
@@ -27,7 +28,7 @@ QUICKSTART = Grid(
 )
 
 
-def quickstart(*, out: str = "bdjax-quickstart") -> int:
+def quickstart(*, out: Results = "bdjax-quickstart") -> int:
     """A whole experiment on handwritten digits in a few minutes: 12 members, three defenses, table, figures, one HTML page.
 
     Args:
@@ -41,8 +42,8 @@ def run(
     executed: Executed,
     limits: Limits,
     *,
-    data_dir: str | None = None,
-    out: str = "bdjax-results",
+    data_dir: DataDir = None,
+    out: Results = "bdjax-results",
     report: bool = False,
 ) -> int:
     """Train one backdoored population and run every defense named on it; resumes what is in the folder.
@@ -51,7 +52,7 @@ def run(
       scenario: what to run.
       executed: how.
       limits: what counts as mitigated in the table.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
       out: folder of the results, or a URL such as gs://bucket/run.
       report: also write figures and the HTML page.
     """
@@ -59,44 +60,40 @@ def run(
 
 
 def sweep(
-    file: str,
+    file: GridFile = None,
     /,
+    *,
     scenario: Scenario,
+    cells: Cells,
     executed: Executed,
     limits: Limits,
-    *,
-    data_dir: str | None = None,
-    out: str = "bdjax-results",
-    scale: Literal["full", "small"] = "full",
-    only: tuple[str, ...] = (),
-    limit_cells: int | None = None,
-    ray: str | None = None,
-    workers: int | None = None,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
+    data_dir: DataDir = None,
+    out: Results = "bdjax-results",
+    ray: Annotated[str | None, flag("ADDRESS", "no cluster")] = None,
+    workers: Annotated[int | None, flag("INT", "one per GPU or TPU, or per two cores")] = None,
+    coordinator: Annotated[str | None, flag("HOST:PORT", "this process runs its cells alone")] = None,
+    processes: Annotated[int | None, flag("INT", "what the cluster says")] = None,
+    process: Annotated[int | None, flag("INT", "what the cluster says")] = None,
 ) -> int:
-    """Run the grid of a file, always resuming; scenario flags replace what the file says.
+    """Run the grid of a file, or of the flags, always resuming.
 
     The same command may run several times at once with one --out, on one machine or on many: each takes cells that nobody works
     on.
 
     Args:
-      file: Python file with a `grid` (and, for --scale small, a `small`) made by bdjax.sweep.grid.Grid.
-      scenario: what to run.
+      file: Python file with a `grid` (and, for --scale small, a `small`), each a bdjax.Grid.
+      scenario: what to run; beside a FILE these flags replace what it says, and the defaults are its own.
+      cells: which cells of it.
       executed: how.
       limits: what counts as mitigated in the table.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
       out: folder of the results, or a URL such as gs://bucket/run.
-      scale: which grid of the file.
-      only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
-      limit_cells: number of cells to run at most.
       ray: address of a Ray cluster whose machines all see the folder of results: "auto", HOST:PORT or "local".
-      workers: on the Ray cluster at once; default: one per GPU or TPU, or per two cores.
+      workers: on the Ray cluster at once.
       coordinator: makes this one of several processes that run each cell together, its members over all their devices: HOST:PORT
         of the first one, or "auto" on a TPU pod or under SLURM.
-      processes: how many there are, where the cluster does not say.
-      process: number of this one, from 0, likewise.
+      processes: how many there are.
+      process: number of this one, from 0.
     """
     if coordinator is not None:
         if ray is not None:
@@ -104,42 +101,39 @@ def sweep(
         hosts.join(None if coordinator == "auto" else coordinator, processes, process)
     elif processes is not None or process is not None:
         raise UserError("--processes and --process go with --coordinator HOST:PORT")
-    grid = grid_of(scenario, _grid_in(file, scale))
+    grid = _asked(file, cells, scenario)
     if workers is not None and ray is None:
         raise UserError("--workers are those of a Ray cluster: name it with --ray")
-    kept, limit = pairs(only, "--only"), _at_least_one(limit_cells)
-    return _run(grid, out, data_dir, executed, limits, only=kept, limit=limit, ray=ray, workers=workers)
+    kept = pairs(cells.only, "--only")
+    return _run(grid, out, data_dir, executed, limits, only=kept, limit=cells.limit(), ray=ray, workers=workers)
 
 
 def plan(
-    scenario: Scenario,
-    executed: Executed,
+    file: GridFile = None,
+    /,
     *,
-    file: str | None = None,
-    data_dir: str | None = None,
-    scale: Literal["full", "small"] = "full",
-    only: tuple[str, ...] = (),
-    limit_cells: int | None = None,
+    scenario: Scenario,
+    cells: Cells,
+    executed: Executed,
+    data_dir: DataDir = None,
     tune: bool = True,
-    budget: float | None = None,
+    budget: Annotated[float | None, flag("SECONDS", "60")] = None,
     refresh: bool = False,
     memory: bool = True,
     json: bool = False,
 ) -> int:
-    """Say what a grid costs before anything runs: cells, members, memory, images, device-hours.
+    """Say what the grid of a file, or of the flags, costs before anything runs: cells, members, memory, images, device-hours.
 
     The images per second of each model and batch are measured and kept in a cache; `run` and `sweep` then use the fastest.
 
     Args:
-      scenario: what would run.
+      file: Python file with a `grid` (and, for --scale small, a `small`), each a bdjax.Grid.
+      scenario: what would run; beside a FILE these flags replace what it says, and the defaults are its own.
+      cells: which cells of it.
       executed: how.
-      file: Python file of a sweep; without one, the plan is of `run` with the same flags.
-      data_dir: folder of the data archives, which show which edition is at hand; default: the environment's BDJAX_DATA_DIR.
-      scale: which grid of the file.
-      only: AXIS=VALUE ..., keeps the cells that match; axes are dataset, model, attack, defense and spc.
-      limit_cells: number of cells at most.
+      data_dir: folder of the data archives, which show which edition is at hand.
       tune: measure what is not in the cache.
-      budget: seconds of measuring per model and batch; default: 60.
+      budget: seconds of measuring per model and batch.
       refresh: measure also what is in the cache.
       memory: compile the training of one and of two members to learn what a member needs.
       json: as JSON.
@@ -150,12 +144,12 @@ def plan(
     if not tune and (refresh or budget is not None):
         raise UserError("--no-tune measures nothing: --refresh and --budget do not go with it")
     found = overview(
-        grid_of(scenario, _grid_in(file, scale) if file else None),
+        _asked(file, cells, scenario),
         execution=execution_of(executed),
         tuned=executed.tuned,
         measuring=Measuring(tune, 60.0 if budget is None else budget, refresh, memory),
-        only=pairs(only, "--only"),
-        limit=_at_least_one(limit_cells),
+        only=pairs(cells.only, "--only"),
+        limit=cells.limit(),
         data_dir=data_dir,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -163,21 +157,47 @@ def plan(
     return 0
 
 
-def check(scenario: Scenario, executed: Executed, *, data_dir: str | None = None, out: str = "bdjax-results") -> int:
-    """Validate a configuration without training: names, shapes, data, memory, the folder of results.
+def check(
+    file: GridFile = None,
+    /,
+    *,
+    scenario: Scenario,
+    cells: Cells,
+    executed: Executed,
+    data_dir: DataDir = None,
+    out: Results = "bdjax-results",
+) -> int:
+    """Validate the grid of a file, or of the flags, without training: names, shapes, data, memory, the folder of results.
 
     Args:
-      scenario: what would run.
+      file: Python file with a `grid` (and, for --scale small, a `small`), each a bdjax.Grid.
+      scenario: what would run; beside a FILE these flags replace what it says, and the defaults are its own.
+      cells: which cells of it.
       executed: how.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
       out: folder of the results, or a URL such as gs://bucket/run.
     """
     from bdjax.sweep.check import INFEASIBLE, validate
 
-    how = execution_of(executed)
-    for line in validate(grid_of(scenario), out, data_dir=data_dir, execution=how, tuned=executed.tuned):
+    lines = validate(
+        _asked(file, cells, scenario),
+        out,
+        data_dir=data_dir,
+        execution=execution_of(executed),
+        tuned=executed.tuned,
+        only=pairs(cells.only, "--only"),
+        limit=cells.limit(),
+    )
+    for line in lines:
         print(line if line.startswith(INFEASIBLE) else f"ok: {line}")
     return 0
+
+
+def _asked(file: str | None, cells: Cells, scenario: Scenario) -> Grid:
+    """The grid of a file with what the flags replace; without a file the grid that the flags stand for."""
+    if file is None and cells.scale is not None:
+        raise UserError(f"--scale {cells.scale} chooses between the grids of a file: name the file right after the command")
+    return grid_of(scenario, None if file is None else _grid_in(file, cells.scale or "full"))
 
 
 def _grid_in(file: str, scale: str) -> Grid:
@@ -188,12 +208,6 @@ def _grid_in(file: str, scale: str) -> Grid:
     if not isinstance(grid, Grid):
         raise UserError(f"{file} defines no {name!r} of type bdjax.sweep.grid.Grid")
     return grid
-
-
-def _at_least_one(limit_cells: int | None) -> int | None:
-    if limit_cells is not None and limit_cells < 1:
-        raise UserError(f"limit-cells {limit_cells} is not allowed; it is at least 1")
-    return limit_cells
 
 
 def _run(
@@ -226,7 +240,7 @@ def _run(
     if page:
         write_report(out, limits, data_dir=data_dir)
     else:
-        print(f"records in {location.locate(out) / 'records'}; figures and a page: bdjax report {out}")
+        print(f"records in {location.locate(out) / 'records'}; figures and a page: {command('report', out)}")
     if failed:
         print(f"bdjax: {failed} rows failed; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0

@@ -34,7 +34,7 @@ def data(
     Args:
       action: what to do.
       name: data set, or the path of a folder with one.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
       via: read the archives directly or through tensorflow-datasets.
       download: fetch the official archives first, where they are missing.
     """

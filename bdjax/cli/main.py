@@ -1,13 +1,13 @@
 """The command line: which commands there are, and how each ends."""
 
-import collections
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
 from bdjax import __version__
-from bdjax.cli import complaints, stopping, terminal
+from bdjax.cli import complaints, mistakes, stopping, terminal
+from bdjax.cli.examples import EXAMPLES
 from bdjax.cli.folder import reproduce, status
 from bdjax.cli.grids import check, plan, quickstart, run, sweep
 from bdjax.cli.lists import data, ls
@@ -38,6 +38,11 @@ COMMANDS = {
 }
 
 
+ABOUT = (
+    "Backdoor attacks and defenses on image classifiers, run as populations. An error is one line; with the environment's "
+    "BDJAX_DEBUG=1 its traceback comes before it. bdjax --tyro-print-completion SHELL (bash, zsh or fish) prints what completes "
+    "commands and flags in a shell."
+)
 RESUMING = ("quickstart", "run", "sweep")
 COMPUTING = (*RESUMING, "plan", "check", "report", "reproduce", "show-attack", "pruning-curve", "export-torch")
 
@@ -96,25 +101,19 @@ def _command(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"bdjax {__version__}")
         return 0
-    _once_each(arguments)
-    if arguments and arguments[0] in COMPUTING:
+    commands = cast(dict[str, Callable[..., int]], COMMANDS)
+    mistakes.look(arguments, commands)
+    name = arguments[0].replace("_", "-") if arguments else ""
+    if name in COMPUTING:
         keep_compilations()
-    return tyro.extras.subcommand_cli_from_dict(
-        cast(dict[str, Callable[..., int]], COMMANDS),
-        prog="bdjax",
-        description="Backdoor attacks and defenses on image classifiers, run as populations. An error is one line; with the "
-        "environment's BDJAX_DEBUG=1 its traceback comes before it.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-
-
-def _once_each(arguments: Sequence[str]) -> None:
-    """A repeated flag would silently replace the values of the first."""
-    counts = collections.Counter(a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--"))
-    for flag, count in counts.items():
-        if count > 1:
-            raise UserError(f"{flag} is given {count} times; write all its values after one {flag}")
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            commands, prog="bdjax", description=ABOUT, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+        )
+    except SystemExit as left:
+        if left.code == 0 and name in EXAMPLES:  # it has shown the help of a command
+            print(f"\nexample: {EXAMPLES[name]}")
+        raise
 
 
 if __name__ == "__main__":

@@ -3,21 +3,23 @@
 import os
 import sys
 from collections.abc import Iterable
+from typing import Annotated
 
-from bdjax.errors import UserError
+from bdjax.cli.flags import DataDir, ImportFolder, OwnData, Results, flag
+from bdjax.errors import UserError, command
 from bdjax.results.mitigation import Limits, checked
 from bdjax.store import location
 from bdjax.store import records as store
 
 
 def report(
-    out: str,
+    out: Results,
     /,
     limits: Limits,
     *,
-    data_dir: str | None = None,
+    data_dir: DataDir = None,
     pages: bool = True,
-    processes: int | None = None,
+    processes: Annotated[int | None, flag("INT", "one per CPU core, at most 8")] = None,
 ) -> int:
     """Write the tables (Markdown, CSV, LaTeX), figures and the HTML page of a folder of records.
 
@@ -27,9 +29,9 @@ def report(
     Args:
       out: folder of the results, or a URL such as gs://bucket/run.
       limits: what counts as mitigated.
-      data_dir: folder of the data archives, for the pictures of triggers; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives, for the pictures of triggers.
       pages: draw the pages of single training configurations too.
-      processes: that draw these pages side by side; default: one per CPU core, at most 8.
+      processes: that draw these pages side by side.
     """
     from bdjax.reporting.html import build
 
@@ -38,7 +40,7 @@ def report(
     checked(limits)
     records = store.read(out)
     if records.is_empty():
-        raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
+        raise UserError(f"{out} holds no records; write some with: {command('run', '--out', out)}")
     many = processes or min(os.cpu_count() or 1, 8)
     path = build(out, records, data_dir=data_dir, pages=pages, processes=many, track=_bar, limits=limits)
     print(f"report in {path}")
@@ -52,7 +54,7 @@ def _bar(steps: Iterable[None], total: int) -> Iterable[None]:
     return track(steps, "pages of training configurations", total, console=Console(stderr=True))
 
 
-def cite(out: str, /) -> int:
+def cite(out: Results, /) -> int:
     """Print BibTeX of the papers behind a folder of results: its attacks, defenses, models and data sets.
 
     Args:
@@ -64,7 +66,9 @@ def cite(out: str, /) -> int:
     return 0
 
 
-def compare_masks(out: str, first: str, second: str, /, *, below: float = 0.0) -> int:
+def compare_masks(
+    out: Results, first: Annotated[str, flag("FIRST")], second: Annotated[str, flag("SECOND")], /, *, below: float = 0.0
+) -> int:
     """Compare what two defenses prune: the overlap of their masks per layer, as a table and as a picture.
 
     Args:
@@ -92,16 +96,22 @@ def compare_masks(out: str, first: str, second: str, /, *, below: float = 0.0) -
 
 
 def pruning_curve(
-    out: str, defense: str, /, *, data_dir: str | None = None, dataset: str | None = None, imported: str | None = None
+    out: Results,
+    defense: Annotated[str, flag("DEFENSE")],
+    /,
+    *,
+    data_dir: DataDir = None,
+    dataset: OwnData = None,
+    imported: ImportFolder = None,
 ) -> int:
     """Measure ACC and ASR at every level of a defense's pruning curve, for analysis: a table, a CSV file and a picture.
 
     Args:
       out: folder of the results.
       defense: one that prunes more and more: fp, anp, clp, rnp, bnp, or your own.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
       dataset: path of the data set, where it is your own.
-      imported: import folder the networks came from, if they did.
+      imported: import folder the networks came from.
     """
     from bdjax.reporting.curves import markdown, picture
     from bdjax.results.curves import frame, grouped, measure

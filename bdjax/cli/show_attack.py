@@ -4,14 +4,15 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax import data
 from bdjax.attacks.table import ATTACKS
-from bdjax.cli.flags import Scenario, grid_of
+from bdjax.cli.flags import DataDir, LearningFlags, Profile, Scenario, flag
+from bdjax.cli.scenario import grid_of
 from bdjax.errors import UserError
 from bdjax.population import Execution
 from bdjax.reporting.attack_sheet import Shown, attack_sheet
@@ -42,25 +43,25 @@ class Sheet(NamedTuple):
 
 
 def show_attack(
-    names: tuple[str, ...],
+    names: Annotated[tuple[str, ...], flag("[ATTACK ...]", "all that can attack the data set")],
     /,
-    learning: Learning,
+    learning: LearningFlags,
     *,
-    dataset: str = "digits",
-    out: str = "triggers.png",
+    dataset: Annotated[str, flag("NAME")] = "digits",
+    out: Annotated[str, flag("FILE")] = "triggers.png",
     images: int = 6,
     target: int = 0,
     seed: int = 0,
     root: int = 0,
-    profile: str = "corrected",
-    config: tuple[str, ...] = (),
-    train_images: int | None = None,
-    data_dir: str | None = None,
+    profile: Profile = "corrected",
+    config: Annotated[tuple[str, ...], flag("ATTACK.FIELD=VALUE ...", "the attacks' own: bdjax ls attacks NAME")] = (),
+    train_images: Annotated[int | None, flag("INT", "all images")] = None,
+    data_dir: DataDir = None,
 ) -> int:
     """Draw what attacks do to images - originals, triggered images, ten times the change - and measure PSNR, SSIM and L∞.
 
     Args:
-      names: attacks, see `bdjax ls attacks`, or path/to/file.py:factory; none = all that can attack the data set.
+      names: attacks, see `bdjax ls attacks`, or path/to/file.py:factory.
       learning: of triggers that are learned with a network.
       dataset: data set, see `bdjax ls datasets`, or the path of a folder with one.
       out: picture to write (.png).
@@ -68,10 +69,10 @@ def show_attack(
       target: target class of the attacks.
       seed: of the member whose trigger is shown, where members have their own.
       root: root of all random draws.
-      profile: corrected or reference.
-      config: static settings ATTACK.FIELD=VALUE; ATTACK "recipe" is the training.
+      profile: of the attacks.
+      config: static settings; ATTACK "recipe" is the training.
       train_images: size of a reduced training set, from which triggers are prepared.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
     """
     found = show(
         names, dataset, out=Path(out), images=images, target=target, seed=seed, root=root, profile=profile, config=config,

@@ -3,24 +3,27 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from bdjax.cli.flags import Picked
-from bdjax.errors import UserError
+from bdjax.cli.flags import DataDir, ImportFolder, Picked, Results, choices, flag
+from bdjax.errors import UserError, command
+
+Kind = Literal["attack_result", "defense_result", "state_dict", "safetensors"]
+KIND = "safetensors if the name ends so, else defense_result for a defended network, else attack_result"
 
 
 def import_torch(
-    files: tuple[str, ...],
+    files: Annotated[tuple[str, ...], flag("FILE ...", "none")],
     /,
     *,
     poison_ratio: float,
-    out: str = "bdjax-import",
-    dataset: str | None = None,
-    model: str | None = None,
-    seeds: tuple[int, ...] = (0,),
+    out: Annotated[str, flag("DIR")] = "bdjax-import",
+    dataset: Annotated[str | None, flag("NAME", "what the files say")] = None,
+    model: Annotated[str | None, flag("NAME", "what the files say, or what the names of their tensors show")] = None,
+    seeds: Annotated[tuple[int, ...], flag("INT ...")] = (0,),
     images: bool = True,
     overwrite: bool = False,
-    key: str | None = None,
+    key: Annotated[str | None, flag("KEY", "the one network that a file holds")] = None,
 ) -> int:
     """Bring PyTorch checkpoints in, to be defended and measured like networks trained here.
 
@@ -31,8 +34,8 @@ def import_torch(
       files: one file for all seeds, or one per seed.
       poison_ratio: share of the training rows that was poisoned, 0 ... 1, for the records.
       out: folder to write.
-      dataset: data set, or the path of a folder with one; default: what the files say.
-      model: network; default: what the files say, or what the names of their tensors show.
+      dataset: data set, or the path of a folder with one.
+      model: network.
       seeds: of the members: they decide a defense's clean rows and draws.
       images: bring the stored triggered test images too, if there are any.
       overwrite: replace an import folder that exists.
@@ -52,19 +55,19 @@ def import_torch(
         if found.triggered is None
         else (f"{len(found.triggered.images):,} triggered test images")
     )
-    print(f"{text}, {held}, in {out}; defend with: bdjax run --imported {out} --defense ft fp clp")
+    print(f"{text}, {held}, in {out}; defend with: {command('run', '--imported', out, '--defense', 'ft', 'fp', 'clp')}")
     return 0
 
 
 def export_torch(
-    results: str,
-    file: str,
+    results: Results,
+    file: Annotated[str, flag("FILE")],
     /,
     picked: Picked,
     *,
-    kind: Literal["attack_result", "defense_result", "state_dict", "safetensors"] | None = None,
-    imported: str | None = None,
-    data_dir: str | None = None,
+    kind: Annotated[Kind | None, flag(choices(get_args(Kind)), KIND)] = None,
+    imported: ImportFolder = None,
+    data_dir: DataDir = None,
     overwrite: bool = False,
 ) -> int:
     """Write one trained or defended network of a folder of results as a PyTorch checkpoint.
@@ -75,9 +78,9 @@ def export_torch(
       results: folder of a run.
       file: file to write.
       picked: the network, by its record.
-      kind: default: safetensors if the name ends so, else defense_result for a defended network, else attack_result.
+      kind: what is written.
       imported: import folder the network came from; what nobody changed then comes out bit for bit.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
       overwrite: replace files that exist.
     """
     from bdjax.interop.imports import export_torch as write

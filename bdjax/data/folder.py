@@ -17,7 +17,7 @@ from bdjax.data.array_folder import ARRAYS
 from bdjax.data.settings import SETTINGS
 from bdjax.data.source import SPLITS, Layout, Listing, Source
 from bdjax.data.table import DATASETS
-from bdjax.errors import UserError
+from bdjax.errors import UserError, quoted
 from bdjax.types import Dataset, DataSpec
 
 TAKEN = tuple(DATASETS)  # names that a folder must not have
@@ -42,7 +42,7 @@ def kind(path: Path) -> Kind:
     places = list(dict.fromkeys(place for _, _, place in found))
     if len(places) > 1:
         shown = ", ".join(str(place.relative_to(path)) for place in places)
-        raise UserError(f"{path} holds several data sets ({shown}); name one of them, as --dataset {places[0]}.")
+        raise UserError(f"{path} holds several data sets ({shown}); name one of them: {quoted('--dataset', places[0])}")
     if found:
         return Kind(place=places[0], layouts=tuple((source, layout) for source, layout, _ in found))
     if path.is_file():

@@ -7,7 +7,7 @@ import numpy as np
 
 from bdjax.data import own
 from bdjax.data.source import SPLITS, Edition, Layout, Listing, Source, check_counts
-from bdjax.errors import UserError
+from bdjax.errors import UserError, quoted
 
 
 def layouts_in(path: Path, sources: Iterable[Source]) -> list[tuple[Source, Layout, Path]]:
@@ -57,17 +57,17 @@ def edition(source: Source, layout: Layout, place: Path) -> Edition:
     found = complete_copy(source, layout, listing)
     if found is not None:
         return found
-    name, advice = source.spec.name, f"as a data set of your own it is read by --dataset {place}"
+    name, advice = source.spec.name, f"as a data set of your own it is read by {quoted('--dataset', place)}"
     if listing.classes != source.spec.class_names:
         odd = next((one for one in listing.classes if one not in source.spec.class_names), None)
         there = f"{len(listing.classes)} of its classes" if odd is None else f"the class {odd!r}, which is none of its"
-        raise UserError(f"{place} is no whole copy of {name}: it holds {there}; {advice}.")
+        raise UserError(f"{place} is no whole copy of {name}: it holds {there}; {advice}")
     try:
         for split in SPLITS:
             check_counts(source, source.editions[0], split, np.array([row.label for row in listing.rows[split]], np.int32))
     except UserError as error:
-        raise UserError(f"{place} is no whole copy. {str(error).rstrip('.')}; {advice}.") from None
-    raise UserError(f"{place} is no whole copy of {name}; {advice}.")
+        raise UserError(f"{place} is no whole copy. {str(error).rstrip('.')}; {advice}") from None
+    raise UserError(f"{place} is no whole copy of {name}; {advice}")
 
 
 def kept(layout: Layout, counts: Mapping[str, Iterable[int]], content: str) -> Edition:

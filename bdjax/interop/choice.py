@@ -8,7 +8,7 @@ import numpy as np
 from bdjax.data.pickles.numpy_stand_ins import Array
 from bdjax.data.pickles.tensors import Odd, Tensor
 from bdjax.data.pickles.torch_stand_ins import Inert
-from bdjax.errors import UserError, unknown
+from bdjax.errors import UserError, quoted, unknown
 from bdjax.interop.names import is_network, plain, weights
 from bdjax.interop.recognition import likeness, nearest, recognise
 
@@ -51,7 +51,7 @@ def chosen(content: Any, key: str | None = None, model: str | None = None) -> Pa
         networks = [part for part in networks if _name(part) == model] or networks
     if len(networks) > 1 and not all(_same(networks[0], other) for other in networks[1:]):
         found = "; ".join(f"{part.key or 'the file itself'} ({recognise(weights(plain(part.state)))})" for part in networks)
-        raise UserError(f"it holds several networks: {found}; choose one with --key {networks[0].key}")
+        raise UserError(f"it holds several networks: {found}; choose one with {quoted('--key', networks[0].key)}")
     if networks:
         return networks[0]
     if len(parts) == 1:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.plugins.load import factory
 from bdjax.results.papers import PAPERS, SURVEY, entries
 from bdjax.store import location, records
@@ -37,7 +37,7 @@ def cite_folder(out: "str | Location") -> str:
     """
     rows = records.read_rows(location.locate(out))
     if not rows:
-        raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
+        raise UserError(f"{out} holds no records; write some with: {command('run', '--out', out)}")
     return cite(rows)
 
 

@@ -25,15 +25,15 @@ class Learning:
     results: str | None = None
     """Folder of a run that trained such a network; default: one is trained now."""
     model: str | None = None
-    """Network; some triggers depend on it that are not learned. Default: cnn, or that of the results."""
+    """Network; some triggers depend on it that are not learned; default: cnn, or that of the results."""
     width: int | None = None
-    """Channels of the network's first stage."""
+    """Channels of the network's first stage; default: the network's own."""
     poison_ratio: float | None = None
-    """Share of the training rows that the network was poisoned with; default, where it is trained now: 0.1."""
+    """Share of the training rows that the network was poisoned with; default: 0.1, or that of the results."""
     epochs: int | None = None
-    """Epochs of the training."""
+    """Epochs of the training; default: the attack's recipe."""
     batch: int | None = None
-    """Batch size of the training."""
+    """Batch size of the training; default: the attack's recipe."""
 
 
 class Named(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.models import by_name
 from bdjax.plugins.load import spelled
 from bdjax.population import take
@@ -54,7 +54,7 @@ def record(out: "str | Location", wanted: Mapping[str, Any], statuses: Sequence[
     """
     folder = location.locate(out)
     if not location.is_folder(folder):
-        raise UserError(f"{folder} is no folder of results; write one with: bdjax run --out {folder}")
+        raise UserError(f"{folder} is no folder of results; write one with: {command('run', '--out', folder)}")
     given = {"defense": "none", **{fact: value for fact, value in wanted.items() if value is not None}}
     fine = [row for row in records.read_rows(folder) if row["status"] in statuses]
     for kind in ("attack", "defense"):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdjax import population
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.results import member, recreate
 from bdjax.store.location import Location
@@ -149,6 +149,6 @@ def _require_assets(attack: Attack, dataset: Dataset, record: dict[str, Any], ro
     if stored_assets.load(stored_assets.place(attack, dataset, key)) is None:
         name = record["attack"]
         raise UserError(
-            f"what {name} prepared for its trigger is not kept on this machine; bdjax show-attack {name} --dataset "
-            f"{record['dataset']} --train-images {record['train_images']}, with the settings of the run, makes it again"
+            f"what {name} prepared for its trigger is not kept here; with the settings of the run, this makes it again: "
+            + command("show-attack", name, "--dataset", record["dataset"], "--train-images", record["train_images"])
         )

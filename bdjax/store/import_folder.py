@@ -11,7 +11,7 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.data.source import file_sha256
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.store.files import refuse_existing, replacing
 from bdjax.store.hashing import json_digest
 from bdjax.types import Triggered, Variables
@@ -132,7 +132,7 @@ def _variables(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def _manifest(path: Path) -> dict[str, Any]:
     if not (path / _MANIFEST).is_file():
         raise UserError(
-            f"{path} is no import folder (it has no {_MANIFEST}); make one with: bdjax import-torch FILE --out {path}"
+            f"{path} is no import folder (it has no {_MANIFEST}); make one with: {command('import-torch', 'FILE', '--out', path)}"
         )
     try:
         manifest = dict(json.loads((path / _MANIFEST).read_text()))

@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.population import hosts
 from bdjax.store import location
 from bdjax.store.atomic import Corrupt, quarantine, replace_file, writing
@@ -217,5 +217,5 @@ def read(out: "str | Location") -> Any:
     """
     folder = location.locate(out)
     if not location.is_folder(folder):
-        raise UserError(f"{folder} is no folder of records; write one with: bdjax sweep FILE.py --out {folder}")
+        raise UserError(f"{folder} is no folder of records; write one with: {command('sweep', 'FILE.py', '--out', folder)}")
     return _collect(folder)

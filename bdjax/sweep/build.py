@@ -13,7 +13,7 @@ from bdjax.errors import UserError, choose, unknown
 from bdjax.plugins.load import factory, source_digest
 from bdjax.population import stack
 from bdjax.store.hashing import plain, short_hash
-from bdjax.sweep import editions, imported
+from bdjax.sweep import editions, imported, misplaced
 from bdjax.sweep.cell import DefenseCell, Point, TrainCell
 from bdjax.train.poison import AUGMENT
 from bdjax.train.trainer import PREPARE_PER, SCHEDULES
@@ -45,7 +45,12 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     # Target 0 is every attack's default: passing it on only where it was changed spares attacks that have no target.
     overrides = {**({"target": cell.target} if cell.target else {}), **cell.attack_config}
     make = factory("attack", cell.attack, {**ATTACKS, **imported.attacks(cell.imported)})
-    attack = make(facts, overrides or None, profile=cell.profile)
+    try:
+        attack = make(facts, overrides or None, profile=cell.profile)
+    except UserError as error:
+        if better := misplaced.setting(cell.attack, overrides, lambda: make(facts, None, profile=cell.profile)):
+            raise better from error
+        raise
     if asks_architecture(attack) and "architecture" not in overrides:
         attack = make(facts, {**overrides, "architecture": cell.model}, profile=cell.profile)
     if cell.imported is not None and attack.update is not None:
@@ -116,7 +121,12 @@ def defended(cell: DefenseCell, model: Model) -> Defense:
     from bdjax.defenses.table import DEFENSES
 
     make = factory("defense", cell.defense, {**DEFENSES, "none": _nothing})
-    return make(model, cell.config or None, profile=cell.train.profile)
+    try:
+        return make(model, cell.config or None, profile=cell.train.profile)
+    except UserError as error:
+        if better := misplaced.setting(cell.defense, cell.config, lambda: make(model, None, profile=cell.train.profile)):
+            raise better from error
+        raise
 
 
 def _nothing(*_: Any, **__: Any) -> Defense:
@@ -186,7 +196,7 @@ def hyper_points(defense: Defense, values: Mapping[str, Sequence[Any]], name: st
     default = _leaves(defense, name)
     for leaf, axis in values.items():
         if leaf not in default:
-            raise unknown(f"hyper-parameter of {name}", leaf, default)
+            raise misplaced.hyper(name, leaf, axis, defense) or unknown(f"hyper-parameter of {name}", leaf, default)
         if not axis:
             raise UserError(f"hyper-parameter {name}.{leaf} has no value")
         for value in axis:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.data.source import digest
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.keys import Stream, root, stream
 from bdjax.models.build import shapes
 from bdjax.population import device_memory
@@ -28,16 +28,26 @@ INFEASIBLE = "infeasible: "
 
 
 def validate(
-    grid: Grid, out: "str | Location", *, data_dir: str | None, execution: Mapping[str, Any], tuned: bool = True
+    grid: Grid,
+    out: "str | Location",
+    *,
+    data_dir: str | None,
+    execution: Mapping[str, Any],
+    tuned: bool = True,
+    only: Mapping[str, str] | None = None,
+    limit: int | None = None,
 ) -> list[str]:
     """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
 
     A line that begins with :data:`INFEASIBLE` is about members that a run would record as infeasible and not train.
 
+    Args:
+      grid, out, data_dir, execution, tuned, only, limit: those of :func:`bdjax.sweep.run.run`.
+
     Raises:
       UserError: the first thing that would stop or spoil a run.
     """
-    branches = expand.cells(grid)
+    branches = expand.select(expand.cells(grid), only or {}, limit)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     folder = atomic.writable(out)
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
@@ -46,7 +56,8 @@ def validate(
         dataset = load(grid, branch.train.dataset, data_dir)
         refuse_infeasible(branch, dataset)
         ready.look(branch, dataset)
-        found = [_data(dataset), _goal(branch, dataset), _shapes(branch, dataset), _memory(branch, dataset)]
+        prepare = command("data", "prepare", branch.train.dataset, *([] if data_dir is None else ["--data-dir", data_dir]))
+        found = [_data(dataset, prepare), _goal(branch, dataset), _shapes(branch, dataset), _memory(branch, dataset)]
         lines += [f"{title(branch.train)}: {line}" for line in found]
         lines += [f"{INFEASIBLE}{title(branch.train)}: {reason}" for reason in _infeasible(branch, grid, dataset)]
         asked.append(work_of(branch, dataset, grid))
@@ -65,7 +76,7 @@ def _infeasible(branch: Branch, grid: Grid, dataset: Dataset) -> list[str]:
     return feasible.infeasible(branch.attack, branch.train.attack, grid.poison_ratio, dataset.train.labels)
 
 
-def _data(dataset: Dataset) -> str:
+def _data(dataset: Dataset, prepare: str) -> str:
     spec = dataset.spec
     for name, split in (("training", dataset.train), ("test", dataset.test)):
         images, labels = np.asarray(split.images), np.asarray(split.labels)
@@ -76,8 +87,7 @@ def _data(dataset: Dataset) -> str:
             raise UserError(f"{name} labels lie in {labels.min()} … {labels.max()}; allowed: 0 … {spec.classes - 1}")
     found = digest(dataset.train, dataset.test)
     if found != dataset.digest:
-        advice = f"run: bdjax data prepare {spec.name}"
-        raise UserError(f"the data of {spec.name} do not match their hash {dataset.digest[:12]}; {advice}")
+        raise UserError(f"the data of {spec.name} do not match their hash {dataset.digest[:12]}; run: {prepare}")
     return f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images match their hash {found[:12]}"
 
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bdjax.attacks.table import IMAGES_ONLY
-from bdjax.errors import UserError, choose, unknown
+from bdjax.errors import UserError, choose, quoted, unknown
 from bdjax.plugins.load import spelled
 from bdjax.store.hashing import canonical
 from bdjax.sweep import build, imported_grid
 from bdjax.sweep.cell import DefenseCell, TrainCell
+from bdjax.sweep.grid import AXES as GRID_AXES
 from bdjax.sweep.grid import Grid
 from bdjax.types import PROFILES, Attack, Defense, Model, Recipe
 
@@ -126,9 +127,13 @@ def select(branches: Sequence[Branch], only: Mapping[str, str], limit: int | Non
       UserError: an unknown axis, or nothing is left.
     """
     for axis in only:
+        if axis not in AXES and (field := axis.replace("-", "_")) in GRID_AXES:
+            flag = f"--{field.replace('_', '-')}"
+            raise UserError(f"{axis} is no axis of only, as a cell holds all its values: say with {flag} which of them run")
         if axis not in AXES:
             raise unknown("axis of only", axis, AXES)
     only = {**only, **_spelled(branches, only)}
+    _held(branches, only)
     wanted = {axis: value for axis, value in only.items() if axis not in ("defense", "spc")}
     left = math.inf if limit is None else limit
     chosen = []
@@ -157,6 +162,17 @@ def _spelled(branches: Sequence[Branch], only: Mapping[str, str]) -> dict[str, s
     return {axis: spelled(only[axis], known, "--only") for axis, known in names.items() if axis in only}
 
 
+def _held(branches: Sequence[Branch], only: Mapping[str, str]) -> None:
+    """Raise :class:`UserError` for a value that no cell of the grid has."""
+    defenses = [cell for branch in branches for cell in branch.defenses]
+    held: dict[str, list[str]] = {axis: [getattr(branch.train, axis) for branch in branches] for axis in AXES[:3]}
+    held["defense"] = ["none", *(cell.defense for cell in defenses)]
+    held["spc"] = [str(cell.spc) for cell in defenses if cell.spc is not None]
+    for axis, value in only.items():
+        if held[axis] and value not in held[axis]:
+            raise unknown(f"{axis} of this grid", value, dict.fromkeys(held[axis]))
+
+
 def _matches(cell: DefenseCell, only: Mapping[str, str]) -> bool:
     if "defense" in only and cell.defense != only["defense"]:
         return False
@@ -176,7 +192,7 @@ def _ratios_fit(train: TrainCell, model: Model, attack: Attack, grid: Grid) -> N
     if over:
         raise UserError(
             f"poison ratio {over[0]} is above the {most} that {train.attack} makes room for in a batch; "
-            f"raise it with --config {train.attack}.max_ratio={over[0]}"
+            f"raise it with {quoted('--config', f'{train.attack}.max_ratio={over[0]}')}"
         )
 
 

@@ -6,6 +6,7 @@ here. Then its ASR is that of a network without a backdoor, and a defense seems 
 
 from typing import Any
 
+from bdjax.errors import quoted
 from bdjax.store.rows import Row
 from bdjax.train.evaluate import EvalSet
 
@@ -44,7 +45,7 @@ def warning(attack: str, config: Any, images_there: bool) -> str:
       config: its configuration.
       images_there: whether triggered images were imported with the network.
     """
-    fields, flag = OWN.get(attack, ((), f"{attack}.FIELD=VALUE"))
+    fields, flag = OWN.get(attack, ((), quoted(f"{attack}.FIELD=VALUE")))
     default = type(config)._field_defaults if hasattr(config, "_field_defaults") else {}
     given = [field for field in fields if getattr(config, field, None) != default.get(field)]
     whose = f"the one given with {' and '.join(f'{attack}.{field}' for field in given)}" if given else "bdjax's own"

@@ -44,7 +44,7 @@ class Grid:
     train_images: int | None = None
     """Size of a reduced training set, balanced by class and the same for every seed; default: all images."""
     test_images: int | None = None
-    """Size of a reduced test set, likewise."""
+    """Size of a reduced test set, likewise; default: all images."""
     target: int = 0
     """Target class of the attack."""
     attack_config: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -60,7 +60,7 @@ class Grid:
     root: int = 0
     """Root of all random draws."""
     imported: str | None = None
-    """Folder that `bdjax import-torch` wrote: its networks are defended instead of trained ones."""
+    """Folder that `bdjax import-torch` wrote, whose networks are defended; default: networks are trained."""
     about: str = ""
     """What to know about the number of experiments; `bdjax plan` says it."""
 

@@ -128,10 +128,8 @@ def command(*arguments, **options):
     return subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment, **options)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"), {"run --datset digits": "--dataset", "rum": "run", "ls atacks": "attacks", "": "quickstart"}.items()
-)
-def test_unknown_flags_name_the_nearest_one(capsys, line, message):
+@pytest.mark.parametrize(("line", "message"), {"ls atacks": "attacks", "": "quickstart"}.items())
+def test_a_command_that_lacks_a_word_says_which_there_are(capsys, line, message):
     with pytest.raises(SystemExit) as left:
         cli.main(line.split())
     told = capsys.readouterr()
@@ -314,7 +312,7 @@ def test_plan_of_a_file_is_cut_as_a_sweep_is(capsys, tmp_path, empty_cache):
     quick = ["--no-tune", "--no-memory", "--json"]
 
     def planned(*flags):
-        assert cli.main(["plan", "--file", str(file), *quick, *flags]) == 0
+        assert cli.main(["plan", str(file), *quick, *flags]) == 0
         return json.loads(capsys.readouterr().out)
 
     assert planned()["compile_buckets"] == 8 and planned("--scale", "small")["members"] == 2 * 2
@@ -330,7 +328,7 @@ def test_plan_of_a_file_is_cut_as_a_sweep_is(capsys, tmp_path, empty_cache):
         (["--train-images", "1000000"], "train_images is 1000000"),
         (["--only", "atack=badnets"], "axis of only"),
         (["--limit-cells", "0"], "limit-cells 0"),
-        (["--file", "nowhere.py"], "does not exist"),
+        (["nowhere.py"], "does not exist"),
         (["--budget", "0", "--no-memory"], "positive number of seconds"),
         (["--no-tune", "--refresh"], "--no-tune measures nothing"),
         (["--no-tune", "--budget", "3"], "--no-tune measures nothing"),
@@ -338,7 +336,8 @@ def test_plan_of_a_file_is_cut_as_a_sweep_is(capsys, tmp_path, empty_cache):
 )
 def test_mistakes_of_a_plan_are_one_line(capsys, empty_cache, flags, message):
     quiet = [] if "--budget" in flags or "--no-tune" in flags else ["--no-tune"]
-    assert message in refused(capsys, "plan", "--width", "4", *flags, *quiet)
+    file, flags = (flags, []) if flags[0].endswith(".py") else ([], flags)
+    assert message in refused(capsys, "plan", *file, "--width", "4", *flags, *quiet)
 
 
 def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_cache):
@@ -361,7 +360,7 @@ def test_tuned_winners_are_used_unless_told_otherwise(capsys, tmp_path, empty_ca
 @pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error():
     survey = Path(__file__).parents[1] / "experiments" / "survey.py"  # its plan is longer than what a pipe holds
-    plan = f"{sys.executable} -m bdjax.cli.main plan --file {survey} --no-tune --no-memory"
+    plan = f"{sys.executable} -m bdjax.cli.main plan {survey} --no-tune --no-memory"
     done = subprocess.run(
         ["bash", "-c", f"{plan} | head -c 1; echo -n ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=240
     )

@@ -156,7 +156,7 @@ def test_a_whole_copy_is_the_data_set_itself_and_a_part_of_one_is_not(tmp_path, 
         assert load(str(tmp_path / "moved")).spec[0] == "mine" and spec(str(tmp_path / "moved")).pad == 1
         (tmp_path / "moved" / "dataset.json").unlink()
     if name != "svhn":
-        with pytest.raises(UserError, match=rf"moved is no whole copy.* {name}: .* expected .*; .* --dataset .*moved\."):
+        with pytest.raises(UserError, match=rf"moved is no whole copy.* {name}: .* expected .*; .* --dataset .*moved$"):
             load(name, tmp_path / "moved")
     assert load(str(tmp_path / "moved")).spec.name == "moved"
 

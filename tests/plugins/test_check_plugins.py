@@ -300,7 +300,8 @@ def test_a_finished_sweep_is_not_traced_again(monkeypatch, population):
 
 @pytest.mark.parametrize("flag", ["--hyper", "--config", "--only"])
 def test_a_users_method_is_named_by_its_factory(tmp_path, flag, capsys, own_cache):
-    from bdjax.cli.flags import Scenario, grid_of
+    from bdjax.cli.flags import Scenario
+    from bdjax.cli.scenario import grid_of
 
     file = tmp_path / "loud.py"
     file.write_text(defense(name="loud"))
@@ -319,7 +320,8 @@ def test_a_users_method_is_named_by_its_factory(tmp_path, flag, capsys, own_cach
 
 
 def test_two_users_methods_of_one_name_are_told_apart(tmp_path):
-    from bdjax.cli.flags import Scenario, grid_of
+    from bdjax.cli.flags import Scenario
+    from bdjax.cli.scenario import grid_of
 
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -349,7 +351,8 @@ def test_the_console_names_no_traceback_either_way(tmp_path, capsys, own_cache):
 
 
 def test_the_settings_of_a_grids_file_may_name_a_users_method_by_its_factory_too(tmp_path):
-    from bdjax.cli.flags import Scenario, grid_of
+    from bdjax.cli.flags import Scenario
+    from bdjax.cli.scenario import grid_of
 
     file = tmp_path / "loud.py"
     file.write_text(defense(name="loud"))

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from bdjax.cli.flags import Scenario, grid_of, pairs
+from bdjax.cli.flags import Scenario
+from bdjax.cli.scenario import grid_of, pairs
 from bdjax.errors import UserError
 from bdjax.sweep import build, expand
 from bdjax.sweep.cell import Point, member_hash

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from bdjax.cli import main as cli
-from bdjax.cli.flags import Scenario, grid_of
+from bdjax.cli.flags import Scenario
+from bdjax.cli.scenario import grid_of
 from bdjax.store import records
 from tests.sweep.small import DATA, EXECUTION, all_to_all, images, import_of, metrics, refused, saved
 
@@ -114,7 +115,7 @@ def test_without_images_an_attack_must_be_named(capsys, bare, command):
 def test_a_file_of_a_sweep_names_the_attack(bare, imported, tmp_path, capsys):
     file = tmp_path / "grid.py"
     file.write_text("from bdjax.sweep.grid import Grid\ngrid = Grid(attack=('blended',), defense=('clp',), spc=(2,))\n")
-    arguments = ["plan", "--file", str(file), "--no-tune", "--no-memory", *DATA]
+    arguments = ["plan", str(file), "--no-tune", "--no-memory", *DATA]
     assert cli.main([*arguments, "--imported", str(bare)]) == 0
     assert "digits / cnn / blended" in capsys.readouterr().out
     assert cli.main([*arguments, "--imported", str(imported)]) == 0

@@ -128,7 +128,7 @@ def planned(folders, tmp_path, capsys):
         f"grid = Grid(dataset=({str(folders['arrays'])!r},), defense=('clp',), poison_ratio=(0.1,),\n"
         "            width=4, epochs=2, batch=40)\n"
     )
-    done("plan", "--file", file, "--train-images", "40", "--test-images", "8", "--no-tune", "--no-memory", "--json")
+    done("plan", file, "--train-images", "40", "--test-images", "8", "--no-tune", "--no-memory", "--json")
     (cell,) = json.loads(capsys.readouterr().out)["cells"]
     assert (cell["dataset"], cell["images"], cell["epochs"]) == ("rays", 2 * 40, 2)
     return file

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax.cli.flags import Scenario, grid_of
+from bdjax.cli.flags import Scenario
+from bdjax.cli.scenario import grid_of
 from bdjax.sweep import build, expand
 from tests.sweep.small import refused
 
