@@ -1,31 +1,55 @@
-"""What exists, and the data sets that are prepared: parse, call, print."""
+"""What exists, one of it in full, and the data sets that are prepared: parse, call, print."""
 
 import json as encoding
-from typing import Literal
+from typing import Annotated, Literal
 
+from bdjax.cli.flags import DataDir, flag
 from bdjax.errors import choose
 
 
-def ls(what: Literal["attacks", "defenses", "models", "datasets"], /, *, json: bool = False) -> int:
-    """List what exists, with the papers.
+def ls(
+    what: Literal["attacks", "defenses", "models", "datasets"],
+    name: Annotated[str | None, flag("[NAME]", "all of them, with their papers")] = None,
+    /,
+    *,
+    json: bool = False,
+) -> int:
+    """List what exists, or show one of it: settings and hyper-parameters with their defaults, what it needs, its paper.
 
     Args:
       what: kind of thing.
+      name: one of them, or path/to/file.py:factory.
       json: as JSON.
     """
-    from bdjax.sweep.listing import columns, listing
+    from bdjax.cli.entry import show
+    from bdjax.cli.printing import printed, table
+    from bdjax.results.papers import in_words
+    from bdjax.sweep.details import details
+    from bdjax.sweep.listing import listing
 
-    entries = listing(what)
-    print(encoding.dumps(entries, indent=2) if json else columns(entries))
+    if name is None:
+        entries = listing(what)
+        if json:
+            print(encoding.dumps(entries, indent=2))
+        else:
+            printed(table(entries, last="paper"))
+        return 0
+    entry = details(what, name)
+    if what == "datasets":
+        entry["paper"] = in_words("dataset", name)
+    if json:
+        print(encoding.dumps(entry, indent=2))
+    else:
+        show(entry)
     return 0
 
 
 def data(
     action: Literal["prepare"],
-    name: str,
+    name: Annotated[str, flag("NAME")],
     /,
     *,
-    data_dir: str | None = None,
+    data_dir: DataDir = None,
     via: Literal["archive", "tfds"] = "archive",
     download: bool = False,
 ) -> int:

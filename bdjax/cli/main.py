@@ -40,8 +40,8 @@ COMMANDS = {
 
 ABOUT = (
     "Backdoor attacks and defenses on image classifiers, run as populations. An error is one line; with the environment's "
-    "BDJAX_DEBUG=1 its traceback comes before it. bdjax --tyro-print-completion SHELL (bash, zsh or fish) prints what completes "
-    "commands and flags in a shell."
+    "BDJAX_DEBUG=1 its traceback comes before it. bdjax --tyro-print-completion bash (or zsh) prints what completes commands "
+    "and flags in a shell."
 )
 RESUMING = ("quickstart", "run", "sweep")
 COMPUTING = (*RESUMING, "plan", "check", "report", "reproduce", "show-attack", "pruning-curve", "export-torch")

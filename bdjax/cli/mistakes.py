@@ -13,7 +13,7 @@ from bdjax.types import Recipe
 Commands = Mapping[str, Callable[..., int]]
 OF_A_FILE = ("sweep", "plan", "check")  # commands that take the file of a grid
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
-SHELLS = ("bash", "zsh", "fish")
+SHELLS = ("bash", "zsh")
 FLAGGED = ("epochs", "batch")  # fields of a recipe that have flags
 
 

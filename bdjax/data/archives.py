@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from bdjax.data.source import Edition, Source
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 
 DATA_DIR = "BDJAX_DATA_DIR"
 
@@ -62,7 +62,8 @@ def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) 
     """Return the error for archives that :func:`find` does not find: what is missing, where, and what to do."""
     name = source.spec.name
     given = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
-    advice = f"run `bdjax data prepare {name} --data-dir DIR`, DIR being the folder that holds {source.folder}/"
+    prepare = command("data", "prepare", name, "--data-dir", "DIR")
+    advice = f"run `{prepare}`, DIR being the folder that holds {source.folder}/"
     if not given:
         fetch = ", or add --download" if any(edition.urls for edition in source.editions) else ""
         return UserError(f"{name} is not prepared and no data directory is given: {advice} (or set {DATA_DIR}){fetch}.")

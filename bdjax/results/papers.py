@@ -1,6 +1,7 @@
 """The papers of the built-in methods, networks and data sets, by their keys in ``references.bib`` beside this file."""
 
 import functools
+import re
 from importlib.resources import files
 
 SURVEY = "dunnett2024countering"  # the settings and the evaluation are its
@@ -65,3 +66,20 @@ def entries() -> dict[str, str]:
     """The BibTeX entry of each key; in the file a blank line stands between two."""
     text = files("bdjax.results").joinpath("references.bib").read_text(encoding="utf-8")
     return {entry.partition("{")[2].partition(",")[0]: entry for entry in text.strip().split("\n\n")}
+
+
+def in_words(kind: str, name: str) -> str:
+    """The papers of a name as one line: authors, title, place and year; empty where it has none, or is the user's own.
+
+    Args:
+      kind: a key of :data:`PAPERS`.
+      name: of its table.
+    """
+    return "; ".join(map(_in_words, PAPERS[kind].get(name, ())))
+
+
+def _in_words(key: str) -> str:
+    fields = dict(re.findall(r"^  (\w+) = \{(.*)\},$", entries()[key], re.M))
+    authors = [" ".join(reversed(author.split(", "))) for author in fields["author"].split(" and ")]
+    place = fields.get("booktitle") or f"arXiv {fields['eprint']}"
+    return f"{', '.join(authors)}, {fields['title'].strip('{}')}, {place}, {fields['year']}"

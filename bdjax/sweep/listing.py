@@ -1,11 +1,10 @@
 """What exists: attacks, defenses, models and data sets, each with the paper it comes from."""
 
-import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
 from bdjax.errors import choose
+from bdjax.sweep.comments import paragraph
 from bdjax.types import DataSpec
 
 KINDS = ("attacks", "defenses", "models", "datasets")
@@ -26,9 +25,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
 
 def paper(function: Callable[..., Any]) -> str:
     """The ``Source:`` paragraph of a factory's docstring as one line; empty if it has none."""
-    text = inspect.getdoc(function) or ""
-    found = re.search(r"^Source:\s*(.*?)(?=\n\s*\n|\n[A-Z][a-z]+:|\Z)", text, re.S | re.M)
-    return " ".join(found.group(1).split()) if found else ""
+    return paragraph(function, "Source")
 
 
 def _any_spec() -> DataSpec:
@@ -83,17 +80,3 @@ def _datasets() -> list[dict[str, Any]]:
         }
 
     return [entry(name) for name in DATASETS]
-
-
-def columns(entries: list[dict[str, Any]]) -> str:
-    """Entries as aligned text, one line each, the paper last."""
-    order = [name for name in entries[0] if name != "paper"] + (["paper"] if "paper" in entries[0] else [])
-    cells = [order, *([_text(name, entry[name]) for name in order] for entry in entries)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(order))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
-
-
-def _text(name: str, value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(value) or ("nothing" if name == "needs" else "-")
-    return f"{value:,}" if isinstance(value, int) else str(value)
