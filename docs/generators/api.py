@@ -6,8 +6,8 @@ from typing import Any
 PACKAGE = Path(__file__).parents[2] / "bdjax"
 DOOR = """# Python API
 
-What a program needs is in `bdjax` itself; each name is imported when it is first used. The rooms below are for methods, networks and
-analyses of your own: [CONTRIBUTING](../../../CONTRIBUTING.md#the-rooms) says which imports which. Shapes of arrays stand in
+What a program needs is in `bdjax` itself; each name is imported when it is first used. The rooms below are for methods, networks
+and analyses of your own: [CONTRIBUTING](../../../CONTRIBUTING.md#the-rooms) says which imports which. Shapes of arrays stand in
 jaxtyping's notation, `Float[Array, "b h w c"]`: members m, rows n, batch b, image h w c, classes k, channels d.
 
 The tables `bdjax.ATTACKS`, `bdjax.DEFENSES`, `bdjax.MODELS` and `bdjax.DATASETS` map names to factories:
@@ -58,7 +58,7 @@ def _title(room: str) -> str:
 
 def _room(room: str) -> str:
     names = [name for start in ROOMS[room] for name in _modules(start)]
-    return f"# {_title(room)}\n\n" + "\n".join(f"## {name}\n\n::: {name}\n    options:\n      show_root_heading: false\n" for name in names)
+    return "\n".join([f"# {_title(room)}\n", *(_named(name, name) for name in names)])
 
 
 def _named(name: str, title: str) -> str:

@@ -13,8 +13,9 @@ WIDTH = 110  # characters of a line of help
 
 TOP = f"""# Command reference
 
-This page is what the commands themselves print with `--help`. An error is one line that says what was given and what is allowed; with
-`BDJAX_DEBUG=1` in the environment the traceback comes before it. Ctrl-C ends any command within seconds, a second one at once.
+This page is what the commands themselves print with `--help`. An error is one line that says what was given and what is allowed;
+with `BDJAX_DEBUG=1` in the environment the traceback comes before it. Ctrl-C ends any command within seconds, a second one at
+once.
 
 | exit code | meaning |
 |---:|---|
@@ -41,7 +42,7 @@ def _command(name: str) -> str:
 def shown(name: str) -> str:
     """What `bdjax NAME --help` prints on a wide terminal without colours."""
     printed = io.StringIO()
-    with mock.patch.dict(os.environ, COLUMNS=str(WIDTH), NO_COLOR="1"), contextlib.redirect_stdout(printed):
-        with contextlib.suppress(SystemExit):
-            main([name, "--help"])
+    plain = mock.patch.dict(os.environ, COLUMNS=str(WIDTH), NO_COLOR="1")
+    with plain, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([name, "--help"])
     return "\n".join(line.rstrip() for line in printed.getvalue().splitlines())

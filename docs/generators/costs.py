@@ -14,9 +14,9 @@ def of_defense(name: str) -> str:
     (row,) = rows
     cut = f", cut to {row['cut']}" if row["cut"] else ""
     return (
-        f"On two CPU cores, {row['members']} members of a small network (`{row['network']}`), {row['spc']} clean images per class{cut}: "
-        f"{row['population /min']:.0f} networks a minute as a population, {row['a program each /min']:.1f} with a process each; the "
-        f"first call, which compiles, takes {row['first call s']:.0f} seconds "
+        f"On two CPU cores, {row['members']} members of a small network (`{row['network']}`), {row['spc']} clean images per "
+        f"class{cut}: {row['population /min']:.0f} networks a minute as a population, {row['a program each /min']:.1f} with a "
+        f"process each; the first call, which compiles, takes {row['first call s']:.0f} seconds "
         "([all defenses](../../../benchmarks/results/defenses_cpu.md))."
     )
 
@@ -29,7 +29,8 @@ def of_attack(name: str) -> str:
     each = " and ".join(f"{row['ratio']:.2f} for `{row['network']}`" for row in rows)
     return (
         f"A training step on two CPU cores, with clean training of the same network as 1: {each} "
-        "([all attacks](../../../benchmarks/results/attack_cost_cpu.md)). What an attack prepares before the training comes on top."
+        "([all attacks](../../../benchmarks/results/attack_cost_cpu.md)). What an attack prepares before the training comes on "
+        "top."
     )
 
 

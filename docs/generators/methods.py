@@ -19,7 +19,9 @@ TABLES: dict[str, Mapping[str, Any]] = {"attacks": ATTACKS, "defenses": DEFENSES
 ONE = {"attacks": "attack", "defenses": "defense", "models": "model", "datasets": "dataset"}
 TESTS = Path(__file__).parents[2] / "tests"
 SHARED = {"attacks": "tests/contract/test_attacks.py", "defenses": "tests/contract/test_defenses.py"}
-SHARED |= {"models": "tests/models/test_torch_parity.py", "datasets": "tests/data/test_real_archives.py"}
+SHARED |= {"models": "tests/models/test_models.py", "datasets": "tests/data/test_real_archives.py"}
+
+OWN = {"a defense": "defense", "an attack": "attack", "a network": "model", "a data set": "data"}
 
 Entry = dict[str, Any]
 
@@ -52,20 +54,28 @@ def _index(entries: dict[str, dict[str, Entry]]) -> str:
     parts = [
         "# Methods",
         "Every attack and defense has two profiles: `corrected`, the default, does what its paper says, with the settings of the "
-        "survey by Dunnett et al. (arXiv 2411.11200); `reference` does what the published code does, quirks included. The page of a "
-        "method names every difference, its settings with their defaults in both profiles, and what it needs. In a terminal, "
-        "`bdjax ls defenses` lists them and `bdjax ls defenses fp` shows one.",
+        "survey by Dunnett et al. (arXiv 2411.11200); `reference` does what the published code does, quirks included. The page "
+        "of a method names every difference, its settings with their defaults in both profiles, and what it needs. In a "
+        "terminal, `bdjax ls defenses` lists them and `bdjax ls defenses fp` shows one.",
     ]
     for kind, title in (("attacks", "Attacks"), ("defenses", "Defenses"), ("models", "Networks")):
         rows = [line(kind, name, entry) for name, entry in entries[kind].items()]
         parts += [f"## {title}", table(["name", "what it does", "paper"], rows)]
     rows = [
-        [f"[`{name}`](datasets/{name}.md)", entry["image"], str(entry["classes"]), f"{entry['train_images']:,}", f"{entry['test_images']:,}"]
+        [
+            f"[`{name}`](datasets/{name}.md)",
+            *(_number(entry[fact]) for fact in ("image", "classes", "train_images", "test_images")),
+        ]
         for name, entry in entries["datasets"].items()
     ]
     parts += ["## Data sets", table(["name", "image", "classes", "training images", "test images"], rows)]
-    parts.append("Methods, networks and data sets [of your own](../how-to/own-defense.md) run beside these under the path of their file.")
+    own = [f"[{what}](../how-to/own-{file}.md)" for what, file in OWN.items()]
+    parts.append(f"Yours run beside these, under the path of their file or folder: {', '.join(own)}.")
     return "\n\n".join(parts)
+
+
+def _number(fact: int | str) -> str:
+    return f"{fact:,}" if isinstance(fact, int) else fact
 
 
 def _page(kind: str, name: str, entry: Entry) -> str:
@@ -113,7 +123,7 @@ def _attack(name: str, entry: Entry) -> list[str]:
 
 def _model(name: str, entry: Entry) -> list[str]:
     size = f"{entry['parameters']:,} parameters, {entry['convolutions']} convolutions and {entry['norms']} norms"
-    rows = [[f"`--{row['name']}`", row["comment"], value(row["default"]) if row["default"] else "all"] for row in entry["settings"]]
+    rows = [[f"`--{row['name']}`", row["comment"], str(row["default"] or "all")] for row in entry["settings"]]
     return [
         fenced("console", f"bdjax run --model {name} --dataset cifar10 --data-dir DIR --out {name}"),
         f"**Size** for {COMMON} and at its own width: {size}, in {len(entry['stages'])} stages.",

@@ -1,7 +1,7 @@
 """What the pages link to outside docs/ becomes part of the site, so that a link works on a disk, in a checkout and in the site.
 
-A page says ``[the table](../benchmarks/results/scaling_cpu.md)``, its way to the file in the repository. In the site that file is a
-page or a download below ``repository/``, with the same path.
+A page says ``[the table](../benchmarks/results/scaling_cpu.md)``, its way to the file in the repository. In the site that file is
+a page or a download below ``repository/``, with the same path.
 """
 
 import posixpath
