@@ -13,15 +13,16 @@ from docs.generators.markdown import fenced, outside_code
 
 ROOT = Path(__file__).parents[2]
 PLACE = "repository/"
-LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yml": "yaml", ".cff": "yaml", ".bib": "bibtex", "": "text"}
+LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yml": "yaml", ".cff": "yaml", ".bib": "bibtex"}
 _LINK = re.compile(r"(\]\()([^)\s]+)((?:\s+\"[^\"]*\")?\))")
+_CODE = re.compile(r"(`[^`]*`)")
 _ELSEWHERE = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|#|/)")  # another site, a place on the same page
 
 
 def links(text: str) -> Iterator[tuple[int, str]]:
     """The relative links of a page, with the number of their line; those in code are none."""
     for number, line in enumerate(outside_code(text), 1):
-        for found in _LINK.finditer(re.sub(r"`[^`]*`", lambda code: " " * len(code[0]), line)):
+        for found in _LINK.finditer(_CODE.sub("", line)):
             if not _ELSEWHERE.match(found[2]):
                 yield number, found[2]
 
@@ -57,9 +58,12 @@ def led(text: str, uri: str) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source(uri)), file))
         return f"{found[1]}{posixpath.relpath(destination(path), place or '.')}{hash_}{anchor}{found[3]}"
 
-    lines = text.splitlines()
-    prose = outside_code(text)
-    return "\n".join(_LINK.sub(lead, line) if prose[i] else line for i, line in enumerate(lines))
+    def prose(line: str) -> str:
+        parts = _CODE.split(line)
+        return "".join(part if i % 2 else _LINK.sub(lead, part) for i, part in enumerate(parts))
+
+    pairs = zip(text.splitlines(), outside_code(text), strict=True)
+    return "\n".join(prose(line) if line == outside else line for line, outside in pairs)
 
 
 def files(pages: dict[str, str]) -> dict[str, str | Path]:
