@@ -35,8 +35,11 @@ def look(arguments: Sequence[str], commands: Commands) -> None:
     choose("command", name, commands)
     words = words[: words.index("--")] if "--" in words else words
     known = {**flags(commands[name]), "--help": bool}
+    if name == "run" and words and words[0].endswith(".py"):
+        raise UserError(f"run takes no file, sweep does: {command('sweep', *words)}")
     if name in OF_A_FILE:
-        _file_first(name, words, known)
+        _file_flag(name, words)
+        _file_behind(name, words, known)
     given = [_flag(word) for word in words if word.startswith("--")]
     for flag in given:
         if flag not in known:
@@ -64,21 +67,25 @@ def _flag(word: str) -> str:
     return word.partition("=")[0].replace("_", "-")
 
 
-def _file_first(name: str, words: list[str], known: Mapping[str, Any]) -> None:
-    """The file of a grid stands right after the command: not behind --file, as it once did, and not among a flag's values."""
+def _file_flag(name: str, words: list[str]) -> None:
+    """The file of a grid once stood behind --file."""
     for at, word in enumerate(words):
         if _flag(word) == "--file":
             _, given, file = word.partition("=")
-            rest = words[:at] + words[at + (1 if given else 2) :]
-            file = file if given else next(iter(words[at + 1 : at + 2]), "FILE")
-            raise UserError(f"--file is no flag any more, the file comes right after the command: {command(name, file, *rest)}")
-    last = words[-1] if words else ""
-    if words[0:1] == [last] or not last.endswith(".py") or "=" in last:
+            end = at + (1 if given else 2)
+            file = file if given else next(iter(words[at + 1 : end]), "FILE")
+            right = command(name, file, *words[:at], *words[end:])
+            raise UserError(f"--file is no flag any more, the file comes right after the command: {right}")
+
+
+def _file_behind(name: str, words: list[str], known: Mapping[str, Any]) -> None:
+    """Behind a flag that takes several values the file of a grid would be one of them."""
+    if len(words) < 2 or not words[0].startswith("--") or not words[-1].endswith(".py") or "=" in words[-1]:
         return
-    flag = next((word for word in reversed(words) if word.startswith("--")), "")
-    if _many(known.get(_flag(flag))) and words[0].startswith("--"):
-        raise UserError(f"{last} is taken for a value of {flag}; a file comes right after the command: "
-                        f"{command(name, last, *words[:-1])}")  # fmt: skip
+    flag = next(word for word in reversed(words) if word.startswith("--"))
+    if _many(known.get(_flag(flag))):
+        right = command(name, words[-1], *words[:-1])
+        raise UserError(f"{words[-1]} is taken for a value of {flag}; the file comes right after the command: {right}")
 
 
 def _many(kind: Any) -> bool:

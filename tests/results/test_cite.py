@@ -10,7 +10,7 @@ from bdjax.data import DATASETS
 from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS
 from bdjax.results.cite import cite
-from bdjax.results.papers import PAPERS, SURVEY, entries
+from bdjax.results.papers import PAPERS, SURVEY, entries, in_words
 from bdjax.sweep.listing import paper
 
 METHODS = {("attack", name): make for name, make in ATTACKS.items()} | {
@@ -29,6 +29,12 @@ def test_every_entry_of_the_tables_has_its_papers():
     without = [name for names in PAPERS.values() for name, keys in names.items() if not keys]
     assert without == ["cnn", STORED, "none"]
     assert {key for names in PAPERS.values() for keys in names.values() for key in keys} == set(entries())
+
+
+def test_papers_in_words_have_authors_title_place_and_year():
+    assert in_words("dataset", "cifar10").startswith("A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, ")
+    assert in_words("attack", "badnets").endswith("arXiv 1708.06733, 2017") and "; " in in_words("attack", "bpp")
+    assert in_words("model", "cnn") == in_words("dataset", "my own") == ""
 
 
 @pytest.mark.parametrize("kind, name", METHODS)

@@ -161,8 +161,14 @@ def test_only_and_limit_cut_the_grid():
     assert count({"defense": "none"}) == [("badnets", []), ("blended", [])]
     with pytest.raises(UserError, match="axis of only"):
         expand.select(branches, {"atack": "badnets"})
-    with pytest.raises(UserError, match="no cell"):
+    with pytest.raises(UserError, match="unknown attack of this grid 'wanet'; allowed: badnets, blended"):
         expand.select(branches, {"attack": "wanet"})
+    with pytest.raises(UserError, match="unknown spc of this grid '3'; allowed: 2, 10"):
+        expand.select(branches, {"spc": "3"})
+    with pytest.raises(UserError, match="seeds is no axis of only"):
+        expand.select(branches, {"seeds": "0"})
+    with pytest.raises(UserError, match="no cell"):
+        expand.select(branches, {}, 0)
 
 
 def test_flags_become_a_grid_and_replace_what_a_file_says():
