@@ -9,7 +9,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs takes it away again
 
-from docs.generators import api, commands, methods, notebook, repository  # noqa: E402
+from docs.generators import api, commands, methods, notebook, repository, sections  # noqa: E402
 
 FILLED = {"Methods": methods.navigation, "Python API": api.navigation}
 
@@ -34,7 +34,7 @@ def on_files(files: Files, *, config: Any) -> Files:
     made = {**methods.pages(), **commands.pages(), **api.pages(), **notebook.pages()}
     for uri, content in made.items():
         files.append(File.generated(config, uri, content=content))
-    written = {file.src_uri: file.content_string for file in files.documentation_pages()}
+    written = {file.src_uri: _filled_in(file.content_string, file.src_uri) for file in files.documentation_pages()}
     for uri, found in repository.files(written).items():
         how = {"content": found} if isinstance(found, str) else {"abs_src_path": str(found)}
         files.append(File.generated(config, uri, **how))
@@ -42,5 +42,9 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    """Lead links to files of the repository into the site."""
-    return repository.led(markdown, page.file.src_uri)
+    """Put in the sections that the page shows, and lead links to files of the repository into the site."""
+    return repository.led(_filled_in(markdown, page.file.src_uri), page.file.src_uri)
+
+
+def _filled_in(text: str, uri: str) -> str:
+    return sections.filled(text, repository.source(uri))

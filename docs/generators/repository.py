@@ -6,7 +6,7 @@ a page or a download below ``repository/``, with the same path.
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.generators.markdown import fenced, outside_code
@@ -47,23 +47,37 @@ def _shown(path: str) -> bool:
     return Path(path).suffix in LANGUAGES
 
 
-def led(text: str, uri: str) -> str:
-    """A page whose links lead into the site."""
-    place = posixpath.dirname(uri)
+def relinked(text: str, lead: Callable[[str], str]) -> str:
+    """A page with other relative links; those in code are none.
 
-    def lead(found: re.Match[str]) -> str:
+    Args:
+      text: Markdown.
+      lead: (path) -> path; an anchor is kept.
+    """
+
+    def one(found: re.Match[str]) -> str:
         if _ELSEWHERE.match(found[2]):
             return found[0]
         file, hash_, anchor = found[2].partition("#")
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(source(uri)), file))
-        return f"{found[1]}{posixpath.relpath(destination(path), place or '.')}{hash_}{anchor}{found[3]}"
+        return f"{found[1]}{lead(file)}{hash_}{anchor}{found[3]}"
 
     def prose(line: str) -> str:
         parts = _CODE.split(line)
-        return "".join(part if i % 2 else _LINK.sub(lead, part) for i, part in enumerate(parts))
+        return "".join(part if i % 2 else _LINK.sub(one, part) for i, part in enumerate(parts))
 
     pairs = zip(text.splitlines(), outside_code(text), strict=True)
     return "\n".join(prose(line) if line == outside else line for line, outside in pairs)
+
+
+def led(text: str, uri: str) -> str:
+    """A page whose links lead into the site."""
+    page = source(uri)
+
+    def lead(file: str) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(page), file))
+        return posixpath.relpath(destination(path), posixpath.dirname(uri) or ".")
+
+    return relinked(text, lead)
 
 
 def files(pages: dict[str, str]) -> dict[str, str | Path]:

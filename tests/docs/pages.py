@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from docs.generators import commands, methods
+from docs.generators.sections import filled
 
 TOP = Path(__file__).parents[2]
 NOTE = re.compile(r"<!-- (not run|slow|file): (.+?) -->")
@@ -27,7 +28,8 @@ class Block(NamedTuple):
 def written() -> dict[str, str]:
     """The pages written by hand, {path in the repository: Markdown}."""
     paths = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").rglob("*.md"))]
-    found = {str(path.relative_to(TOP)): path.read_text(encoding="utf-8") for path in paths}
+    texts = {str(path.relative_to(TOP)): path.read_text(encoding="utf-8") for path in paths}
+    found = {page: filled(text, page) for page, text in texts.items()}
     notebook = json.loads((TOP / "docs" / "first_population.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     return {**found, "docs/first_population.md": "\n\n".join(cells)}
