@@ -1,1 +1,1 @@
-"""Benchmarks: every figure in README and results/ comes from a command here."""
+"""Benchmarks: every figure in README, docs/ and results/ comes from a command here."""

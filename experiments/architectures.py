@@ -29,5 +29,5 @@ small = dataclasses.replace(
     batch=32,
     train_images=4300,
     test_images=1290,
-    recipe={"lr": 0.01, "augment": "none"},  # crops hide or cut the corner patch: see the README
+    recipe={"lr": 0.01, "augment": "none"},  # crops hide or cut the corner patch: see docs/real-example.md
 )

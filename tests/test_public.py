@@ -6,7 +6,6 @@ import doctest
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -34,15 +33,6 @@ def test_an_unknown_name_is_one_error_with_those_that_exist():
 def test_the_example_runs_as_printed():
     failed, tried = doctest.testmod(bdjax)
     assert tried >= 4 and failed == 0
-
-
-@pytest.mark.slow
-def test_the_readmes_python_runs_as_printed(tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    block = text.split("## From Python")[1].split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
-    assert "shape: (24, 7)" in capsys.readouterr().out and (tmp_path / "results" / "index.html").exists()
 
 
 def test_an_axis_takes_one_value_or_several():

@@ -154,10 +154,7 @@ def interruptible(
     optimiser: Optimiser = SGD,
     gather: Callable[[CleanSet, Any, Array], tuple[Array, Array]] = gathered,
 ) -> tuple[Callable[..., tuple[State, Any]], Callable[..., tuple[tuple[State, Any], Array]]]:
-    """The loop of :func:`tuner`, for methods that come back to it with the optimiser as they left it.
-
-    Args:
-      Those of :func:`tuner`.
+    """The loop of :func:`tuner`, with its arguments, for methods that come back to it with the optimiser as they left it.
 
     Returns:
       ``begin(variables, hyper) -> carry`` and ``go_on(key, carry, clean, present, hyper, extra) -> (carry, means f32[epochs, 1 +
