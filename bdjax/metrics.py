@@ -1,37 +1,22 @@
-"""What is reported: ACC, ASR, RA and what a defense changed (ARR, RDR, DER), with intervals over few runs.
+"""What is reported: ACC, ASR, RA and what a defense changed (ARR, RDR, DER).
 
 Every number is a fraction; percent is for printing. Every function is NumPy in float64, works element by element on arrays, and
-answers NaN (stored as null) where a number is not defined. Let "before" be the backdoored model and "after" the repaired one:
+answers NaN (stored as null) where a number is not defined. Let "before" be the backdoored model and "after" the defended one:
 
 * ACC: clean test images classified as their true class (all classes).
 * ASR: triggered test images whose attack label differs from their true one, classified as the attack label.
 * RA: the same triggered images, classified as their true class. So ASR + RA <= 1.
 
 Source: Wu et al., "BackdoorBench", NeurIPS Datasets and Benchmarks 2022 (ACC, ASR, RA); Zhu et al., "Enhancing Fine-Tuning Based
-Backdoor Defense with Sharpness-Aware Minimization", ICCV 2023 (DER); Agarwal et al., "Deep Reinforcement Learning at the Edge of
-the Statistical Precipice", NeurIPS 2021 (interquartile mean, stratified bootstrap).
+Backdoor Defense with Sharpness-Aware Minimization", ICCV 2023 (DER).
 """
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-
-
-class Summary(NamedTuple):
-    """A handful of runs in five numbers; ``low`` and ``high`` bound the interquartile mean, or the mean where it was asked for.
-
-    They are NaN for fewer than two runs.
-    """
-
-    n: Any  # one number each, or arrays of them: of several handfuls
-    mean: Any
-    iqm: Any
-    low: Any
-    high: Any
 
 
 def rates(counts: Any) -> tuple[Floats, Floats, Floats]:
@@ -63,12 +48,12 @@ def one_class(counts: Any) -> Floats:
     return _ratio(np.asarray(counts.predicted).max(axis=-1), counts.clean)
 
 
-def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats:
+def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats | np.float64:
     """Accuracy reduction rate, 1 - ACC_after / ACC_before: the share of the accuracy a defense costs.
 
     Args:
       acc_before: ACC of the backdoored model, in [0, 1].
-      acc: ACC of the repaired model, in [0, 1].
+      acc: ACC of the defended model, in [0, 1].
 
     Returns:
       float64, at most 1, negative where accuracy rose; NaN where ``acc_before`` is 0.
@@ -76,12 +61,12 @@ def arr(acc_before: ArrayLike, acc: ArrayLike) -> Floats:
     return 1.0 - _ratio(acc, acc_before)
 
 
-def rdr(acc_before: ArrayLike, ra: ArrayLike) -> Floats:
+def rdr(acc_before: ArrayLike, ra: ArrayLike) -> Floats | np.float64:
     """Recovery difference rate, 1 - RA_after / ACC_before: how far triggered images stay from the accuracy before.
 
     Args:
       acc_before: ACC of the backdoored model, in [0, 1].
-      ra: RA of the repaired model, in [0, 1].
+      ra: RA of the defended model, in [0, 1].
 
     Returns:
       float64, at most 1, negative where RA exceeds ``acc_before``; NaN where ``acc_before`` is 0.
@@ -95,8 +80,8 @@ def der(acc_before: ArrayLike, asr_before: ArrayLike, acc: ArrayLike, asr: Array
     Args:
       acc_before: ACC of the backdoored model, in [0, 1].
       asr_before: ASR of the backdoored model, in [0, 1].
-      acc: ACC of the repaired model, in [0, 1].
-      asr: ASR of the repaired model, in [0, 1].
+      acc: ACC of the defended model, in [0, 1].
+      asr: ASR of the defended model, in [0, 1].
 
     Returns:
       float64 in [0, 1]: 1/2 where nothing changed, 1 where an ASR of 1 fell to 0 at no cost.
@@ -106,154 +91,11 @@ def der(acc_before: ArrayLike, asr_before: ArrayLike, acc: ArrayLike, asr: Array
     return np.asarray((removed - cost + 1.0) / 2.0)
 
 
-def interquartile_mean(values: ArrayLike) -> Floats:
-    """The mean of what is left after a quarter of the values, rounded down, is cut off either end.
-
-    Args:
-      values: numbers, [..., n] with n >= 1, no NaN.
-
-    Returns:
-      float64[...]; the plain mean where n < 4.
-    """
-    ordered = np.sort(_floats(values), axis=-1)
-    cut = ordered.shape[-1] // 4
-    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1))
-
-
-def stratified_bootstrap(
-    values: ArrayLike,
-    strata: ArrayLike | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-    trimmed: bool = True,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the interquartile mean, or of the mean; the same arguments give the same interval.
-
-    Runs are drawn with replacement inside each stratum, so that every draw holds as many runs of each task as the data do.
-
-    Args:
-      values: one number per run, [n], no NaN.
-      strata: the task of each run, [n], any labels; None means one task.
-      level: coverage aimed at, in (0, 1).
-      draws: number of resamples, at least 1.
-      seed: of the generator made here for this call.
-      trimmed: of the interquartile mean; False: of the plain mean, as for a share, whose runs are 0 or 1.
-
-    Returns:
-      (low, high), widened to the estimate where a skewed resample misses it; (NaN, NaN) for fewer than two runs: one run says
-      nothing about the next. The order of the runs does not matter.
-
-    Raises:
-      ValueError: if ``level`` or ``draws`` is out of range, the shapes differ, or a value is NaN.
-
-    Differs: rliable's index draw calls NumPy's global generator and ignores the state it is given; this one repeats.
-    """
-    numbers = _floats(values)
-    groups = np.zeros(numbers.shape, np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
-    if numbers.ndim != 1 or groups.shape != numbers.shape:
-        raise ValueError(f"values and strata must be [n], got {numbers.shape} and {groups.shape}")
-    if np.isnan(numbers).any():
-        raise ValueError("values must not hold NaN: leave undefined runs out first")
-    if numbers.size < 2:
-        return float("nan"), float("nan")
-    inside = np.lexsort((numbers, groups))  # stratum by stratum, each in order: what is drawn depends on the sizes alone
-    counts = _drawn(tuple(np.bincount(groups).tolist()), draws, seed)
-    order = np.argsort(numbers[inside], kind="stable")
-    drawn = numbers[inside][order] @ _weights(counts[order], trimmed)
-    low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    estimate = float(interquartile_mean(numbers) if trimmed else numbers.mean())
-    return min(float(low), estimate), max(float(high), estimate)
-
-
-@functools.lru_cache(maxsize=8)
-def _drawn(sizes: tuple[int, ...], draws: int, seed: int) -> NDArray[np.int32]:
-    """How often each run of each stratum is drawn, i32[n, draws]."""
-    generator = np.random.default_rng(seed)
-    parts = []
-    for size in sizes:
-        chosen = generator.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
-        parts.append(np.bincount(chosen.ravel(), minlength=draws * size).reshape(draws, size))
-    return np.ascontiguousarray(np.concatenate(parts, axis=1).T.astype(np.int32))
-
-
-def _weights(counts: NDArray[np.int32], trimmed: bool) -> Floats:
-    """The weight of each value, in ascending order, in the statistic of a sample that holds it ``counts`` times."""
-    return _middle(counts) if trimmed else counts / int(counts[:, 0].sum())
-
-
-def _middle(counts: NDArray[np.int32]) -> Floats:
-    """The weight of each value, in ascending order, in the interquartile mean of a sample that holds it ``counts`` times."""
-    total = int(counts[:, 0].sum())
-    cut = total // 4
-    upto = np.cumsum(counts, axis=0, dtype=np.int32)
-    before = upto - counts
-    np.minimum(upto, total - cut, out=upto)
-    np.maximum(before, cut, out=before)
-    upto -= before
-    return np.maximum(upto, 0, out=upto) / (total - 2 * cut)
-
-
-def summary(
-    values: ArrayLike,
-    strata: ArrayLike | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-    trimmed: bool = True,
-) -> Summary:
-    """Count, mean, interquartile mean and its bootstrap interval of the runs where the number is defined.
-
-    Args:
-      values: one number per run, [n]; NaN marks a run where it is not defined: left out and not counted.
-      strata, level, draws, seed, trimmed: as in :func:`stratified_bootstrap`.
-
-    Returns:
-      A :class:`Summary`; all NaN where no run is left.
-    """
-    numbers = _floats(values)
-    kept = ~np.isnan(numbers)
-    numbers = numbers[kept]
-    if not numbers.size:
-        return Summary(0, float("nan"), float("nan"), float("nan"), float("nan"))
-    tasks = None if strata is None else np.asarray(strata)[kept]
-    low, high = stratified_bootstrap(numbers, tasks, level=level, draws=draws, seed=seed, trimmed=trimmed)
-    return Summary(int(numbers.size), float(numbers.mean()), float(interquartile_mean(numbers)), low, high)
-
-
-def summaries(values: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0, trimmed: bool = True) -> Summary:
-    """:func:`summary` of many handfuls of as many runs each, of one stratum, at once.
-
-    Args:
-      values: [g, n] with n >= 1, no NaN.
-      level, draws, seed, trimmed: as in :func:`stratified_bootstrap`.
-
-    Returns:
-      A :class:`Summary` of arrays f64[g]; ``n`` is one number.
-    """
-    ordered = np.sort(_floats(values), axis=1)
-    groups, runs = ordered.shape
-    low, high = np.full(groups, np.nan), np.full(groups, np.nan)
-    middle = interquartile_mean(ordered)
-    estimate = middle if trimmed else ordered.mean(axis=1)
-    if runs > 1:
-        drawn = ordered @ _weights(_drawn((runs,), draws, seed), trimmed)
-        low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1)
-        low, high = np.minimum(low, estimate), np.maximum(high, estimate)
-    return Summary(runs, ordered.mean(axis=1), middle, low, high)
-
-
 def _floats(values: ArrayLike) -> Floats:
     return np.asarray(values, np.float64)
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:
-    """part / whole, NaN where whole is 0."""
-    numerator, denominator = np.broadcast_arrays(_floats(part), _floats(whole))
+def _ratio(part: ArrayLike, total: ArrayLike) -> Floats:
+    """part / total, NaN where total is 0."""
+    numerator, denominator = np.broadcast_arrays(_floats(part), _floats(total))
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0.0)

@@ -3,12 +3,29 @@
 Everything here is a plain ``NamedTuple``. Axis letters in the comments: m members, n rows, b batch, h w c image, k classes,
 d channels. A *member* is one point of the grid (one seed, one poison ratio, ...); every function of the package sees one
 member, and only :mod:`bdjax.population` knows that there are many.
+
+Functions name the shapes of their arrays in the notation of jaxtyping, ``Float[Array, "b h w c"]``: one letter stands for one
+length throughout a call. The fast tests check them at every call.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
+
+if TYPE_CHECKING or importlib.util.find_spec("jaxtyping"):
+    from jaxtyping import Bool, Float, Int, Num, Shaped, UInt8
+else:  # jaxtyping comes with the extra "test"; without it an annotation says no more than Array
+
+    class Shaped:
+        """Stands for the annotation that names a shape: ``Shaped[Array, " b"]`` is ``Array``."""
+
+        def __class_getitem__(cls, item):
+            return item[0]
+
+    Bool = Float = Int = Num = UInt8 = Shaped
 
 Array = jax.Array
 Key = jax.Array
@@ -44,6 +61,16 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     digest: str
+
+
+class Triggered(NamedTuple):
+    """Triggered test images that were made elsewhere, on the host."""
+
+    images: np.ndarray  # u8[m h w c]
+    labels: np.ndarray  # i32[m], true labels
+    attack_labels: np.ndarray  # i32[m], what the attacked network is to answer
+    index: np.ndarray  # type: ignore[assignment]  # i64[m], rows of the test set
+    rows: int = 0  # of the whole test set; 0 = not known
 
 
 class Member(NamedTuple):
@@ -147,6 +174,9 @@ class Attack(NamedTuple):
     train_stamp: Callable[..., Array] | None = None  # like `stamp`, while training; None = `stamp`
     edition: int = 1  # raised when its results change, those of `prepare` included; part of the hash of every cell it is in
     source: str | None = None  # for an attack of the user's own: sha256 of its file and of what that imports, set by its loader
+    triggered: Callable[[], Triggered] | None = None
+    # () -> triggered test images, for an attack of which nothing else is known: networks are measured on them, and `select`,
+    # `stamp` and `relabel` refuse. None: the attack makes its own from the test set
 
 
 class CleanSet(NamedTuple):
@@ -167,7 +197,7 @@ class DefenderView(NamedTuple):
     test_accuracy: Array | None = None  # f32[] ("test_accuracy" in needs)
 
 
-class Repair(NamedTuple):
+class Defended(NamedTuple):
     """What a defense returns."""
 
     variables: Variables
@@ -182,13 +212,13 @@ class Curve(NamedTuple):
     points: tuple[float, ...]  # one per level, in the order of pruning
     reads: tuple[str, ...]  # the fields of the trace that say which channel goes when
     at: Callable[..., Variables]
-    # (variables before the repair, *fields, level i32[]) -> variables pruned to that level and not tuned
+    # (variables before the defense, *fields, level i32[]) -> variables pruned to that level and not tuned
 
 
 class Defense(NamedTuple):
     """A backdoor defense; built by a factory ``ft(model, config=None, *, profile="corrected")``."""
 
-    repair: Callable[..., Repair]  # (key, DefenderView, hyper) -> Repair
+    defend: Callable[..., Defended]  # (key, DefenderView, hyper) -> Defended
     hyper: Any  # default NamedTuple of traced leaves
     needs: frozenset[str]  # of {"clean", "triggered", "test_accuracy"}; empty = data-free
     config: Any = None  # the static configuration it was built with, for the record

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bdjax.defenses import DEFENSES
+from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS, PRECISIONS
 from bdjax.population import Execution, default_execution
 from benchmarks.bdjax_contestants import CLASSES, network, ours

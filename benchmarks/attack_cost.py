@@ -11,15 +11,14 @@ import shlex
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks import ATTACKS
-from bdjax.experiment import stage
+from bdjax.attacks.table import ATTACKS
 from bdjax.keys import root
 from bdjax.models import by_name
-from bdjax.population import adapt, default_execution, members, run
+from bdjax.population import adapt, default_execution, members, run, stack
+from bdjax.train.experiment import stage
 from bdjax.types import Attack, Dataset, Recipe
 from benchmarks.measure import NETWORKS, Network, attacked_by, network, seconds, synthetic, training_of, write
 
@@ -65,16 +64,16 @@ def _clean(batch: int) -> Attack:
 def _training(name: str, about: Network, dataset: Dataset):
     """A call that trains one member for one epoch."""
     rows, execution = len(dataset.train.labels), default_execution(model=about.name)
-    stack, _ = members([0], [RATIO], rows)
+    stacked, _ = members([0], [RATIO], rows)
     if name == "clean":
         attack = _clean(about.batch)
-        data = stage(attack, dataset, root())._replace(stamped=None)
+        data = stage(attack, dataset, root())._replace(triggered=None)
     else:
         attack, data, assets = attacked_by(name, dataset, epochs=1, batch=about.batch)
-        stack = stack._replace(assets=jax.tree.map(lambda leaf: leaf[None], assets))
+        stacked = stacked._replace(assets=stack([assets]))
     model = adapt(by_name(about.name, dataset.spec, width=about.width), execution)
     function = training_of(model, attack, rows)
-    return lambda: run(function, stack, (data,), execution)
+    return lambda: run(function, stacked, (data,), execution)
 
 
 if __name__ == "__main__":

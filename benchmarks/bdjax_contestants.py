@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bdjax.defenses import DEFENSES
-from bdjax.experiment import Data, Subject, defend_member, draw_clean
+from bdjax.defenses.table import DEFENSES
 from bdjax.keys import Stream, stream
 from bdjax.models import MODELS, PRECISIONS
 from bdjax.population import Execution, adapt, members, run
+from bdjax.train.experiment import Data, Subject, defend_member, draw_clean
 from bdjax.types import DefenderView, Model
 from benchmarks.measure import badnets_on, synthetic, training_of
 
@@ -41,14 +41,14 @@ def ours(args: argparse.Namespace, work: str, count: int, execution: Execution) 
 
         def defended() -> int:
             result = jax.block_until_ready(run(defend, subjects, (data,), execution))
-            return result.repair.trace.loss.size * args.spc * CLASSES + 2 * int(np.sum(np.asarray(result.counts.clean)))
+            return result.defended.trace.loss.size * args.spc * CLASSES + 2 * int(np.sum(np.asarray(result.counts.clean)))
 
         return defended
 
     draw = jax.jit(lambda member, data: draw_clean(member, data.train, CLASSES, args.spc)[0])
 
-    def repair(subject: Subject, data: Data) -> Any:
+    def defend(subject: Subject, data: Data) -> Any:
         view = DefenderView(subject.variables, clean=draw(subject.member, data))
-        return defense.repair(stream(subject.member.key, Stream.DEFENSE), view, subject.member.hyper)
+        return defense.defend(stream(subject.member.key, Stream.DEFENSE), view, subject.member.hyper)
 
-    return lambda: jax.block_until_ready(run(repair, subjects, (data,), execution)).trace.loss.size * args.spc * CLASSES
+    return lambda: jax.block_until_ready(run(defend, subjects, (data,), execution)).trace.loss.size * args.spc * CLASSES

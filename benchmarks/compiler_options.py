@@ -1,4 +1,4 @@
-"""Options of the XLA compiler on a whole training step: the table behind ``bdjax/compiler.py``.
+"""Options of the XLA compiler on a whole training step: the table behind ``bdjax/population/compiler_options.py``.
 
     python -m benchmarks.compiler_options --out benchmarks/results/compiler_options_cpu
 
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from bdjax.models import MODELS
-from bdjax.training import cross_entropy, sgd
+from bdjax.train.optimisers import sgd
+from bdjax.train.trainer import cross_entropy
 from benchmarks.measure import NETWORKS, network, seconds, synthetic, write
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"

@@ -2,8 +2,8 @@
 
     python -m benchmarks.defenses --out benchmarks/results/defenses_cpu
 
-An experiment is one repair and its evaluation on clean and triggered test images. "population": all members in one call, the way
-the platform runs them by default; "batched": with vmap; "one by one": a call per member of a program for one member, compiled
+An experiment is one defense run and its evaluation on clean and triggered test images. "population": all members in one call, the
+way the platform runs them by default; "batched": with vmap; "one by one": a call per member of a program for one member, compiled
 once; "a program each": that compiled anew for every member, as one process per experiment does, from the measured times. Rounds
 take the forms in turn; the figure is the median. Lengths are cut (`--cut`), the same for all forms.
 """
@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bdjax.defenses import DEFENSES
-from bdjax.experiment import Data, Subject, defend_member
+from bdjax.defenses.table import DEFENSES
 from bdjax.models import by_name
 from bdjax.population import Execution, adapt, default_execution, members, run
+from bdjax.train.experiment import Data, Subject, defend_member
 from bdjax.types import Attack, Model
 from benchmarks.measure import Network, badnets_on, network, seconds, synthetic, write
 
@@ -101,7 +101,7 @@ def _row(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def _calls(
     name: str, config: Any, model: Model, attack: Attack, data: Data, spc: int, execution: Execution, groups: Any
 ) -> list[Callable[[], Any]]:
-    """Per group of seeds a call that repairs its members, with one program for all groups of a size.
+    """Per group of seeds a call that defends its members, with one program for all groups of a size.
 
     The networks are untrained: what they have learned does not change the work, but for NC's early stopping.
     """

@@ -16,12 +16,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from bdjax.attacks import ATTACKS
-from bdjax.defenses import DEFENSES
-from bdjax.evaluation import evaluator
-from bdjax.experiment import Subject, attack_member, defend_member
+from bdjax.attacks.table import ATTACKS
+from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS, by_name
 from bdjax.population import Execution, adapt, members, run, size
+from bdjax.train.evaluate import evaluator
+from bdjax.train.experiment import Subject, attack_member, defend_member
 from benchmarks.measure import attacked_by, badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, training_of, write
 
 LOWERINGS = ("unrolled", "native", "patches", "mixed")

@@ -32,10 +32,10 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import tree
-from bdjax.compiler import options
 from bdjax.data import clean_subset
-from bdjax.defenses.grad_prune_passes import Plan, measurer, plan, scorer, sizes
+from bdjax.defenses.grad_prune.passes import Plan, measurer, plan, scorer, sizes
 from bdjax.models import MODELS
+from bdjax.population.compiler_options import options
 from bdjax.types import CleanSet, Model, Variables
 from benchmarks.measure import NETWORKS, network, synthetic, write
 from benchmarks.savings import best

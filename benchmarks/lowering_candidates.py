@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bdjax import lowerings
+from bdjax.nn import lowerings
 from bdjax.types import Array
 from benchmarks.shapes import Shape
 

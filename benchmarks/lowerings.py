@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bdjax import compiler
+from bdjax.population import compiler_options
 from bdjax.population.memory import device_memory
 from bdjax.types import Array
 from benchmarks.lowering_candidates import DIRECTIONS, TRIPS, Candidate, candidates, kernel_shape, over_members
@@ -176,7 +176,7 @@ class _Timed:
 
 def _compiled(candidate: Candidate, a: Array, b: Array) -> tuple[Callable[[], Array], float, Array]:
     start = time.perf_counter()
-    program = jax.jit(over_members(candidate), compiler_options=compiler.options()).lower(a, b).compile()
+    program = jax.jit(over_members(candidate), compiler_options=compiler_options.options()).lower(a, b).compile()
     took = time.perf_counter() - start
     return (lambda: program(a, b)), took, program(a, b)
 

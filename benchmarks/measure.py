@@ -16,10 +16,10 @@ import numpy as np
 import optax
 
 import bdjax
-from bdjax.attacks import ATTACKS
-from bdjax.experiment import Data, preparation, stage
+from bdjax.attacks.table import ATTACKS
 from bdjax.keys import root
-from bdjax.training import Trained, trainer
+from bdjax.train.experiment import Data, preparation, stage
+from bdjax.train.trainer import Trained, trainer
 from bdjax.types import Attack, Dataset, DataSpec, Member, Model, Split
 
 
@@ -61,7 +61,7 @@ def training_of(model: Model, attack: Attack, rows: int) -> Callable[..., Traine
     train = trainer(model, attack, rows)
 
     def function(member: Member, data: Data) -> Trained:
-        return train(member, data.train, data.stamped, data.assets)
+        return train(member, data.train, data.triggered, data.assets)
 
     return function
 

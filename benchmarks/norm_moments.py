@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bdjax import compiler, layers, normalisation
 from bdjax.models import MODELS
-from bdjax.population import adapt, default_execution
-from bdjax.training import cross_entropy, sgd
+from bdjax.nn import layers, normalisation
+from bdjax.population import adapt, compiler_options, default_execution
+from bdjax.train.optimisers import sgd
+from bdjax.train.trainer import cross_entropy
 from benchmarks.measure import NETWORKS, network, seconds, synthetic, write
 
 WAYS = ("about the running mean", "about a part of the batch", "two passes")  # the second is bdjax's
@@ -118,7 +119,7 @@ def _step(name: str, width: int, size: int, batch: int) -> Callable[[], Any]:
         update, state = optimiser.update(slope, state, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: -0.01 * u, update)), running, state
 
-    compiled = jax.jit(step, compiler_options=compiler.options())
+    compiled = jax.jit(step, compiler_options=compiler_options.options())
     state = optimiser.init(variables["params"])
     return lambda: compiled(variables["params"], variables["batch_stats"], state)
 

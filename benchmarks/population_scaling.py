@@ -20,23 +20,23 @@ from benchmarks.measure import badnets_on, seconds, synthetic, training_of, writ
 
 EXECUTIONS = {
     "vmap, native, scan": Execution("vmap", "native", "scan"),
-    "loop, native, scan": Execution("loop", "native", "scan"),
+    "sequential, native, scan": Execution("sequential", "native", "scan"),
     "vmap, unrolled, scan": Execution("vmap", "unrolled", "scan"),
-    "loop, mixed, scan": Execution("loop", "mixed", "scan"),
+    "sequential, mixed, scan": Execution("sequential", "mixed", "scan"),
     "vmap, mixed, scan": Execution("vmap", "mixed", "scan"),
     "map in 4, mixed, scan": Execution("map", "mixed", "scan", chunk=4),
-    "loop, patches, scan": Execution("loop", "patches", "scan"),
+    "sequential, patches, scan": Execution("sequential", "patches", "scan"),
     "vmap, patches, scan": Execution("vmap", "patches", "scan"),
-    "loop, native, dispatch": Execution("loop", "native", "dispatch"),
+    "sequential, native, dispatch": Execution("sequential", "native", "dispatch"),
     "vmap, native, dispatch": Execution("vmap", "native", "dispatch"),
     "vmap, unrolled, dispatch": Execution("vmap", "unrolled", "dispatch"),
-    "loop, mixed, dispatch": Execution("loop", "mixed", "dispatch"),
-    "loop, mixed, 3 steps a dispatch": Execution("loop", "mixed", "dispatch", unroll=3),
+    "sequential, mixed, dispatch": Execution("sequential", "mixed", "dispatch"),
+    "sequential, mixed, 3 steps a dispatch": Execution("sequential", "mixed", "dispatch", unroll=3),
     "vmap, mixed, dispatch": Execution("vmap", "mixed", "dispatch"),
     "unrolled, mixed, dispatch": Execution("unrolled", "mixed", "dispatch"),
 }
 # One step on a CPU, and up to 4 members: minutes otherwise.
-SLOW = ("vmap, native, scan", "loop, native, scan", "vmap, unrolled, scan", "vmap, native, dispatch")
+SLOW = ("vmap, native, scan", "sequential, native, scan", "vmap, unrolled, scan", "vmap, native, dispatch")
 
 
 def main() -> None:

@@ -21,8 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from bdjax.metrics import arr, der, rdr
-from bdjax.sweep import build, hashing, plan, store
-from bdjax.sweep.rows import blank
+from bdjax.store import hashing
+from bdjax.store import records as store
+from bdjax.store.rows import blank
+from bdjax.sweep import build, expand
+from bdjax.sweep.cell import Point, member_hash, set_hash
 
 SURVEY = Path(__file__).parents[1] / "experiments" / "survey.py"
 EPOCHS = 100  # of the course of losses that a record carries
@@ -53,14 +56,14 @@ def main() -> None:
     for title in ("first", "again"):
         begun = time.perf_counter()
         asked = ["plan", "--file", str(SURVEY), "--no-tune", "--no-memory"]
-        subprocess.run([sys.executable, "-m", "bdjax.cli", *asked], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "bdjax.cli.main", *asked], check=True, stdout=subprocess.DEVNULL)
         print(f"plan of the whole survey, {title}: {time.perf_counter() - begun:.1f} s")
 
 
 def measure(folder: Path, pages: int) -> None:
     """Load, render and draw some pages; print the seconds of each, and the most memory held."""
-    from bdjax.report import html
-    from bdjax.report.scenarios import scenarios
+    from bdjax.reporting import html
+    from bdjax.results.scenarios import scenarios
 
     marks = [time.perf_counter()]
     records = store.read(folder)
@@ -83,11 +86,11 @@ def measure(folder: Path, pages: int) -> None:
 def make(folder: Path, count: int) -> None:
     """A store of about so many records: the survey's grid with as many seeds as that takes."""
     grid = runpy.run_path(str(SURVEY))["grid"]
-    branches = plan.cells(grid)
+    branches = expand.cells(grid)
     cells = sum(1 + len(branch.defenses) for branch in branches)
     each = -(-count // cells)
-    points = [build.Point(seed, float(ratio), {}) for seed in grid.seeds for ratio in grid.poison_ratios][:each]
-    names = [build.member_hash(point) for point in points]
+    points = [Point(seed, float(ratio), {}) for seed in grid.seeds for ratio in grid.poison_ratio][:each]
+    names = [member_hash(point) for point in points]
     draw, left = np.random.default_rng(0), count
     for branch in branches:
         base = {}
@@ -115,7 +118,7 @@ def make(folder: Path, count: int) -> None:
                 rows.append(blank(**common, **numbers, **kept, member=name, seed=point.seed, ratio=point.ratio))
             left -= len(rows)
             if rows:
-                store.write_rows(folder, common["cell"], build.set_hash([row["member"] for row in rows]), rows)
+                store.write_rows(folder, common["cell"], set_hash([row["member"] for row in rows]), rows)
     assert left <= 0
 
 

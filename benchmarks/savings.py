@@ -25,14 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bdjax.attacks import ATTACKS
-from bdjax.compiler import options
+from bdjax.attacks.table import ATTACKS
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.depthwise import depthwise, live_taps
-from bdjax.experiment import stage
 from bdjax.keys import root
-from bdjax.pooled_linear import fold, pool, pool_matrix
-from bdjax.training import sgd
+from bdjax.nn.depthwise import depthwise, live_taps
+from bdjax.nn.folded_linear import fold, pool, pool_matrix
+from bdjax.population.compiler_options import options
+from bdjax.train.experiment import stage
+from bdjax.train.optimisers import sgd
 from benchmarks.measure import seconds, synthetic, write
 
 PARTS = ("depthwise", "linear", "stamping")
@@ -212,7 +212,7 @@ def _stamping(args: argparse.Namespace) -> Iterator[Group]:
         ways = {
             how: functools.partial(
                 _jit(functools.partial(f, attack, trigger, spec), (0, 0, 0, None, None)),
-                *(rows, hit[:, :, None, None, None], keys, data.train.images, data.stamped),
+                *(rows, hit[:, :, None, None, None], keys, data.train.images, data.triggered),
             )
             for how, f in both.items()
         }

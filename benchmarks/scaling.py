@@ -16,11 +16,11 @@ from typing import Any
 
 import jax
 
-from bdjax.evaluation import evaluator
 from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, default_execution, members, run, take
 from bdjax.population.execute import compiled
 from bdjax.population.memory import program_bytes
+from bdjax.train.evaluate import evaluator
 from benchmarks.measure import badnets_on, seconds, synthetic, training_of, write
 
 AXES = ("members", "devices", "size", "evaluate")
@@ -81,7 +81,7 @@ def _trained(args: argparse.Namespace, execution: Execution, count: int, size: i
 
     row = _timed(lambda: run(function, stack, (data,), execution), count * rows, args.rounds)
     one_program = execution.loop == "scan" and execution.devices == 1
-    at_once = 1 if execution.strategy == "loop" else min(execution.chunk or count, count)
+    at_once = 1 if execution.strategy == "sequential" else min(execution.chunk or count, count)
     memory = _bytes(function, take(stack, range(at_once)), data, execution) if one_program else None
     told = {"members": count, "size": size, "devices": execution.devices, "how": _name(execution)}
     return {**told, **row, "device MiB": None if memory is None else memory / 2**20}
@@ -108,9 +108,9 @@ def _timed(call: Callable[[], Any], images: int, rounds: int) -> dict[str, float
 
 def _bytes(function: Callable[..., Any], stack: Any, data: Any, execution: Execution) -> int:
     """What the program of the members that run at once needs: arguments, results and temporaries."""
-    batched = execution.strategy != "loop"
+    batched = execution.strategy != "sequential"
     if not batched:
-        stack = jax.tree.map(lambda x: x[0], stack)
+        stack = take(stack, 0)
     return program_bytes(compiled(function, batched, 1, 1).lower(stack, data).compile())
 
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bdjax import compiler
 from bdjax.models import MODELS
-from bdjax.population import Execution, adapt, default_execution, members, run
-from bdjax.training import cross_entropy, sgd
+from bdjax.population import Execution, adapt, compiler_options, default_execution, members, run
+from bdjax.train.optimisers import sgd
+from bdjax.train.trainer import cross_entropy
 from benchmarks.measure import NETWORKS, badnets_on, network, seconds, synthetic, training_of, write
 
 
@@ -89,7 +89,9 @@ def _programs(name: str, width: int, size: int, batch: int, steps: int) -> dict[
             found = f(argument, images * (1 + 0 * last))
             return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(found)), None
 
-        program = jax.jit(lambda: lax.scan(trip, jnp.float32(0), None, length=steps)[0], compiler_options=compiler.options())
+        program = jax.jit(
+            lambda: lax.scan(trip, jnp.float32(0), None, length=steps)[0], compiler_options=compiler_options.options()
+        )
         return program, steps
 
     return {

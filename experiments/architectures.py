@@ -11,14 +11,14 @@ Expectation:  ratio 0.1 teaches every network the backdoor; ratio 0 stays at the
 
 import dataclasses
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    datasets=("cifar10", "gtsrb"),
-    models=("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large"),
-    attacks=("badnets",),
-    defenses=(),
-    poison_ratios=(0.0, 0.1),
+    dataset=("cifar10", "gtsrb"),
+    model=("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large"),
+    attack=("badnets",),
+    defense=(),
+    poison_ratio=(0.0, 0.1),
     seeds=(0, 1, 2),
 )
 small = dataclasses.replace(

@@ -12,20 +12,20 @@ Expectation:  at 10 % each attack is learned; at ratio 0 triggered images are ca
 
 import dataclasses
 
-from bdjax.attacks import ATTACKS
-from bdjax.sweep.plan import Grid
+from bdjax.attacks.table import ATTACKS
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    datasets=("cifar10",),
-    models=("preactresnet18",),
-    attacks=tuple(ATTACKS),
-    defenses=(),
-    poison_ratios=(0.0, 0.01, 0.05, 0.1),
+    dataset=("cifar10",),
+    model=("preactresnet18",),
+    attack=tuple(ATTACKS),
+    defense=(),
+    poison_ratio=(0.0, 0.01, 0.05, 0.1),
     seeds=(0, 1, 2),
 )
 small = dataclasses.replace(
     grid,
-    models=("cnn",),
+    model=("cnn",),
     width=16,
     epochs=15,
     batch=32,

@@ -1,4 +1,4 @@
-"""BadNets and Blended on CIFAR-10, repaired by FT, FP and CLP with 10 and with 100 clean samples per class.
+"""BadNets and Blended on CIFAR-10, defended by FT, FP and CLP with 10 and with 100 clean samples per class.
 
 Command:      bdjax sweep experiments/cifar10_badnets.py --data-dir DIR --out results/cifar10_badnets [--scale small]
 Hardware:     grid: one GPU, not run yet; small: 2 CPU cores
@@ -9,23 +9,23 @@ Expectation:  small, ratio 0.1: ASR 0.93, ACC 0.52 before any defense (3 seeds);
 
 import dataclasses
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    datasets=("cifar10",),
-    models=("preactresnet18",),
-    attacks=("badnets", "blended"),
-    defenses=("ft", "fp", "clp"),
-    poison_ratios=(0.0, 0.05, 0.1),
+    dataset=("cifar10",),
+    model=("preactresnet18",),
+    attack=("badnets", "blended"),
+    defense=("ft", "fp", "clp"),
+    poison_ratio=(0.0, 0.05, 0.1),
     spc=(10, 100),
     seeds=(0, 1, 2, 3),
 )
 small = dataclasses.replace(
     grid,
-    models=("cnn",),
-    attacks=("badnets",),
+    model=("cnn",),
+    attack=("badnets",),
     width=16,
-    poison_ratios=(0.0, 0.1),
+    poison_ratio=(0.0, 0.1),
     seeds=(0, 1, 2),
     epochs=15,
     batch=32,

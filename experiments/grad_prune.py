@@ -12,7 +12,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 VARIANTS = "experiments/grad_prune_variants.py"  # relative, so that a cell has one name on every machine: run from the repository
 WITHOUT_TRIGGER = (f"{VARIANTS}:universal", f"{VARIANTS}:sample", f"{VARIANTS}:generator")
@@ -31,18 +31,18 @@ CUTS = {
 }
 
 grid = Grid(
-    datasets=("cifar10", "gtsrb"),
-    models=("preactresnet18",),
-    attacks=("badnets", "blended", "low_frequency", "bpp"),
-    defenses=("grad_prune", *WITHOUT_TRIGGER, "ft", "fp", "nad", "nc", "anp", "i_bau", "ft_sam", "clp"),
-    poison_ratios=(0.0, 0.1),
+    dataset=("cifar10", "gtsrb"),
+    model=("preactresnet18",),
+    attack=("badnets", "blended", "low_frequency", "bpp"),
+    defense=("grad_prune", *WITHOUT_TRIGGER, "ft", "fp", "nad", "nc", "anp", "i_bau", "ft_sam", "clp"),
+    poison_ratio=(0.0, 0.1),
     spc=(2, 10, 100),
     seeds=(0, 1, 2),
 )
 small = dataclasses.replace(
     ATTACKED,
-    defenses=grid.defenses,
-    poison_ratios=(0.1,),
+    defense=grid.defense,
+    poison_ratio=(0.1,),
     spc=grid.spc,
     defense_config=CUTS,
     hyper={"i_bau": {"lr": (1e-3,)}, "anp": {"lr": (0.05,)}, "nc": {"outlier": (0.9,)}},

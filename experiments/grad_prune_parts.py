@@ -12,7 +12,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 VARIANTS = "experiments/grad_prune_variants.py"  # relative, so that a cell has one name on every machine: run from the repository
 PARTS = ("published", "published_rounds", "drift", "pruning", "drift_pruning", "tuning")
@@ -20,11 +20,11 @@ DEFENSES = ("grad_prune", *(f"{VARIANTS}:{part}" for part in PARTS))
 ATTACKED: Grid = runpy.run_path(str(Path(__file__).with_name("attacks.py")))["small"]  # the same networks as in its table
 
 grid = Grid(
-    datasets=("cifar10",),
-    models=("preactresnet18",),
-    attacks=ATTACKED.attacks,
-    defenses=DEFENSES,
-    poison_ratios=(0.1,),
+    dataset=("cifar10",),
+    model=("preactresnet18",),
+    attack=ATTACKED.attack,
+    defense=DEFENSES,
+    poison_ratio=(0.1,),
     spc=(10, 100),
     seeds=(0, 1, 2),
     # The published tolerance, and one that lets a small network lose more for its few filters.
@@ -32,8 +32,8 @@ grid = Grid(
 )
 small = dataclasses.replace(
     ATTACKED,
-    defenses=DEFENSES,
-    poison_ratios=(0.1,),
+    defense=DEFENSES,
+    poison_ratio=(0.1,),
     spc=(10,),
     hyper=grid.hyper,
     defense_config={name: {"rounds": 60, "epochs": 60} for name in DEFENSES},

@@ -12,8 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bdjax.report.figures import COLORS, GREY, PAPER, legend, panels_of, styled
-from bdjax.sweep import store
+from bdjax.reporting.figures import COLORS, GREY, PAPER, legend, panels_of, styled
+from bdjax.store import records
 
 PARTS = {
     "tuning": "tuning alone",
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--spc", type=int, default=10)
     parser.add_argument("--model", default="cnn")
     args = parser.parse_args()
-    fine = [row for row in store.read_rows(args.folder) if row["ratio"] > 0 and row["status"] == "ok"]
+    fine = [row for row in records.read_rows(args.folder) if row["ratio"] > 0 and row["status"] == "ok"]
     drawn = picture([row for row in fine if row["model"] == args.model], args.spc)
     drawn.savefig(args.save, dpi=110)
     print(args.save)

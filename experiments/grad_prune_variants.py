@@ -6,7 +6,8 @@ For `--defense experiments/grad_prune_variants.py:NAME`. Each takes Grad-Prune's
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bdjax.defenses.grad_prune import PRESETS, Config, grad_prune
+from bdjax.defenses.grad_prune.grad_prune import PRESETS, grad_prune
+from bdjax.defenses.grad_prune.settings import Config
 from bdjax.types import Defense, Model
 
 

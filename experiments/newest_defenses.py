@@ -11,26 +11,26 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 ATTACKED: Grid = runpy.run_path(str(Path(__file__).with_name("attacks.py")))["small"]  # the same networks as in its table
 
 grid = Grid(
-    datasets=("cifar10", "gtsrb"),
-    models=("preactresnet18",),
-    attacks=("badnets", "blended"),
-    defenses=("ims", "bti_dbf", "nft", "fmp"),
-    poison_ratios=(0.0, 0.1),
+    dataset=("cifar10", "gtsrb"),
+    model=("preactresnet18",),
+    attack=("badnets", "blended"),
+    defense=("ims", "bti_dbf", "nft", "fmp"),
+    poison_ratio=(0.0, 0.1),
     spc=(10, 100),
     seeds=(0, 1, 2),
 )
 small = dataclasses.replace(
     ATTACKED,
-    attacks=grid.attacks,
-    attack_recipe={name: ATTACKED.attack_recipe[name] for name in grid.attacks},
+    attack=grid.attack,
+    attack_recipe={name: ATTACKED.attack_recipe[name] for name in grid.attack},
     attack_config={},
-    defenses=grid.defenses,
-    poison_ratios=(0.1,),
+    defense=grid.defense,
+    poison_ratio=(0.1,),
     spc=grid.spc,
     defense_config={
         "ims": {"start_rounds": 50, "search_rounds": 60, "settle_rounds": 60, "inner_steps": 10},

@@ -11,21 +11,21 @@ Expectation:  defenses that score channels find the few that carry a backdoor of
 
 import dataclasses
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    datasets=("cifar10", "gtsrb"),
-    models=("preactresnet18",),
-    attacks=("badnets", "blended"),
-    defenses=("anp", "clp", "rnp", "awn", "bnp", "npd", "pbe", "mm_bd"),
-    poison_ratios=(0.0, 0.1),
+    dataset=("cifar10", "gtsrb"),
+    model=("preactresnet18",),
+    attack=("badnets", "blended"),
+    defense=("anp", "clp", "rnp", "awn", "bnp", "npd", "pbe", "mm_bd"),
+    poison_ratio=(0.0, 0.1),
     spc=(10, 100),
     seeds=(0, 1, 2),
 )
 small = dataclasses.replace(
     grid,
-    datasets=("cifar10",),
-    models=("cnn",),
+    dataset=("cifar10",),
+    model=("cnn",),
     width=16,
     train_images=5000,
     test_images=1000,

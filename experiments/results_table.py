@@ -17,11 +17,10 @@ import numpy as np
 from bdjax.data import spec
 from bdjax.defenses import DEFENSES
 from bdjax.models import cnn
-from bdjax.report.figures import ratio_title
-from bdjax.report.tables import marks, percent
-from bdjax.sweep import store
-from bdjax.sweep.hashing import plain
-from bdjax.sweep.plugins import factory
+from bdjax.plugins.load import factory
+from bdjax.results.wording import marks, percent, ratio_title
+from bdjax.store import records
+from bdjax.store.hashing import plain
 
 RATES = ("acc", "asr", "ra", "der")
 
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float)
     args = parser.parse_args()
     wanted = {fact: value for fact in ("dataset", "attack", "profile", "ratio") if (value := getattr(args, fact)) is not None}
-    rows = [row for row in store.read_rows(args.folder) if all(row[fact] == value for fact, value in wanted.items())]
+    rows = [row for row in records.read_rows(args.folder) if all(row[fact] == value for fact, value in wanted.items())]
     sections = defaultdict(list)
     for row in rows:
         if args.defense in (None, row["defense"]) or row["defense"] == "none":

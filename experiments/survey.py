@@ -14,18 +14,18 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.attacks import ATTACKS
-from bdjax.defenses import DEFENSES
-from bdjax.sweep.plan import Grid
+from bdjax.attacks.table import ATTACKS
+from bdjax.defenses.table import DEFENSES
+from bdjax.sweep.grid import Grid
 
 ATTACKED: Grid = runpy.run_path(str(Path(__file__).with_name("attacks.py")))["small"]  # the same networks as in its table
 
 grid = Grid(
-    datasets=("cifar10", "gtsrb", "tiny_imagenet"),
-    models=("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large"),
-    attacks=tuple(ATTACKS),
-    defenses=tuple(DEFENSES),
-    poison_ratios=(0.0, 0.01, 0.05, 0.1),
+    dataset=("cifar10", "gtsrb", "tiny_imagenet"),
+    model=("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large"),
+    attack=tuple(ATTACKS),
+    defense=tuple(DEFENSES),
+    poison_ratio=(0.0, 0.01, 0.05, 0.1),
     spc=(2, 10, 100),
     seeds=tuple(range(9)),
     about="The survey ran 122,236: its axes with 9 runs each are 16 x 8 x 3 x 4 x 3 x 3 x 9 = 124,416, of which some cannot be "
@@ -33,8 +33,8 @@ grid = Grid(
 )
 small = dataclasses.replace(
     ATTACKED,
-    defenses=grid.defenses,
-    poison_ratios=(0.1,),
+    defense=grid.defense,
+    poison_ratio=(0.1,),
     spc=(2, 10),
     # Lengths that a CPU has, and rates for as few steps; the longest methods are cut further than in experiments/results/.
     defense_config={

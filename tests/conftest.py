@@ -40,6 +40,19 @@ import numpy as np
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests import shapes
+
+shapes.install()  # before anything imports what it checks
+
+from tests.populations import (  # noqa: E402, F401  fixtures
+    imported,
+    own_cache,
+    population,
+    same_programs,
+    shared_programs,
+    together,
+)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that stay: looking at them every 700 took 9 % of the time

@@ -2,10 +2,10 @@
 
 import functools
 
-from bdjax.attacks import ATTACKS
-from bdjax.defenses import DEFENSES
+from bdjax.attacks.table import ATTACKS
+from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import PROFILES, DataSpec
 from tests.later import some_later
 

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import training
-from bdjax.convolution import LOWERINGS
-from bdjax.defenses import DEFENSES
-from bdjax.evaluation import evaluator
-from bdjax.experiment import Subject, attack_member, defend_member, stage
-from bdjax.models import MODELS, cnn
+from bdjax.defenses.table import DEFENSES
+from bdjax.models import MODELS
+from bdjax.models.cnn import cnn
+from bdjax.nn.convolution import LOWERINGS
 from bdjax.population import members
+from bdjax.train import trainer
+from bdjax.train.evaluate import evaluator
+from bdjax.train.experiment import Subject, attack_member, defend_member, stage
 from bdjax.types import PROFILES, Split
 from tests.networks import PUBLISHED, spec
 from tests.programs import PLATFORMS, abstract, check_export, custom_calls, exported
@@ -108,8 +109,8 @@ def test_a_single_training_step_of_a_population(name, lowering, toy, stacked, mo
         seen.append((body, (shared, carry, jax.tree.map(lambda x: x[0], xs))))
         return carry
 
-    monkeypatch.setattr(training, "steps", spy)
-    train = training.trainer(network(name, lowering, 16), attack, ROWS)
+    monkeypatch.setattr(trainer, "steps", spy)
+    train = trainer.trainer(network(name, lowering, 16), attack, ROWS)
     images = jax.ShapeDtypeStruct((ROWS, 32, 32, 3), jnp.uint8)
     jax.eval_shape(train, *abstract((one(stacked), data.train._replace(images=images), images, data.assets)))
     step, arguments = seen[0]

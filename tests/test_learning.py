@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax import data, experiment, population
-from bdjax.attacks import ATTACKS
+from bdjax import data, population
+from bdjax.attacks.table import ATTACKS
 from bdjax.keys import root
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
+from bdjax.train import experiment
 
 
 class Probe(NamedTuple):

@@ -35,8 +35,8 @@ def examples(tmp_path):
 
 
 def test_the_example_attack_runs_as_printed(examples):
-    from bdjax.attacks import ATTACKS
-    from bdjax.sweep.plugins import factory
+    from bdjax.attacks.table import ATTACKS
+    from bdjax.plugins.load import factory
 
     attack = factory("attack", f"{examples}/frame.py:frame", ATTACKS)(spec("digits"), {"target": 3}, profile="corrected")
     stamped = attack.stamp(attack.init(jax.random.key(0), None), jax.random.key(1), jnp.zeros((2, 16, 16, 3), jnp.float32))
@@ -45,8 +45,8 @@ def test_the_example_attack_runs_as_printed(examples):
 
 
 def test_the_example_defense_runs_as_printed(examples):
-    from bdjax.defenses import DEFENSES
-    from bdjax.sweep.plugins import factory
+    from bdjax.defenses.table import DEFENSES
+    from bdjax.plugins.load import factory
 
     model = MODELS["cnn"](spec("digits"), width=4)
     defense = factory("defense", f"{examples}/loud.py:loud", DEFENSES)(model, None, profile="corrected")
@@ -56,6 +56,6 @@ def test_the_example_defense_runs_as_printed(examples):
     for part in norm.split("/"):
         node = node[part]
     node["scale"] = jnp.asarray(np.r_[[9.0], np.ones(node["scale"].shape[0] - 1)], jnp.float32)
-    repair = defense.repair(jax.random.key(0), DefenderView(variables), defense.hyper)
-    assert repair.trace.pruned.tolist() == [1] + [0] * (len(model.arch.norms) - 1)
-    assert repair.masks[norm].tolist()[:2] == [0.0, 1.0]
+    defended = defense.defend(jax.random.key(0), DefenderView(variables), defense.hyper)
+    assert defended.trace.pruned.tolist() == [1] + [0] * (len(model.arch.norms) - 1)
+    assert defended.masks[norm].tolist()[:2] == [0.0, 1.0]

@@ -10,20 +10,22 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.convolution import LOWERINGS
-from bdjax.defenses import DEFENSES
+from bdjax.cli.flags import Scenario, grid_of
+from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
-from bdjax.evaluation import EvalSet, evaluator
 from bdjax.keys import Stream, stream
-from bdjax.models import MODELS, PRECISIONS, cnn
+from bdjax.models import MODELS, PRECISIONS
+from bdjax.models.cnn import cnn
+from bdjax.nn.convolution import LOWERINGS
 from bdjax.population import Execution
-from bdjax.report.pool import table
-from bdjax.report.tables import markdown
-from bdjax.sweep import build, plan, store
+from bdjax.reporting.tables import markdown
+from bdjax.results.pool import table
+from bdjax.store import records
+from bdjax.sweep import build, expand
 from bdjax.sweep import run as sweep
-from bdjax.sweep.flags import Scenario, grid_of
-from bdjax.sweep.plan import Grid
-from bdjax.training import cross_entropy, trainer
+from bdjax.sweep.grid import Grid
+from bdjax.train.evaluate import EvalSet, evaluator
+from bdjax.train.trainer import cross_entropy, trainer
 from bdjax.types import CleanSet, DefenderView
 from tests.later import some_later
 from tests.networks import SLOWEST, activated, reduced, shapes
@@ -161,7 +163,7 @@ def repaired(trained, tiny_dataset):
         view = DefenderView(variables, clean if "clean" in defense.needs else None, triggered)
         # With a weight of a thousand rounding would decide.
         hyper = jax.tree.map(lambda x: np.where(x > 100, 1, x).astype(np.asarray(x).dtype), defense.hyper)
-        return jax.device_get(jax.jit(defense.repair)(jax.random.key(0), view, hyper))
+        return jax.device_get(jax.jit(defense.defend)(jax.random.key(0), view, hyper))
 
     return run
 
@@ -184,38 +186,38 @@ def test_fine_tuning_loses_as_much_in_bfloat16(repaired):
     np.testing.assert_allclose(half, full, rtol=0.1, atol=0.02)
 
 
-SMALL = Grid(defenses=("ft",), poison_ratios=(0.1,), spc=(2,), width=4, epochs=1, batch=25, train_images=100, test_images=50)
+SMALL = Grid(defense=("ft",), poison_ratio=(0.1,), spc=(2,), width=4, epochs=1, batch=25, train_images=100, test_images=50)
 SMALL = dataclasses.replace(SMALL, defense_config={"ft": {"epochs": 1}})
 
 
 def test_the_flag_reaches_the_model_and_the_hash():
     cells = {}
     for precision in PRECISIONS:
-        (branch,) = plan.cells(grid_of(Scenario(precision=precision), SMALL))
+        (branch,) = expand.cells(grid_of(Scenario(precision=precision), SMALL))
         model, _ = build.attacked(branch.train)
         images = jnp.zeros((1, *model.spec.image_shape))
         out = jax.eval_shape(lambda model=model, x=images: model.apply(model.init(jax.random.key(0)), x, record=("conv1",)))
         assert out.taps["conv1"].dtype == jnp.dtype(precision)
         assert build.describe(branch.train, "data")["model"]["precision"] == precision
         cells[precision] = [build.cell_hash(cell, "data") for cell in (branch.train, *branch.defenses)]
-    (plain,) = plan.cells(SMALL)
+    (plain,) = expand.cells(SMALL)
     assert cells["float32"] == [build.cell_hash(cell, "data") for cell in (plain.train, *plain.defenses)]
     assert not set(cells["float32"]) & set(cells["bfloat16"])
 
 
 def test_a_precision_that_does_not_exist_names_the_nearest():
     with pytest.raises(UserError, match=r"unknown precision 'bfloat'.*'bfloat16'"):
-        plan.cells(grid_of(Scenario(precision="bfloat"), SMALL))
+        expand.cells(grid_of(Scenario(precision="bfloat"), SMALL))
 
 
 @pytest.mark.slow  # two trainings
 def test_records_and_tables_tell_the_precision(tmp_path):
-    how = Execution("loop", "patches", "dispatch")
+    how = Execution("sequential", "patches", "dispatch")
     for precision in PRECISIONS:
-        grid = dataclasses.replace(SMALL, precision=precision, defenses=("none",), defense_config={})
+        grid = dataclasses.replace(SMALL, precision=precision, defense=("none",), defense_config={})
         frame = sweep.run(grid, tmp_path, execution=how)
         assert set(frame["status"]) == {"ok"}
-    frame = store.read(tmp_path)
+    frame = records.read(tmp_path)
     assert sorted(json.loads(config)["model"]["precision"] for config in frame["config"]) == ["bfloat16", "float32"]
     pooled = table(frame)
     assert sorted(pooled["precision"]) == ["bfloat16", "float32"] and set(pooled["runs"]) == {1}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.pooled_linear import GRID, fold, unfold
+from bdjax.nn.folded_linear import GRID, fold, unfold
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

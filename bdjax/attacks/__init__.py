@@ -1,23 +1,5 @@
 """Attacks, by name: each entry is a factory ``(spec, config=None, *, profile="corrected") -> Attack``."""
 
-from bdjax.attacks.badnets import badnets
-from bdjax.attacks.blended import blended
-from bdjax.attacks.bpp import bpp
-from bdjax.attacks.input_aware import input_aware
-from bdjax.attacks.low_frequency import low_frequency
-from bdjax.attacks.sig import sig
-from bdjax.attacks.ssba import ssba
-from bdjax.attacks.wanet import wanet
+from bdjax.attacks.table import ATTACKS
 
-ATTACKS = {
-    "badnets": badnets,
-    "blended": blended,
-    "sig": sig,
-    "low_frequency": low_frequency,
-    "ssba": ssba,
-    "input_aware": input_aware,
-    "wanet": wanet,
-    "bpp": bpp,
-}
-
-__all__ = ["ATTACKS", "badnets", "blended", "bpp", "input_aware", "low_frequency", "sig", "ssba", "wanet"]
+__all__ = ["ATTACKS"]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.errors import choose
-from bdjax.types import Array, DataSpec, Key
+from bdjax.types import Array, DataSpec, Float, Key
 
 HOW = ("batch", "sample", "none")
 PAD, SIDE = 5, 32  # border of the crop, in pixels, from this side on
@@ -16,11 +16,11 @@ ANGLE = math.radians(10)  # of the rotation, at most
 
 
 def border(height: int, width: int) -> int:
-    """The border of the crop in pixels: 5, and in proportion to the shorter side for images smaller than 32 pixels."""
+    """Return the border of the crop in pixels: 5, and in proportion to the shorter side for images smaller than 32 pixels."""
     return min(PAD, round(PAD * min(height, width) / SIDE))
 
 
-def batch_augment(key: Key, images: Array, spec: DataSpec, how: str = "batch") -> Array:
+def batch_augment(key: Key, images: Float[Array, "b h w c"], spec: DataSpec, how: str = "batch") -> Float[Array, "b h w c"]:
     """Crop with probability 0.8, then rotate with 0.5, then (where the data set allows it) mirror with 0.5.
 
     Crop: pad by p = :func:`border` pixels and cut the original size at an offset uniform on {0 … 2 p} per axis. Rotation about
@@ -30,12 +30,9 @@ def batch_augment(key: Key, images: Array, spec: DataSpec, how: str = "batch") -
 
     Args:
       key: one key for the batch.
-      images: f32[b h w c] in [0, 1].
+      images: in [0, 1].
       spec: its mean, and whether to mirror.
       how: "batch": one draw for all images; "sample": one draw per image; "none": the images as they are (static).
-
-    Returns:
-      f32[b h w c] in [0, 1].
 
     Raises:
       UserError: another ``how``.
@@ -76,11 +73,11 @@ def draw(key: Key, n: int, pad: int, flip: bool) -> Moves:
     )
 
 
-def move(images: Array, moves: Moves, fill: tuple[float, ...]) -> Array:
+def move(images: Float[Array, "b h w c"], moves: Moves, fill: tuple[float, ...]) -> Float[Array, "b h w c"]:
     """Crop, rotate and mirror as in :func:`batch_augment`, by the given moves.
 
     Args:
-      images: f32[b h w c].
+      images: of any range.
       moves: one per image, or one for all.
       fill: the colour of what comes from outside the image, c numbers.
     """

@@ -8,14 +8,14 @@ from typing import Annotated, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.attacks.channels import three_channels
-from bdjax.attacks.given import given
+from bdjax.attacks.greyscale import three_channels
 from bdjax.attacks.picture_file import read_picture
 from bdjax.attacks.selection import any_class, labelled
+from bdjax.attacks.user_files import given
 from bdjax.configure import ADDED
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
-from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
+from bdjax.types import PROFILES, Array, Attack, DataSpec, Float, Key, Recipe, UInt8
 
 __all__ = ["Config", "blended", "picture"]
 
@@ -60,7 +60,7 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
 
     ``picture`` is an image file of any size, scaled to that of the images as data sets are (Pillow's bilinear filter, aspect
     ratio not kept), grey or in colour. Where it is transparent less of it is blended in: alpha times its opacity. Records hold
-    the hash of the file and not its path (:mod:`bdjax.attacks.given`).
+    the hash of the file and not its path (:mod:`bdjax.attacks.user_files`).
 
     Args:
       spec: data set facts; images with 3 channels, or with a ``picture`` 1 or 3.
@@ -87,24 +87,24 @@ def blended(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *,
         pixels, opacity = picture(height, width).astype(np.int32), np.full((height, width, 1), 255, np.int32)
     else:
         raise three_channels("blended", "picture", spec, "or give a picture of your own: --config blended.picture=FILE")
-    whole = 1000 * 255  # alpha and opacity as one whole number, so that (1000 - a) x + a D is exact where the picture is opaque
+    unit = 1000 * 255  # alpha and opacity as one whole number, so that (1000 - a) x + a D is exact where the picture is opaque
     train_share, test_share = (_thousandths(field, getattr(resolved, field)) for field in ("alpha", "test_alpha"))
 
-    def stamper(share: int) -> Callable[[Any, Key, Array], Array]:
-        def stamp(trigger: Any, key: Key, images: Array) -> Array:
-            kept, added = jnp.asarray(whole - share * opacity)[None], jnp.asarray(share * opacity * pixels)[None]
-            mixed = (kept * to_uint8(images).astype(jnp.int32) + added) // whole
+    def trigger_of(share: int) -> Callable[[Any, Key, Array], Array]:
+        def stamp(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+            kept, added = jnp.asarray(unit - share * opacity)[None], jnp.asarray(share * opacity * pixels)[None]
+            mixed = (kept * to_uint8(images).astype(jnp.int32) + added) // unit
             return to_float(mixed.astype(jnp.uint8))
 
         return stamp
 
-    train_stamp = stamper(train_share) if train_share != test_share else None
-    return Attack(lambda key, assets: {}, any_class, stamper(test_share), relabel, Recipe(), resolved, train_stamp=train_stamp)
+    train_stamp = trigger_of(train_share) if train_share != test_share else None
+    return Attack(lambda key, assets: {}, any_class, trigger_of(test_share), relabel, Recipe(), resolved, train_stamp=train_stamp)
 
 
-def _own(field: str, path: Path, height: int, width: int, channels: int) -> np.ndarray:
-    """The user's picture at the size of the images, u8[h w c + 1] with its opacity."""
-    found: np.ndarray = read_picture(field, path, channels, (height, width))
+def _own(field: str, path: Path, height: int, width: int, channels: int) -> UInt8[np.ndarray, "h w _"]:
+    """Return the user's picture at the size of the images, its opacity as one more channel."""
+    found = read_picture(field, path, channels, (height, width))
     if not found[:, :, -1].any():
         raise UserError(f"{field}: {path} is transparent everywhere, so it would change nothing")
     return found
@@ -118,8 +118,8 @@ def _thousandths(field: str, share: float) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def picture(height: int, width: int) -> np.ndarray:
-    """A face of sixteen filled ellipses on white, u8[h w 3]: the mean of 8x8 samples per pixel, rounded half up."""
+def picture(height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a face of sixteen filled ellipses on white: the mean of 8x8 samples per pixel, rounded half up."""
     y = ((np.arange(FINE * height) + 0.5) / (FINE * height))[:, None]
     x = ((np.arange(FINE * width) + 0.5) / (FINE * width))[None, :]
     canvas = np.full((FINE * height, FINE * width, 3), 255, np.int64)

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 
 from bdjax.errors import UserError, first_line
+from bdjax.types import UInt8
 
 CHANNELS = (1, 3)  # of images that a picture can be made for
 
 
-def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | None = None, longest: int | None = None) -> Any:
-    """The pixels of an image file and how opaque they are.
+def read_picture(
+    field: str, path: Path, channels: int, size: tuple[int, int] | None = None, longest: int | None = None
+) -> UInt8[np.ndarray, "h w _"]:
+    """Return the pixels of an image file and how opaque they are.
 
     Grey pictures become colour ones where images have 3 channels, and the other way round; palettes, CMYK and 16-bit grey are
     turned into 8 bits per channel. The first picture of an animation is taken, turned upright as its file says.
@@ -26,7 +29,7 @@ def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | 
       longest: pixels of its longer side, to which it is scaled with its aspect ratio kept. None: its own size.
 
     Returns:
-      u8[h w c + 1]; the last channel is 0 where the picture is transparent and 255 where it is opaque.
+      c + 1 channels; the last is 0 where the picture is transparent and 255 where it is opaque.
 
     Raises:
       UserError: another number of channels, or a file that Pillow cannot read as an image.
@@ -44,8 +47,8 @@ def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | 
         raise
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
         known = not isinstance(error, UnidentifiedImageError)
-        told = first_line(error) if known else "it is no image that Pillow knows"
-        raise UserError(f"{field}: {path} cannot be read as an image: {told}; give a PNG, JPEG, BMP or WebP file") from None
+        reason = first_line(error) if known else "it is no image that Pillow knows"
+        raise UserError(f"{field}: {path} cannot be read as an image: {reason}; give a PNG, JPEG, BMP or WebP file") from None
     if longest is not None:
         factor = longest / max(image.size)
         size = (max(1, round(image.height * factor)), max(1, round(image.width * factor)))
@@ -58,7 +61,7 @@ def read_picture(field: str, path: Path, channels: int, size: tuple[int, int] | 
 
 
 def _eight_bits(image: Any, field: str, path: Path) -> Any:
-    """A picture of any mode as RGBA with 8 bits per channel."""
+    """Return a picture of any mode as RGBA with 8 bits per channel."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax.attacks.share import share
 from bdjax.configure import configure
 from bdjax.errors import UserError, choose
-from bdjax.types import PROFILES, Array, DataSpec, Key
+from bdjax.types import PROFILES, Array, Bool, DataSpec, Int, Key
 
-Select = Callable[[Key, Array, Array], tuple[Array, Array]]
-Relabel = Callable[[Array], Array]
+Select = Callable[[Key, Int[Array, " n"], Int[Array, ""]], tuple[Bool[Array, " n"], Bool[Array, ""]]]
+Relabel = Callable[[Int[Array, " b"]], Int[Array, " b"]]
 LABELS = ("all_to_one", "all_to_all")
 WITHIN = ("all", "class")
 
@@ -27,7 +28,7 @@ class Config(NamedTuple):
 def labelled(
     spec: DataSpec, config: Any, owner: str, profile: str, presets: Mapping[str, Any] | None = None
 ) -> tuple[Any, Relabel]:
-    """The checked configuration of an attack and its label rule.
+    """Return the checked configuration of an attack and its label rule.
 
     Args:
       spec: data set facts.
@@ -51,7 +52,7 @@ def labelled(
     return resolved, all_to_all(spec.classes)
 
 
-def any_class(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+def any_class(key: Key, labels: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
     """Choose ``count`` of all rows, whatever their class: those that one random permutation ranks below ``count``.
 
     For one key a smaller count chooses a subset of what a larger one chooses. Rows of the target class are chosen like any other:
@@ -59,11 +60,11 @@ def any_class(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
 
     Args:
       key: the key of the stream SELECT.
-      labels: i32[n].
-      count: i32[], rows to poison, round(ratio n); may be traced.
+      labels: of all rows.
+      count: rows to poison, round(ratio n); may be traced.
 
     Returns:
-      (poisoned bool[n], feasible bool[]: there are that many rows).
+      (which rows are poisoned, whether it is feasible: there are that many rows).
 
     Source: K. Dunnett et al., "Countering Backdoor Attacks in Image Recognition: A Survey and Evaluation of Mitigation
       Strategies", arXiv 2411.11200, 2024: the ratio refers to all training rows.
@@ -73,7 +74,7 @@ def any_class(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
 
 
 def one_class(target: int, within: str = "all") -> Select:
-    """A clean-label selection: only rows of the target class, those that one random permutation ranks first among them.
+    """Return a clean-label selection: only rows of the target class, those that one random permutation ranks first among them.
 
     With rank_i the place of row i among the n_t rows of class t, poisoned_i = (y_i = t and rank_i < k). For one key a smaller
     count chooses a subset of what a larger one chooses.
@@ -84,7 +85,7 @@ def one_class(target: int, within: str = "all") -> Select:
         n), half to even, exact in integers.
 
     Returns:
-      ``select(key, labels, count) -> (poisoned bool[n], feasible bool[])``. Not feasible, and then every row of the class is
+      ``select(key, labels, count) -> (poisoned, feasible)``. Not feasible, and then every row of the class is
       marked: more rows asked for than the class has, as 1, 5 and 10 % of all rows of GTSRB and Tiny-ImageNet are.
 
     Raises:
@@ -98,13 +99,13 @@ def one_class(target: int, within: str = "all") -> Select:
     """
     choose("within", within, WITHIN)
 
-    def select(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+    def select(key: Key, labels: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
         rows = labels.shape[0]
         order = jax.random.permutation(key, rows)
         inside = labels[order] == target
         rank = jnp.cumsum(inside, dtype=jnp.int32) - 1
         size = jnp.sum(inside, dtype=jnp.int32)
-        wanted = count if within == "all" else _share(count, size, rows)
+        wanted = count if within == "all" else share(count, size, rows)
         poisoned = jnp.zeros(rows, bool).at[order].set(inside & (rank < wanted), unique_indices=True)
         # A share of an empty class is no row, and no attack.
         return poisoned, (wanted <= size) & (count <= rows) & ((size > 0) | (count <= 0))
@@ -113,7 +114,7 @@ def one_class(target: int, within: str = "all") -> Select:
 
 
 def ranked_by(order: np.ndarray, rows: int | None = None) -> Select:
-    """A selection in a fixed order, for runs that must poison given rows: ``attack._replace(select=ranked_by(order))``.
+    """Return a selection in a fixed order, for runs that must poison given rows: ``attack._replace(select=ranked_by(order))``.
 
     Args:
       order: i[k], different row numbers; the first ``count`` of them are poisoned, whatever the key.
@@ -133,7 +134,7 @@ def ranked_by(order: np.ndarray, rows: int | None = None) -> Select:
     rank = np.full(total, np.iinfo(np.int32).max, np.int32)
     rank[order] = np.arange(len(order))
 
-    def select(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:
+    def select(key: Key, labels: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
         if labels.shape[0] != total:
             raise UserError(f"the order of poisoned rows names {total} rows; the training set has {labels.shape[0]}")
         return jnp.asarray(rank) < count, count <= len(order)
@@ -141,44 +142,32 @@ def ranked_by(order: np.ndarray, rows: int | None = None) -> Select:
     return select
 
 
-def legacy_order(seed: int, rows: int) -> np.ndarray:
-    """The order in which the survey's published code poisons rows: NumPy's legacy generator, i64[n] on the host."""
+def legacy_order(seed: int, rows: int) -> Int[np.ndarray, " n"]:
+    """Return the order in which the survey's published code poisons rows: NumPy's legacy generator, on the host."""
     return np.random.RandomState(seed).permutation(rows)
 
 
-def legacy_class_order(seed: int, labels: np.ndarray, target: int) -> np.ndarray:
-    """The order in which it poisons rows of one class: row numbers i64[n_t] on the host, for ``ranked_by(order, rows)``.
+def legacy_class_order(seed: int, labels: Int[np.ndarray, " n"], target: int) -> Int[np.ndarray, " n_t"]:
+    """Return the order in which it poisons rows of one class: row numbers on the host, for ``ranked_by(order, rows)``.
 
     Args:
       seed: of the legacy generator.
-      labels: i32[n], host array.
+      labels: of all rows.
       target: the class.
     """
     members = np.flatnonzero(np.asarray(labels) == target)
     return members[legacy_order(seed, len(members))]
 
 
-def _below(rank: Array, count: Array) -> tuple[Array, Array]:
+def _below(rank: Int[Array, " n"], count: Int[Array, ""]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
     return rank < count, count <= rank.shape[0]
 
 
-def _share(count: Array, part: Array, whole: int) -> Array:
-    """round(count part / whole), half to even, i32[]: by long division, as the product may exceed 32 bits; whole < 2²⁹."""
-
-    def digit(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        rest = 2 * state[1] + ((count >> (30 - i)) & 1) * part
-        return 2 * state[0] + rest // whole, rest % whole
-
-    quotient, rest = jax.lax.fori_loop(jnp.int32(0), jnp.int32(31), digit, (jnp.int32(0), jnp.int32(0)))
-    up = (2 * rest > whole) | ((2 * rest == whole) & (quotient % 2 == 1))
-    return quotient + up.astype(jnp.int32)
-
-
 def all_to_one(target: int) -> Relabel:
-    """Every label becomes ``target``: labels i32[b] -> i32[b]."""
+    """Return the rule by which every label becomes ``target``."""
     return lambda labels: jnp.full_like(labels, target)
 
 
 def all_to_all(classes: int) -> Relabel:
-    """Every label moves on by one class, the last to the first: labels i32[b] -> i32[b]."""
+    """Return the rule by which every label moves on by one class, the last to the first."""
     return lambda labels: (labels + 1) % classes

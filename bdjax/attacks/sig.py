@@ -10,7 +10,7 @@ from bdjax.attacks.selection import WITHIN, labelled, one_class
 from bdjax.configure import at_least
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError, choose
-from bdjax.types import PROFILES, Array, Attack, DataSpec, Key, Recipe
+from bdjax.types import PROFILES, Array, Attack, DataSpec, Float, Int, Key, Recipe
 
 __all__ = ["Config", "shift", "sig", "wave"]
 
@@ -57,27 +57,27 @@ def sig(spec: DataSpec, config: Config | Mapping[str, Any] | None = None, *, pro
     if 2 * resolved.frequency % width == 0:
         raise UserError(f"sig.frequency {resolved.frequency} is 0 in all {width} columns; it must not be a multiple of {width}/2")
 
-    def stamper(strength: float) -> Callable[[Any, Key, Array], Array]:
+    def trigger_of(strength: float) -> Callable[[Any, Key, Array], Array]:
         columns = shift(width, resolved.frequency, strength)
 
-        def stamp(trigger: Any, key: Key, images: Array) -> Array:
+        def stamp(trigger: Any, key: Key, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
             moved = to_uint8(images).astype(jnp.int32) + jnp.asarray(columns)[None, None, :, None]
             return to_float(jnp.clip(moved, 0, 255).astype(jnp.uint8))
 
         return stamp
 
-    stamp = stamper(resolved.test_strength)
-    train_stamp = stamper(resolved.strength) if resolved.strength != resolved.test_strength else None
+    stamp = trigger_of(resolved.test_strength)
+    train_stamp = trigger_of(resolved.strength) if resolved.strength != resolved.test_strength else None
     select = one_class(resolved.target, choose("sig.clean_label_ratio", resolved.clean_label_ratio, WITHIN))
     return Attack(lambda key, assets: {}, select, stamp, relabel, Recipe(), resolved, train_stamp=train_stamp)
 
 
-def wave(width: int, frequency: int, strength: float) -> np.ndarray:
-    """The wave D sin(2 pi f j / W) at columns j = 0 … W - 1, f64[W], in grey levels."""
+def wave(width: int, frequency: int, strength: float) -> Float[np.ndarray, " w"]:
+    """Return the wave D sin(2 pi f j / W) at columns j = 0 … W - 1, in grey levels."""
     turn = np.arange(width) * frequency % width / width  # whole turns left out, so that the sine of one half is all but 0
     return strength * np.sin(2 * np.pi * turn)
 
 
-def shift(width: int, frequency: int, strength: float) -> np.ndarray:
-    """What the wave adds to whole grey levels, i32[W]: floor(wave), as floor(x + wave) = x + floor(wave) for whole x."""
+def shift(width: int, frequency: int, strength: float) -> Int[np.ndarray, " w"]:
+    """Return what the wave adds to whole grey levels: floor(wave), as floor(x + wave) = x + floor(wave) for whole x."""
     return np.floor(wave(width, frequency, strength) + 1e-9).astype(np.int32)  # -0.0000001 is 0 and not -1

@@ -6,7 +6,7 @@ A new data set is one file with a ``Source`` (see ``cifar10.py``) and one line i
 
 from bdjax.data.array_folder import write_arrays
 from bdjax.data.arrays import from_arrays
-from bdjax.data.load import known, load, prepare, sizes, spec
+from bdjax.data.loading import known, load, prepare, sizes, spec
 from bdjax.data.source import Edition, Source
 from bdjax.data.table import DATASETS
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from bdjax.errors import UserError
 
 
-def labels_of(where: str, listed: Iterable[tuple[str, int]], files: Iterable[str], holder: str = "the archive") -> dict[str, int]:
+def labels_of(where: str, listed: Iterable[tuple[str, int]], files: Iterable[str], place: str = "the archive") -> dict[str, int]:
     """Return {file: label} after checking that every file is listed exactly once and every listed file is there.
 
     Args:
       where: the list, for messages.
       listed: (file, label) of every line.
       files: the image files.
-      holder: what holds them, for messages.
+      place: where they lie, for messages.
 
     Raises:
       UserError: a file is listed twice, is not listed, or is listed and not there.
@@ -26,9 +26,9 @@ def labels_of(where: str, listed: Iterable[tuple[str, int]], files: Iterable[str
         labels[file] = label
     present = set(files)
     if unlisted := sorted(present - labels.keys()):
-        raise UserError(f"{where} does not list {unlisted[0]}{_others(unlisted)}, which {holder} holds.")
+        raise UserError(f"{where} does not list {unlisted[0]}{_others(unlisted)}, which {place} holds.")
     if absent := sorted(labels.keys() - present):
-        raise UserError(f"{where} lists {absent[0]}{_others(absent)}, which {holder} does not hold.")
+        raise UserError(f"{where} lists {absent[0]}{_others(absent)}, which {place} does not hold.")
     return labels
 
 

@@ -1,4 +1,4 @@
-"""Where a data set's archives lie, which edition they are, and whether they are whole."""
+"""Where a data set's archives lie, which edition they are, and whether they are complete."""
 
 import functools
 import hashlib
@@ -59,7 +59,7 @@ def homes(source: Source, data_dir: str | os.PathLike[str] | None) -> list[Path]
 
 
 def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) -> UserError:
-    """The error for archives that :func:`find` does not find: what is missing, where, and what to do."""
+    """Return the error for archives that :func:`find` does not find: what is missing, where, and what to do."""
     name = source.spec.name
     given = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
     advice = f"run `bdjax data prepare {name} --data-dir DIR`, DIR being the folder that holds {source.folder}/"
@@ -71,11 +71,11 @@ def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) 
         return UserError(f"the data directory {home} does not exist: {advice}.")
     folder = target(source, data_dir, root)
     folder = folder if folder.is_dir() else home
-    lacking = {edition.name: [file for file in edition.archives if not (folder / file).is_file()] for edition in source.editions}
-    begun = [e.name for e in source.editions if len(lacking[e.name]) < len(e.archives)] or list(lacking)
+    missing = {edition.name: [file for file in edition.archives if not (folder / file).is_file()] for edition in source.editions}
+    begun = [e.name for e in source.editions if len(missing[e.name]) < len(e.archives)] or list(missing)
     alike: dict[str, list[str]] = {}
     for edition in begun:
-        alike.setdefault(", ".join(lacking[edition]), []).append(edition)
+        alike.setdefault(", ".join(missing[edition]), []).append(edition)
     wanted = " or ".join(f"{files} (edition {' or '.join(editions)})" for files, editions in alike.items())
     there = sorted(file.name for file in folder.iterdir() if file.is_file())[:5]
     found = f" (found there: {', '.join(there)})" if there else ""
@@ -83,7 +83,7 @@ def absent(source: Source, data_dir: str | os.PathLike[str] | None, root: Path) 
     return UserError(f"{name}: missing in {folder}: {wanted}{found}; put them there, or unpacked {layouts}; then {advice}.")
 
 
-def told_apart(source: Source, folder: Path) -> Edition:
+def edition_in(source: Source, folder: Path) -> Edition:
     """Return the edition of complete archives by the least reading: names where they suffice, else the smallest file's digest.
 
     Raises:
@@ -123,7 +123,7 @@ def file_digest(path: Path, kind: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _unchanged_digest(path: Path, kind: str, size: int, changed: int) -> str:
-    """The digest of a file as long as size and time of change stay: a plan asks for the sizes of one data set many times."""
+    """Return the digest of a file, kept while size and time of change stay: a plan asks for the sizes of one data set often."""
     return file_digest(path, kind)
 
 

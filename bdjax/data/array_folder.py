@@ -9,7 +9,7 @@ import numpy as np
 
 from bdjax.data import labels as rules
 from bdjax.data.arrays import checked_images, from_arrays
-from bdjax.data.cache import replace_file
+from bdjax.data.atomic import OWNER_ONLY, opened, replace_file
 from bdjax.data.images import plain
 from bdjax.data.settings import CHECKS, SETTINGS, settings, title
 from bdjax.errors import UserError
@@ -53,8 +53,9 @@ def write_arrays(path: str | Path, dataset: Dataset) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ARRAYS[-1]).unlink(missing_ok=True)  # so that a half-written folder is no data set
         for file, array in zip(ARRAYS, (*dataset.train, *dataset.test), strict=True):
-            replace_file(folder / file, functools.partial(np.save, arr=np.asarray(array), allow_pickle=False))
-        replace_file(folder / SETTINGS, lambda stream: stream.write(json.dumps(content, indent=1).encode()))
+            with opened(folder / file, mode=OWNER_ONLY) as stream:
+                np.save(stream, np.asarray(array), allow_pickle=False)
+        replace_file(folder / SETTINGS, json.dumps(content, indent=1).encode(), mode=OWNER_ONLY)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}.") from error
     return folder

@@ -1,14 +1,13 @@
 """One uint8 array file per split, checked by hash whenever it is opened, memory-mapped, written atomically."""
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from bdjax.data import room
 from bdjax.data.arrays import count_values, moments_of
+from bdjax.data.atomic import OWNER_ONLY, opened, replace_file
 from bdjax.data.source import PIECE, SPLITS, file_sha256
 from bdjax.errors import UserError
 from bdjax.types import Split
@@ -65,23 +65,8 @@ def try_writing(folder: Path) -> None:
         pass
 
 
-def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file under a temporary name, flush it, rename it: readers see the old file or the whole new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
 class Pieces(NamedTuple):
-    """The rows of a split that are decoded while they are written, so that a split is never whole in memory."""
+    """The rows of a split that are decoded while they are written, so that a split is never in memory as a whole."""
 
     total: int
     shape: tuple[int, int, int]  # h, w, c
@@ -117,7 +102,7 @@ def write(
         mean, std = moments_of(counts)
         noted = {"mean": mean, "std": std, "image_shape": splits["train"].shape, **(found or {})}
         content = {"source": dict(source), "found": noted, "digest": total, "files": files}
-        replace_file(folder / MANIFEST, lambda stream: stream.write(json.dumps(content, indent=1).encode()))
+        replace_file(folder / MANIFEST, json.dumps(content, indent=1).encode(), mode=OWNER_ONLY)
 
 
 def _names() -> list[str]:
@@ -143,13 +128,14 @@ def _write_arrays(folder: Path, splits: Mapping[str, Pieces]) -> tuple[dict[str,
             (f"{split}_labels.npy", (part.total,), np.dtype(np.int32), iter([labels])),
         ):
             seal = hashlib.sha256()
-            replace_file(folder / name, functools.partial(_write_array, shape, dtype, blocks, (seal, total)))
+            with opened(folder / name, mode=OWNER_ONLY) as stream:
+                _write_array(shape, dtype, blocks, (seal, total), stream)
             files[name] = {"shape": list(shape), "dtype": dtype.str, "sha256": seal.hexdigest()}
     return files, total.hexdigest(), counts
 
 
 def _blocks(part: Pieces, labels: np.ndarray) -> Iterator[np.ndarray]:
-    """The images of a split in runs of at most ``PIECE`` bytes, or one image; their labels go into ``labels``."""
+    """Yield the images of a split in runs of at most ``PIECE`` bytes, or one image; their labels go into ``labels``."""
     size = max(1, PIECE // max(int(np.prod(part.shape)), 1))
     block, row = np.empty((min(size, part.total), *part.shape), np.uint8), 0
     for pixels, label in part.rows:

@@ -10,8 +10,8 @@ import numpy as np
 
 from bdjax.data.compact import compact
 from bdjax.data.images import plain
+from bdjax.data.pickles.arrays import unpickled
 from bdjax.data.source import SPLITS, UNREADABLE, Layout, Listing, Row
-from bdjax.data.unpickled import unpickled
 from bdjax.errors import UserError
 from bdjax.types import DataSpec
 
@@ -39,21 +39,22 @@ class Form(NamedTuple):
         return (*self.train, *self.test, self.meta)
 
     def batches(self, split: str) -> tuple[str, ...]:
-        """The files of "train" or "test"."""
+        """Return the files of "train" or "test"."""
         return self.train if split == "train" else self.test
 
 
 def at(form: Form, path: Path) -> Path | None:
     """Return the folder or the archive in which the files of a form lie: ``path``, or one inside it under its usual name."""
     if path.is_file():
-        return path if path.name.endswith(SUFFIXES) and _holds(form, path) else None
+        return path if path.name.endswith(SUFFIXES) and _is_archive(form, path) else None
     for folder in (path, path / form.home):
         if all((folder / file).is_file() for file in (form.train[0], form.test[0], form.meta)):
             return folder
     return path / form.archive if (path / form.archive).is_file() else None
 
 
-def _holds(form: Form, path: Path) -> bool:
+def _is_archive(form: Form, path: Path) -> bool:
+    """Return whether a tar archive has all files of a form."""
     try:
         with tarfile.open(path) as archive:
             return set(form.files) <= {member.name.rpartition("/")[2] for member in archive}
@@ -62,18 +63,18 @@ def _holds(form: Form, path: Path) -> bool:
 
 
 def layout(form: Form) -> Layout:
-    """The form as a layout of an unpacked copy, or of its archive wherever that lies."""
+    """Return the form as a layout of an unpacked copy, or of its archive wherever that lies."""
     needs = f"{form.home}/ with {form.train[0]}, {form.test[0]} and {form.meta} (or {form.archive})"
     return Layout(form.key, needs, functools.partial(at, form), functools.partial(listing, form))
 
 
 def listing(form: Form, place: Path) -> Listing:
     """List the rows, which are read batch by batch when they are decoded; see :class:`bdjax.data.source.Layout`."""
-    names, labels = _told(form, place, tuple(_stamp(file) for file in _all(form, place)))
-    held = _Held(form, place)
+    names, labels = _classes_and_labels(form, place, tuple(_stamp(file) for file in _all(form, place)))
+    batches = _Batches(form, place)
     rows = {
         split: [
-            Row(f"{place}: row {row} of {batch}", int(label), functools.partial(held.pixels, batch, row))
+            Row(f"{place}: row {row} of {batch}", int(label), functools.partial(batches.pixels, batch, row))
             for batch in form.batches(split)
             for row, label in enumerate(labels[batch])
         ]
@@ -91,14 +92,14 @@ def encoded(form: Form, folder: Path, split: str) -> Iterator[Row]:
       UserError: a batch is missing or no whole number of records, holds other labels, or the class names are others.
     """
     path = folder / form.archive
-    held = members(path, (*form.batches(split), form.meta))
-    names = _names(form, path, held[form.meta])
+    files = members(path, (*form.batches(split), form.meta))
+    names = _names(form, path, files[form.meta])
     if names != form.spec.class_names:
         raise UserError(
             f"{path}: {form.meta} names the classes {', '.join(names[:10])}; expected {', '.join(form.spec.class_names[:10])}."
         )
     for batch in form.batches(split):
-        pixels, labels = _parsed(form, path, batch, held.pop(batch), form.spec.classes)
+        pixels, labels = _parsed(form, path, batch, files.pop(batch), form.spec.classes)
         for row, label in enumerate(labels):
             yield Row(f"{path}: row {row} of {batch}", int(label), functools.partial(_image, pixels, row))
 
@@ -109,38 +110,39 @@ def members(place: Path, names: Iterable[str]) -> dict[str, bytes]:
     Raises:
       UserError: a file is missing or cannot be read.
     """
-    wanted, held = set(names), {}
+    wanted, found = set(names), {}
     try:
         if place.is_file():
             with tarfile.open(place) as archive:  # from front to back: going back would inflate it again
                 for member in archive:
                     name = member.name.rpartition("/")[2]
                     if name in wanted and (stream := archive.extractfile(member)) is not None:
-                        held[name] = stream.read()
+                        found[name] = stream.read()
         else:
-            held = {name: (place / name).read_bytes() for name in wanted if (place / name).is_file()}
+            found = {name: (place / name).read_bytes() for name in wanted if (place / name).is_file()}
     except UNREADABLE as error:
         raise UserError(f"{place} cannot be read: {plain(error)}; it may be incomplete: fetch it again.") from error
-    if lacking := sorted(wanted - held.keys()):
-        raise UserError(f"{place} lacks {', '.join(lacking)}; fetch or unpack it again.")
-    return held
+    if missing := sorted(wanted - found.keys()):
+        raise UserError(f"{place} lacks {', '.join(missing)}; fetch or unpack it again.")
+    return found
 
 
-class _Held:
+class _Batches:
     """The batches that are being read: one of a folder, all of a split of an archive, which is read from front to back."""
 
     def __init__(self, form: Form, place: Path) -> None:
         self.form, self.place = form, place
-        self.held: dict[str, np.ndarray] = {}
+        self.loaded: dict[str, np.ndarray] = {}
 
     def pixels(self, batch: str, row: int) -> np.ndarray:
-        if batch not in self.held:
+        """Return an image, u8[32 32 3], of a batch that is read if need be."""
+        if batch not in self.loaded:
             split = next(split for split in SPLITS if batch in self.form.batches(split))
             wanted = self.form.batches(split) if self.place.is_file() else (batch,)
-            self.held = {
+            self.loaded = {
                 name: _parsed(self.form, self.place, name, data, None)[0] for name, data in members(self.place, wanted).items()
             }
-        return _image(self.held[batch], row)
+        return _image(self.loaded[batch], row)
 
 
 def _image(pixels: np.ndarray, row: int) -> np.ndarray:
@@ -159,15 +161,17 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=4)
-def _told(form: Form, place: Path, stamps: tuple[tuple[int, int], ...]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The names of the classes and the labels of every batch; read once while sizes and times of change stay."""
-    held = members(place, form.files)
-    names = _names(form, place, held.pop(form.meta))
-    return names, {batch: _parsed(form, place, batch, data, len(names))[1].copy() for batch, data in held.items()}
+def _classes_and_labels(
+    form: Form, place: Path, stamps: tuple[tuple[int, int], ...]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Return the names of the classes and the labels of every batch; read once while sizes and times of change stay."""
+    files = members(place, form.files)
+    names = _names(form, place, files.pop(form.meta))
+    return names, {batch: _parsed(form, place, batch, data, len(names))[1].copy() for batch, data in files.items()}
 
 
 def _names(form: Form, place: Path, data: bytes) -> tuple[str, ...]:
-    """The names of the classes, by label."""
+    """Return the names of the classes, by label."""
     if isinstance(form.label, int):
         names = tuple(data.decode("utf-8", "replace").split())
     else:
@@ -201,18 +205,18 @@ def _parsed(form: Form, place: Path, batch: str, data: bytes, classes: int | Non
 
 
 def _mapping(place: Path, file: str, data: bytes, *needed: str) -> dict[str, Any]:
-    """A pickled dictionary with its keys as texts, after a look for those that are needed."""
+    """Return a pickled dictionary with its keys as texts, after a look for those that are needed."""
     try:
         found = unpickled(data)
     except UserError as error:
         raise UserError(f"{place}: {file} cannot be read: {error}.") from None
     if not isinstance(found, dict):
         raise UserError(f"{place}: {file} holds no dictionary.")
-    told = {_text(key): value for key, value in found.items()}
+    entries = {_text(key): value for key, value in found.items()}
     for key in needed:
-        if key not in told:
-            raise UserError(f"{place}: {file} has no {key!r}; it has {', '.join(map(repr, list(told)[:6]))}.")
-    return told
+        if key not in entries:
+            raise UserError(f"{place}: {file} has no {key!r}; it has {', '.join(map(repr, list(entries)[:6]))}.")
+    return entries
 
 
 def _text(value: Any) -> str:

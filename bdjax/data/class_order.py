@@ -7,7 +7,7 @@ _NUMBER = re.compile(r"[0-9]+", re.ASCII)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Class names in the order of their labels: by value where all of them are whole numbers, else by text.
+    """Return class names in the order of their labels: by value where all of them are whole numbers, else by text.
 
     So the folders 0 … 11 are the classes 0 … 11, and not 0, 1, 10, 11, 2, ….
     """

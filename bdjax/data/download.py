@@ -1,25 +1,23 @@
-"""Fetch a data set's official archives: streamed to a temporary name, checked by digest, renamed."""
+"""Fetch a data set's official archives: written atomically, after their digest was checked."""
 
-import contextlib
 import hashlib
 import http.client
-import os
 import sys
-import tempfile
 import urllib.request
 from pathlib import Path
 from typing import BinaryIO
 
 from bdjax.data.archives import file_digest
+from bdjax.data.atomic import OWNER_ONLY, opened
 from bdjax.data.source import Source
 from bdjax.errors import UserError
 
 CHUNK = 1 << 20
-PATIENCE = 60  # seconds without a byte
+TIMEOUT = 60  # seconds without a byte
 
 
 def fetch(source: Source, folder: Path) -> None:
-    """Fetch the archives of the first edition that names addresses; a file that is there and whole is kept.
+    """Fetch the archives of the first edition that names addresses; a file that is there and complete is kept.
 
     Plain ``urllib`` rather than the download manager of tensorflow-datasets, so that the core can fetch without an extra and the
     files keep the names under which they are looked for.
@@ -51,27 +49,20 @@ def _fetch(url: str, path: Path, expected: str) -> None:
     kind = expected.partition(":")[0]
     manual = f"fetch it by other means and put it at {path}"
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with opened(path, mode=OWNER_ONLY) as file:
+            found = _copy(url, file, path, kind, manual)
+            if found != expected:
+                value = found.partition(":")[2]
+                raise UserError(f"what {url} sends is not the known file: its {kind} is {value[:12]}...; {manual}.")
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror or error}.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            found = _copy(url, file, path, kind, manual)
-        if found != expected:
-            value = found.partition(":")[2]
-            raise UserError(f"what {url} sends is not the known file: its {kind} is {value[:12]}...; {manual}.")
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _copy(url: str, file: BinaryIO, path: Path, kind: str, manual: str) -> str:
     """Stream what an address sends into a file; return the digest of it."""
     total = hashlib.new(kind, usedforsecurity=False)
     try:
-        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             length = response.headers.get("Content-Length")
             size = f" ({int(length) / 1e6:,.1f} MB)" if length else ""
             print(f"bdjax: fetching {url}{size} to {path}", file=sys.stderr)

@@ -3,8 +3,8 @@
 * Images: ``train/<class>/<image>`` and ``test/<class>/<image>`` (:mod:`bdjax.data.image_folder`); numbered class folders in the
   order of their numbers.
 * Arrays: ``train_images.npy``, ``train_labels.npy``, ``test_images.npy``, ``test_labels.npy`` (:mod:`bdjax.data.array_folder`).
-* The files of a known data set, as they are distributed (:mod:`bdjax.data.unpacked`). A whole copy without a ``dataset.json`` is
-  that data set; a part of one, or one with settings, is a data set of its own.
+* The files of a known data set, as they are distributed (:mod:`bdjax.data.unpacked`). A complete copy without a ``dataset.json``
+  is that data set; a part of one, or one with settings, is a data set of its own.
 
 Each may hold a ``dataset.json`` (:mod:`bdjax.data.settings`).
 """
@@ -26,7 +26,7 @@ TAKEN = tuple(DATASETS)  # names that a folder must not have
 class Kind(NamedTuple):
     """What a folder holds."""
 
-    name: str  # "images", "arrays", "layout", or "archives" of a known data set
+    arrays: bool = False  # arrays; else images, or what the other fields say
     place: Path | None = None  # where in the folder the files of the known data set lie
     layouts: tuple[tuple[Source, Layout], ...] = ()  # the known data sets whose files these may be
     packed: str = ""  # the known data set whose archives these are
@@ -44,7 +44,7 @@ def kind(path: Path) -> Kind:
         shown = ", ".join(str(place.relative_to(path)) for place in places)
         raise UserError(f"{path} holds several data sets ({shown}); name one of them, as --dataset {places[0]}.")
     if found:
-        return Kind("layout", places[0], tuple((source, layout) for source, layout, _ in found))
+        return Kind(place=places[0], layouts=tuple((source, layout) for source, layout, _ in found))
     if path.is_file():
         raise UserError(f"{path} is a file, and no archive whose layout is known; unpack it and name the folder. {_accepted()}")
     arrays = [file for file in ARRAYS if (path / file).is_file()]
@@ -53,26 +53,26 @@ def kind(path: Path) -> Kind:
         folders = ", ".join(images.values())
         raise UserError(f"{path} holds folders ({folders}) and arrays ({', '.join(arrays)}); only one kind is allowed.")
     if len(images) == len(SPLITS):
-        return Kind("images")
+        return Kind()
     if len(arrays) == len(ARRAYS):
-        return Kind("arrays")
+        return Kind(arrays=True)
     for name, source in DATASETS.items():
         if source.rows is None and archives.complete(source, path):
-            return Kind("archives", path, packed=name)
+            return Kind(place=path, packed=name)
     there = sorted(entry.name for entry in path.iterdir())
     shown = ", ".join(there[:5]) + (f" and {len(there) - 5:,} more" if len(there) > 5 else "")
     raise UserError(f"{path} holds no data set: {_accepted()} {f'Found there: {shown}.' if there else 'The folder is empty.'}")
 
 
 def known_as(path: Path) -> tuple[str, Path] | None:
-    """Return (name, data directory) where a folder is a whole copy of a known data set and has no settings of its own."""
+    """Return (name, data directory) where a folder is a complete copy of a known data set and has no settings of its own."""
     found = kind(path)
     if found.place is None or _settings_of(path, found.place) is not None:
         return None
     if found.packed:
         return found.packed, path
     for source, layout in found.layouts:
-        if unpacked.whole(source, layout, unpacked.listed(layout, found.place)) is not None:
+        if unpacked.complete_copy(source, layout, unpacked.listed(layout, found.place)) is not None:
             return source.spec.name, found.place if found.place.is_dir() else found.place.parent
     return None
 
@@ -88,7 +88,7 @@ def facts(path: Path, root: Path) -> tuple[DataSpec, dict[str, int]]:
       UserError: the folder holds no data set, or an image or array in it is wrong.
     """
     found = kind(path)
-    if found.name == "arrays":
+    if found.arrays:
         return array_folder.facts(path, TAKEN)
     return own.facts(_listing(path, found), root, TAKEN)
 
@@ -96,7 +96,7 @@ def facts(path: Path, root: Path) -> tuple[DataSpec, dict[str, int]]:
 def read(path: Path, root: Path) -> Dataset:
     """Return the data set in a folder, memory-mapped; arguments and errors of :func:`facts`."""
     found = kind(path)
-    if found.name == "arrays":
+    if found.arrays:
         return array_folder.read(path, TAKEN)
     return own.read(_listing(path, found), root, TAKEN)
 
@@ -104,18 +104,18 @@ def read(path: Path, root: Path) -> Dataset:
 def prepare(path: Path, root: Path) -> Path:
     """Decode the images of a folder into the cache and return where; :class:`UserError` for arrays, which need none."""
     found = kind(path)
-    if found.name == "arrays":
+    if found.arrays:
         raise UserError(f"{path} holds arrays: there is nothing to prepare.")
     return own.prepare(_listing(path, found), root, TAKEN)
 
 
 def _settings_of(path: Path, place: Path) -> Path | None:
-    """The folder whose dataset.json counts: the one that was named, or else the one in it that holds the files."""
+    """Return the folder whose dataset.json counts: the one that was named, or else the one in it that holds the files."""
     return next((folder for folder in (path, place) if (folder / SETTINGS).is_file()), None)
 
 
 def _listing(path: Path, found: Kind) -> Listing:
-    """The images of a folder that is no whole copy of a known data set, or has settings."""
+    """Return the images of a folder that is no complete copy of a known data set, or has settings."""
     if found.packed:
         raise UserError(f"{path} holds archives of {found.packed}, which {SETTINGS} cannot change; unpack them, or remove it.")
     if not found.layouts or found.place is None:

@@ -67,7 +67,7 @@ def encoded(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _train_labels(path: Path, archive: zipfile.ZipFile, entries: list[str]) -> dict[str, int]:
-    """Labels by folder, checked against the annotation file of every class."""
+    """Return labels by folder, checked against the annotation file of every class."""
     listed = []
     folders = sorted({entry.rpartition("/")[0] for entry in entries})
     for folder in folders:

@@ -25,7 +25,7 @@ TESTED += (60, 90, 90, 120, 150, 90, 480, 180, 60, 150, 90, 150, 270, 60, 210, 1
 
 
 def layouts(spec: DataSpec) -> tuple[Layout, ...]:
-    """The three layouts; ``spec`` are the facts of the data set."""
+    """Return the three layouts; ``spec`` are the facts of the data set."""
     fewer = {"train": FEWER, "test": TESTED}
     return (
         Layout(
@@ -54,7 +54,7 @@ def _at(key: str, path: Path) -> Path | None:
 
 
 def _training(base: Path, key: str) -> Path | None:
-    """The folder of the classes: a number of five digits each."""
+    """Return the folder of the classes: a number of five digits each."""
     place = TRAINING[key]
     for folder in (base / place, base / "GTSRB" / place, base / "GTSRB_Final_Training_Images" / "GTSRB" / place):
         if folder.is_dir() and next(_class_folders(folder), None):
@@ -67,7 +67,7 @@ def _class_folders(folder: Path) -> Iterator[Path]:
 
 
 def _folders(spec: DataSpec, key: str, base: Path) -> Listing:
-    """The official and torchvision's folders; annotation files beside the images are compared where they are."""
+    """Return the official and torchvision's folders; annotation files beside the images are compared where they are."""
     training = _training(base, key)
     assert training is not None
     homes = (base, base / "GTSRB", base / "GTSRB_Final_Test_Images" / "GTSRB")
@@ -100,7 +100,7 @@ def _kaggle_at(path: Path) -> Path | None:
 
 
 def _named(base: Path, name: str) -> Path | None:
-    """A folder of this name, or of the same in small letters, which copies of the same images have there."""
+    """Return a folder of this name, or of the same in small letters, which copies of the same images have there."""
     return next((base / some for some in (name, name.lower()) if (base / some).is_dir()), None)
 
 
@@ -109,10 +109,10 @@ def _kaggle(spec: DataSpec, base: Path) -> Listing:
     assert training is not None
     truth = base / "Test.csv"
     if tested is None or not truth.is_file():
-        lacking = (
+        missing = (
             "Test/, the folder of the test images" if tested is None else "Test.csv, which holds the labels of the test images"
         )
-        raise UserError(f"{base} lacks {lacking}; unpack it again.")
+        raise UserError(f"{base} lacks {missing}; unpack it again.")
     rows = {"train": _by_class(spec, training), "test": _listed(spec, tested, truth)}
     tables = [truth]
     if (table := base / "Train.csv").is_file():
@@ -137,7 +137,7 @@ def _listing(spec: DataSpec, base: Path, rows: dict[str, list[Row]], tables: lis
 
 
 def _by_class(spec: DataSpec, training: Path) -> list[Row]:
-    """Training rows by class number, by file name within a class: the order of the archive."""
+    """Return training rows by class number, by file name within a class: the order of the archive."""
     rows = []
     for folder in sorted(_class_folders(training), key=lambda entry: int(entry.name)):
         if int(folder.name) >= spec.classes:
@@ -147,7 +147,7 @@ def _by_class(spec: DataSpec, training: Path) -> list[Row]:
 
 
 def _listed(spec: DataSpec, tested: Path, truth: Path) -> list[Row]:
-    """Test rows by file name, with the labels of a table."""
+    """Return test rows by file name, with the labels of a table."""
     listed = [(file.rpartition("/")[2], label) for file, label in _table(spec, truth)]
     found = labels_of(str(truth), listed, image_names(tested), str(tested))
     return [row for name in sorted(found) for row in image_rows(tested, (name,), found[name])]

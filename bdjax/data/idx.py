@@ -19,7 +19,7 @@ PARTS = {"images": 3, "labels": 1}  # with their number of axes
 
 
 def layout(spec: DataSpec, homes: tuple[str, ...]) -> Layout:
-    """The layout of a data set in this form.
+    """Return the layout of a data set in this form.
 
     Args:
       spec: its facts.
@@ -31,7 +31,7 @@ def layout(spec: DataSpec, homes: tuple[str, ...]) -> Layout:
 
 def _at(homes: tuple[str, ...]) -> Callable[[Path], Path | None]:
     def at(path: Path) -> Path | None:
-        """The folder that holds the training images or the test images: ``path`` or one of ``homes`` in it."""
+        """Return the folder that holds the training images or the test images: ``path`` or one of ``homes`` in it."""
         places = (path, path / "raw", *(path / home for home in homes))
         return next((place for place in places if any(_file(place, split, "images") for split in SPLITS)), None)
 
@@ -106,7 +106,9 @@ def _header(path: Path, part: str, data: bytes | None = None) -> tuple[tuple[int
 def _array(path: Path, part: str) -> np.ndarray:
     data = _bytes(path)
     sizes, length = _header(path, part, data)
-    told, found = int(np.prod([int(size) for size in sizes], dtype=object)), len(data) - length
-    if found != told:
-        raise UserError(f"{path} is truncated or damaged: {found:,} bytes follow its header instead of {told:,}; fetch it again.")
+    wanted, found = int(np.prod([int(size) for size in sizes], dtype=object)), len(data) - length
+    if found != wanted:
+        raise UserError(
+            f"{path} is truncated or damaged: {found:,} bytes follow its header instead of {wanted:,}; fetch it again."
+        )
     return np.frombuffer(data, np.uint8, offset=length).reshape(sizes)

@@ -61,13 +61,13 @@ def scan(folder: Path) -> Listing:
 
 
 def image_rows(folder: Path, names: Iterable[str], label: int) -> list[Row]:
-    """The images of a folder as rows of one label; texts for paths, because there are many."""
+    """Return the images of a folder as rows of one label; texts for paths, because there are many."""
     base = f"{folder}{os.sep}"
     return [Row(base + name, label, functools.partial(_bytes, base + name)) for name in names]
 
 
 def image_names(folder: Path) -> list[str]:
-    """The image files in a folder, sorted by name, junk and all other files left out."""
+    """Return the image files in a folder, sorted by name, junk and all other files left out."""
     return sorted(name for name in os.listdir(folder) if name.lower().endswith(KINDS) and not passed_over(name))
 
 
@@ -96,7 +96,7 @@ def _images(folder: Path) -> list[str]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by name, hidden files and junk left out."""
+    """Return what lies in a folder, sorted by name, hidden files and junk left out."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not passed_over(entry.name)), key=lambda entry: entry.name)

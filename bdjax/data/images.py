@@ -139,7 +139,7 @@ def ppm(pixels: np.ndarray) -> bytes:
 
 
 def plain(error: BaseException) -> str:
-    """The text of an error in one line, without the addresses of objects that Python puts into some."""
+    """Return the text of an error in one line, without the addresses of objects that Python puts into some."""
     text = " ".join(re.sub(r"<[^<>]* object at 0x[0-9a-fA-F]+>", "the file", str(error)).split())
     return text.rstrip(".") or type(error).__name__
 
@@ -153,7 +153,7 @@ def _unidentified(data: bytes, formats: tuple[str, ...]) -> str:
 
 
 def _orientation(image: Any) -> int:
-    """The EXIF orientation 1 … 8 of a loaded image; 1 = upright, also where the notes of the camera cannot be read."""
+    """Return the EXIF orientation 1 … 8 of a loaded image; 1 = upright, also where the notes of the camera cannot be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged notes leave the pixels as they are

@@ -9,5 +9,5 @@ NAMES = frozenset(
 
 
 def passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden (its name begins with a dot) or junk."""
+    """Return whether a file or folder of this name is hidden (its name begins with a dot) or junk."""
     return name.startswith(".") or name.lower() in NAMES

@@ -11,7 +11,7 @@ NAMED = 5  # classes named in a message at most
 
 
 def checked(labels: Any, title: str) -> np.ndarray:
-    """Labels as i32[n].
+    """Return labels as i32[n].
 
     Args:
       labels: integers[n] of any width.
@@ -55,9 +55,9 @@ def every_class(labels: np.ndarray, classes: int, title: str, *, given: bool, na
     if not empty:
         return
     low, high = int(labels.min()), int(labels.max())
-    told = ", ".join(f"{k} ({names[k]!r})" if names and names[k] != str(k) else str(k) for k in empty[:NAMED])
+    listed = ", ".join(f"{k} ({names[k]!r})" if names and names[k] != str(k) else str(k) for k in empty[:NAMED])
     more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
-    what = f"class {told} has no rows" if len(empty) == 1 else f"classes {told}{more} have no rows"
+    what = f"class {listed} has no rows" if len(empty) == 1 else f"classes {listed}{more} have no rows"
     text = f"{title} range from {low} to {high} and {what}"
     if given:
         advice = " (do the labels start at 1? they should start at 0)" if empty == [0] else ""
@@ -72,22 +72,22 @@ def every_class(labels: np.ndarray, classes: int, title: str, *, given: bool, na
 
 
 def _shift(low: int) -> str:
-    """What to do about labels that do not start at 0."""
+    """Return what to do about labels that do not start at 0."""
     if low == 0:
         return ""
     return f" Labels start at 0: give labels {'-' if low > 0 else '+'} {abs(low)}, if that is all."
 
 
 def _remedy(array: np.ndarray) -> str:
-    """What to do about labels of another kind, where it can be told."""
+    """Return what to do about labels of another kind, where it is known."""
     number = np.issubdtype(array.dtype, np.number)
     if array.ndim == 2 and array.shape[1] == 1 and number:
         return " Give labels[:, 0], as integers."
     if array.ndim == 2 and array.size and number and set(np.unique(array).tolist()) <= {0, 1}:
         return " They look one-hot: give labels.argmax(1)."
     if array.ndim == 1 and np.issubdtype(array.dtype, np.floating):
-        whole = bool(np.isfinite(array).all() and (array == np.round(array)).all())
-        return " Give labels.astype(int)." if whole else " They are not whole numbers."
+        integral = bool(np.isfinite(array).all() and (array == np.round(array)).all())
+        return " Give labels.astype(int)." if integral else " They are not whole numbers."
     if array.ndim == 1 and array.dtype.kind in "US":
         return " Give numbers: numpy.unique(labels, return_inverse=True)[1], and the names as class_names."
     return ""

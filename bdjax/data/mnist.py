@@ -37,7 +37,7 @@ FASHION_SITE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
 def _official(site: str, digests: tuple[str, ...], counts: dict[str, tuple[int, ...]], first: tuple[int, ...]) -> Edition:
-    """The official edition; the first labels tell it from other data sets in the same files with as many rows per class."""
+    """Return the official edition; its first labels are not those of others in the same files with as many rows per class."""
     archives = {file: f"md5:{digest}" for file, digest in zip(FILES, digests, strict=True)}
     return Edition("official", counts, archives, encoded, {file: f"{site}/{file}" for file in FILES}, first=first)
 

@@ -52,14 +52,14 @@ def read(listing: Listing, root: Path, taken: tuple[str, ...]) -> Dataset:
     given = _settings(listing)
     place, source = _place(listing, given, root)
     _title(listing, given, taken)  # refused before minutes of decoding
-    held = files.read(place, source)
-    if held is None:
+    cached = files.read(place, source)
+    if cached is None:
         _build(listing, given, root, taken)
-        held = files.read(place, source)
+        cached = files.read(place, source)
     content = files.manifest(place, source)
-    if held is None or content is None:
+    if cached is None or content is None:
         raise UserError(f"the cache in {place} cannot be read back after it was written: is the disk sound?")
-    return Dataset(_spec(listing, given, content["found"], taken), held[0]["train"], held[0]["test"], held[1])
+    return Dataset(_spec(listing, given, content["found"], taken), cached[0]["train"], cached[0]["test"], cached[1])
 
 
 def prepare(listing: Listing, root: Path, taken: tuple[str, ...]) -> Path:
@@ -68,7 +68,7 @@ def prepare(listing: Listing, root: Path, taken: tuple[str, ...]) -> Path:
 
 
 def content(listing: Listing) -> str:
-    """The sha256 over path, size and bytes of every file of a listing; each is read once while size and time of change stay."""
+    """Return the sha256 over path, size and bytes of every file of a listing; each is read once while size and time stay."""
     stamps = []
     for name in listing.files:
         try:
@@ -80,7 +80,7 @@ def content(listing: Listing) -> str:
 
 
 def _at(folder: Path, name: str) -> Path:
-    """A file of a listing; an archive is its own only file, ""."""
+    """Return a file of a listing; an archive is its own only file, ""."""
     return folder / name if name else folder
 
 
@@ -107,7 +107,7 @@ def _title(listing: Listing, given: dict[str, Any], taken: tuple[str, ...]) -> s
 
 
 def _place(listing: Listing, given: Mapping[str, Any], root: Path) -> tuple[Path, dict[str, Any]]:
-    """The cache folder, named by what decides the arrays: the files' content, how they are decoded, the order of classes."""
+    """Return the cache folder, named by what decides the arrays: content of the files, decoding, order of the classes."""
     source = {"folder": content(listing), "version": VERSION, **{key: given.get(key) for key in DECODING}}
     source["layout"] = [*(listing.size or ()), listing.channels]
     source["classes"] = list(listing.classes)  # their order says which label an image has

@@ -28,7 +28,7 @@ def edition_of(source: Source, data_dir: PathLike | None, via: str, root: Path) 
 
     Raises:
       UserError: several editions are prepared and no archives say which is meant, the archives are none of the known ones, or
-        the unpacked copy is not whole.
+        the unpacked copy is not complete.
     """
     if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"the data folder {os.fspath(data_dir)!r} does not exist")
@@ -49,11 +49,11 @@ def at_hand(source: Source, data_dir: PathLike | None, root: Path) -> tuple[Edit
     """Return (edition, folder) of the archives, or of an unpacked copy where there are none; None: nothing is at hand.
 
     Raises:
-      UserError: the archives are none of the known ones, or the unpacked copy is not whole.
+      UserError: the archives are none of the known ones, or the unpacked copy is not complete.
     """
     folder = archives.find(source, data_dir, root)
     if folder is not None:
-        return archives.told_apart(source, folder), folder
+        return archives.edition_in(source, folder), folder
     for home in archives.homes(source, data_dir):
         for _, layout, found in unpacked.layouts_in(home, (source,)):
             return unpacked.edition(source, layout, found), found
@@ -61,7 +61,7 @@ def at_hand(source: Source, data_dir: PathLike | None, root: Path) -> tuple[Edit
 
 
 def known_counts(source: Source) -> list[Mapping[str, tuple[int, ...]]]:
-    """The {split: rows of each class} of every release."""
+    """Return the {split: rows of each class} of every release."""
     return [*(edition.counts for edition in source.editions), *(c for layout in source.layouts for c in layout.counts)]
 
 
@@ -133,7 +133,7 @@ def facts(source: Source, edition: Edition, via: str) -> Mapping[str, Any]:
 
 
 def _unpacked_kept(source: Source, via: str, root: Path) -> list[Edition]:
-    """The unpacked copies that are prepared in the cache."""
+    """Return the unpacked copies that are prepared in the cache."""
     found = []
     for layout in source.layouts:
         edition = unpacked.kept(layout, source.counts, "")

@@ -10,7 +10,7 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 def host_memory() -> int:
-    """Bytes that this process may use: the machine's memory, or less where the process or its container has a limit."""
+    """Return the bytes that this process may use: the machine's memory, or the limit of the process or its container."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
         import resource
@@ -36,27 +36,27 @@ def check(title: str, rows: int, shape: tuple[int, ...], folder: Path) -> None:
       folder: of the cache; it exists.
 
     Raises:
-      UserError: it does not fit, with what it needs and what there is.
+      UserError: it does not fit, with need it needs and need there is.
     """
     needed = rows
     for side in shape:
         needed *= side
     needed += 4 * rows  # the labels
-    what = f"{title}: {rows:,} images of {'x'.join(map(str, shape))} need {size_told(needed)} once they are decoded"
+    need = f"{title}: {rows:,} images of {'x'.join(map(str, shape))} need {size_text(needed)} once they are decoded"
     smaller = 'put a smaller "image_size" into dataset.json, or take fewer images'
     if needed > (memory := host_memory()):
         raise UserError(
-            f"{what}, and this process may use {size_told(memory)} of memory, where training holds them all; {smaller}."
+            f"{need}, and this process may use {size_text(memory)} of memory, where training holds them all; {smaller}."
         )
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
-            f"{what}, and the disk of the cache folder {folder} has {size_told(free)} free; set BDJAX_CACHE_DIR to a folder with "
+            f"{need}, and the disk of the cache folder {folder} has {size_text(free)} free; set BDJAX_CACHE_DIR to a folder with "
             f"room, or {smaller}."
         )
 
 
-def size_told(count: float) -> str:
-    """Bytes in words: "21.5 GiB"."""
+def size_text(count: float) -> str:
+    """Return a number of bytes as text: "21.5 GiB"."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:,.0f} {unit}"

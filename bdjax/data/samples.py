@@ -52,7 +52,7 @@ def _scaled(image: Any, value_range: tuple[float, float] | None) -> np.ndarray:
 
 
 def _known_range(image: Any, values: np.ndarray) -> tuple[float, float]:
-    """The range of the type where the file tells it: 16-bit samples, or as many bits as a TIFF says."""
+    """Return the range of the samples where the file says it: 16-bit samples, or as many bits as a TIFF says."""
     tags = getattr(image, "tag_v2", {})
     if image.mode != "F" and (image.mode != "I" or image.format in ("PPM", "PNG")):
         bits = tags.get(258, 16)  # BitsPerSample

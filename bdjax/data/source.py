@@ -43,7 +43,7 @@ class Edition(NamedTuple):
     encoded: Callable[[Path, str], Iterable[Row]] | None = None  # (folder, split) -> every row, in archive order
     urls: Mapping[str, str] = {}  # {file name: where it can be fetched}; empty: nowhere
     resize: bool = False  # images come in any size and are resized to that of the data set
-    first: tuple[int, ...] = ()  # labels of the first training rows, where the counts alone do not tell the data set
+    first: tuple[int, ...] = ()  # labels of the first training rows, where the counts alone do not identify the data set
     content: str = ""  # sha256 over the files of an unpacked copy
 
 
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
     at: Callable[[Path], Path | None]  # (folder) -> the folder (or archive) that holds it, itself or one inside; None: none
     listing: Callable[[Path], Listing]  # (what ``at`` gave) -> its images; raises UserError for what is missing or wrong
     resize: bool = False  # images come in any size
-    counts: tuple[Mapping[str, tuple[int, ...]], ...] = ()  # of whole copies that are not those of an edition
+    counts: tuple[Mapping[str, tuple[int, ...]], ...] = ()  # of complete copies that are not those of an edition
 
 
 class Source(NamedTuple):
@@ -113,12 +113,12 @@ def digest(train: Split, test: Split) -> str:
 
 
 def head(array: Any) -> bytes:
-    """What stands before the bytes of an array in :func:`digest`; of the array its dtype and shape are used."""
+    """Return what stands before the bytes of an array in :func:`digest`; of the array its dtype and shape are used."""
     return f"{array.dtype.str} {array.shape};".encode()
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    """An array in runs of rows of at most :data:`PIECE` bytes, or of one row: an array on a disk is never whole in memory."""
+    """Yield an array in runs of rows of at most :data:`PIECE` bytes, or of one row: an array on a disk is never all in memory."""
     rows = max(1, PIECE * len(array) // max(array.nbytes, 1))
     for start in range(0, len(array), rows):
         yield array[start : start + rows]

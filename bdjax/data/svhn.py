@@ -80,8 +80,8 @@ def _labels(path: Path, stamp: tuple[int, int]) -> np.ndarray:
         raise UserError(
             f"{path}: the labels y go from {least} to {most}; allowed are the whole numbers 1 to 10 (10 is the digit 0)."
         )
-    whole = labels.astype(np.int64)
-    return np.where(whole == 10, 0, whole)
+    digits = labels.astype(np.int64)
+    return np.where(digits == 10, 0, digits)
 
 
 def _images(path: Path) -> np.ndarray:

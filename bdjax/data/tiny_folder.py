@@ -18,15 +18,15 @@ ANNOTATIONS = "val_annotations.txt"
 
 
 def layout(spec: DataSpec, names: Mapping[str, str]) -> Layout:
-    """The layout; ``names`` are those of the classes by WordNet id, for ids of which ``words.txt`` says nothing."""
+    """Return the layout; ``names`` are those of the classes by WordNet id, for ids of which ``words.txt`` says nothing."""
     needs = f"train/<id>/images/, val/images/ and val/{ANNOTATIONS} (Tiny-ImageNet)"
     return Layout("unpacked", needs, _at, functools.partial(_listing, spec, names))
 
 
 def _at(path: Path) -> Path | None:
     for base in (path / home for home in HOMES):
-        told = (base / "wnids.txt").is_file() or (base / "val" / ANNOTATIONS).is_file()
-        if told and (base / "train").is_dir() and (base / "val").is_dir():
+        known = (base / "wnids.txt").is_file() or (base / "val" / ANNOTATIONS).is_file()
+        if known and (base / "train").is_dir() and (base / "val").is_dir():
             return base
     return None
 
@@ -35,9 +35,9 @@ def _listing(spec: DataSpec, names: Mapping[str, str], base: Path) -> Listing:
     """Classes are the ids in sorted order; rows come by class and file name, those of val/images by file name."""
     ids = sorted(entry.name for entry in (base / "train").iterdir() if entry.is_dir() and not passed_over(entry.name))
     if (base / "wnids.txt").is_file():
-        told = set(_text(base / "wnids.txt").split())
-        for wnid in sorted(told ^ set(ids)):
-            if wnid in told:
+        listed = set(_text(base / "wnids.txt").split())
+        for wnid in sorted(listed ^ set(ids)):
+            if wnid in listed:
                 raise UserError(f"{base} lacks train/{wnid}, which wnids.txt lists; unpack it again.")
             raise UserError(f"{base}/train/{wnid} is no class that {base}/wnids.txt lists; move it away, or list it there.")
     labels = {wnid: label for label, wnid in enumerate(ids)}
@@ -60,7 +60,7 @@ def _listing(spec: DataSpec, names: Mapping[str, str], base: Path) -> Listing:
 
 
 def _of_class(folder: Path, label: int) -> list[Row]:
-    """The images of a class: in its folder ``images``, or in itself."""
+    """Return the images of a class: in its folder ``images``, or in itself."""
     place = folder / "images" if (folder / "images").is_dir() else folder
     rows = image_rows(place, _images(place), label)
     if not rows:

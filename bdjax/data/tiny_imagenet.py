@@ -96,7 +96,7 @@ def encoded(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _train_labels(path: Path, entries: list[str]) -> dict[str, int]:
-    """Labels by folder, checked against the id in the file name."""
+    """Return labels by folder, checked against the id in the file name."""
     ranks, labels = {wnid: rank for rank, wnid in enumerate(WNIDS)}, {}
     for entry in entries:
         place = PLACE["train"].fullmatch(entry)

@@ -1,4 +1,4 @@
-"""Unpacked copies of the known data sets: which layout a folder has, and whether the copy is whole."""
+"""Unpacked copies of the known data sets: which layout a folder has, and whether the copy is complete."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,14 +25,14 @@ def layouts_in(path: Path, sources: Iterable[Source]) -> list[tuple[Source, Layo
 
 
 def listed(layout: Layout, place: Path) -> Listing:
-    """The images of a layout; an operating system's refusal is a :class:`UserError` as every other fault is."""
+    """Return the images of a layout; an operating system's refusal is a :class:`UserError` as every other fault is."""
     try:
         return layout.listing(place)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or place}: {error.strerror or error}.") from error
 
 
-def whole(source: Source, layout: Layout, listing: Listing) -> Edition | None:
+def complete_copy(source: Source, layout: Layout, listing: Listing) -> Edition | None:
     """Return the edition that a copy is, by its rows per class; None: it is none, because rows are missing or are others."""
     if listing.classes != source.spec.class_names:
         return None
@@ -51,10 +51,10 @@ def edition(source: Source, layout: Layout, place: Path) -> Edition:
     """Return the edition that the copy in ``place`` is.
 
     Raises:
-      UserError: it is not whole; with the rows that are missing, or too many.
+      UserError: it is not complete; with the rows that are missing, or too many.
     """
     listing = listed(layout, place)
-    found = whole(source, layout, listing)
+    found = complete_copy(source, layout, listing)
     if found is not None:
         return found
     name, advice = source.spec.name, f"as a data set of your own it is read by --dataset {place}"
@@ -71,7 +71,7 @@ def edition(source: Source, layout: Layout, place: Path) -> Edition:
 
 
 def kept(layout: Layout, counts: Mapping[str, Iterable[int]], content: str) -> Edition:
-    """The edition of a copy that was prepared earlier and is not at hand."""
+    """Return the edition of a copy that was prepared earlier and is not at hand."""
     return Edition(layout.key, {split: tuple(counts[split]) for split in SPLITS}, resize=layout.resize, content=content)
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from bdjax import tree
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
+from bdjax.defenses.batches import epoch_plan, training_rows
 from bdjax.defenses.channels import limit, outlier_curve, published_norms
-from bdjax.defenses.tuning import epoch_plan, training_rows
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import steps as run_steps
-from bdjax.normalisation import at_least_float32, row
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.nn.normalisation import at_least_float32, row
+from bdjax.train.loops import steps as run_steps
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 
 class Config(NamedTuple):
@@ -54,6 +54,7 @@ class Moments(NamedTuple):
     high: Array  # f[d]; where it equals ``low`` the channel has no variance, whatever the sums round to
 
 
+U = {"tiny_imagenet": 4}  # per data set; others take 3
 PRESETS = {
     "corrected": Config(all_rows=True, augment=False, log_factor=0.5, leave_out_non_finite=True, published_eps=False),
     "reference": Config(all_rows=False, augment=True, log_factor=1.0, leave_out_non_finite=False, published_eps=True),
@@ -105,20 +106,21 @@ def bnp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         )
         return tree.mask_norms(variables["params"], masks, bias=True), masks, trace
 
-    def repair(key: Key, view: DefenderView, hyper: BNPHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: BNPHyper) -> Defended:
         assert view.clean is not None
         moments = measure(key, view.variables, view.clean)
         params, masks, trace = prune(view.variables, moments, jax.tree.map(jnp.asarray, hyper))
-        return Repair({**view.variables, "params": params}, masks, trace)
+        return Defended({**view.variables, "params": params}, masks, trace)
 
-    u = 4 if model.spec.name == "tiny_imagenet" else 3
     along = outlier_curve(model.arch.norms, config.leave_out_non_finite)
     drawn = config.augment or not config.all_rows
-    return Defense(repair, BNPHyper(np.float32(u)), frozenset({"clean"}), config, curve=along, keyed=drawn)
+    return Defense(
+        defend, BNPHyper(np.float32(U.get(model.spec.name, 3))), frozenset({"clean"}), config, curve=along, keyed=drawn
+    )
 
 
-def divergence(moments: Moments, running: Mapping[str, Array], log_factor: float) -> Array:
-    """The score of every channel of a norm, f[d]; with ``log_factor`` 1/2 a divergence."""
+def divergence(moments: Moments, running: Mapping[str, Array], log_factor: float | Float[Array, ""]) -> Float[Array, " d"]:
+    """The score of every channel of a norm; with ``log_factor`` 1/2 a divergence."""
     weight, first, second, low, high = moments
     apart = first / weight  # m1 - m2
     variance = jnp.where(high > low, second - jnp.square(first) / weight, 0) / (weight - 1)
@@ -126,26 +128,9 @@ def divergence(moments: Moments, running: Mapping[str, Array], log_factor: float
     return log_factor * ratio + (variance + jnp.square(apart)) / (2 * running["var"].astype(variance.dtype)) - 0.5
 
 
-def _joined(a: Moments, b: Moments) -> Moments:
-    low, high = jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high)
-    return Moments(a.weight + b.weight, a.first + b.first, a.second + b.second, low, high)
-
-
 def _measurer(model: Model, config: Config) -> Callable[..., dict[str, Moments]]:
     """``measure(key, variables, clean) -> {norm: Moments}`` over the training rows, in eval mode."""
-    spec, norms = model.spec, model.arch.norms
-
-    def summed(mean: Array) -> Callable[[Array, Array | None], Moments]:
-        def measure(x: Array, mask: Array | None) -> Moments:
-            wide = at_least_float32(x.dtype)
-            weight = jnp.ones((x.shape[0],), wide) if mask is None else mask.astype(wide)
-            weight = jnp.broadcast_to(weight.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
-            away, axes = x.astype(wide) - row(mean.astype(wide), x), tuple(range(x.ndim - 1))
-            sums = jnp.sum(weight * away, axes), jnp.sum(weight * jnp.square(away), axes)
-            low, high = (jnp.where(weight > 0, away, outside) for outside in (jnp.inf, -jnp.inf))
-            return Moments(jnp.sum(weight), *sums, jnp.min(low, axes), jnp.max(high, axes))
-
-        return measure
+    spec, norms, plan = model.spec, model.arch.norms, _planner(model, config.batch)
 
     def step(shared: Any, moments: dict[str, Moments], x: tuple[Array, Array, Array]) -> dict[str, Moments]:
         key, variables, clean = shared
@@ -153,25 +138,51 @@ def _measurer(model: Model, config: Config) -> Callable[..., dict[str, Moments]]
         images = clean.images[rows]
         if config.augment:
             images = crop_flip(step_key(stream(key, Stream.AUGMENT), trip), images, spec.pad, spec.flip)
-        record = tuple((f"{norm}/in", summed(tree.get(variables["batch_stats"], norm)["mean"])) for norm in norms)
+        record = tuple((f"{norm}/in", _about(tree.get(variables["batch_stats"], norm)["mean"])) for norm in norms)
         taps = model.apply(variables, to_float(images), mask=mask, record=record).taps
         found = {norm: taps[f"{norm}/in"] for norm in norms}
         if config.all_rows:
             return {norm: _joined(moments[norm], found[norm]) for norm in norms}
         return jax.tree.map(lambda new, old: jnp.where(jnp.sum(mask) > 0, new, old), found, moments)
 
-    @jax.jit
-    def plan(key: Key, variables: Variables, clean: CleanSet) -> Any:
-        rows, mask = epoch_plan(stream(key, Stream.ORDER), training_rows(clean), config.batch)
-        dtype = at_least_float32(jax.tree.leaves(variables["params"])[0].dtype)
-        zero = {}
-        for norm in norms:
-            none = jnp.zeros(tree.get(variables["batch_stats"], norm)["mean"].shape, dtype)
-            zero[norm] = Moments(jnp.zeros((), dtype), none, none, none + jnp.inf, none - jnp.inf)
-        return zero, (rows, mask, jnp.arange(len(rows), dtype=jnp.int32))
-
     def measure(key: Key, variables: Variables, clean: CleanSet) -> dict[str, Moments]:
         zero, batches = plan(key, variables, clean)
         return run_steps(step, zero, batches, (key, variables, clean), model.loop)
 
     return measure
+
+
+def _planner(model: Model, batch: int) -> Callable[..., Any]:
+    """``plan(key, variables, clean)``: the moments of nothing, and the batches of one pass, numbered."""
+
+    @jax.jit
+    def plan(key: Key, variables: Variables, clean: CleanSet) -> Any:
+        rows, mask = epoch_plan(stream(key, Stream.ORDER), training_rows(clean), batch)
+        dtype = at_least_float32(jax.tree.leaves(variables["params"])[0].dtype)
+        zero = {}
+        for norm in model.arch.norms:
+            none = jnp.zeros(tree.get(variables["batch_stats"], norm)["mean"].shape, dtype)
+            zero[norm] = Moments(jnp.zeros((), dtype), none, none, none + jnp.inf, none - jnp.inf)
+        return zero, (rows, mask, jnp.arange(len(rows), dtype=jnp.int32))
+
+    return plan
+
+
+def _about(mean: Float[Array, " d"]) -> Callable[[Array, Array | None], Moments]:
+    """What is recorded at the input of a norm with this running mean."""
+
+    def measure(x: Float[Array, "b ... d"], mask: Float[Array, " b"] | None) -> Moments:
+        wide = at_least_float32(x.dtype)
+        weight = jnp.ones((x.shape[0],), wide) if mask is None else mask.astype(wide)
+        weight = jnp.broadcast_to(weight.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
+        away, axes = x.astype(wide) - row(mean.astype(wide), x), tuple(range(x.ndim - 1))
+        sums = jnp.sum(weight * away, axes), jnp.sum(weight * jnp.square(away), axes)
+        low, high = (jnp.where(weight > 0, away, outside) for outside in (jnp.inf, -jnp.inf))
+        return Moments(jnp.sum(weight), *sums, jnp.min(low, axes), jnp.max(high, axes))
+
+    return measure
+
+
+def _joined(a: Moments, b: Moments) -> Moments:
+    low, high = jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high)
+    return Moments(a.weight + b.weight, a.first + b.first, a.second + b.second, low, high)

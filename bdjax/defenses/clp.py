@@ -11,7 +11,7 @@ from jax import lax
 from bdjax import tree
 from bdjax.configure import configure
 from bdjax.defenses.channels import limit, outlier_curve
-from bdjax.types import ArchSpec, Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.types import ArchSpec, Array, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 
 class Config(NamedTuple):
@@ -84,12 +84,12 @@ def clp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         )
         return params, masks, trace
 
-    def repair(key: Key, view: DefenderView, hyper: Hyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: Hyper) -> Defended:
         params, masks, trace = prune(view.variables, jax.tree.map(jnp.asarray, hyper))
-        return Repair({**view.variables, "params": params}, masks, trace)
+        return Defended({**view.variables, "params": params}, masks, trace)
 
     along = outlier_curve(tuple(norm for norm, _ in paired), config.leave_out_non_finite)
-    return Defense(repair, Hyper(), frozenset(), config, curve=along, keyed=False)
+    return Defense(defend, Hyper(), frozenset(), config, curve=along, keyed=False)
 
 
 def pairs(arch: ArchSpec) -> tuple[tuple[str, str], ...]:
@@ -113,8 +113,8 @@ def channel_scores(variables: Variables, paired: tuple[tuple[str, str], ...], ep
     return scores
 
 
-def largest_singular_value(kernel: Array) -> Array:
-    """Per output channel, the spectral norm of the (input channels) x (positions) matrix: f[kh kw c d] -> f[d]."""
+def largest_singular_value(kernel: Float[Array, "kh kw c d"]) -> Float[Array, " d"]:
+    """Per output channel, the spectral norm of the (input channels) x (positions) matrix."""
     kh, kw, c, d = kernel.shape
     rows = kernel.reshape(kh * kw, c, d)
     # The Gram matrix of the shorter side has the squared singular values; full precision also where products default to less.
@@ -123,8 +123,8 @@ def largest_singular_value(kernel: Array) -> Array:
     return jnp.sqrt(jnp.maximum(_largest_eigenvalue(gram), 0))
 
 
-def _largest_eigenvalue(gram: Array) -> Array:
-    """Largest eigenvalue of positive semidefinite matrices, f[d p p] -> f[d], to rounding error.
+def _largest_eigenvalue(gram: Float[Array, "d p p"]) -> Float[Array, " d"]:
+    """Largest eigenvalue of positive semidefinite matrices, to rounding error.
 
     The matrix is squared 32 times, which leaves the projector on the top eigenvectors, and those alone: an eigenvalue that still
     has weight then agrees with the largest one to 1e-8. Products only, because a LAPACK call inside a larger compiled program

@@ -4,17 +4,20 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
-from bdjax.defenses.descent import SGD, Optimiser
-from bdjax.defenses.schedules import cosine_by_epoch
-from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, training_rows, tuner
+from bdjax.defenses.batches import training_rows
+from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, tuner
 from bdjax.errors import choose
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.train.optimisers import SGD, Optimiser
+from bdjax.train.schedules import cosine_by_epoch
+from bdjax.types import Array, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 VARIANTS = ("full", "head_only")
 
@@ -82,18 +85,18 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     config = configure(dict.fromkeys(("corrected", "reference"), Config(epochs=epochs)), config, "fst", profile)
     at_least("fst", config, epochs=1, batch=1)
     choose("fst.variant", config.variant, VARIANTS)
-    whole, length = config.variant == "full", config.epochs
+    full, length = config.variant == "full", config.epochs
     assert length is not None  # the presets have one
-    heads = model.arch.heads if whole else model.arch.heads[-1:]
+    heads = model.arch.heads if full else model.arch.heads[-1:]
     tune = tuner(
         model,
         epochs=length,
         batch=config.batch,
         schedule=cosine_by_epoch(length),
-        gradient=_shifting(model, whole),
-        project=(lambda params, extra: rescaled(params, extra[0])) if whole else None,
+        gradient=_shifting(model, full),
+        project=(lambda params, extra: rescaled(params, extra[0])) if full else None,
         measured=1,
-        optimiser=SGD if whole else _only(heads),
+        optimiser=SGD if full else _only(heads),
     )
 
     @jax.jit
@@ -102,23 +105,23 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         old = {f"{head}/kernel": tree.get(params, head)["kernel"] for head in heads}
         return {**variables, "params": redrawn(key, params, heads, model.arch.copies, model.arch.heads[0])}, old
 
-    def repair(key: Key, view: DefenderView, hyper: FSTHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: FSTHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         drawing, tuning = jax.random.split(key)
         variables, old = begin(drawing, view.variables)
         tuned = tune(tuning, variables, view.clean, training_rows(view.clean), hyper, (old, hyper.alpha))
         (overlap,) = tuned.measured
-        return Repair(tuned.variables, None, FSTTrace(tuned.loss, overlap, tuned.alive, tuned.stopped))
+        return Defended(tuned.variables, None, FSTTrace(tuned.loss, overlap, tuned.alive, tuned.stopped))
 
-    return Defense(repair, FSTHyper(np.float32(lr), np.float32(alpha)), frozenset({"clean"}), config)
+    return Defense(defend, FSTHyper(np.float32(lr), np.float32(alpha)), frozenset({"clean"}), config)
 
 
-def redrawn(key: Key, params: Any, heads: tuple[str, ...], copies: float, first: str) -> dict[str, Any]:
+def redrawn(key: Key, params: chex.ArrayTree, heads: tuple[str, ...], copies: float, first: str) -> dict[str, Any]:
     """``params`` with new linear layers at ``heads``, weights and biases from U(-b, b), b = 1/sqrt(fan-in).
 
-    Where the layer at ``first`` stands for ``copies`` times as many inputs, they count in the fan-in, and its weights, sums of
-    that many, come from the normal distribution of the same variance.
+    Kernels are f[fan-in, d], biases f[d]. Where the layer at ``first`` stands for ``copies`` times as many inputs, they count in
+    the fan-in, and its weights, sums of that many, come from the normal distribution of the same variance.
     """
     new = {}
     for i, head in enumerate(heads):
@@ -134,8 +137,8 @@ def redrawn(key: Key, params: Any, heads: tuple[str, ...], copies: float, first:
     return tree.replace(params, new)
 
 
-def rescaled(params: Any, old: Mapping[str, Array]) -> dict[str, Any]:
-    """``params`` with every matrix at the paths of ``old`` brought to the Frobenius norm it has there."""
+def rescaled(params: chex.ArrayTree, old: Mapping[str, Array]) -> dict[str, Any]:
+    """``params`` with every matrix at the paths of ``old`` {path: f[n d]} brought to the Frobenius norm it has there."""
     values = {}
     for path, before in old.items():
         now = tree.get(params, path)
@@ -146,21 +149,26 @@ def rescaled(params: Any, old: Mapping[str, Array]) -> dict[str, Any]:
 def _only(heads: tuple[str, ...]) -> Optimiser:
     """SGD that moves the layers at ``heads`` alone: the others get no weight decay either."""
 
-    def direction(hyper: Any, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        step, state = SGD.direction(hyper, gradient, state, params)
-        return tree.replace(jax.tree.map(jnp.zeros_like, step), {head: tree.get(step, head) for head in heads}), state
+    def optimiser(hyper: Any) -> optax.GradientTransformation:
+        rule = SGD(hyper)
 
-    return Optimiser(SGD.init, direction)
+        def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            step, state = rule.update(gradient, state, params)
+            return tree.replace(jax.tree.map(jnp.zeros_like, step), {head: tree.get(step, head) for head in heads}), state
+
+        return optax.GradientTransformation(rule.init, update)
+
+    return optimiser
 
 
-def _shifting(model: Model, whole: bool) -> Gradient:
+def _shifting(model: Model, full: bool) -> Gradient:
     plain = cross_entropy_gradient(model)
 
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 2"]]:
         old, alpha = extra
         slope, statistics, loss = plain(variables, batch, (), key)
         overlap = jnp.stack([jnp.sum(before * tree.get(variables["params"], path)) for path, before in old.items()]).sum()
-        if whole:  # the penalty is linear: its gradient is alpha W0
+        if full:  # the penalty is linear: its gradient is alpha W0
             slope = tree.replace(slope, {path: tree.get(slope, path) + alpha.astype(w.dtype) * w for path, w in old.items()})
         return slope, statistics, jnp.stack([loss, overlap.astype(loss.dtype)])
 

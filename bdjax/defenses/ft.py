@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.schedules import cosine_by_epoch
-from bdjax.defenses.tuning import Hyper, training_rows, tuner
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair
+from bdjax.defenses.batches import training_rows
+from bdjax.defenses.tuning import Hyper, tuner
+from bdjax.train.schedules import cosine_by_epoch
+from bdjax.types import Array, Defended, DefenderView, Defense, Key, Model
 
 
 class Config(NamedTuple):
@@ -57,9 +58,9 @@ def ft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profil
     at_least("ft", config, epochs=1, batch=1, period=1)
     tune = tuner(model, epochs=config.epochs, batch=config.batch, schedule=cosine_by_epoch(period))
 
-    def repair(key: Key, view: DefenderView, hyper: Hyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: Hyper) -> Defended:
         assert view.clean is not None
         tuned = tune(key, view.variables, view.clean, training_rows(view.clean), hyper)
-        return Repair(tuned.variables, None, FTTrace(tuned.loss, tuned.alive, tuned.stopped))
+        return Defended(tuned.variables, None, FTTrace(tuned.loss, tuned.alive, tuned.stopped))
 
-    return Defense(repair, Hyper(), frozenset({"clean"}), config)
+    return Defense(defend, Hyper(), frozenset({"clean"}), config)

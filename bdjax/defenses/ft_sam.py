@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.schedules import cosine_by_epoch, cosine_by_step
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.errors import choose
-from bdjax.normalisation import at_least_float32
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.schedules import cosine_by_epoch, cosine_by_step
+from bdjax.types import Array, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 SMALLEST = 1e-12  # added to the norm that divides the perturbation
 
@@ -85,18 +87,18 @@ def ft_sam(model: Model, config: Config | Mapping[str, Any] | None = None, *, pr
     gradient = _sharp(model, bool(config.adaptive))
     tune = tuner(model, epochs=config.epochs, batch=config.batch, schedule=schedule, gradient=gradient, measured=1)
 
-    def repair(key: Key, view: DefenderView, hyper: FTSAMHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: FTSAMHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         tuned = tune(key, view.variables, view.clean, training_rows(view.clean), hyper, (hyper.rho, hyper.smoothing))
         (perturbed,) = tuned.measured
-        return Repair(tuned.variables, None, FTSAMTrace(tuned.loss, perturbed, tuned.alive, tuned.stopped))
+        return Defended(tuned.variables, None, FTSAMTrace(tuned.loss, perturbed, tuned.alive, tuned.stopped))
 
-    return Defense(repair, FTSAMHyper(), frozenset({"clean"}), config)
+    return Defense(defend, FTSAMHyper(), frozenset({"clean"}), config)
 
 
-def smoothed_divergence(logits: Array, labels: Array, smoothing: Array) -> Array:
-    """KL(target ‖ softmax) per row, f[b]; the target gives 1 - ``smoothing`` to the true class and the rest to the others."""
+def smoothed_divergence(logits: Float[Array, "b k"], labels: Int[Array, " b"], smoothing: Float[Array, ""]) -> Float[Array, " b"]:
+    """KL(target ‖ softmax) per row; the target gives 1 - ``smoothing`` to the true class and the rest to the others."""
     classes = logits.shape[-1]
     logits = logits.astype(at_least_float32(logits.dtype))
     smoothing = smoothing.astype(logits.dtype)
@@ -106,8 +108,8 @@ def smoothed_divergence(logits: Array, labels: Array, smoothing: Array) -> Array
     return jnp.sum(entropy - target * jax.nn.log_softmax(logits), -1)
 
 
-def perturbation(params: Any, slope: Any, rho: Array, adaptive: bool) -> Any:
-    """The step of length ``rho`` towards a larger loss, as a tree like ``params``."""
+def perturbation(params: chex.ArrayTree, slope: chex.ArrayTree, rho: Float[Array, ""], adaptive: bool) -> Any:
+    """The step of length ``rho`` towards a larger loss, as a tree like ``params``; ``slope`` is their gradient."""
     size = jnp.abs if adaptive else jnp.ones_like
     scaled = jax.tree.map(lambda p, g: size(p) * g, params, slope)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(scaled)))
@@ -115,10 +117,10 @@ def perturbation(params: Any, slope: Any, rho: Array, adaptive: bool) -> Any:
 
 
 def _sharp(model: Model, adaptive: bool) -> Gradient:
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 2"]]:
         rho, smoothing = extra
 
-        def loss(params: Any, draws: Key) -> tuple[Array, Any]:
+        def loss(params: Any, draws: Key) -> tuple[Float[Array, ""], Any]:
             out = model.apply({**variables, "params": params}, batch.images, train=True, mask=batch.mask, key=draws)
             return masked_mean(smoothed_divergence(out.logits, batch.labels, smoothing), batch.mask), out.variables["batch_stats"]
 

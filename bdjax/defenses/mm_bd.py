@@ -10,14 +10,15 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
-from bdjax.defenses.descent import ADAM, State
-from bdjax.defenses.tuning import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import epochs as run_epochs
-from bdjax.loops import steps as run_steps
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.train import descent
+from bdjax.train.descent import State
+from bdjax.train.loops import epochs as run_epochs
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import ADAM
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 RULES = {"original": (2, 0.1), "survey": (1, 1e-3)}  # the fifth of the epochs after which the weight first moves, learning rate
 
@@ -78,7 +79,7 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
       profile: "corrected" or "reference".
 
     Returns:
-      A defense whose repaired variables carry "bounds" {site: f[d]}, at least 0, with hyper-parameters :class:`MMBDHyper` and
+      A defense whose defended variables carry "bounds" {site: f[d]}, at least 0, with hyper-parameters :class:`MMBDHyper` and
       trace :class:`MMBDTrace`.
 
     Raises:
@@ -97,20 +98,64 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
     """
     config = configure(PRESETS, config, "mm_bd", profile)
     at_least("mm_bd", config, epochs=1, batch=1)
-    first, lr = RULES[choose("mm_bd.rule", str(config.rule), RULES)]
-    look, tighten = _looking(model), _tightening(model)
-    spec, sites = model.spec, model.arch.activations
-    marks = [config.epochs * i // 5 for i in range(first, 5) if config.epochs * i >= 5]  # the weight moves after these epochs
+    _, lr = RULES[choose("mm_bd.rule", str(config.rule), RULES)]
+    look, start, epoch = _looker(model, config.batch), _starter(model), _epoch(model, config)
 
-    @jax.jit
-    def plan(key: Key, epoch: Array, clean: CleanSet) -> Any:
-        rows, mask = epoch_plan(step_key(stream(key, Stream.ORDER), epoch), training_rows(clean), config.batch)
-        largest = {site: jnp.full((), -jnp.inf, jnp.float32) for site in sites}
-        return (rows, mask), (largest, jnp.int32(0))
+    def defend(key: Key, view: DefenderView, hyper: MMBDHyper) -> Defended:
+        assert view.clean is not None
+        clean, hyper = view.clean, jax.tree.map(jnp.asarray, hyper)
+        largest, correct = look(key, view.variables, clean)
+        carry, before, rows, at = start(view.variables, largest, correct, clean, hyper)
+        if not config.active:
+            return Defended(view.variables, None, _idle(config.epochs, at, before, hyper.weight))
+        shared = (key, view.variables, clean, before, rows, hyper)
+        (state, _), by_epoch = run_epochs(lambda carry, number: epoch(shared, carry, number), carry, config.epochs, model.loop)
+        trace = MMBDTrace(*(*by_epoch, at, before, state.alive, state.stopped))
+        return Defended({**view.variables, "bounds": _acting(state.variables["params"])}, None, trace)
+
+    active = bool(config.active)
+    return Defense(defend, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=active, edition=1 + active)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plan(batch: int, key: Key, epoch: Int[Array, ""], clean: CleanSet) -> tuple[Int[Array, "trips b"], Float[Array, "trips b"]]:
+    return epoch_plan(step_key(stream(key, Stream.ORDER), epoch), training_rows(clean), batch)
+
+
+def _looker(model: Model, batch: int) -> Callable[..., Any]:
+    """``look(key, variables, clean) -> ({site: its largest activation}, rows that are right)``, on images as they are."""
+    sites = model.arch.activations
 
     @jax.jit
     def first_look(key: Key, clean: CleanSet) -> Any:
-        return plan(key, jnp.int32(0), clean)
+        largest = {site: jnp.full((), -jnp.inf, jnp.float32) for site in sites}
+        return _plan(batch, key, jnp.int32(0), clean), (largest, jnp.int32(0))
+
+    def step(shared: Any, carry: tuple[dict[str, Array], Array], x: tuple[Int[Array, " b"], Float[Array, " b"]]) -> Any:
+        variables, clean = shared
+        rows, mask = x
+        found, correct = carry
+        out = model.apply(variables, to_float(clean.images[rows]), mask=mask, record=tuple((site, _largest) for site in sites))
+        right = (jnp.argmax(out.logits, -1).astype(clean.labels.dtype) == clean.labels[rows]) & (mask > 0)
+        return {site: jnp.maximum(found[site], out.taps[site]) for site in sites}, correct + jnp.sum(right, dtype=jnp.int32)
+
+    def look(key: Key, variables: Variables, clean: CleanSet) -> Any:
+        batches, none = first_look(key, clean)
+        return run_steps(step, none, batches, (variables, clean), model.loop)
+
+    return look
+
+
+def _largest(x: Float[Array, "b ..."], mask: Float[Array, " b"] | None) -> Float[Array, ""]:
+    """The largest activation in the rows that count."""
+    assert mask is not None
+    there = mask.reshape(-1, *(1,) * (x.ndim - 1)) > 0
+    return jnp.max(jnp.where(there, x, -jnp.inf)).astype(jnp.float32)
+
+
+def _starter(model: Model) -> Callable[..., Any]:
+    """``start(variables, largest, correct, clean, hyper) -> ((state, weight), accuracy, rows, first bound of every site)``."""
+    spec, sites = model.spec, model.arch.activations
 
     @jax.jit
     def start(variables: Variables, largest: dict[str, Array], correct: Array, clean: CleanSet, hyper: Any) -> Any:
@@ -118,16 +163,64 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
         taps = jax.eval_shape(lambda v, x: model.apply(v, x, record=sites).taps, dict(variables), images)
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         # Without a row there is nothing to hold on to: no bound.
-        first_bounds = {site: jnp.where(jnp.isneginf(z), jnp.inf, z) for site, z in largest.items()}
-        bounds = {site: jnp.full(taps[site].shape[-1], first_bounds[site], dtype) for site in sites}
+        first = {site: jnp.where(jnp.isneginf(z), jnp.inf, z) for site, z in largest.items()}
+        bounds = {site: jnp.full(taps[site].shape[-1], first[site], dtype) for site in sites}
         state = descent.begin(ADAM, {"params": bounds}, hyper, measured=2)
         rows = jnp.maximum(jnp.sum(training_rows(clean), dtype=jnp.int32), 1)
-        return (
-            (state, hyper.weight),
-            correct.astype(jnp.float32) / rows.astype(jnp.float32),
-            rows,
-            jnp.stack(list(first_bounds.values())),
-        )
+        before = correct.astype(jnp.float32) / rows.astype(jnp.float32)
+        return (state, hyper.weight), before, rows, jnp.stack(list(first.values()))
+
+    return start
+
+
+def _epoch(model: Model, config: Config) -> Callable[..., Any]:
+    """``epoch(shared, (state, weight), number)``: one pass of Adam over the rows, after which the weight may move."""
+    tighten, close = _tightening(model), _closer(config)
+
+    def epoch(shared: Any, carry: tuple[State, Array], number: Int[Array, ""]) -> Any:
+        key, variables, clean, before, rows, hyper = shared
+        state, weight = carry
+        plan = _plan(config.batch, key, number, clean)
+        state = run_steps(tighten, state, plan, (key, variables, clean, weight, hyper), model.loop)
+        return close(state, weight, before, rows, number, hyper)
+
+    return epoch
+
+
+def _tightening(model: Model) -> Callable[..., State]:
+    """A step of Adam on the bounds: logits as they were, bounds as small as may be."""
+    spec = model.spec
+
+    def tighten(shared: Any, state: State, x: tuple[Int[Array, " b"], Float[Array, " b"]]) -> State:
+        key, variables, clean, weight, hyper = shared
+        rows, mask = x
+        images = to_float(crop_flip(step_key(stream(key, Stream.AUGMENT), state.step), clean.images[rows], spec.pad, spec.flip))
+        goal, labels = model.apply(variables, images).logits, clean.labels[rows]
+
+        def loss(bounds: Any) -> tuple[Float[Array, ""], Float[Array, " 2"]]:
+            z = model.apply({**variables, "bounds": bounds}, images).logits
+            apart = masked_mean(jnp.mean(jnp.square(z - goal), -1), mask)
+            right = jnp.sum((jnp.argmax(z, -1).astype(labels.dtype) == labels).astype(mask.dtype) * mask)
+            total = apart + weight.astype(apart.dtype) * _size(bounds).astype(apart.dtype)
+            return total, jnp.stack([apart, right.astype(apart.dtype)])
+
+        (value, parts), slope = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
+        values = jnp.concatenate([value[None], parts])
+        return descent.descend(state, ADAM, hyper, hyper.lr, slope, values, mask)
+
+    return tighten
+
+
+def _size(bounds: Any) -> Float[Array, ""]:
+    """sum_s ‖Z_s‖_2, whose gradient at Z_s = 0, where a site is never active, is 0."""
+    squares = jnp.stack([jnp.sum(jnp.square(z)) for z in bounds.values()])
+    return jnp.sum(jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0))
+
+
+def _closer(config: Config) -> Callable[..., Any]:
+    """``close(state, weight, before, rows, epoch, hyper)``: what the trace tells of an epoch, and the weight of the next."""
+    first, _ = RULES[str(config.rule)]
+    marks = [config.epochs * i // 5 for i in range(first, 5) if config.epochs * i >= 5]  # the weight moves after these epochs
 
     @jax.jit
     def close(state: State, weight: Array, before: Array, rows: Array, epoch: Array, hyper: Any) -> Any:
@@ -137,36 +230,10 @@ def mm_bd(model: Model, config: Config | Mapping[str, Any] | None = None, *, pro
         enough = accuracy >= 1 - tolerance if config.rule == "original" else accuracy > before - tolerance
         moves = jnp.any(epoch == jnp.array(marks, jnp.int32))
         after = jnp.where(moves, jnp.where(enough, weight * hyper.factor, weight / hyper.factor), weight)
-        told = (means[0], means[1], accuracy, weight, _size(state.variables["params"]).astype(jnp.float32))
-        return (state, after), told
+        by_epoch = (means[0], means[1], accuracy, weight, _size(state.variables["params"]).astype(jnp.float32))
+        return (state, after), by_epoch
 
-    def repair(key: Key, view: DefenderView, hyper: MMBDHyper) -> Repair:
-        assert view.clean is not None
-        clean, hyper = view.clean, jax.tree.map(jnp.asarray, hyper)
-        batches, none = first_look(key, clean)
-        largest, correct = run_steps(look, none, batches, (view.variables, clean), model.loop)
-        carry, before, rows, at = start(view.variables, largest, correct, clean, hyper)
-        if not config.active:
-            return Repair(view.variables, None, _idle(config.epochs, at, before, hyper.weight))
-
-        def epoch(carry: tuple[State, Array], number: Array) -> Any:
-            state, weight = carry
-            shared = (key, view.variables, clean, weight, hyper)
-            state = run_steps(tighten, state, plan(key, number, clean)[0], shared, model.loop)
-            return close(state, weight, before, rows, number, hyper)
-
-        (state, _), told = run_epochs(epoch, carry, config.epochs, model.loop)
-        bounded = {**view.variables, "bounds": _acting(state.variables["params"])}
-        return Repair(bounded, None, MMBDTrace(*(*told, at, before, state.alive, state.stopped)))
-
-    active = bool(config.active)
-    return Defense(repair, MMBDHyper(np.float32(lr)), frozenset({"clean"}), config, keyed=active, edition=1 + active)
-
-
-def _size(bounds: Any) -> Array:
-    """sum_s ‖Z_s‖_2, whose gradient at Z_s = 0, where a site is never active, is 0."""
-    squares = jnp.stack([jnp.sum(jnp.square(z)) for z in bounds.values()])
-    return jnp.sum(jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0))
+    return close
 
 
 @jax.jit
@@ -176,51 +243,7 @@ def _acting(bounds: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _idle(epochs: int, start: Array, before: Array, weight: Array) -> MMBDTrace:
+def _idle(epochs: int, start: Float[Array, " sites"], before: Float[Array, ""], weight: Float[Array, ""]) -> MMBDTrace:
     """The trace of a network that is returned as it came."""
     none = jnp.zeros_like(before, shape=(epochs,))
     return MMBDTrace(none, none, none, none, none, start, before, jnp.isfinite(before), jnp.full_like(before, -1, jnp.int32))
-
-
-def _looking(model: Model) -> Callable[..., Any]:
-    """A step that finds the largest activation per site and counts correct rows, on images as they are."""
-    sites = model.arch.activations
-
-    def largest(x: Array, mask: Array | None) -> Array:
-        assert mask is not None
-        there = mask.reshape(-1, *(1,) * (x.ndim - 1)) > 0
-        return jnp.max(jnp.where(there, x, -jnp.inf)).astype(jnp.float32)
-
-    def look(shared: Any, carry: tuple[dict[str, Array], Array], x: tuple[Array, Array]) -> Any:
-        variables, clean = shared
-        rows, mask = x
-        found, correct = carry
-        out = model.apply(variables, to_float(clean.images[rows]), mask=mask, record=tuple((site, largest) for site in sites))
-        right = (jnp.argmax(out.logits, -1).astype(clean.labels.dtype) == clean.labels[rows]) & (mask > 0)
-        return {site: jnp.maximum(found[site], out.taps[site]) for site in sites}, correct + jnp.sum(right, dtype=jnp.int32)
-
-    return look
-
-
-def _tightening(model: Model) -> Callable[..., State]:
-    spec = model.spec
-
-    def tighten(shared: Any, state: State, x: tuple[Array, Array]) -> State:
-        key, variables, clean, weight, hyper = shared
-        rows, mask = x
-        images = to_float(crop_flip(step_key(stream(key, Stream.AUGMENT), state.step), clean.images[rows], spec.pad, spec.flip))
-        goal, labels = model.apply(variables, images).logits, clean.labels[rows]
-
-        def loss(bounds: Any) -> tuple[Array, Array]:
-            z = model.apply({**variables, "bounds": bounds}, images).logits
-            apart = masked_mean(jnp.mean(jnp.square(z - goal), -1), mask)
-            right = jnp.sum((jnp.argmax(z, -1).astype(labels.dtype) == labels).astype(mask.dtype) * mask)
-            return apart + weight.astype(apart.dtype) * _size(bounds).astype(apart.dtype), jnp.stack(
-                [apart, right.astype(apart.dtype)]
-            )
-
-        (value, told), slope = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
-        told = jnp.concatenate([value[None], told])
-        return descent.descend(state, ADAM, hyper, hyper.lr, slope, told, mask)
-
-    return tighten

@@ -10,12 +10,13 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
-from bdjax.defenses.schedules import constant, cosine_by_epoch, plateau
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
-from bdjax.normalisation import at_least_float32
-from bdjax.pooled_linear import pool_matrix
-from bdjax.training import cross_entropy
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, tuner
+from bdjax.nn.folded_linear import pool_matrix
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.schedules import constant, cosine_by_epoch, plateau
+from bdjax.train.trainer import cross_entropy
+from bdjax.types import Array, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 SMALLEST = 1e-6  # added to the norm of an attention map
 
@@ -57,7 +58,7 @@ PRESETS = {
     "corrected": Config(all_taps=True, repeated_statistics=False),
     "reference": Config(period=100, all_taps=False, repeated_statistics=True),
 }
-TINY: dict[str, Any] = {"batch": 128, "period": 0}  # on Tiny-ImageNet, in both
+OF_DATA: dict[str, dict[str, Any]] = {"tiny_imagenet": {"batch": 128, "period": 0}}  # fields that a data set changes, in both
 
 
 def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profile: str = "corrected") -> Defense:
@@ -88,8 +89,7 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       step; "reference" repeats that, "corrected" moves them once. Student epochs are the teacher's ten in both. The teacher's
       cosine has a half-period of ten times its epochs (100 in "reference"; on Tiny-ImageNet its rate waits for a plateau).
     """
-    tiny = model.spec.name == "tiny_imagenet"
-    presets = {name: preset._replace(**TINY) if tiny else preset for name, preset in PRESETS.items()}
+    presets = {name: preset._replace(**OF_DATA.get(model.spec.name, {})) for name, preset in PRESETS.items()}
     config = configure(presets, config, "nad", profile)
     batch, period = config.batch, 10 * config.teacher_epochs if config.period is None else config.period
     config = config._replace(period=period)
@@ -97,13 +97,13 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     schedule = cosine_by_epoch(period) if period else plateau()
     teach = tuner(model, epochs=config.teacher_epochs, batch=batch, schedule=schedule)
 
-    @functools.cache  # at the first repair: which stages have a map takes a trace of the network to know
+    @functools.cache  # when it first defends: which stages have a map takes a trace of the network to know
     def learner() -> Callable[..., Any]:
         taps = _last_stages(model) if config.all_taps else _published_taps(model)
         gradient = _distilling(model, taps, config)
         return tuner(model, epochs=config.epochs, batch=batch, schedule=constant(), gradient=gradient, measured=2)
 
-    def repair(key: Key, view: DefenderView, hyper: NADHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: NADHyper) -> Defended:
         assert view.clean is not None
         teaching, learning = jax.random.split(key)
         hyper = jax.tree.map(jnp.asarray, hyper)
@@ -114,9 +114,9 @@ def nad(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         stopped = jnp.where(teacher.alive, student.stopped, teacher.stopped)
         entropy, attention = student.measured
         trace = NADTrace(teacher.loss, entropy, attention, teacher.alive & student.alive, stopped)
-        return Repair(student.variables, None, trace)
+        return Defended(student.variables, None, trace)
 
-    return Defense(repair, NADHyper(), frozenset({"clean"}), config)
+    return Defense(defend, NADHyper(), frozenset({"clean"}), config)
 
 
 class Tap(NamedTuple):
@@ -136,8 +136,8 @@ PUBLISHED_TAPS = {
 UPDATES = {"preactresnet18": (("layer4", 3), ("", 4))}
 
 
-def attention(features: Array, power: int) -> Array:
-    """sum_c |A_c|^power per position, over its norm: f[b h w c] -> f[b h w]."""
+def attention(features: Float[Array, "b h w c"], power: int) -> Float[Array, "b h w"]:
+    """sum_c |A_c|^power per position, over its norm."""
     features = features.astype(at_least_float32(features.dtype))
     energy = jnp.sum(jnp.abs(features) ** power, -1)
     square = jnp.sum(jnp.square(energy), (1, 2))
@@ -157,8 +157,8 @@ def _sides(model: Model) -> dict[str, int]:
 
 def _last_stages(model: Model) -> tuple[Tap, ...]:
     sides = _sides(model)
-    telling = [stage for stage in model.arch.stages if sides[stage] > 1][-3:]
-    return tuple(Tap(stage, 3 - len(telling) + i) for i, stage in enumerate(telling))
+    informative = [stage for stage in model.arch.stages if sides[stage] > 1][-3:]
+    return tuple(Tap(stage, 3 - len(informative) + i) for i, stage in enumerate(informative))
 
 
 def _published_taps(model: Model) -> tuple[Tap, ...]:
@@ -185,11 +185,11 @@ def _distilling(model: Model, taps: tuple[Tap, ...], config: Config) -> Gradient
             values[norm] = jax.tree.map(lambda a, b, factor=factor: a + factor * (b - a), before, after)
         return tree.replace(new, values)
 
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 3"]]:
         teacher, betas = extra
         goals = model.apply(teacher, batch.images, record=record).taps if taps else {}
 
-        def loss(params: Any) -> tuple[Array, Any]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Any]:
             student = {**variables, "params": params}
             out = model.apply(student, batch.images, train=True, mask=batch.mask, key=key, record=record)
             entropy = masked_mean(cross_entropy(out.logits, batch.labels), batch.mask)
@@ -208,7 +208,7 @@ def _distilling(model: Model, taps: tuple[Tap, ...], config: Config) -> Gradient
 
 
 def _map(tap: Tap, power: int) -> Callable[[Array, Array | None], Array]:
-    def measure(features: Array, mask: Array | None) -> Array:
+    def measure(features: Float[Array, "b h w c"], mask: Array | None) -> Float[Array, "b s t"]:
         if tap.grid is not None:
             side = jnp.asarray(pool_matrix(features.shape[1]), features.dtype)
             features = jnp.einsum("sh,tw,bhwc->bstc", side, side, features)

@@ -9,11 +9,12 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.configure import at_least, configure
+from bdjax.defenses.batches import bits_by_index, masked_mean, training_rows
 from bdjax.defenses.channels import published_norms, seen_through
-from bdjax.defenses.schedules import cosine_between
-from bdjax.defenses.tuning import Batch, Gradient, bits_by_index, masked_mean, training_rows, tuner
-from bdjax.training import cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Masks, Model, Repair, Variables
+from bdjax.defenses.tuning import Batch, Gradient, tuner
+from bdjax.train.schedules import cosine_between
+from bdjax.train.trainer import cross_entropy
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Float, Int, Key, Masks, Model, Variables
 
 
 class Config(NamedTuple):
@@ -102,7 +103,7 @@ def nft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         params = tree.mask_norms(variables["params"], masks, bias=False)
         return seen_through(model, masked.norm_eps, {**variables, "params": params, "batch_stats": statistics})
 
-    def repair(key: Key, view: DefenderView, hyper: NFTHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: NFTHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         first, extra = start(view.variables, view.clean, hyper)
@@ -110,13 +111,13 @@ def nft(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         mixed, kept = done.measured
         masks = done.variables["params"]
         trace = NFTTrace(done.loss, mixed, kept, done.alive, done.stopped)
-        return Repair(finish(view.variables, masks, done.variables["batch_stats"]), masks, trace)
+        return Defended(finish(view.variables, masks, done.variables["batch_stats"]), masks, trace)
 
-    return Defense(repair, NFTHyper(), frozenset({"clean"}), config)
+    return Defense(defend, NFTHyper(), frozenset({"clean"}), config)
 
 
-def partners(key: Key, mask: Array) -> Array:
-    """A random permutation i32[b] of the rows that count among themselves, which come first in a batch; of the others too."""
+def partners(key: Key, mask: Float[Array, " b"]) -> Int[Array, " b"]:
+    """A random permutation of the rows that count among themselves, which come first in a batch; of the others too."""
     rows = jnp.arange(mask.shape[0], dtype=jnp.int32)
     return jnp.lexsort((bits_by_index(key, rows), mask == 0)).astype(jnp.int32)
 
@@ -127,7 +128,7 @@ def _bounded(masks: Masks, extra: Any) -> Masks:
 
 
 def _mixing(model: Model) -> Gradient:
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 3"]]:
         network, pull, _ = extra
         images, labels, mask = batch
         draws, pairing, sharing = jax.random.split(key, 3)
@@ -136,7 +137,7 @@ def _mixing(model: Model) -> Gradient:
         share = jax.random.uniform(sharing, (), jnp.float32).astype(images.dtype)
         images = share * images + (1 - share) * images[other]
 
-        def loss(masks: Masks) -> tuple[Array, tuple[Any, Array]]:
+        def loss(masks: Masks) -> tuple[Float[Array, ""], tuple[Any, Float[Array, " 2"]]]:
             params = tree.mask_norms(network["params"], masks, bias=False)
             now = {**network, "params": params, "batch_stats": variables["batch_stats"]}
             out = model.apply(now, images, train=True, mask=mask, key=draws)
@@ -145,10 +146,10 @@ def _mixing(model: Model) -> Gradient:
             every = jnp.concatenate(list(masks.values())).astype(one.dtype)
             # Without a slope at 1 itself, where |1 - m| has one in JAX.
             away = jnp.sum(jnp.where(every < 1, 1 - every, 0))
-            told = jnp.stack([mixed, jnp.mean(every)])
-            return mixed + pull.astype(one.dtype) * away, (out.variables["batch_stats"], told)
+            parts = jnp.stack([mixed, jnp.mean(every)])
+            return mixed + pull.astype(one.dtype) * away, (out.variables["batch_stats"], parts)
 
-        (value, (statistics, told)), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return slope, statistics, jnp.concatenate([value[None], told])
+        (value, (statistics, parts)), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return slope, statistics, jnp.concatenate([value[None], parts])
 
     return gradient

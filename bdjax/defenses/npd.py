@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.descent import PLAIN
-from bdjax.defenses.schedules import constant
-from bdjax.defenses.tuning import Batch, Gradient, Hyper, masked_mean, training_rows, tuner
-from bdjax.loops import inner
-from bdjax.normalisation import at_least_float32
-from bdjax.training import cross_entropy
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, Hyper, tuner
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.loops import inner
+from bdjax.train.optimisers import PLAIN
+from bdjax.train.schedules import constant
+from bdjax.train.trainer import cross_entropy
+from bdjax.types import PROFILES, Array, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 LARGEST = 80.0  # a row's loss is cut to this in the search for a perturbation
 TRUE_LOGIT = -10.0  # what the true class's logit becomes before the strongest wrong class is looked for
@@ -32,6 +33,15 @@ class Config(NamedTuple):
     inner_steps: int = 2  # of the perturbation, at most
     signed: bool | None = None  # it steps along the sign of the gradient, not along the gradient itself
     plug_train: bool | None = None  # the plug's norm takes the statistics of the batch while it is trained
+
+
+PRESETS = dict.fromkeys(PROFILES, Config(signed=True, plug_train=False))
+OF_DATA = {  # data sets with presets of their own
+    "tiny_imagenet": {
+        "corrected": Config(signed=True, plug_train=True),
+        "reference": Config(signed=False, plug_train=True),
+    },
+}
 
 
 class NPDHyper(NamedTuple):
@@ -77,7 +87,7 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       profile: "corrected" or "reference".
 
     Returns:
-      A defense whose repaired variables carry "plug" and "plug_stats", with hyper-parameters :class:`NPDHyper` and trace
+      A defense whose defended variables carry "plug" and "plug_stats", with hyper-parameters :class:`NPDHyper` and trace
       :class:`NPDTrace`.
 
     Raises:
@@ -90,9 +100,7 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
       following the clean images alone. Images are cropped and flipped as in the survey, not in the paper. The published code
       saves the defended model without its plug. On ``cnn`` the plug acts on the features.
     """
-    tiny = model.spec.name == "tiny_imagenet"
-    presets = {name: Config(signed=not (tiny and name == "reference"), plug_train=tiny) for name in ("corrected", "reference")}
-    config = configure(presets, config, "npd", profile)
+    config = configure(OF_DATA.get(model.spec.name, PRESETS), config, "npd", profile)
     at_least("npd", config, warmup_epochs=1, epochs=1, batch=1, inner_steps=0)
     bound, weight = (np.float32(x) for x in PUBLISHED.get(model.spec.name, PUBLISHED["cifar10"]))
     batch, schedule = config.batch, constant()
@@ -105,7 +113,7 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         zero = jnp.zeros_like(hyper.momentum)
         return first_plug(model, variables), Hyper(hyper.warmup_lr, zero, zero)
 
-    def repair(key: Key, view: DefenderView, hyper: NPDHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: NPDHyper) -> Defended:
         assert view.clean is not None
         warming, polarising = jax.random.split(key)
         hyper = jax.tree.map(jnp.asarray, hyper)
@@ -117,9 +125,9 @@ def npd(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         stopped = jnp.where(warmed.alive, done.stopped, warmed.stopped)
         trace = NPDTrace(warmed.loss, done.loss, clean, purified, fooled, warmed.alive & done.alive, stopped)
         plug = jax.tree.map(lambda new, old: jnp.where(warmed.alive, new, old), done.variables, warmed.variables)
-        return Repair(with_plug(view.variables, plug), None, trace)
+        return Defended(with_plug(view.variables, plug), None, trace)
 
-    return Defense(repair, NPDHyper(bound, weight, weight, weight), frozenset({"clean"}), config)
+    return Defense(defend, NPDHyper(bound, weight, weight, weight), frozenset({"clean"}), config)
 
 
 def first_plug(model: Model, variables: Variables) -> Variables:
@@ -134,15 +142,15 @@ def first_plug(model: Model, variables: Variables) -> Variables:
 
 
 def with_plug(variables: Variables, plug: Variables) -> dict[str, Any]:
-    """The network with a plug."""
+    """The variables of a network with a plug {"params": …, "batch_stats": …} as "plug" and "plug_stats"."""
     return {**variables, "plug": plug["params"], "plug_stats": plug["batch_stats"]}
 
 
 def _warming(model: Model) -> Gradient:
-    def gradient(plug: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(plug: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, ""]]:
         network, _ = extra
 
-        def loss(params: Any) -> tuple[Array, Any]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Any]:
             variables = with_plug(network, {**plug, "params": params})
             out = model.apply(variables, batch.images, plug_train=True, mask=batch.mask)
             return masked_mean(cross_entropy(out.logits, batch.labels), batch.mask), out.variables["plug_stats"]
@@ -153,24 +161,26 @@ def _warming(model: Model) -> Gradient:
     return gradient
 
 
-def projected(delta: Array, bound: Array) -> Array:
-    """Every image's perturbation f[b h w c] at L2 norm ``bound`` at most."""
+def projected(delta: Float[Array, "b h w c"], bound: Float[Array, ""]) -> Float[Array, "b h w c"]:
+    """Every image's perturbation at L2 norm ``bound`` at most."""
     size = jnp.sqrt(jnp.sum(jnp.square(delta), (1, 2, 3), keepdims=True))
     return delta * jnp.minimum(1, bound.astype(delta.dtype) / jnp.maximum(size, jnp.finfo(delta.dtype).tiny))
 
 
-def within(images: Array) -> Array:
+def within(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Pixels cut to [0, 1]. At 0 and 1 themselves the whole slope goes through, of which ``jnp.clip`` lets half."""
     return jnp.where((images >= 0) & (images <= 1), images, jnp.clip(images, 0, 1))
 
 
-def targeted(model: Model, variables: Variables, batch: Batch, target: Array, hyper: Any, config: Config) -> Array:
-    """δ f[b h w c] that leads each image towards its ``target``, in pixels."""
+def targeted(
+    model: Model, variables: Variables, batch: Batch, target: Int[Array | np.ndarray, " b"], hyper: Any, config: Config
+) -> Float[Array, "b h w c"]:
+    """δ that leads each image towards its ``target``, in pixels."""
 
-    def logits(delta: Array) -> Array:
+    def logits(delta: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         return model.apply(variables, within(batch.images + delta)).logits
 
-    def loss(delta: Array) -> Array:
+    def loss(delta: Float[Array, "b h w c"]) -> Float[Array, ""]:
         return masked_mean(jnp.clip(cross_entropy(logits(delta), target), -LARGEST, LARGEST), batch.mask)
 
     def move(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -199,7 +209,7 @@ def _polarising(model: Model, config: Config) -> Gradient:
         delta = targeted(model, now, batch, target, hyper, config)
         moved = within(images + delta)
 
-        def loss(params: Any) -> tuple[Array, tuple[Any, Array]]:
+        def loss(params: Any) -> tuple[Float[Array, ""], tuple[Any, Float[Array, " 3"]]]:
             variables = with_plug(network, {**plug, "params": params})
             mode = {"plug_train": bool(config.plug_train), "mask": mask}
             out = model.apply(variables, images, **mode)
@@ -221,7 +231,7 @@ def _polarising(model: Model, config: Config) -> Gradient:
     return gradient
 
 
-def _kept_down(chances: Array, classes: Array) -> Array:
-    """-ln(1.0001 - p + 1e-12) of each row's probability of its class, f[b]."""
+def _kept_down(chances: Float[Array, "b k"], classes: Int[Array, " b"]) -> Float[Array, " b"]:
+    """-ln(1.0001 - p + 1e-12) of each row's probability of its class."""
     mine = jax.nn.one_hot(classes, chances.shape[-1], dtype=chances.dtype)
     return -jnp.log(OUTSIDE - jnp.sum(chances * mine, -1) + INSIDE)

@@ -1,5 +1,6 @@
 """PBE (its part with clean data): fine-tune on adversarial images and on clean ones in turn."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,16 +10,18 @@ import numpy as np
 
 from bdjax.configure import at_least, configure
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
-from bdjax.defenses.descent import SGD, State
-from bdjax.defenses.tuning import Batch, cross_entropy_gradient, epoch_plan, masked_mean, training_rows
+from bdjax.defenses.batches import epoch_plan, masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, cross_entropy_gradient
 from bdjax.errors import choose
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import epochs as run_epochs
-from bdjax.loops import inner
-from bdjax.loops import steps as run_steps
-from bdjax.training import cross_entropy
-from bdjax.types import Array, CleanSet, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.train import descent
+from bdjax.train.descent import State
+from bdjax.train.loops import epochs as run_epochs
+from bdjax.train.loops import inner
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import SGD
+from bdjax.train.trainer import cross_entropy
+from bdjax.types import Array, CleanSet, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 SPACES, MODES = ("pixel", "normalised"), ("eval", "mixed")
 
@@ -88,55 +91,23 @@ def pbe(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     at_least("pbe", config, epochs=1, batch=1, attack_steps=0)
     choose("pbe.clamp_space", str(config.clamp_space), SPACES)
     choose("pbe.attack_mode", str(config.attack_mode), MODES)
-    mixed = config.attack_mode == "mixed"
-    still, moving = (_step(model, config, mode) for mode in ("eval", "train"))
-    plain = _step(model, config, None)
+    epoch = _epoch(model, config)
 
-    @jax.jit
-    def start(variables: Variables, hyper: Any) -> State:
-        return descent.begin(SGD, variables, hyper, measured=0)
-
-    @jax.jit
-    def plans(key: Key, epoch: Array, clean: CleanSet) -> Any:
-        rows = training_rows(clean)
-        orders = (step_key(stream(own, Stream.ORDER), epoch) for own in jax.random.split(key))
-        (first, second) = (epoch_plan(order, rows, config.batch) for order in orders)
-        return jax.tree.map(lambda x: x[:1], first), jax.tree.map(lambda x: x[1:], first), first, second
-
-    @jax.jit
-    def close(state: State, hyper: Any) -> tuple[State, Array]:
-        state, means = descent.close(state)
-        return state._replace(optimiser=SGD.init(hyper, state.variables["params"])), means[0]
-
-    def repair(key: Key, view: DefenderView, hyper: PBEHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: PBEHyper) -> Defended:
         assert view.clean is not None
         clean, hyper = view.clean, jax.tree.map(jnp.asarray, hyper)
-        shared = (key, clean, hyper)
-
-        def epoch(state: State, number: Array, opening: bool = False) -> tuple[State, Any]:
-            first, others, every, again = plans(key, number, clean)
-            if mixed and not opening:
-                state = run_steps(still, state, first, shared, model.loop)
-                if len(others[0]):
-                    state = run_steps(moving, state, others, shared, model.loop)
-            else:
-                state = run_steps(moving if mixed else still, state, every, shared, model.loop)
-            state, adversarial = close(state, hyper)
-            state, loss = close(run_steps(plain, state, again, shared, model.loop), hyper)
-            return state, (adversarial, loss)
-
-        state = start(view.variables, hyper)
-        if mixed:  # the first epoch is another program than the others
-            state, opening = epoch(state, _first(), opening=True)
-            told = _stacked(opening)
+        shared, state = (key, clean, hyper), _begun(view.variables, hyper)
+        if config.attack_mode == "mixed":  # the first epoch is another program than the others
+            state, opening = epoch(shared, state, _first(), opening=True)
+            losses = _stacked(opening)
             if config.epochs > 1:
-                state, later = run_epochs(lambda s, e: epoch(s, _after(e)), state, config.epochs - 1, model.loop)
-                told = _joined(told, later)
+                state, later = run_epochs(lambda s, e: epoch(shared, s, _after(e)), state, config.epochs - 1, model.loop)
+                losses = _joined(losses, later)
         else:
-            state, told = run_epochs(epoch, state, config.epochs, model.loop)
-        return Repair(state.variables, None, PBETrace(told[0], told[1], state.alive, state.stopped))
+            state, losses = run_epochs(lambda s, e: epoch(shared, s, e), state, config.epochs, model.loop)
+        return Defended(state.variables, None, PBETrace(losses[0], losses[1], state.alive, state.stopped))
 
-    return Defense(repair, PBEHyper(), frozenset({"clean"}), config)
+    return Defense(defend, PBEHyper(), frozenset({"clean"}), config)
 
 
 # Compiled: un-jitted, their constants are sent from the host.
@@ -146,39 +117,53 @@ _stacked = jax.jit(lambda values: jax.tree.map(lambda x: x[None], values))
 _joined = jax.jit(lambda a, b: jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b))
 
 
-def perturbed(
-    model: Model, config: Config, variables: Variables, batch: Batch, hyper: Any, key: Key, train: bool
-) -> tuple[Array, Any]:
-    """Adversarial images f[b h w c] in pixels, and what the running statistics become."""
-    dtype = jax.tree.leaves(variables["params"])[0].dtype
-    pixels = batch.images.astype(dtype)
-    units = ((0.0,), (1.0,)) if config.clamp_space == "pixel" else (model.spec.mean, model.spec.std)
-    mean, std = (jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in units)
-    images, radius = (pixels - mean) / std, hyper.radius.astype(dtype)
-    drawing, network = jax.random.split(key)
+@jax.jit
+def _begun(variables: Variables, hyper: Any) -> State:
+    return descent.begin(SGD, variables, hyper, measured=0)
 
-    def loss(delta: Array, statistics: Any, draws: Key) -> tuple[Array, Any]:
-        seen = {**variables, "batch_stats": statistics}
-        mode: dict[str, Any] = {"train": True, "mask": batch.mask, "key": draws} if train else {}
-        out = model.apply(seen, (images + delta) * std + mean, **mode)
-        return masked_mean(cross_entropy(out.logits, batch.labels), batch.mask), out.variables["batch_stats"]
 
-    def move(i: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        delta, statistics = carry
-        slope, statistics = jax.grad(loss, has_aux=True)(delta, statistics, jax.random.fold_in(network, i))
-        delta = jnp.clip(delta + hyper.step.astype(dtype) * radius * jnp.sign(slope), -radius, radius)
-        return jnp.clip(images + delta, 0, 1) - images, statistics
+def _epoch(model: Model, config: Config) -> Callable[..., Any]:
+    """``epoch(shared, state, number, opening=False) -> (state, both losses)``: a pass over adversarial images, one over clean."""
+    mixed = config.attack_mode == "mixed"
+    still, moving, plain = (_step(model, config, mode) for mode in ("eval", "train", None))
 
-    first = radius * jax.random.uniform(drawing, images.shape, dtype, -1, 1)
-    delta, statistics = inner(config.attack_steps, move, (first, variables["batch_stats"]), model.loop)
-    return (images + delta) * std + mean, statistics
+    def epoch(shared: Any, state: State, number: Int[Array, ""], opening: bool = False) -> tuple[State, Any]:
+        key, clean, hyper = shared
+        first, others, every, again = _plans(config.batch, key, number, clean)
+        if mixed and not opening:
+            state = run_steps(still, state, first, shared, model.loop)
+            if len(others[0]):
+                state = run_steps(moving, state, others, shared, model.loop)
+        else:
+            state = run_steps(moving if mixed else still, state, every, shared, model.loop)
+        state, adversarial = _closed(state, hyper)
+        state, loss = _closed(run_steps(plain, state, again, shared, model.loop), hyper)
+        return state, (adversarial, loss)
+
+    return epoch
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plans(batch: int, key: Key, epoch: Int[Array, ""], clean: CleanSet) -> Any:
+    """Batches of the pass over adversarial images, the first, the others and all of them, and of the one over clean images."""
+    rows = training_rows(clean)
+    orders = (step_key(stream(own, Stream.ORDER), epoch) for own in jax.random.split(key))
+    (first, second) = (epoch_plan(order, rows, batch) for order in orders)
+    return jax.tree.map(lambda x: x[:1], first), jax.tree.map(lambda x: x[1:], first), first, second
+
+
+@jax.jit
+def _closed(state: State, hyper: Any) -> tuple[State, Float[Array, ""]]:
+    """The state after a pass, with fresh momentum, and the mean loss."""
+    state, means = descent.close(state)
+    return state._replace(optimiser=SGD(hyper).init(state.variables["params"])), means[0]
 
 
 def _step(model: Model, config: Config, attack: str | None) -> Callable[..., State]:
     """One step on a batch; ``attack``: None = clean images, else the mode in which they are perturbed."""
     spec, gradient = model.spec, cross_entropy_gradient(model)
 
-    def step(shared: Any, state: State, x: tuple[Array, Array]) -> State:
+    def step(shared: Any, state: State, x: tuple[Int[Array, " b"], Float[Array, " b"]]) -> State:
         key, clean, hyper = shared
         rows, mask = x
         images = crop_flip(step_key(stream(key, Stream.AUGMENT), state.step), clean.images[rows], spec.pad, spec.flip)
@@ -192,3 +177,31 @@ def _step(model: Model, config: Config, attack: str | None) -> Callable[..., Sta
         return descent.descend(state, SGD, hyper, hyper.lr, slope, loss[None], mask, learned={"batch_stats": statistics})
 
     return step
+
+
+def perturbed(
+    model: Model, config: Config, variables: Variables, batch: Batch, hyper: Any, key: Key, train: bool
+) -> tuple[Float[Array, "b h w c"], Any]:
+    """Adversarial images in pixels, and what the running statistics become."""
+    dtype = jax.tree.leaves(variables["params"])[0].dtype
+    pixels = batch.images.astype(dtype)
+    units = ((0.0,), (1.0,)) if config.clamp_space == "pixel" else (model.spec.mean, model.spec.std)
+    mean, std = (jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in units)
+    images, radius = (pixels - mean) / std, hyper.radius.astype(dtype)
+    drawing, network = jax.random.split(key)
+
+    def loss(delta: Float[Array, "b h w c"], statistics: Any, draws: Key) -> tuple[Float[Array, ""], Any]:
+        seen = {**variables, "batch_stats": statistics}
+        mode: dict[str, Any] = {"train": True, "mask": batch.mask, "key": draws} if train else {}
+        out = model.apply(seen, (images + delta) * std + mean, **mode)
+        return masked_mean(cross_entropy(out.logits, batch.labels), batch.mask), out.variables["batch_stats"]
+
+    def move(i: Any, carry: tuple[Float[Array, "b h w c"], Any]) -> tuple[Float[Array, "b h w c"], Any]:
+        delta, statistics = carry
+        slope, statistics = jax.grad(loss, has_aux=True)(delta, statistics, jax.random.fold_in(network, i))
+        delta = jnp.clip(delta + hyper.step.astype(dtype) * radius * jnp.sign(slope), -radius, radius)
+        return jnp.clip(images + delta, 0, 1) - images, statistics
+
+    first = radius * jax.random.uniform(drawing, images.shape, dtype, -1, 1)
+    delta, statistics = inner(config.attack_steps, move, (first, variables["batch_stats"]), model.loop)
+    return (images + delta) * std + mean, statistics

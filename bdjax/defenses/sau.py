@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.configure import at_least, configure
-from bdjax.defenses.amsgrad import amsgrad
-from bdjax.defenses.schedules import constant
-from bdjax.defenses.tuning import Batch, Gradient, masked_mean, training_rows, tuner
-from bdjax.loops import inner
-from bdjax.normalisation import at_least_float32
-from bdjax.training import cross_entropy
-from bdjax.types import Array, DefenderView, Defense, Key, Model, Repair, Variables
+from bdjax.defenses.batches import masked_mean, training_rows
+from bdjax.defenses.tuning import Batch, Gradient, tuner
+from bdjax.nn.normalisation import at_least_float32
+from bdjax.train.loops import inner
+from bdjax.train.optimisers import amsgrad, fixed, unfolded
+from bdjax.train.schedules import constant
+from bdjax.train.trainer import cross_entropy
+from bdjax.types import Array, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 LEAST = 1e-8  # of a probability in the divergence
 INSIDE, EDGE = 1e-6, 1e-3  # added inside the logarithms of the shared loss; where its probabilities are cut
@@ -81,7 +82,7 @@ def sau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     Differs: the same in both profiles. As in the survey, norms stay in eval mode (``train_bn`` switches the unlearning step to
       train mode) and lambda_adversarial is 0. The published loop stops perturbing once all images are shared; a shared image has
       gradient 0 and no longer moves, so the fixed number of steps here is the same. VGG's folded first linear layer: see
-      :func:`bdjax.defenses.amsgrad.amsgrad`.
+      :func:`bdjax.train.optimisers.unfolded`.
     """
     preset = Config(epochs=EPOCHS.get(model.spec.name, 100))
     config = configure(dict.fromkeys(("corrected", "reference"), preset), config, "sau", profile)
@@ -95,37 +96,39 @@ def sau(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         gradient=_unlearning(model, config),
         augment=False,
         measured=3,
-        optimiser=amsgrad(model),
+        optimiser=fixed(unfolded(amsgrad(), model)),
     )
 
-    def repair(key: Key, view: DefenderView, hyper: SAUHyper) -> Repair:
+    def defend(key: Key, view: DefenderView, hyper: SAUHyper) -> Defended:
         assert view.clean is not None
         hyper = jax.tree.map(jnp.asarray, hyper)
         tuned = tune(key, view.variables, view.clean, training_rows(view.clean), hyper, (view.variables, hyper))
         clean, shared, fooled = tuned.measured
-        return Repair(tuned.variables, None, SAUTrace(tuned.loss, clean, shared, fooled, tuned.alive, tuned.stopped))
+        return Defended(tuned.variables, None, SAUTrace(tuned.loss, clean, shared, fooled, tuned.alive, tuned.stopped))
 
-    return Defense(repair, SAUHyper(), frozenset({"clean"}), config)
+    return Defense(defend, SAUHyper(), frozenset({"clean"}), config)
 
 
-def _probabilities(logits: Array) -> Array:
+def _probabilities(logits: Float[Array, "b k"]) -> Float[Array, "b k"]:
     return jax.nn.softmax(logits.astype(at_least_float32(logits.dtype)))
 
 
-def _divergence(p: Array, q: Array) -> Array:
-    """Jensen-Shannon divergence per row, f[b k] -> f[b], of probabilities of at least :data:`LEAST`."""
+def _divergence(p: Float[Array, "b k"], q: Float[Array, "b k"]) -> Float[Array, " b"]:
+    """Jensen-Shannon divergence per row, of probabilities of at least :data:`LEAST`."""
     p, q = (jnp.maximum(x, LEAST) for x in (p, q))
     middle = (p + q) / 2
     return jnp.sum((p * jnp.log(p) + q * jnp.log(q)) / 2 - middle * jnp.log(middle), -1)
 
 
-def shared_perturbation(model: Model, variables: Variables, before: Variables, batch: Batch, hyper: Any, steps: int) -> Array:
-    """δ f[b h w c] in {-radius, 0, radius}: pixels that fool ``variables`` and ``before`` to the same class."""
+def shared_perturbation(
+    model: Model, variables: Variables, before: Variables, batch: Batch, hyper: Any, steps: int
+) -> Float[Array, "b h w c"]:
+    """δ in {-radius, 0, radius}: pixels that fool ``variables`` and ``before`` to the same class."""
     images = batch.images
     seen, seen_before = (jnp.argmax(model.apply(v, images).logits, -1) for v in (variables, before))
     radius = hyper.radius.astype(images.dtype)
 
-    def objective(delta: Array) -> Array:
+    def objective(delta: Float[Array, "b h w c"]) -> Float[Array, ""]:
         z, z0 = (model.apply(v, images + delta).logits for v in (variables, before))
         now, now0 = jnp.argmax(z, -1), jnp.argmax(z0, -1)
         fooled, fooled0 = now != seen, now0 != seen_before
@@ -137,14 +140,14 @@ def shared_perturbation(model: Model, variables: Variables, before: Variables, b
         # Per image, so the batch's size does not matter to the signs.
         return jnp.sum(hyper.beta_shared.astype(z.dtype) * apart - hyper.beta_adversarial.astype(z.dtype) / 2 * adversarial)
 
-    def move(_: Any, delta: Array) -> Array:
+    def move(_: Any, delta: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return jnp.clip(delta - radius * jnp.sign(jax.grad(objective)(delta)), -radius, radius)
 
     return inner(steps, move, jnp.full_like(images, 1) * radius, model.loop)
 
 
 def _unlearning(model: Model, config: Config) -> Gradient:
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, " 4"]]:
         before, hyper = extra
         images, labels, mask = batch
         delta = shared_perturbation(model, variables, before, batch, hyper, config.attack_steps)
@@ -152,7 +155,7 @@ def _unlearning(model: Model, config: Config) -> Gradient:
         seen_before, there_before = jnp.split(jnp.argmax(model.apply(before, both).logits, -1).astype(labels.dtype), 2)
         fooled = (there_before != labels) & (there_before != seen_before)
 
-        def loss(params: Any) -> tuple[Array, tuple[Any, Array]]:
+        def loss(params: Any) -> tuple[Float[Array, ""], tuple[Any, Float[Array, " 2"]]]:
             counted = jnp.concatenate([mask, mask])
             out = model.apply({**variables, "params": params}, both, train=config.train_bn, mask=counted, key=key)
             clean, there = jnp.split(out.logits, 2)

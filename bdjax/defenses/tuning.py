@@ -13,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.data.augment import crop_flip, to_float
-from bdjax.defenses import descent
-from bdjax.defenses.descent import SGD, Optimiser, State
-from bdjax.defenses.schedules import Schedule
+from bdjax.defenses.batches import epoch_plan, masked_mean
 from bdjax.keys import Stream, step_key, stream
-from bdjax.loops import epochs as run_epochs
-from bdjax.loops import steps as run_steps
-from bdjax.training import cross_entropy
-from bdjax.types import Array, CleanSet, Key, Model, Variables
+from bdjax.train import descent
+from bdjax.train.descent import State
+from bdjax.train.loops import epochs as run_epochs
+from bdjax.train.loops import steps as run_steps
+from bdjax.train.optimisers import SGD, Optimiser
+from bdjax.train.schedules import Schedule
+from bdjax.train.trainer import cross_entropy
+from bdjax.types import Array, Bool, CleanSet, Float, Int, Key, Model, UInt8, Variables
 
 
 class Hyper(NamedTuple):
@@ -63,17 +65,11 @@ class _Shared(NamedTuple):
     extra: Any
 
 
-def masked_mean(values: Array, mask: Array) -> Array:
-    """sum(values mask) / max(sum(mask), 1), f[b] -> f[]."""
-    mask = mask.astype(values.dtype)
-    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
-
-
 def cross_entropy_gradient(model: Model) -> Gradient:
     """Gradient of the mean cross-entropy over the rows that count, in train mode; one update of the running statistics."""
 
-    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Array]:
-        def loss(params: Any) -> tuple[Array, Any]:
+    def gradient(variables: Variables, batch: Batch, extra: Any, key: Key) -> tuple[Any, Any, Float[Array, ""]]:
+        def loss(params: Any) -> tuple[Float[Array, ""], Any]:
             out = model.apply({**variables, "params": params}, batch.images, train=True, mask=batch.mask, key=key)
             return masked_mean(cross_entropy(out.logits, batch.labels), batch.mask), out.variables["batch_stats"]
 
@@ -83,41 +79,8 @@ def cross_entropy_gradient(model: Model) -> Gradient:
     return gradient
 
 
-@jax.jit
-def training_rows(clean: CleanSet) -> Array:
-    """bool[n]: the rows that a defense may train on, neither padding nor validation."""
-    return clean.role == 1
-
-
-def bits_by_index(key: Key, index: Array) -> Array:
-    """Random u32[n], each from ``key`` and its ``index`` i32[n] alone: other entries, and how many there are, change nothing."""
-    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype=jnp.uint32))(index)
-
-
-def epoch_plan(key: Key, present: Array, batch: int) -> tuple[Array, Array]:
-    """Shuffle the present rows into batches of ``batch``; the last one keeps what is left.
-
-    Args:
-      key: key of the epoch.
-      present: bool[n].
-      batch: rows per batch, at least 1; fewer rows in all make one smaller batch.
-
-    Returns:
-      (rows i32[trips b], mask f32[trips b]): full batches first, then the incomplete one, then empty ones. Each present row gets
-      its random number by its place among the present ones, so padding changes no draw.
-    """
-    n = present.shape[0]
-    size = min(batch, n)
-    trips = -(-n // size)
-    place = jnp.maximum(jnp.cumsum(present, dtype=jnp.int32) - 1, 0)
-    order = jnp.lexsort((bits_by_index(key, place), ~present)).astype(jnp.int32)
-    rows = jnp.zeros((trips * size,), jnp.int32).at[:n].set(order)
-    mask = jnp.zeros((trips * size,), jnp.float32).at[:n].set(present[order].astype(jnp.float32))
-    return rows.reshape(trips, size), mask.reshape(trips, size)
-
-
-def gathered(clean: CleanSet, extra: Any, rows: Array) -> tuple[Array, Array]:
-    """The clean set's own rows."""
+def gathered(clean: CleanSet, extra: Any, rows: Int[Array, " b"]) -> tuple[UInt8[Array, "b h w c"], Int[Array, " b"]]:
+    """The clean set's own images and labels at ``rows``."""
     return clean.images[rows], clean.labels[rows]
 
 
@@ -134,18 +97,18 @@ def tuner(
     optimiser: Optimiser = SGD,
     gather: Callable[[CleanSet, Any, Array], tuple[Array, Array]] = gathered,
 ) -> Callable[..., Tuned]:
-    """Build the fine-tuning of one member: p - lr direction, with SGD's g + wd p, buf = mu buf + g unless told otherwise.
+    """Build the fine-tuning of one member: p - lr direction, that of SGD unless ``optimiser`` is another.
 
     Args:
       model: network; its ``loop`` decides how the steps run.
       epochs: passes over the rows that count, at least 1.
       batch: rows per batch; the last incomplete one is kept.
-      schedule: learning rate, see :mod:`bdjax.defenses.schedules`.
+      schedule: learning rate, see :mod:`bdjax.train.schedules`.
       gradient: what is descended; None = :func:`cross_entropy_gradient`.
       project: ``(params, extra) -> params`` after every step, or None.
       augment: random crops and flips as in training, drawn anew for every step.
       measured: how many numbers the gradient gives beside the loss.
-      optimiser: see :class:`Optimiser`.
+      optimiser: what is built from ``hyper``, see :mod:`bdjax.train.optimisers`.
       gather: ``(clean, extra, rows i32[b]) -> (images u8 or f32 [b h w c], labels i32[b])``, before the augmentation; by default
         the rows of the clean set. With another one rows may number anything: as many as ``present`` has.
 
@@ -167,10 +130,12 @@ def tuner(
         gather=gather,
     )
 
-    def tune(key: Key, variables: Variables, clean: CleanSet, present: Array, hyper: Any, extra: Any = ()) -> Tuned:
+    def tune(
+        key: Key, variables: Variables, clean: CleanSet, present: Bool[Array | np.ndarray, " n"], hyper: Any, extra: Any = ()
+    ) -> Tuned:
         hyper = jax.tree.map(jnp.asarray, hyper)
         (state, _), means = go_on(key, begin(variables, hyper), clean, present, hyper, extra)
-        loss, *beside = descent.by_number(means)
+        loss, *beside = descent.columns(means)
         return Tuned(state.variables, loss, tuple(beside), state.alive, state.stopped, state.step)
 
     return tune
@@ -206,18 +171,18 @@ def interruptible(
         return descent.begin(optimiser, variables, hyper, measured), schedule.init(hyper)
 
     @jax.jit
-    def plan(key: Key, epoch: Array, present: Array) -> tuple[Array, Array]:
+    def plan(key: Key, epoch: Int[Array, ""], present: Bool[Array, " n"]) -> tuple[Array, Array]:
         return epoch_plan(step_key(stream(key, Stream.ORDER), epoch), present, batch)
 
     @jax.jit
-    def close(state: State, rate: Any) -> tuple[State, Any, Array]:
+    def close(state: State, rate: Any) -> tuple[State, Any, Float[Array, " j"]]:
         state, means = descent.close(state)
         return state, schedule.observe(rate, means[0]), means
 
     def go_on(
-        key: Key, carry: tuple[State, Any], clean: CleanSet, present: Array, hyper: Any, extra: Any
-    ) -> tuple[tuple[State, Any], Array]:
-        def epoch(carry: tuple[State, Any], e: Array) -> tuple[tuple[State, Any], Array]:
+        key: Key, carry: tuple[State, Any], clean: CleanSet, present: Bool[Array | np.ndarray, " n"], hyper: Any, extra: Any
+    ) -> tuple[tuple[State, Any], Float[Array, "epochs j"]]:
+        def epoch(carry: tuple[State, Any], e: Int[Array, ""]) -> tuple[tuple[State, Any], Float[Array, " j"]]:
             state, rate = carry
             shared = _Shared(clean, key, hyper, rate, e, extra)
             state, rate, means = close(run_steps(step, state, plan(key, e, present), shared, model.loop), rate)
@@ -239,7 +204,7 @@ def _step(
 ) -> Callable[[_Shared, State, tuple[Array, Array]], State]:
     spec = model.spec
 
-    def step(shared: _Shared, state: State, x: tuple[Array, Array]) -> State:
+    def step(shared: _Shared, state: State, x: tuple[Int[Array, " b"], Float[Array, " b"]]) -> State:
         rows, mask = x
         images, labels = gather(shared.clean, shared.extra, rows)
         if augment:

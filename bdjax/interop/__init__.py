@@ -5,10 +5,11 @@ Importing this package needs no PyTorch, and neither does reading what an import
 
 from bdjax.interop.checkpoint import Checkpoint
 from bdjax.interop.imports import export_torch, import_torch, model_of
-from bdjax.interop.recognise import Recognised, recognise
+from bdjax.interop.recognition import Recognised, recognise
 from bdjax.interop.state import Imported, from_state, to_state
 from bdjax.interop.torch import read, write
-from bdjax.sweep.import_folder import File, Import, Triggered, load, save
+from bdjax.store.import_folder import File, Import, load, save
+from bdjax.types import Triggered
 
 __all__ = [
     "Checkpoint",

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from bdjax.data.images import opened
-from bdjax.data.numpy_stand_ins import Array
+from bdjax.data.pickles.numpy_stand_ins import Array
+from bdjax.data.pickles.torch_stand_ins import Picture
 from bdjax.errors import UserError
 from bdjax.interop.checkpoint import Triggered
-from bdjax.interop.stand_ins import Picture
 
 FOLDER = "bd_test_dataset"
 
 
 def read_images(stored: Mapping[str, Any], folder: Path) -> Triggered:
-    """The triggered rows of a stored test set, in its order.
+    """Return the triggered rows of a stored test set, in its order.
 
     Args:
       stored: the checkpoint's ``bd_test``.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bdjax.errors import UserError
-from bdjax.sweep.import_folder import Triggered
+from bdjax.types import Triggered
 
 
 class Checkpoint(NamedTuple):

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bdjax.data.numpy_stand_ins import Array
+from bdjax.data.pickles.numpy_stand_ins import Array
+from bdjax.data.pickles.tensors import Odd, Tensor
+from bdjax.data.pickles.torch_stand_ins import Inert
 from bdjax.errors import UserError, unknown
 from bdjax.interop.names import is_network, plain, weights
-from bdjax.interop.recognise import likeness, nearest, recognise
-from bdjax.interop.stand_ins import Inert
-from bdjax.interop.tensors import Odd, Tensor
+from bdjax.interop.recognition import likeness, nearest, recognise
 
 _DEEP, _LONG = 5, 16  # containers inside one another, and entries of a list, that are looked into
 SHOWN = 8  # keys listed in a message
@@ -25,25 +25,25 @@ class Part(NamedTuple):
     state: Mapping[str, Any]
 
 
-def chosen(told: Any, key: str | None = None, model: str | None = None) -> Part:
-    """The state dict of a file that is the network.
+def chosen(content: Any, key: str | None = None, model: str | None = None) -> Part:
+    """Return the state dict of a file that is the network.
 
     A file with one network of the table is read whatever its key is. BackdoorBench's results have theirs under "model".
 
     Args:
-      told: what the file holds: containers and the stand-ins of tensors.
+      content: what the file holds: containers and the stand-ins of tensors.
       key: of the part that is wanted; None = the one that is a network.
       model: name of the network that is wanted, if any.
 
     Raises:
       UserError: no state dict, none under this key, or several networks to choose from.
     """
-    parts = list(_parts(told))
+    parts = list(_parts(content))
     if key is not None:
         return _under(key, parts)
     if not parts:
-        raise UserError(_nothing(told))
-    if isinstance(told, Mapping) and any(name in told for name in RESULT):
+        raise UserError(_nothing(content))
+    if isinstance(content, Mapping) and any(name in content for name in RESULT):
         parts = [part for part in parts if part.key == "model"] or parts
     networks = [part for part in parts if is_network(part.state)]
     networks = networks or [inner for part in parts for inner in _inside(part)]
@@ -63,9 +63,9 @@ def chosen(told: Any, key: str | None = None, model: str | None = None) -> Part:
     )
 
 
-def keys(told: Any) -> list[str]:
-    """The keys of all state dicts in a file, as ``--key`` takes them."""
-    return [part.key for part in _parts(told)]
+def keys(content: Any) -> list[str]:
+    """Return the keys of all state dicts in a file, as ``--key`` takes them."""
+    return [part.key for part in _parts(content)]
 
 
 def _under(key: str, parts: list[Part]) -> Part:
@@ -99,7 +99,7 @@ def _parts(value: Any, key: str = "", deep: int = 0) -> Iterator[Part]:
 
 
 def _inside(part: Part, *, networks: bool = True) -> Iterator[Part]:
-    """The networks that one state dict holds under different first names, as one module made of several gives."""
+    """Return the networks that one state dict holds under different first names, as one module made of several gives."""
     groups: dict[str, dict[str, Any]] = {}
     for name, value in part.state.items():
         first, dot, rest = name.partition(".")
@@ -122,23 +122,23 @@ def _same(a: Part, b: Part) -> bool:
 
 
 def array(value: Any) -> np.ndarray:
-    """A tensor of a file as a NumPy array; raises UserError."""
+    """Return a tensor of a file as a NumPy array; raises UserError."""
     return np.asarray(value) if isinstance(value, np.ndarray) else np.asarray(value.array())
 
 
-def _nothing(told: Any) -> str:
+def _nothing(content: Any) -> str:
     """Why a file without a state dict holds none."""
-    if isinstance(told, Mapping) and not told:
+    if isinstance(content, Mapping) and not content:
         return "it holds an empty dictionary where a state dict should be"
-    if isinstance(told, Mapping) and "param_groups" in told:
+    if isinstance(content, Mapping) and "param_groups" in content:
         return "it holds the state of an optimiser alone; save the network's: torch.save(network.state_dict(), 'weights.pt')"
-    if isinstance(told, Inert):
+    if isinstance(content, Inert):
         return "it holds an object of settings or training, not a state dict"
-    if not isinstance(told, (Mapping, list, tuple)):
-        return f"it holds a {type(told).__name__.lower()}, not a state dict or a result of BackdoorBench"
-    names = [str(name) for name in (told if isinstance(told, Mapping) else range(len(told)))]
+    if not isinstance(content, (Mapping, list, tuple)):
+        return f"it holds a {type(content).__name__.lower()}, not a state dict or a result of BackdoorBench"
+    names = [str(name) for name in (content if isinstance(content, Mapping) else range(len(content)))]
     more = ", …" if len(names) > SHOWN else ""
     return (
-        f"it holds no state dict, that is no dictionary of named tensors; it is a {type(told).__name__} of "
+        f"it holds no state dict, that is no dictionary of named tensors; it is a {type(content).__name__} of "
         f"{', '.join(names[:SHOWN])}{more}; save the weights: torch.save(network.state_dict(), 'weights.pt')"
     )

@@ -9,12 +9,12 @@ from bdjax.data.source import file_sha256
 from bdjax.errors import UserError, choose
 from bdjax.interop import inserts
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
-from bdjax.interop.recognise import Recognised, nearest, recognise
+from bdjax.interop.recognition import Recognised, nearest, recognise
 from bdjax.interop.state import Imported, cleaned, from_state, to_state
 from bdjax.interop.torch import read, write
 from bdjax.models import MODELS, by_name
-from bdjax.sweep.files import refuse_existing
-from bdjax.sweep.import_folder import File, Import, save
+from bdjax.store.files import refuse_existing
+from bdjax.store.import_folder import File, Import, save
 from bdjax.types import DataSpec, Model, Variables
 
 
@@ -37,13 +37,13 @@ def import_torch(
       files: one file, which all seeds share, or one per seed; all of one network and data set.
       out: folder to write.
       dataset: name (or folder) of the data set; None: what the files say.
-      model: name of the network; None: what the files say, or what their tensors' names tell.
+      model: name of the network; None: what the files say, or what the names of their tensors imply.
       seeds: of the members, >= 0; they decide a defense's clean rows and draws.
       ratio: poison ratio the networks were trained with, for the records, in [0, 1]; None: not known.
       triggered: import the stored triggered test images too, if there are any.
       overwrite: replace an import folder that exists.
       key: of the weights in the files, such as "netC" or "model.state_dict"; None: the one network that they hold.
-      say: told which of several parts of a file is read, and of weights that are rounded to float32.
+      say: gets a line where one of several parts of a file is read, and where weights are rounded to float32.
 
     A second file of a plug or of bounds beside a checkpoint, which an export leaves, is read with it.
 
@@ -102,7 +102,7 @@ def export_torch(
     Args:
       path: the file.
       model: the network.
-      variables: {"params", "batch_stats"} of one member, float32; with "plug" and "plug_stats" or "bounds" where a repair left
+      variables: {"params", "batch_stats"} of one member, float32; with "plug" and "plug_stats" or "bounds" where a defense left
         them.
       kept: of the import they descend from, so that what nobody changed comes out bit for bit.
       kind: see :func:`bdjax.interop.torch.write`; None: "safetensors" where the name ends so, "attack_result" where images are
@@ -124,7 +124,7 @@ def export_torch(
 
 
 def model_of(imported: Import) -> Model:
-    """The network of an import, for its data set.
+    """Return the network of an import, for its data set.
 
     Raises:
       UserError: the data set or the network is not known here, or no longer the same.
@@ -148,51 +148,52 @@ def _import(
     key: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[Model, Imported, str, Triggered | None]:
-    told = read(path, triggered=triggered, key=key, model=model)
+    checkpoint = read(path, triggered=triggered, key=key, model=model)
     if say is not None:
-        _notes(path, told, say)
+        _notes(path, checkpoint, say)
     try:
-        facts, name = _data(told, dataset)
-        state = cleaned(told.state)
-        network = _network(told, model, recognise(state), facts, state)
+        facts, name = _data(checkpoint, dataset)
+        state = cleaned(checkpoint.state)
+        network = _network(checkpoint, model, recognise(state), facts, state)
         result = from_state(network, state)
         result = result._replace(variables=inserts.read(path, network, result.variables))
-        if told.classes not in (None, facts.classes):
-            raise UserError(f"it says num_classes {told.classes}, but its last layer has {facts.classes}")
-        if told.triggered is not None:
-            check_triggered(told.triggered, facts.image_shape, facts.classes)
+        if checkpoint.classes not in (None, facts.classes):
+            raise UserError(f"it says num_classes {checkpoint.classes}, but its last layer has {facts.classes}")
+        if checkpoint.triggered is not None:
+            check_triggered(checkpoint.triggered, facts.image_shape, facts.classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return network, result, name, told.triggered
+    return network, result, name, checkpoint.triggered
 
 
-def _notes(path: Path, told: Checkpoint, say: Callable[[str], None]) -> None:
-    """Tell what a user would not expect: which of several parts was read, and that numbers were rounded."""
-    if told.others:
-        say(f"{path}: read {told.key or 'the tensors of the file itself'}; the file also holds {', '.join(told.others[:8])}")
-    rounded = sum(value.dtype == np.float64 for value in told.state.values())
+def _notes(path: Path, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
+    """Say what a user would not expect: which of several parts was read, and that numbers were rounded."""
+    if checkpoint.others:
+        part = checkpoint.key or "the tensors of the file itself"
+        say(f"{path}: read {part}; the file also holds {', '.join(checkpoint.others[:8])}")
+    rounded = sum(value.dtype == np.float64 for value in checkpoint.state.values())
     if rounded:
         say(f"{path}: {rounded} tensors of float64 are rounded to float32")
 
 
-def _data(told: Checkpoint, dataset: str | None) -> tuple[DataSpec, str]:
+def _data(checkpoint: Checkpoint, dataset: str | None) -> tuple[DataSpec, str]:
     from bdjax.data import DATASETS, spec
 
-    name = dataset or told.dataset
+    name = dataset or checkpoint.dataset
     if name is None:
         raise UserError("it does not say which data set it belongs to; name one (--dataset)")
-    if told.dataset in DATASETS and name in DATASETS and name != told.dataset:
-        raise UserError(f"it belongs to {told.dataset}, not to {name}")
+    if checkpoint.dataset in DATASETS and name in DATASETS and name != checkpoint.dataset:
+        raise UserError(f"it belongs to {checkpoint.dataset}, not to {name}")
     facts = spec(name)
-    if told.image_shape not in (None, tuple(facts.image_shape)):
-        raise UserError(f"its images are {list(told.image_shape or ())}, those of {name} {list(facts.image_shape)}")
+    if checkpoint.image_shape not in (None, tuple(facts.image_shape)):
+        raise UserError(f"its images are {list(checkpoint.image_shape or ())}, those of {name} {list(facts.image_shape)}")
     return facts, name
 
 
 def _network(
-    told: Checkpoint, model: str | None, found: Recognised | None, facts: DataSpec, state: Mapping[str, np.ndarray]
+    checkpoint: Checkpoint, model: str | None, found: Recognised | None, facts: DataSpec, state: Mapping[str, np.ndarray]
 ) -> Model:
-    name = model or told.model or (found.model if found else None)
+    name = model or checkpoint.model or (found.model if found else None)
     if name is None:
         names = ", ".join(list(state)[:4])
         told_networks = f"those of no network of the table: {', '.join(MODELS)}"

@@ -1,8 +1,8 @@
-"""What a repair put into a network beside its weights - NPD's plug, MM-BD's bounds - as a second file beside a checkpoint.
+"""What a defense put into a network beside its weights - NPD's plug, MM-BD's bounds - as a second file beside a checkpoint.
 
 A PyTorch state dict has no place for it. ``model.pt`` comes with ``model.pt.inserts.npz``, plain NumPy arrays by path, such as
 ``plug/kernel`` f32[1 1 d d] (of a 1x1 convolution, inputs before outputs) and ``bounds/layer1_0/bn1/act`` f32[d], to which the
-activation of that name is cut. A bound below 0 acts as 0 (:func:`bdjax.layers.tap`), and is written as 0, so that other code
+activation of that name is cut. A bound below 0 acts as 0 (:func:`bdjax.nn.layers.tap`), and is written as 0, so that other code
 which takes the minimum of activation and bound computes the same.
 """
 
@@ -18,14 +18,14 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.errors import UserError
-from bdjax.sweep.files import refuse_existing, replacing
+from bdjax.store.files import refuse_existing, replacing
 from bdjax.types import Model, Variables
 
 PARTS = ("bounds", "plug", "plug_stats")
 
 
 def place(checkpoint: str | Path) -> Path:
-    """The second file of a checkpoint."""
+    """Return the second file of a checkpoint."""
     path = Path(checkpoint)
     return path.with_name(f"{path.name}.inserts.npz")
 
@@ -56,7 +56,7 @@ def write(checkpoint: str | Path, inserts: Mapping[str, Any], *, overwrite: bool
 
 
 def read(checkpoint: str | Path, model: Model, variables: Variables) -> dict[str, Any]:
-    """The network with what its second file holds, if there is one.
+    """Return the network with what its second file holds, if there is one.
 
     Raises:
       UserError: the file is damaged, or does not fit the network.

@@ -12,7 +12,7 @@ import numpy as np
 
 from bdjax import tree
 from bdjax.errors import UserError
-from bdjax.pooled_linear import GRID
+from bdjax.nn.folded_linear import GRID
 from bdjax.types import Model
 
 POOLED_HEADS = {"vgg19_bn": "classifier_0"}  # linear layers behind VGG's pooling to 7x7
@@ -31,13 +31,13 @@ class Tensor(NamedTuple):
 
 
 def torch_name(address: str) -> str:
-    """The PyTorch module at one of our addresses: ``layer2_0/shortcut_0`` is ``layer2.0.shortcut.0``."""
+    """Return the PyTorch module at one of our addresses: ``layer2_0/shortcut_0`` is ``layer2.0.shortcut.0``."""
     return address.replace("/", ".").replace("_", ".")
 
 
 @functools.lru_cache(maxsize=64)
 def layout(model: Model) -> tuple[Tensor, ...]:
-    """Every tensor of a network's state dict, in PyTorch's order.
+    """Return every tensor of a network's state dict, in PyTorch's order.
 
     Raises:
       UserError: the network holds leaves that a state dict has no place for.
@@ -85,12 +85,12 @@ def _kernel(model: Model, shapes: Any, address: str, shape: tuple[int, ...]) -> 
 
 
 def to_leaf(kind: str, value: np.ndarray) -> np.ndarray:
-    """A tensor of a state dict as our leaf: conv OIHW -> HWIO, linear [out, in] -> [in, out], vectors as they are."""
+    """Return a tensor of a state dict as our leaf: conv OIHW -> HWIO, linear [out, in] -> [in, out], vectors as they are."""
     axes = {"conv": (2, 3, 1, 0), "linear": (1, 0)}.get(kind)
     return np.array(value if axes is None else value.transpose(axes), order="C")
 
 
 def to_tensor(kind: str, leaf: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`to_leaf`."""
+    """Return the inverse of :func:`to_leaf`."""
     axes = {"conv": (3, 2, 0, 1), "linear": (1, 0)}.get(kind)
     return np.array(leaf if axes is None else leaf.transpose(axes), order="C")

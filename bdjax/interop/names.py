@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bdjax.errors import UserError
-from bdjax.interop.recognise import likeness, recognise
+from bdjax.interop.recognition import likeness, recognise
 
 WRAPPERS = ("module", "_orig_mod")  # DataParallel and its kin, also around a part of the network; torch.compile
 NOT_WEIGHTS = ("neuron_mask", "neuron_noise", "neuron_noise_bias")  # of norms that a pruning defense has replaced
@@ -12,7 +12,7 @@ _AVERAGED = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 
 
 def plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict under the names of its network.
+    """Return a state dict under the names of its network.
 
     ``module.`` and ``_orig_mod.`` go wherever they stand. A prefix that all names share, such as Lightning's ``model.``, goes
     where that makes them the names of a network of the table, or more like one.
@@ -40,12 +40,12 @@ def plain(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a state dict that are a network's own, without masks and noise of norms."""
+    """Return the entries of a state dict that are a network's own, without masks and noise of norms."""
     return {name: value for name, value in state.items() if name.rpartition(".")[2] not in NOT_WEIGHTS}
 
 
 def is_network(state: Mapping[str, Any]) -> bool:
-    """Whether these are, but for prefixes, the modules of a network of the table."""
+    """Return whether these are, but for prefixes, the modules of a network of the table."""
     return recognise(weights(plain(state))) is not None
 
 

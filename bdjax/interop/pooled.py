@@ -1,6 +1,6 @@
 """VGG's first linear layer between PyTorch's full weights and our folded ones, bit for bit the same on every machine.
 
-:mod:`bdjax.pooled_linear` keeps U = W Q of the weights W. What W holds beside U Qᵀ is invisible to the data, so an export puts
+:mod:`bdjax.nn.folded_linear` keeps U = W Q of the weights W. What W holds beside U Qᵀ is invisible to the data, so an export puts
 the *change* of U back into the imported weights, W + (U - W Q) Qᵀ: weights that nobody changed come out as they went in, and the
 rest keeps what only the full weights know. Sums are element by element in a fixed order and in float64, not matrix products,
 whose order differs between machines.
@@ -11,14 +11,14 @@ import math
 import numpy as np
 
 from bdjax.errors import UserError
-from bdjax.pooled_linear import GRID, unfold
+from bdjax.nn.folded_linear import GRID, unfold
 
 _BLOCK = 64  # output rows at a time: keeps the float64 copies small
 _TAPS = GRID**2
 
 
 def fold_weight(weight: np.ndarray, rows: int) -> np.ndarray:
-    """PyTorch's weight as our kernel.
+    """Return PyTorch's weight as our kernel.
 
     Args:
       weight: f32[out, 49 c], channel-major.
@@ -39,7 +39,7 @@ def fold_weight(weight: np.ndarray, rows: int) -> np.ndarray:
 
 
 def unfold_weight(kernel: np.ndarray, channels: int, original: np.ndarray | None = None) -> np.ndarray:
-    """Our kernel as PyTorch's weight, with the same function.
+    """Return our kernel as PyTorch's weight, with the same function.
 
     Args:
       kernel: f32[rows, out].

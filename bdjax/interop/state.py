@@ -10,8 +10,8 @@ from bdjax.errors import UserError
 from bdjax.interop import names
 from bdjax.interop.layout import Tensor, layout, to_leaf, to_tensor
 from bdjax.interop.pooled import fold_weight, unfold_weight
-from bdjax.interop.recognise import check_fit
-from bdjax.pooled_linear import GRID
+from bdjax.interop.recognition import check_fit
+from bdjax.nn.folded_linear import GRID
 from bdjax.types import Model, Variables
 
 _MASK, _NOISE = ".neuron_mask", (".neuron_noise", ".neuron_noise_bias")
@@ -25,7 +25,7 @@ class Imported(NamedTuple):
 
 
 def cleaned(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict with plain names (:func:`bdjax.interop.names.plain`), masks of norms multiplied in, noise dropped.
+    """Return a state dict with plain names (:func:`bdjax.interop.names.plain`), masks of norms multiplied in, noise dropped.
 
     Raises:
       UserError: a mask without a weight of its shape.
@@ -43,7 +43,7 @@ def cleaned(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_state(model: Model, state: Mapping[str, np.ndarray]) -> Imported:
-    """A PyTorch state dict as our variables.
+    """Return a PyTorch state dict as our variables.
 
     Args:
       model: the network, for the class count, width and image size it is to have.
@@ -81,7 +81,7 @@ def from_state(model: Model, state: Mapping[str, np.ndarray]) -> Imported:
 
 
 def to_state(model: Model, variables: Variables, kept: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Our variables as a PyTorch state dict, complete and in PyTorch's order.
+    """Return our variables as a PyTorch state dict, complete and in PyTorch's order.
 
     Args:
       model: the network.

@@ -1,25 +1,24 @@
 """Files of PyTorch and BackdoorBench: ``attack_result.pt``, ``defense_result.pt``, checkpoints, state dicts, safetensors.
 
-Reading needs no PyTorch (:mod:`bdjax.interop.pickled`), writing does; safetensors files need the safetensors library alone.
+Reading needs no PyTorch (:mod:`bdjax.data.pickles.torch`), writing does; safetensors files need the safetensors library alone.
 """
 
 import contextlib
-import pickle
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bdjax.data.numpy_stand_ins import Array
+from bdjax.data.pickles.numpy_stand_ins import Array
+from bdjax.data.pickles.tensors import BFLOAT16, decoded
+from bdjax.data.pickles.torch import load_pickled
 from bdjax.errors import UserError, choose
 from bdjax.interop.attack_images import FOLDER, read_images, write_images
 from bdjax.interop.checkpoint import Checkpoint, Triggered, check_triggered
 from bdjax.interop.choice import array, chosen, keys
-from bdjax.interop.pickled import load_pickled
-from bdjax.interop.tensors import BFLOAT16, decoded
-from bdjax.sweep.files import refuse_existing, replacing
+from bdjax.interop.old_numpy import PICKLE, PROTOCOL
+from bdjax.store.files import refuse_existing, replacing
 from bdjax.types import Model
 
 KINDS = ("state_dict", "attack_result", "defense_result", "safetensors")
@@ -63,19 +62,19 @@ def read(path: str | Path, *, triggered: bool = True, key: str | None = None, mo
         raise UserError(f"there is no file {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, key, model)
-    told = load_pickled(path)
+    content = load_pickled(path)
     try:
-        part = chosen(told, key, model)
-        state, others = _state(part.state), tuple(other for other in keys(told) if not f"{part.key}.".startswith(f"{other}."))
-        if not isinstance(told, Mapping) or part.key != "model":
+        part = chosen(content, key, model)
+        state, others = _state(part.state), tuple(other for other in keys(content) if not f"{part.key}.".startswith(f"{other}."))
+        if not isinstance(content, Mapping) or part.key != "model":
             return Checkpoint(state, key=part.key, others=others)
-        stored = told.get("bd_test") if triggered else None
+        stored = content.get("bd_test") if triggered else None
         return Checkpoint(
             state,
-            _fact(told, "model_name", str),
-            _fact(told, "num_classes", int),
-            _image_shape(told.get("img_size")),
-            _dataset(_fact(told, "clean_data", str)),
+            _fact(content, "model_name", str),
+            _fact(content, "num_classes", int),
+            _image_shape(content.get("img_size")),
+            _dataset(_fact(content, "clean_data", str)),
             None if stored is None else read_images(stored, path.parent),
             part.key,
             others,
@@ -94,8 +93,8 @@ def _state(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def _fact(told: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = told.get(name)
+def _fact(content: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = content.get(name)
     if value is not None and not isinstance(value, kind):
         raise UserError(f"its {name} is {value!r}, not {kind.__name__}")
     return value
@@ -126,12 +125,12 @@ def _read_safetensors(path: Path, key: str | None, model: str | None) -> Checkpo
     library = _safetensors()
     try:
         with library.safe_open(path, framework="numpy") as file:
-            told = file.metadata() or {}
-        held = dict(library.deserialize(path.read_bytes()))
+            metadata = file.metadata() or {}
+        entries = dict(library.deserialize(path.read_bytes()))
     except Exception as error:  # the library's own
         raise UserError(f"{path} is truncated, damaged or no safetensors file: {error}") from None
     tensors = {}
-    for name, facts in held.items():
+    for name, facts in entries.items():
         code = _SAFETENSORS.get(facts["dtype"])
         if code is None:
             raise UserError(f"{path}: {name} is of type {facts['dtype']}; read are {', '.join(_SAFETENSORS)}")
@@ -140,7 +139,7 @@ def _read_safetensors(path: Path, key: str | None, model: str | None) -> Checkpo
         part = chosen(tensors, key, model)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Checkpoint(_state(part.state), model=told.get("model"), dataset=told.get("dataset"), key=part.key)
+    return Checkpoint(_state(part.state), model=metadata.get("model"), dataset=metadata.get("dataset"), key=part.key)
 
 
 def write(
@@ -184,44 +183,31 @@ def write(
         with replacing(path) as temporary:
             temporary.write_bytes(data)
         return
-    torch = torch_module()
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
-    if triggered is None:
-        told = {"model_name": model.name, "num_classes": model.spec.classes, "model": tensors}
-        with replacing(path) as temporary:
-            torch.save(told if kind == "defense_result" else tensors, temporary)
+    tensors = {key: torch_module().from_numpy(np.array(value)) for key, value in state.items()}
+    network = {"model_name": model.name, "num_classes": model.spec.classes, "model": tensors}
+    if triggered is not None:
+        _write_attack_result(path, model, network, _OUR_DATASETS.get(name, name), triggered, overwrite)
         return
+    with replacing(path) as temporary:
+        torch_module().save(network if kind == "defense_result" else tensors, temporary)
+
+
+def _write_attack_result(
+    path: Path, model: Model, network: Mapping[str, Any], dataset: str, triggered: Triggered, overwrite: bool
+) -> None:
+    """Write an attack_result: the network, and the triggered images in a folder beside the file."""
     check_triggered(triggered, model.spec.image_shape, model.spec.classes)
     folder = path.parent.absolute() / FOLDER
     refuse_existing(folder, overwrite)
-    theirs = _OUR_DATASETS.get(name, name)
     with contextlib.ExitStack() as stack:
         file, images = stack.enter_context(replacing(path)), stack.enter_context(replacing(folder))  # the file appears last
-        told = {
-            "model_name": model.name,
-            "num_classes": model.spec.classes,
-            "model": tensors,
-            "data_path": f"../data/{theirs}",
+        result = {
+            **network,
+            "data_path": f"../data/{dataset}",
             "img_size": tuple(model.spec.image_shape),
-            "clean_data": theirs,
+            "clean_data": dataset,
             "bd_train": None,
             "bd_test": write_images(triggered, images, folder),
             "bd_train_all": None,
         }
-        torch.save(told, file, pickle_module=_OLD_NAMES, pickle_protocol=2)
-
-
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
-    """Writes NumPy's functions under the names that NumPy 1 knows too: the reference runs with that."""
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        module = getattr(obj, "__module__", None) or ""
-        if not module.startswith("numpy._core"):
-            super().save_global(obj, name)  # type: ignore[misc]
-            return
-        old = module.replace("numpy._core", "numpy.core", 1)
-        self.write(pickle.GLOBAL + f"{old}\n{name or obj.__qualname__}\n".encode())  # type: ignore[attr-defined]
-        self.memoize(obj)  # type: ignore[attr-defined]
-
-
-_OLD_NAMES: Any = types.SimpleNamespace(__name__="pickle", Pickler=_Pickler)
+        torch_module().save(result, file, pickle_module=PICKLE, pickle_protocol=PROTOCOL)

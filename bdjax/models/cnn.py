@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.layers import Conv, Linear, NormAct, Pass, tap
 from bdjax.models.build import build
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.layers import Conv, Linear, NormAct, Pass, tap
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STAGES = 3
@@ -53,15 +53,11 @@ def cnn(
     Args:
       spec: data set facts.
       width: channels of the first convolution.
-      norm_eps: added to the variance.
-      norm_momentum: weight of the new value in the running statistics.
-      dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
-      lowering: see :mod:`bdjax.convolution`.
-      loop: how loops of steps run.
+      norm_eps, norm_momentum, dtype, lowering, loop: those of every network, :func:`bdjax.models.build.build`.
 
     Source: none; a plain network of this package, not one of the survey's architectures.
     """
-    fields = dict(norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
+    how = dict(norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
     pairs = tuple((f"bn{i}", f"conv{i}") for i in range(1, STAGES + 1))
     arch = ArchSpec(
         registered=tuple(item for norm, conv in pairs for item in (("conv", conv), ("norm", norm))),
@@ -75,13 +71,9 @@ def cnn(
     network = _Cnn(spec.classes, width, norm_eps, norm_momentum, dtype, lowering)
     return build(
         network,
-        spec=spec,
         arch=arch,
-        name="cnn",
+        factory=cnn,
+        spec=spec,
         width=width,
-        loop=loop,
-        norm_eps=norm_eps,
-        norm_momentum=norm_momentum,
-        dtype=dtype,
-        rebuild=lambda **new: cnn(spec, width, **{**fields, **new}),
+        how=how,
     )

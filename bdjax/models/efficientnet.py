@@ -7,12 +7,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.initial import Law, constant
-from bdjax.layers import Linear, Pass, dropout, tap
 from bdjax.models.build import build
 from bdjax.models.inverted_residual import Block, Trunk, describe, run_trunk
 from bdjax.models.sizes import checked_depth, kept, scaled
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.initial import Law, constant
+from bdjax.nn.layers import Linear, Pass, dropout, tap
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import Array, DataSpec, Loop, Model
 
 STEM, LAST = 40, 1536
@@ -97,11 +97,7 @@ def efficientnet_b3(
       spec: data set facts.
       width: channels of the stem (40 in the papers); all others scale with it.
       depth: at most so many blocks per stage, under the names of the full network; None = all.
-      norm_eps: added to the variance.
-      norm_momentum: weight of the new value in the running statistics.
-      dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
-      lowering: see :mod:`bdjax.convolution`.
-      loop: how loops of steps run.
+      norm_eps, norm_momentum, dtype, lowering, loop: those of every network, :func:`bdjax.models.build.build`.
       drop: with dropout (0.3) and stochastic depth (block i of 26: 0.2 i / 26, in residual blocks), which train mode needs a
         key for.
 
@@ -113,15 +109,7 @@ def efficientnet_b3(
       fan-out counted without groups.
     """
     depth = checked_depth("efficientnet_b3", width, depth, max(blocks for blocks, *_ in STAGES))
-    fields = dict(
-        depth=depth,
-        norm_eps=norm_eps,
-        norm_momentum=norm_momentum,
-        dtype=dtype,
-        lowering=lowering,
-        loop=loop,
-        drop=drop,
-    )
+    how = dict(depth=depth, norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop, drop=drop)
     trunk = Trunk(
         stem=scaled(STEM, width, STEM),
         blocks=_blocks(width, depth, drop),
@@ -138,14 +126,9 @@ def efficientnet_b3(
     )
     return build(
         _EfficientNet(spec.classes, trunk, DROPOUT if drop else 0.0),
-        spec=spec,
         arch=describe(trunk, ("classifier_1",)),
-        name="efficientnet_b3",
+        factory=efficientnet_b3,
+        spec=spec,
         width=width,
-        depth=depth,
-        loop=loop,
-        norm_eps=norm_eps,
-        norm_momentum=norm_momentum,
-        dtype=dtype,
-        rebuild=lambda **new: efficientnet_b3(spec, width, **{**fields, **new}),
+        how=how,
     )

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from bdjax.depthwise import DepthwiseConv
-from bdjax.initial import he_fan_out
-from bdjax.layers import Conv, NormAct, Pass, SqueezeExcite, stochastic_depth, tap
+from bdjax.nn.depthwise import DepthwiseConv
+from bdjax.nn.initial import he_fan_out
+from bdjax.nn.layers import Conv, NormAct, Pass, SqueezeExcite, stochastic_depth, tap
 from bdjax.types import ArchSpec, Array
 
 Activation = Callable[[Array], Array]
@@ -53,7 +53,7 @@ class _Unit(NamedTuple):
 
 
 def _units(block: Block) -> Iterator[_Unit]:
-    """The units of a block in order, numbered from 0."""
+    """Yield the units of a block in order, numbered from 0."""
     kinds = [("expand", block.expands), ("depthwise", True), ("squeeze", block.squeezed > 0), ("project", True)]
     present = [kind for kind, there in kinds if there]
     return (_Unit(kind, f"block_{i}") for i, kind in enumerate(present))
@@ -96,7 +96,7 @@ def _layers(trunk: Trunk) -> tuple[Callable[..., Conv], Callable[..., NormAct]]:
 
 
 def run_trunk(x: Array, run: Pass, trunk: Trunk) -> Array:
-    """Normalised images to features, f[b h w c] -> f[b h' w' last]; called inside a network's compact method."""
+    """Turn normalised images into features, f[b h w c] -> f[b h' w' last]; called inside a network's compact method."""
     conv, norm = _layers(trunk)
     x = conv(trunk.stem, 3, 2, name="features_0_0")(x, run)
     x = norm(act=trunk.act, name="features_0_1")(x, run)
@@ -109,7 +109,7 @@ def run_trunk(x: Array, run: Pass, trunk: Trunk) -> Array:
 
 
 def describe(trunk: Trunk, heads: tuple[str, ...]) -> ArchSpec:
-    """The addresses of a network with this trunk; a plug goes before the last convolution.
+    """Return the addresses of a network with this trunk; a plug goes before the last convolution.
 
     Args:
       trunk: its trunk.

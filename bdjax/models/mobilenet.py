@@ -6,13 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.activations import hard_sigmoid, hard_swish
-from bdjax.initial import constant, normal
-from bdjax.layers import Linear, Pass, dropout, tap
 from bdjax.models.build import build
 from bdjax.models.inverted_residual import Block, Trunk, describe, run_trunk
 from bdjax.models.sizes import checked_depth, kept, scaled
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.activations import hard_sigmoid, hard_swish
+from bdjax.nn.initial import constant, normal
+from bdjax.nn.layers import Linear, Pass, dropout, tap
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import Array, DataSpec, Loop, Model
 
 STEM, LAST, HIDDEN = 16, 960, 1280
@@ -97,11 +97,7 @@ def mobilenet_v3_large(
       width: channels of the stem (16 in the papers); all others scale with it.
       depth: at most so many blocks of each number of channels (16, 24, 40, 80, 112, 160), under the names of the full network;
         None = all.
-      norm_eps: added to the variance.
-      norm_momentum: weight of the new value in the running statistics.
-      dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
-      lowering: see :mod:`bdjax.convolution`.
-      loop: how loops of steps run.
+      norm_eps, norm_momentum, dtype, lowering, loop: those of every network, :func:`bdjax.models.build.build`.
       drop: with dropout (0.2) before the last layer, which train mode needs a key for.
 
     Raises:
@@ -112,15 +108,7 @@ def mobilenet_v3_large(
       the gradient where an activation bends is PyTorch's.
     """
     depth = checked_depth("mobilenet_v3_large", width, depth, max(len(blocks) for _, blocks in RUNS))
-    fields = dict(
-        depth=depth,
-        norm_eps=norm_eps,
-        norm_momentum=norm_momentum,
-        dtype=dtype,
-        lowering=lowering,
-        loop=loop,
-        drop=drop,
-    )
+    how = dict(depth=depth, norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop, drop=drop)
     trunk = Trunk(
         stem=scaled(STEM, width, STEM),
         blocks=_blocks(width, depth),
@@ -137,14 +125,9 @@ def mobilenet_v3_large(
     )
     return build(
         _MobileNet(spec.classes, scaled(HIDDEN, width, STEM), trunk, DROPOUT if drop else 0.0),
-        spec=spec,
         arch=describe(trunk, ("classifier_0", "classifier_3")),
-        name="mobilenet_v3_large",
+        factory=mobilenet_v3_large,
+        spec=spec,
         width=width,
-        depth=depth,
-        loop=loop,
-        norm_eps=norm_eps,
-        norm_momentum=norm_momentum,
-        dtype=dtype,
-        rebuild=lambda **new: mobilenet_v3_large(spec, width, **{**fields, **new}),
+        how=how,
     )

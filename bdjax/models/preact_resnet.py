@@ -6,10 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bdjax.layers import Conv, Linear, NormAct, Pass, tap
 from bdjax.models.build import build
 from bdjax.models.sizes import checked_depth, kept
-from bdjax.normalisation import at_least_float32
+from bdjax.nn.layers import Conv, Linear, NormAct, Pass, tap
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STRIDES, BLOCKS = (1, 2, 2, 2), 2
@@ -118,11 +118,7 @@ def preactresnet18(
       spec: data set facts.
       width: channels of the first stage (64 in the papers).
       depth: at most so many blocks per stage, under the names of the full network; None = all.
-      norm_eps: added to the variance.
-      norm_momentum: weight of the new value in the running statistics.
-      dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the head are float32 at least.
-      lowering: see :mod:`bdjax.convolution`.
-      loop: how loops of steps run.
+      norm_eps, norm_momentum, dtype, lowering, loop: those of every network, :func:`bdjax.models.build.build`.
 
     Raises:
       UserError: a width or depth below 1.
@@ -131,18 +127,13 @@ def preactresnet18(
     Differs: no norm and ReLU after the last block, as in the networks of the backdoor benchmarks.
     """
     depth = checked_depth("preactresnet18", width, depth, BLOCKS)
-    fields = dict(depth=depth, norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
+    how = dict(depth=depth, norm_eps=norm_eps, norm_momentum=norm_momentum, dtype=dtype, lowering=lowering, loop=loop)
     network = _PreActResNet(spec.classes, width, depth, norm_eps, norm_momentum, dtype, lowering)
     return build(
         network,
-        spec=spec,
         arch=_arch(depth),
-        name="preactresnet18",
+        factory=preactresnet18,
+        spec=spec,
         width=width,
-        depth=depth,
-        loop=loop,
-        norm_eps=norm_eps,
-        norm_momentum=norm_momentum,
-        dtype=dtype,
-        rebuild=lambda **new: preactresnet18(spec, width, **{**fields, **new}),
+        how=how,
     )

@@ -4,7 +4,7 @@ from bdjax.errors import UserError
 
 
 def checked_depth(name: str, width: int, depth: int | None, most: int) -> int | None:
-    """The depth of a network, None where nothing is cut, so that one network has one description.
+    """Return the depth of a network, None where nothing is cut, so that one network has one description.
 
     Args:
       name: of the network.
@@ -22,10 +22,10 @@ def checked_depth(name: str, width: int, depth: int | None, most: int) -> int | 
 
 
 def scaled(channels: int, width: int, base: int) -> int:
-    """``channels`` in a network whose first stage has ``width`` channels instead of ``base``: rounded, at least 1."""
+    """Return ``channels`` in a network whose first stage has ``width`` channels instead of ``base``: rounded, at least 1."""
     return max(1, round(channels * width / base))
 
 
 def kept(blocks: int, depth: int | None) -> int:
-    """How many of a stage's ``blocks`` a network of ``depth`` has: the first ones."""
+    """Return how many of a stage's ``blocks`` a network of ``depth`` has: the first ones."""
     return blocks if depth is None else min(blocks, depth)

@@ -7,12 +7,12 @@ from typing import Any
 import flax.linen as nn
 
 from bdjax.errors import UserError
-from bdjax.initial import constant, he_fan_out, normal
-from bdjax.layers import Conv, Linear, NormAct, Pass, dropout, tap
-from bdjax.max_pool import max_pool
 from bdjax.models.build import build
 from bdjax.models.sizes import checked_depth, kept, scaled
-from bdjax.pooled_linear import GRID, pool
+from bdjax.nn.folded_linear import GRID, pool
+from bdjax.nn.initial import constant, he_fan_out, normal
+from bdjax.nn.layers import Conv, Linear, NormAct, Pass, dropout, tap
+from bdjax.nn.pooling import max_pool
 from bdjax.types import ArchSpec, Array, DataSpec, Loop, Model
 
 STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolutions; each ends with a max-pooling
@@ -100,14 +100,9 @@ def vgg19_bn(
       spec: data set facts; images of at least 32x32 pixels.
       width: channels of the first stage (64 in the papers); all others scale with it, the hidden layers' 4096 too.
       depth: at most so many convolutions per stage, under the names of the full network; None = all.
-      norm_eps: added to the variance.
-      norm_momentum: weight of the new value in the running statistics.
-      dtype: dtype the convolutions compute in; None follows the parameters. Statistics and the linear layers are float32 at
-        least.
-      lowering: see :mod:`bdjax.convolution`.
-      loop: how loops of steps run.
+      norm_eps, norm_momentum, dtype, lowering, loop: those of every network, :func:`bdjax.models.build.build`.
       drop: with dropout (0.5), which train mode needs a key for.
-      fold: keep of the first linear layer's weights what the map can tell apart (:mod:`bdjax.pooled_linear`): the same network
+      fold: keep of the first linear layer's weights what the map can tell apart (:mod:`bdjax.nn.folded_linear`): the same network
         and the same training under SGD.
 
     Raises:
@@ -123,7 +118,7 @@ def vgg19_bn(
             f"vgg19_bn halves images five times: it needs {SMALLEST}x{SMALLEST} pixels; given {height}x{wide} (your own "
             'images are scaled by "image_size" in dataset.json)'
         )
-    fields = dict(
+    how = dict(
         depth=depth,
         norm_eps=norm_eps,
         norm_momentum=norm_momentum,
@@ -136,14 +131,9 @@ def vgg19_bn(
     rate, side = DROPOUT if drop else 0.0, min(height // SMALLEST, GRID)
     return build(
         _Vgg(spec.classes, width, depth, norm_eps, norm_momentum, dtype, lowering, rate, fold),
-        spec=spec,
         arch=_arch(depth, GRID**2 / side**2 if fold else 1.0),
-        name="vgg19_bn",
+        factory=vgg19_bn,
+        spec=spec,
         width=width,
-        depth=depth,
-        loop=loop,
-        norm_eps=norm_eps,
-        norm_momentum=norm_momentum,
-        dtype=dtype,
-        rebuild=lambda **new: vgg19_bn(spec, width, **{**fields, **new}),
+        how=how,
     )

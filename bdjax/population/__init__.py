@@ -5,23 +5,14 @@ chunks, unrolled, one by one), the *lowering* of convolutions and the *loop* of 
 platform by measurement and invisible to attacks and defenses.
 """
 
+from bdjax.population.autotune.cache import Tuned
+from bdjax.population.autotune.candidates import named
+from bdjax.population.autotune.tune import cached, forms, tune
 from bdjax.population.execute import run
-from bdjax.population.execution import (
-    LOOPS,
-    MEASURED,
-    STRATEGIES,
-    Execution,
-    adapt,
-    check,
-    default_execution,
-    resolve,
-)
+from bdjax.population.execution import LOOPS, MEASURED, STRATEGIES, Execution, adapt, check, default_execution, recorded, resolve
 from bdjax.population.memory import Footprint, device_memory, fit, footprint
-from bdjax.population.prepare import prepare
-from bdjax.population.race import named
-from bdjax.population.remember import Tuned
-from bdjax.population.stack import concatenate, members, size, take
-from bdjax.population.tune import forms, remembered, tune
+from bdjax.population.preparation import prepare
+from bdjax.population.stacks import concatenate, members, size, stack, take, unstack
 
 __all__ = [
     "LOOPS",
@@ -31,6 +22,7 @@ __all__ = [
     "Footprint",
     "Tuned",
     "adapt",
+    "cached",
     "check",
     "concatenate",
     "default_execution",
@@ -41,10 +33,12 @@ __all__ = [
     "members",
     "named",
     "prepare",
-    "remembered",
+    "recorded",
     "resolve",
     "run",
     "size",
+    "stack",
     "take",
     "tune",
+    "unstack",
 ]

@@ -9,10 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from bdjax import compiler
-from bdjax.population import hosts
+from bdjax.population import compiler_options, hosts
 from bdjax.population.execution import Execution, check, default_execution
-from bdjax.population.stack import concatenate, size, take
+from bdjax.population.stacks import concatenate, size, stack, take
 
 
 def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = (), execution: Execution | None = None) -> Any:
@@ -31,7 +30,7 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
     """
     execution = check(execution or default_execution())
     total, done = size(stacked), 0
-    chunk = 1 if execution.strategy == "loop" else min(execution.chunk or total, total)
+    chunk = 1 if execution.strategy == "sequential" else min(execution.chunk or total, total)
     if execution.devices > 1:
         chunk = -(-chunk // execution.devices) * execution.devices
     results: list[Any] = []
@@ -43,23 +42,23 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
             out = call(function, take(stacked, index), shared, execution)
             jax.block_until_ready(out)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices or hosts.several():
+            if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices or hosts.is_multiprocess():
                 raise  # of several processes each would have to halve it together
             chunk = max(chunk // 2 // execution.devices, 1) * execution.devices
             print(f"bdjax: out of memory; going on with {chunk} members at once", file=sys.stderr)
             continue
         valid = min(chunk, total - done)
-        results.append(out if valid == chunk else jax.tree.map(lambda x, valid=valid: x[:valid], out))
+        results.append(out if valid == chunk else take(out, slice(valid)))
         done += valid
     return concatenate(results)
 
 
 def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
-    """Run members that fit at once, with nothing to fall back on; the "loop" strategy takes a stack of one."""
-    if execution.strategy == "loop":
-        one = jax.tree.map(lambda x: x[0], stacked)
+    """Run members that fit at once, with nothing to fall back on; the "sequential" strategy takes a stack of one."""
+    if execution.strategy == "sequential":
+        one = take(stacked, 0)
         out = (compiled(function, False, 1, len(shared)) if execution.loop == "scan" else function)(one, *shared)
-        return jax.tree.map(lambda x: x[None], out)
+        return stack([out])
     if execution.loop == "dispatch":
         return jax.vmap(function, in_axes=(0, *(None,) * len(shared)))(stacked, *shared)
     if execution.devices > 1:
@@ -72,13 +71,13 @@ def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], ex
 
 @functools.lru_cache(maxsize=8)
 def _mesh(devices: int) -> Mesh:
-    there = jax.devices() if hosts.several() else jax.local_devices()
+    there = jax.devices() if hosts.is_multiprocess() else jax.local_devices()
     return jax.make_mesh((devices,), ("members",), axis_types=(AxisType.Auto,), devices=there[:devices])
 
 
 @functools.lru_cache(maxsize=32)
 def compiled(function: Callable[..., Any], batched: bool, devices: int, arguments: int) -> Callable[..., Any]:
-    """The jitted program; cached on the function, so that chunks and repeated calls compile once."""
+    """Return the jitted program; cached on the function, so that chunks and repeated calls compile once."""
     if batched:
         function = jax.vmap(function, in_axes=(0, *(None,) * arguments))
     if devices > 1:
@@ -87,4 +86,4 @@ def compiled(function: Callable[..., Any], batched: bool, devices: int, argument
         function = jax.shard_map(
             function, mesh=_mesh(devices), in_specs=(along, *(everywhere,) * arguments), out_specs=along, check_vma=False
         )
-    return jax.jit(function, compiler_options=compiler.options())
+    return jax.jit(function, compiler_options=compiler_options.options())

@@ -5,20 +5,20 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bdjax import compiler
-from bdjax.convolution import LOWERINGS
 from bdjax.errors import UserError, choose
-from bdjax.population import hosts
+from bdjax.nn.convolution import LOWERINGS
+from bdjax.population import compiler_options, hosts
 from bdjax.types import Loop, Model
 
-STRATEGIES = ("vmap", "map", "unrolled", "loop")
+STRATEGIES = ("vmap", "map", "unrolled", "sequential")
 LOOPS = ("scan", "dispatch")
 
 
 class Execution(NamedTuple):
     """How a population runs (static, recorded with every result)."""
 
-    strategy: str = "vmap"  # "vmap" all at once | "map" in chunks | "unrolled" every step repeated per member | "loop" one by one
+    strategy: str = "vmap"
+    # "vmap": all at once | "map": in chunks | "unrolled": every step repeated per member | "sequential": one member after another
     lowering: str = "native"  # of convolutions
     loop: str = "scan"  # of steps
     unroll: int = 1  # steps per trip of a loop
@@ -30,24 +30,34 @@ class Execution(NamedTuple):
 # one member after another, is as fast as any population in one program, and compiles once for any number of members.
 # Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
 MEASURED = {
-    ("cpu", ""): Execution("loop", "mixed", "scan"),
+    ("cpu", ""): Execution("sequential", "mixed", "scan"),
     ("", ""): Execution("vmap", "unrolled", "scan"),
 }
 
 
 def default_execution(platform: str | None = None, model: str = "") -> Execution:
-    """The default of a platform ("cpu", "gpu", "tpu"; None = the one in use) and a model's name ("" = any other model)."""
+    """Return the default of a platform ("cpu", "gpu", "tpu"; None = the one in use) and a model's name ("" = any other model)."""
     platform = platform or jax.default_backend()
     for entry in ((platform, model), (platform, ""), ("", "")):
         if entry in MEASURED:
-            if hosts.several():
+            if hosts.is_multiprocess():
                 return MEASURED["", ""]._replace(lowering=MEASURED[entry].lowering, devices=jax.device_count())
             return MEASURED[entry] if platform == "cpu" else MEASURED[entry]._replace(devices=jax.local_device_count())
     raise AssertionError("the last entry fits everything")
 
 
+def recorded(fields: Mapping[str, Any]) -> Execution:
+    """Return the execution that a record or a cache holds; earlier versions called the strategy "sequential" "loop".
+
+    Raises:
+      TypeError: a field that no version had.
+    """
+    execution = Execution(**fields)
+    return execution._replace(strategy="sequential") if execution.strategy == "loop" else execution
+
+
 def resolve(execution: Execution | Mapping[str, Any] | None, model: str) -> Execution:
-    """The execution of a model: a whole one as it is, single fields on top of the default, None = the default.
+    """Return the execution of a model: a whole one as it is, single fields on top of the default, None = the default.
 
     Raises:
       UserError: it cannot run here.
@@ -69,19 +79,19 @@ def check(execution: Execution) -> Execution:
     if execution.unroll < 1 or execution.chunk < 0:
         raise UserError(f"unroll must be at least 1 and chunk at least 0; given {execution.unroll} and {execution.chunk}")
     everywhere = jax.device_count()
-    if hosts.several() and execution.devices not in (1, everywhere):
+    if hosts.is_multiprocess() and execution.devices not in (1, everywhere):
         raise UserError(f"several processes share members over all of their {everywhere} devices; given {execution.devices}")
-    if not hosts.several() and not 1 <= execution.devices <= jax.local_device_count():
+    if not hosts.is_multiprocess() and not 1 <= execution.devices <= jax.local_device_count():
         raise UserError(
             f"devices must lie in 1 … {jax.local_device_count()}, the devices of this machine; given {execution.devices}"
         )
-    if execution.devices > 1 and (execution.loop != "scan" or execution.strategy == "loop"):
-        raise UserError("several devices need loop 'scan' and a strategy other than 'loop'; given " + repr(execution))
+    if execution.devices > 1 and (execution.loop != "scan" or execution.strategy == "sequential"):
+        raise UserError("several devices need loop 'scan' and a strategy other than 'sequential'; given " + repr(execution))
     return execution
 
 
 def adapt(model: Model, execution: Execution) -> Model:
-    """The same network with the lowering and the loop of ``execution``."""
+    """Return the same network with the lowering and the loop of ``execution``."""
     members = "unrolled" if execution.strategy == "unrolled" else "batched"
-    loop = Loop(execution.loop, execution.unroll, members, tuple(compiler.options().items()))
+    loop = Loop(execution.loop, execution.unroll, members, tuple(compiler_options.options().items()))
     return model.rebuild(lowering=execution.lowering, loop=loop)

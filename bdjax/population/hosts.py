@@ -1,7 +1,7 @@
 """One population over the devices of several processes, which may be on several machines.
 
 Every process runs the same calls in the same order; the members are split over all devices of all of them. What one process alone
-can know (what a folder holds, how much memory is free) is told to the others by the first one.
+can know (what a folder holds, how much memory is free) the first one broadcasts to the others.
 
 Source: JAX's documentation of multi-controller programs, ``jax.distributed``.
 """
@@ -33,36 +33,36 @@ def join(coordinator: str | None = None, processes: int | None = None, index: in
         raise UserError(f"the processes of this run did not come together: {str(error).splitlines()[0]}") from error
 
 
-def several() -> bool:
-    """Whether this process is one of several."""
+def is_multiprocess() -> bool:
+    """Return whether this process is one of several that run the same program."""
     return jax.process_count() > 1
 
 
-def leads() -> bool:
-    """Whether this process decides and writes: the first of several, or the only one."""
+def is_leader() -> bool:
+    """Return whether this process decides and writes: the first of several, or the only one."""
     return jax.process_index() == 0
 
 
-def agree(value: Any) -> Any:
-    """The first process's value, in every process, when all have come here; plain Python objects.
+def broadcast(value: Any) -> Any:
+    """Return the first process's value in every process, once all of them have called this; plain Python objects.
 
     What is unpickled was pickled by the same program in a process of the same run; nothing from outside is read.
     """
-    if not several():
+    if not is_multiprocess():
         return value
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    told = np.frombuffer(pickle.dumps(value), np.uint8) if leads() else np.zeros(0, np.uint8)
-    length = int(broadcast_one_to_all(np.int64(told.size)))
+    encoded = np.frombuffer(pickle.dumps(value), np.uint8) if is_leader() else np.zeros(0, np.uint8)
+    length = int(broadcast_one_to_all(np.int64(encoded.size)))
     padded = np.zeros(length, np.uint8)
-    padded[: told.size] = told
+    padded[: encoded.size] = encoded
     return pickle.loads(np.asarray(broadcast_one_to_all(padded)).tobytes())
 
 
 def spread(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """Arrays that every process holds whole as arrays over the mesh."""
+    """Return arrays that every process has in full as arrays over the mesh."""
     sharding = NamedSharding(mesh, spec)
-    if not several():
+    if not is_multiprocess():
         return jax.device_put(tree, sharding)
 
     def one(leaf: Any) -> Any:
@@ -76,8 +76,8 @@ def spread(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Arrays over the mesh as arrays that every process holds whole."""
-    if not several():
+    """Return arrays over the mesh as arrays that every process has in full."""
+    if not is_multiprocess():
         return tree
     from jax.experimental.multihost_utils import process_allgather
 

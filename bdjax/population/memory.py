@@ -11,7 +11,7 @@ import numpy as np
 from bdjax.errors import UserError
 from bdjax.population.execute import compiled
 from bdjax.population.execution import Execution, adapt
-from bdjax.population.stack import size, take
+from bdjax.population.stacks import size, take
 from bdjax.types import Array, Model
 
 MEMORY_SHARE = 0.8  # of a device's memory that a population may fill
@@ -47,10 +47,10 @@ def footprint(
 
 
 def program_bytes(program: Any) -> int:
-    """Device bytes that a compiled program needs at once: arguments, results and temporaries.
+    """Return the device bytes that a compiled program needs at once: arguments, results and temporaries.
 
     Raises:
-      UserError: the compiler does not tell.
+      UserError: the compiler gives no analysis.
     """
     analysis = program.memory_analysis()
     if analysis is None:
@@ -59,7 +59,7 @@ def program_bytes(program: Any) -> int:
 
 
 def device_memory() -> int:
-    """Bytes a population may fill: the device's limit, or a CPU's physical memory, times :data:`MEMORY_SHARE`."""
+    """Return the bytes a population may fill: the device's limit, or a CPU's physical memory, times :data:`MEMORY_SHARE`."""
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     limit = stats["bytes_limit"] if stats else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(limit * MEMORY_SHARE)
@@ -68,12 +68,12 @@ def device_memory() -> int:
 def fit(
     build: Callable[[Model], Callable[..., Any]], model: Model, stacked: Any, shared: tuple[Any, ...], execution: Execution
 ) -> Execution:
-    """``execution`` with a chunk that fits memory; an explicit chunk stays as it is.
+    """Return ``execution`` with a chunk that fits memory; an explicit chunk stays as it is.
 
     Raises:
       UserError: not even one member fits.
     """
-    if execution.chunk or execution.strategy == "loop":
+    if execution.chunk or execution.strategy == "sequential":
         return execution
     need, free = footprint(build, model, stacked, shared, execution), device_memory()
     each = (free - need.fixed) // need.per_member
@@ -83,7 +83,7 @@ def fit(
 
 
 def activation_bytes(model: Model, batch: int) -> int:
-    """Bytes that one member's forward pass keeps for its gradient, before the compiler saves any: without compiling."""
+    """Return the bytes that one member's forward pass keeps for its gradient, before the compiler saves any."""
     variables = jax.eval_shape(model.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((batch, *model.spec.image_shape), jnp.float32)
 

@@ -21,7 +21,7 @@ _VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 
 
 def trouble(error: BaseException) -> str | None:
-    """What stopped JAX from starting, and what to do, in one line; None where an error has another reason.
+    """Return what stopped JAX from starting, and what to do, in one line; None where an error has another reason.
 
     JAX says so in a RuntimeError, and where no GPU is visible in an AssertionError without a word. So for other errors of these
     two kinds it is asked once more.
@@ -36,8 +36,8 @@ def trouble(error: BaseException) -> str | None:
             text = str(again)
         else:
             return None
-    told = [(name, os.environ[name]) for name in _VARIABLES if os.environ.get(name)]
-    variable, asked = told[0] if told else ("", "")
+    given = [(name, os.environ[name]) for name in _VARIABLES if os.environ.get(name)]
+    variable, asked = given[0] if given else ("", "")
     named = _FAILED.search(text)
     name = asked if asked in KNOWN or named is None else named[1]  # "gpu" stands for several, and JAX names the last of them
     wanted = f", which {variable} asks for" if asked else ""
@@ -54,11 +54,11 @@ def _reason(name: str, text: str) -> tuple[str, str]:
         return "there is no such platform", (f"did you mean {near[0]!r}? " if near else "") + f"known are {', '.join(KNOWN)}"
     if "libtpu" in text and "open" in text:
         return "libtpu, its library, is not installed", _PLUG_IN["tpu"]
-    told = " ".join(_AROUND.sub("", text).split())[:240].rstrip(".")
-    if re.search(r"in use|lockfile", told, re.IGNORECASE):
-        return told, "wait for the process that holds it or end that process"
-    if not told or _NOTHING.search(told):
+    message = " ".join(_AROUND.sub("", text).split())[:240].rstrip(".")
+    if re.search(r"in use|lockfile", message, re.IGNORECASE):
+        return message, "wait for the process that holds it or end that process"
+    if not message or _NOTHING.search(message):
         gpu = name in ("cuda", "gpu")
         look = "see what nvidia-smi says, and CUDA_VISIBLE_DEVICES" if gpu else "see which devices this machine has"
-        return told or "no such device is visible to this process, or its driver is missing", look
-    return told, "see that its driver and its plug-in fit this JAX"
+        return message or "no such device is visible to this process, or its driver is missing", look
+    return message, "see that its driver and its plug-in fit this JAX"

@@ -2,58 +2,25 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from bdjax.attacks.given import NAMED
+from bdjax.attacks.user_files import NAMED
 from bdjax.configure import configure, recorded
 from bdjax.errors import UserError, choose, unknown
+from bdjax.plugins.load import factory, source_digest
+from bdjax.population import stack
+from bdjax.store.hashing import plain, short_hash
 from bdjax.sweep import editions, imported
-from bdjax.sweep.hashing import canonical, plain, short_hash
-from bdjax.sweep.plugins import factory, source_digest
-from bdjax.training import AUGMENT, PREPARE_PER, SCHEDULES
+from bdjax.sweep.cell import DefenseCell, Point, TrainCell
+from bdjax.train.poison import AUGMENT
+from bdjax.train.trainer import PREPARE_PER, SCHEDULES
 from bdjax.types import Attack, Defense, Model, Recipe
 
 FIXED = ("second_batch", "prepare_per", "shared_trigger")  # fields of a recipe that say how an attack works
 SCHEMA = 1  # part of every hash: raise it when records stop being comparable
-
-
-class TrainCell(NamedTuple):
-    """Everything static about the training of one (data set, model, attack)."""
-
-    dataset: str
-    train_images: int | None
-    test_images: int | None
-    model: str
-    width: int | None
-    attack: str
-    attack_config: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    profile: str
-    target: int
-    root: int
-    precision: str = "float32"  # of bdjax.models.PRECISIONS
-    depth: int | None = None
-    imported: str | None = None  # folder of networks that come from elsewhere, instead of training
-
-
-class DefenseCell(NamedTuple):
-    """Everything static about one defense of the members of a training cell; spc is None where no clean data are needed."""
-
-    train: TrainCell
-    defense: str
-    config: Mapping[str, Any]
-    spc: int | None
-
-
-class Point(NamedTuple):
-    """One member of a cell as plain values."""
-
-    seed: int
-    ratio: float
-    hyper: dict[str, Any]
 
 
 def attacked(cell: TrainCell) -> tuple[Model, Attack]:
@@ -62,8 +29,7 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     Raises:
       UserError: an unknown name or field.
     """
-    from bdjax.attacks import ATTACKS
-    from bdjax.attacks.stored import STORED, stored
+    from bdjax.attacks.table import ATTACKS
     from bdjax.data import spec
     from bdjax.models import PRECISIONS, by_name
 
@@ -73,14 +39,12 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
         model = model.rebuild(dtype=PRECISIONS[cell.precision])
     if cell.imported is not None:
         imported.check(imported.opened(cell.imported), facts, cell.imported)
-        if cell.attack == STORED:
-            return model, stored(imported.stored_config(cell.imported))
     if "target" in cell.attack_config and cell.target not in (0, cell.attack_config["target"]):
         other = cell.attack_config["target"]
         raise UserError(f"target is {cell.target}, and {other} in the configuration of {cell.attack}; give one")
     # Target 0 is every attack's default: passing it on only where it was changed spares attacks that have no target.
     overrides = {**({"target": cell.target} if cell.target else {}), **cell.attack_config}
-    make = factory("attack", cell.attack, ATTACKS)
+    make = factory("attack", cell.attack, {**ATTACKS, **imported.attacks(cell.imported)})
     attack = make(facts, overrides or None, profile=cell.profile)
     if asks_architecture(attack) and "architecture" not in overrides:
         attack = make(facts, {**overrides, "architecture": cell.model}, profile=cell.profile)
@@ -92,22 +56,21 @@ def attacked(cell: TrainCell) -> tuple[Model, Attack]:
     return model, attack._replace(recipe=_recipe(attack.recipe, cell))
 
 
-def pinned(cell: TrainCell) -> TrainCell:
-    """The cell with the files of its attack named by their content: a file that is edited during a run changes nothing in it.
+def pinned(cell: TrainCell, attack: Attack) -> TrainCell:
+    """Return the cell with the files of its attack named by their content: a file that is edited during a run changes nothing.
 
-    Raises:
-      UserError: as :func:`attacked`.
+    Args:
+      cell: as it was asked for.
+      attack: built for it; its configuration names files by their content.
     """
-    if not any(isinstance(value, str) for value in cell.attack_config.values()):
-        return cell
-    config = attacked(cell)[1].config
-    now = {field: getattr(config, field, value) for field, value in cell.attack_config.items() if isinstance(value, str)}
-    named = {field: value for field, value in now.items() if isinstance(value, str) and value.startswith(NAMED)}
-    return cell._replace(attack_config={**cell.attack_config, **named})
+    given = {field: value for field, value in cell.attack_config.items() if isinstance(value, str)}
+    named = {field: getattr(attack.config, field, value) for field, value in given.items()}
+    named = {field: value for field, value in named.items() if isinstance(value, str) and value.startswith(NAMED)}
+    return cell._replace(attack_config={**cell.attack_config, **named}) if named else cell
 
 
 def asks_architecture(attack: Attack) -> bool:
-    """Whether the configuration of an attack wants to be told the network's name."""
+    """Return whether the configuration of an attack has a field for the name of the network."""
     return "architecture" in getattr(attack.config, "_fields", ())
 
 
@@ -150,30 +113,10 @@ def defended(cell: DefenseCell, model: Model) -> Defense:
     Raises:
       UserError: an unknown name or field.
     """
-    from bdjax.defenses import DEFENSES
+    from bdjax.defenses.table import DEFENSES
 
     make = factory("defense", cell.defense, {**DEFENSES, "none": _nothing})
     return make(model, cell.config or None, profile=cell.train.profile)
-
-
-class Built:
-    """Defenses that were built already: the cells of a grid that differ in attack or clean samples alone share one."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], Defense] = {}
-
-    def defense(self, cell: DefenseCell) -> Defense:
-        """The defense of a cell, built for its model.
-
-        Raises:
-          UserError: an unknown name or field.
-        """
-        train = cell.train
-        network = (train.dataset, train.model, train.width, train.depth, train.precision, train.imported)
-        key = (*network, cell.defense, canonical(cell.config), train.profile)
-        if key not in self._known:
-            self._known[key] = defended(cell, attacked(train)[0])
-        return self._known[key]
 
 
 def _nothing(*_: Any, **__: Any) -> Defense:
@@ -181,16 +124,31 @@ def _nothing(*_: Any, **__: Any) -> Defense:
 
 
 def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
-    """The full static configuration as plain JSON values, with every default filled in and the editions of its methods.
+    """Return the full static configuration of a cell; its methods are built for that.
 
     Args:
       cell: what runs.
       digest: hash of the data set as it is used, so a reduced set is another one.
     """
+    if isinstance(cell, TrainCell):
+        return described(cell, digest, *attacked(cell))
+    model, attack = attacked(cell.train)
+    return described(cell, digest, model, attack, defended(cell, model))
+
+
+def described(
+    cell: TrainCell | DefenseCell, digest: str, model: Model, attack: Attack, defense: Defense | None = None
+) -> dict[str, Any]:
+    """Return the full static configuration of a cell as plain JSON values, with every default and the editions of its methods.
+
+    Args:
+      cell: what runs.
+      digest: hash of the data set as it is used, so a reduced set is another one.
+      model, attack, defense: built for the cell; no defense for a training cell.
+    """
     train = cell.train if isinstance(cell, DefenseCell) else cell
-    model, attack = attacked(train)
     network = {"name": model.name, "width": model.width, "depth": model.depth, "precision": train.precision}
-    told = {
+    settings = {
         "schema": SCHEMA,
         "dataset": {"name": model.spec.name, "digest": digest},
         "model": editions.numbered(network, model.edition),
@@ -200,33 +158,23 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
         "root": train.root,
     }
     if train.imported is not None:
-        told["imported"] = imported.digest(train.imported)
+        settings["imported"] = imported.digest(train.imported)
     if isinstance(cell, DefenseCell):
-        defense = defended(cell, model)
-        told["defense"] = editions.numbered(_method(cell.defense, defense.config), defense.edition)
-        told["spc"] = cell.spc
-    return plain(told)
+        assert defense is not None
+        settings["defense"] = editions.numbered(_method(cell.defense, defense.config), defense.edition)
+        settings["spc"] = cell.spc
+    return plain(settings)
 
 
 def _method(name: str, config: Any) -> dict[str, Any]:
-    told = {"name": name, "config": recorded(config)}
+    settings = {"name": name, "config": recorded(config)}
     digest = source_digest(name)
-    return told if digest is None else {**told, "source": digest}
+    return settings if digest is None else {**settings, "source": digest}
 
 
 def cell_hash(cell: TrainCell | DefenseCell, digest: str) -> str:
     """Content hash of the static configuration: no seed, ratio or hyper-parameter enters, so a cell can be extended."""
     return short_hash(describe(cell, digest))
-
-
-def member_hash(point: Point) -> str:
-    """Content hash of one member of a cell."""
-    return short_hash([point.seed, point.ratio, point.hyper])
-
-
-def set_hash(members: Sequence[str]) -> str:
-    """Content hash of several members: the name of the files they share."""
-    return short_hash(list(members))
 
 
 def hyper_points(defense: Defense, values: Mapping[str, Sequence[Any]], name: str) -> list[dict[str, Any]]:
@@ -273,6 +221,7 @@ def stack_hyper(defense: Defense, points: Sequence[Point]) -> Any:
     def dtype(leaf: Any) -> Any:
         return leaf.dtype if hasattr(leaf, "dtype") else np.float32
 
-    return type(defense.hyper)(
-        **{name: np.stack([np.asarray(p.hyper[name], dtype(leaf)) for p in points]) for name, leaf in default.items()}
-    )
+    def one(point: Point) -> Any:
+        return type(defense.hyper)(**{name: np.asarray(point.hyper[name], dtype(leaf)) for name, leaf in default.items()})
+
+    return stack([one(point) for point in points])

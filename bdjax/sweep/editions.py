@@ -11,10 +11,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from bdjax.attacks.stored import STORED
 from bdjax.errors import UserError
-from bdjax.sweep.hashing import canonical, short_hash
-from bdjax.sweep.plugins import is_path
+from bdjax.plugins.load import is_path
+from bdjax.store.hashing import canonical, short_hash
 from bdjax.types import DataSpec
 
 KINDS = ("model", "attack", "defense")  # parts of a description that have an edition
@@ -30,14 +29,14 @@ class Changed(NamedTuple):
     now: int
 
 
-def numbered(told: Mapping[str, Any], edition: int) -> dict[str, Any]:
+def numbered(description: Mapping[str, Any], edition: int) -> dict[str, Any]:
     """The description of a method with its edition; the first one is left out."""
-    return dict(told) if edition == 1 else {**told, "edition": edition}
+    return dict(description) if edition == 1 else {**description, "edition": edition}
 
 
-def edition(told: Mapping[str, Any]) -> int:
-    """The edition that the description of a method tells."""
-    return int(told.get("edition", 1))
+def edition(description: Mapping[str, Any]) -> int:
+    """The edition in the description of a method."""
+    return int(description.get("edition", 1))
 
 
 def earlier(description: Mapping[str, Any]) -> tuple[str, ...]:
@@ -61,27 +60,27 @@ def current(description: Mapping[str, Any]) -> str:
     return short_hash({**description, **parts})
 
 
-def _with(told: Mapping[str, Any], number: int) -> dict[str, Any]:
-    return numbered({name: value for name, value in told.items() if name != "edition"}, number)
+def _with(description: Mapping[str, Any], number: int) -> dict[str, Any]:
+    return numbered({name: value for name, value in description.items() if name != "edition"}, number)
 
 
 def changed(config: str | None) -> tuple[Changed, ...]:
     """The methods of a record whose edition is another one today.
 
     Args:
-      config: the record's full static configuration as JSON; None, or one that names no methods, tells nothing.
+      config: the record's full static configuration as JSON; None, or one that names no methods, has no editions.
     """
     return _changed(config) if config else ()
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _changed(config: str) -> tuple[Changed, ...]:
-    told = json.loads(config)
+    description = json.loads(config)
     found = []
     for kind in KINDS:
-        now = _today(kind, config) if isinstance(told.get(kind), Mapping) else None
-        if now is not None and now != edition(told[kind]):
-            found.append(Changed(told[kind]["name"], edition(told[kind]), now))
+        now = _today(kind, config) if isinstance(description.get(kind), Mapping) else None
+        if now is not None and now != edition(description[kind]):
+            found.append(Changed(description[kind]["name"], edition(description[kind]), now))
     return tuple(found)
 
 
@@ -106,19 +105,21 @@ def same(row: Mapping[str, Any], what: str) -> None:
 
 
 def _today(kind: str, config: str) -> int | None:
-    """Today's edition of a method of a description; None where it cannot be told: it is a user's own, or no longer there."""
-    told = json.loads(config)
-    name, own = told[kind].get("name"), told[kind].get("config")
-    if not isinstance(name, str) or name == STORED or is_path(name):
+    """Today's edition of a method of a description; None where it is not known: a user's own, or no longer there."""
+    description = json.loads(config)
+    name, own = description[kind].get("name"), description[kind].get("config")
+    if not isinstance(name, str) or is_path(name):
         return None
-    network = (told.get("model") or {}).get("name") if kind == "defense" else None
-    return _built(kind, name, network, told.get("profile", "corrected"), canonical(own) if isinstance(own, Mapping) else "")
+    network = (description.get("model") or {}).get("name") if kind == "defense" else None
+    return _built(
+        kind, name, network, description.get("profile", "corrected"), canonical(own) if isinstance(own, Mapping) else ""
+    )
 
 
 @functools.lru_cache(maxsize=1 << 12)
 def _built(kind: str, name: str, network: str | None, profile: str, own: str) -> int | None:
-    from bdjax.attacks import ATTACKS
-    from bdjax.defenses import DEFENSES
+    from bdjax.attacks.table import ATTACKS
+    from bdjax.defenses.table import DEFENSES
     from bdjax.models import MODELS, by_name
 
     if kind == "model":

@@ -12,7 +12,7 @@ import numpy as np
 
 from bdjax.attacks import slots
 from bdjax.errors import UserError, first_line
-from bdjax.training import poison_count
+from bdjax.train.trainer import poison_count
 from bdjax.types import Attack
 
 

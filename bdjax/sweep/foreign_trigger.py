@@ -6,8 +6,8 @@ here. Then its ASR is that of a network without a backdoor, and a defense seems 
 
 from typing import Any
 
-from bdjax.evaluation import EvalSet
-from bdjax.sweep.rows import Row
+from bdjax.store.rows import Row
+from bdjax.train.evaluate import EvalSet
 
 MARGIN = 0.05  # an ASR that is at most so much above that of a network without a backdoor shows none
 OWN = {  # fields of a configuration with which a user gives the trigger, and what to write

@@ -1,4 +1,4 @@
-"""What an attack wants triggered images to be called, in words and as a record tells it."""
+"""What an attack wants triggered images to be called, in words and as a record has it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ ALL_TO_ALL = "all_to_all"
 
 
 def rule(config: Any) -> str | None:
-    """The label rule of an attack's configuration: "all_to_one", "all_to_all", or None where the configuration tells none.
+    """The label rule of an attack's configuration: "all_to_one", "all_to_all", or None where the configuration has none.
 
     Args:
       config: a NamedTuple, or the fields of one by name as a record holds them.
@@ -36,7 +36,7 @@ def class_name(spec: DataSpec, label: int | None) -> str | None:
     return spec.class_names[label] if label is not None and 0 <= label < len(spec.class_names) else None
 
 
-def told(attack: Attack, given: int, spec: DataSpec) -> str:
+def in_words(attack: Attack, given: int, spec: DataSpec) -> str:
     """The goal of an attack in words: "target 2 (class 'stop sign')", or its label rule."""
     label = target(attack, given)
     return f"labels {rule(attack.config) or 'several'}" if label is None else f"target {named(label, class_name(spec, label))}"

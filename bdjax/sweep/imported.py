@@ -1,21 +1,18 @@
 """What a sweep asks of a folder of imported networks: its contents, and whether a grid or a data set fits them."""
 
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bdjax.attacks.stored import STORED, Config
+from bdjax.attacks.stored import Config
+from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError
-from bdjax.sweep.hashing import array_digest
-from bdjax.sweep.import_folder import Import, load
-from bdjax.types import DataSpec, Split
-
-if TYPE_CHECKING:
-    from bdjax.sweep.plan import Grid
-
-TRAINING = ("epochs", "batch", "recipe", "attack_recipe")  # fields of a grid that say how networks are trained
+from bdjax.store.hashing import array_digest
+from bdjax.store.import_folder import Import, load
+from bdjax.types import Attack, DataSpec, Triggered
 
 
 def opened(path: str) -> Import:
@@ -67,16 +64,32 @@ def check(found: Import, facts: DataSpec, path: str) -> None:
         )
 
 
-def stored_images(path: str) -> tuple[Split, np.ndarray]:
-    """The triggered test images of an import folder with their true labels, and their attack labels i32[m].
+def attacks(path: str | None) -> Mapping[str, Callable[..., Attack]]:
+    """The factories of the attacks that an import folder itself brings, by name: that of its triggered images.
+
+    Args:
+      path: the folder; None: there is none, and no such attack.
+    """
+    if path is None:
+        return {}
+    return {name: functools.partial(_made, path, name) for name in IMAGES_ONLY}
+
+
+def _made(path: str, name: str, *arguments: Any, **settings: Any) -> Attack:
+    make = IMAGES_ONLY[name](_config(*_stamp(path)), functools.partial(stored_images, path), path)
+    return make(*arguments, **settings)
+
+
+def stored_images(path: str) -> Triggered:
+    """The triggered test images of an import folder.
 
     Raises:
       UserError: there are none.
     """
-    held = opened(path).triggered
-    if held is None:
+    found = opened(path).triggered
+    if found is None:
         raise UserError(f"{path} holds no triggered test images: name the attack whose trigger is to be used with --attack")
-    return Split(held.images, held.labels), held.attack_labels  # type: ignore[arg-type]
+    return found
 
 
 def check_images(path: str, facts: DataSpec) -> None:
@@ -85,11 +98,11 @@ def check_images(path: str, facts: DataSpec) -> None:
     Raises:
       UserError: they are not of the data set, or there are none.
     """
-    images, goals = stored_images(path)
+    images = stored_images(path)
     if images.images.shape[1:] != tuple(facts.image_shape):
         given = "x".join(map(str, images.images.shape[1:]))
         raise UserError(f"the triggered images of {path} are {given}; {facts.name} has {'x'.join(map(str, facts.image_shape))}")
-    for name, labels in (("labels", images.labels), ("attack labels", goals)):
+    for name, labels in (("labels", images.labels), ("attack labels", images.attack_labels)):
         found = np.asarray(labels)
         if found.size and not 0 <= found.min() <= found.max() < facts.classes:
             raise UserError(
@@ -98,59 +111,15 @@ def check_images(path: str, facts: DataSpec) -> None:
             )
 
 
-def stored_config(path: str) -> Config:
-    """What a record says of the attack behind the stored images."""
-    return _config(*_stamp(path))
-
-
 @functools.lru_cache(maxsize=8)
 def _config(path: str, stamp: int) -> Config:
-    images, goals = stored_images(path)
-    targets = np.unique(np.asarray(goals))
-    return Config(array_digest([images.images, images.labels, goals]), int(targets[0]) if len(targets) == 1 else None)
+    """What a record says of the attack behind the stored images."""
+    images, labels, attack_labels, *_ = stored_images(path)
+    targets = np.unique(np.asarray(attack_labels))
+    return Config(array_digest([images, labels, attack_labels]), int(targets[0]) if len(targets) == 1 else None)
 
 
 def network(path: str, seed: int, ratio: float) -> Any:
     """The variables of one imported network, host arrays."""
     found = opened(path)
     return found.variables[found.network[found.points.index((seed, ratio))]]
-
-
-def check_grid(grid: "Grid") -> None:
-    """Refuse a grid that asks imported networks to be something else.
-
-    Raises:
-      UserError: another model, width, depth or data set, seeds or ratios that are not in the folder, settings of a training that
-        does not take place or of an attack that has none, or no attack to measure them with.
-    """
-    from bdjax.data import spec
-    from bdjax.models import by_name
-
-    path = str(grid.imported)
-    found = opened(path)
-    if grid.models != (found.model,):
-        raise UserError(f"{path} holds networks {found.model}; given {', '.join(grid.models)}")
-    for dataset in grid.datasets:
-        facts = spec(dataset)
-        check(found, facts, path)
-        given = by_name(found.model, facts, width=grid.width, depth=grid.depth)
-        for field in ("width", "depth"):
-            ours, theirs = (_size(getattr(network, field)) for network in (given, found))
-            if ours != theirs:
-                raise UserError(f"{path} holds networks of {field} {theirs}; given {ours}")
-    for field in TRAINING:
-        if getattr(grid, field):
-            raise UserError(f"imported networks are not trained: {field} has no effect")
-    missing = [(s, r) for s in grid.seeds for r in grid.poison_ratios if (s, r) not in found.points]
-    if missing:
-        there = ", ".join(f"seed {seed} ratio {ratio:g}" for seed, ratio in found.points)
-        raise UserError(f"{path} holds no network with seed {missing[0][0]} and poison ratio {missing[0][1]:g}; it holds {there}")
-    if STORED in grid.attacks:
-        stored_images(path)
-        settings = {"target": grid.target, "attack_config": grid.attack_config.get(STORED)}
-        for field in (name for name, value in settings.items() if value):
-            raise UserError(f"the stored images of {path} have their attack labels: {field} has no effect")
-
-
-def _size(value: int | None) -> int | str:
-    return "whole" if value is None else value

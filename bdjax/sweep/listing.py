@@ -38,7 +38,7 @@ def _any_spec() -> DataSpec:
 
 
 def _attacks() -> list[dict[str, Any]]:
-    from bdjax.attacks import ATTACKS
+    from bdjax.attacks.table import ATTACKS
 
     def entry(name: str) -> dict[str, Any]:
         attack = ATTACKS[name](_any_spec())
@@ -49,7 +49,7 @@ def _attacks() -> list[dict[str, Any]]:
 
 
 def _defenses() -> list[dict[str, Any]]:
-    from bdjax.defenses import DEFENSES
+    from bdjax.defenses.table import DEFENSES
     from bdjax.models import MODELS
 
     model = MODELS["cnn"](_any_spec(), width=4)

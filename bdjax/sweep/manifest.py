@@ -1,15 +1,16 @@
-"""What sweeps were asked of a folder: a file per grid with its cells and members, so that others can tell how far it is."""
+"""What sweeps were asked of a folder: a file per grid with its cells and members, so that others see how far it is."""
 
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bdjax.sweep import build, location
-from bdjax.sweep.claims import Claims
-from bdjax.sweep.hashing import canonical, short_hash
-from bdjax.sweep.lacking import Work
-from bdjax.sweep.location import Location
-from bdjax.sweep.whole import replace_file
+from bdjax.store import location
+from bdjax.store.atomic import replace_file
+from bdjax.store.hashing import canonical, short_hash
+from bdjax.store.leases import Leases
+from bdjax.store.location import Location
+from bdjax.sweep.cell import Point, member_hash, set_hash
+from bdjax.sweep.pending import Work
 
 
 class Asked(NamedTuple):
@@ -25,13 +26,13 @@ class Asked(NamedTuple):
     earlier: tuple[str, ...] = ()  # hashes of this cell with earlier editions of its methods
 
 
-def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
+def write(out: Location, works: Sequence[Work], leases: Leases) -> None:
     """Note what a sweep asks for; the same sweep is noted once."""
     sets: dict[str, list[str]] = {}
 
-    def named(points: Sequence[build.Point]) -> str:
-        members = [build.member_hash(point) for point in points]
-        name = build.set_hash(members)
+    def named(points: Sequence[Point]) -> str:
+        members = [member_hash(point) for point in points]
+        name = set_hash(members)
         sets[name] = members
         return name
 
@@ -40,30 +41,30 @@ def write(out: Location, works: Sequence[Work], claims: Claims) -> None:
         train = work.branch.train
         facts = (work.dataset.spec.name, train.model, train.attack)
         cells.append([work.cell, *facts, "none", None, named(work.points)])
-        cells += [[name, *facts, cell.defense, cell.spc, named(points)] for cell, name, points in work.repairs]
+        cells += [[run.name, *facts, run.cell.defense, run.cell.spc, named(run.points)] for run in work.defenses]
     earlier = {name: list(hashes) for work in works for name, hashes in work.earlier.items()}
     text = canonical({"cells": cells, "sets": sets, **({"earlier": earlier} if earlier else {})})
     name = short_hash(text)
     path = out / "sweeps" / f"{name}.json"
-    with claims.holding(name) as got:  # so that what a process leaves that dies here is cleaned up by the next
-        if got and not location.exists(path):
+    with leases.lease(name) as granted:  # so that what a process leaves that dies here is cleaned up by the next
+        if granted and not location.exists(path):
             replace_file(path, text.encode())
 
 
 def read(out: Location) -> list[Asked]:
     """Every cell that any sweep asked of a folder, with all members asked of it, in the order they were asked for.
 
-    A file that cannot be read is left out: it tells of plans and holds no result.
+    A file that cannot be read is left out: it is about plans and holds no result.
     """
     found: dict[str, Asked] = {}
     for content in location.read_many(location.oldest_first(out / "sweeps", "*.json")):
         try:
             if isinstance(content, OSError):
                 continue
-            told = json.loads(content)
-            for values in told["cells"]:
-                earlier = tuple(told.get("earlier", {}).get(values[0], ()))
-                asked = Asked._make([*values[:-1], tuple(told["sets"][values[-1]]), earlier])
+            sweep = json.loads(content)
+            for values in sweep["cells"]:
+                earlier = tuple(sweep.get("earlier", {}).get(values[0], ()))
+                asked = Asked._make([*values[:-1], tuple(sweep["sets"][values[-1]]), earlier])
                 before = found.get(asked.cell)
                 members = dict.fromkeys((*(before.members if before else ()), *asked.members))
                 found[asked.cell] = asked._replace(members=tuple(members))

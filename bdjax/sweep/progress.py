@@ -25,7 +25,7 @@ class Progress:
         self.waiting, self.stream, self.interval = list(kinds), stream or sys.stderr, interval
         self.total = len(kinds)
         self.seconds: dict[str, list[float]] = {}
-        self.begun = self.told = self.paced = time.monotonic()
+        self.begun = self.spoke = self.paced = time.monotonic()
         self.title, self.kind, self.chunks = "", "", 1
         self.epochs = self.images = self.passed = 0
         self.bar = self.task = None
@@ -80,9 +80,9 @@ class Progress:
         now = time.monotonic()
         if self.passed == 1:  # compilation lies before it: the pace is measured from here
             self.paced = now
-        if now - self.told < self.interval and not self.bar:
+        if now - self.spoke < self.interval and not self.bar:
             return
-        self.told = now
+        self.spoke = now
         losses = np.atleast_1d(np.asarray(loss, np.float64))[np.atleast_1d(alive)]
         value = f"loss {np.median(losses):.3f} [{losses.min():.3f}, {losses.max():.3f}]" if losses.size else "no member is finite"
         line = f"{self.title}: epoch {int(np.max(epoch)) + 1}/{self.epochs}, {value}"

@@ -1,7 +1,7 @@
 """A sweep on many machines: every Ray task is a worker that shares the folder of results with the others.
 
 Ray places the workers, gives each its accelerator and starts one again whose machine went away. Cells are handed out by the
-claims of :mod:`bdjax.sweep.claims`, and results go straight to the folder, which every machine must see under the same path
+leases of :mod:`bdjax.store.leases`, and results go straight to the folder, which every machine must see under the same path
 or URL.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bdjax.errors import UserError
-from bdjax.sweep import location, whole
-from bdjax.sweep.compilations import keep_compilations
-from bdjax.sweep.location import Location
-from bdjax.sweep.plan import Grid
+from bdjax.population.compilations import keep_compilations
+from bdjax.store import atomic, location
+from bdjax.store.location import Location
+from bdjax.sweep.grid import Grid
 from bdjax.sweep.run import run
 from bdjax.sweep.status import Watch, headline
 
@@ -51,7 +51,7 @@ def run_on_ray(
         import ray
     except ImportError:
         raise UserError('Ray is not installed; install it with: pip install "bdjax[ray]"') from None
-    place = whole.writable(out)
+    place = atomic.writable(out)
     out = place.absolute() if isinstance(place, Path) else place
     mine = not ray.is_initialized()
     if mine:
@@ -106,7 +106,7 @@ def _work(grid: Grid, out: str, options: Mapping[str, Any]) -> None:
 
 def _follow(ray: Any, waiting: list[Any], out: Location, stream: TextIO) -> None:
     """Wait for the workers and say how far the folder is; a mistake of the user that one of them found is raised."""
-    told, watch = time.monotonic(), None
+    spoke, watch = time.monotonic(), None
     while waiting:
         done, waiting = ray.wait(waiting, timeout=1.0)
         for one in done:
@@ -118,6 +118,6 @@ def _follow(ray: Any, waiting: list[Any], out: Location, stream: TextIO) -> None
                 print(f"bdjax: a worker failed: {str(error.cause).splitlines()[0]}", file=stream, flush=True)
             except ray.exceptions.RayError as error:  # its machine went away more often than it is tried again
                 print(f"bdjax: a worker was lost: {type(error).__name__}", file=stream, flush=True)
-        if time.monotonic() - told >= INTERVAL and location.is_folder(out / "sweeps"):
-            watch, told = watch or Watch(out), time.monotonic()
+        if time.monotonic() - spoke >= INTERVAL and location.is_folder(out / "sweeps"):
+            watch, spoke = watch or Watch(out), time.monotonic()
             print(headline(watch.look(), str(out)), file=stream, flush=True)

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from bdjax.attacks import assets
-from bdjax.attacks.stored import STORED
-from bdjax.sweep import build, imported, tracing
-from bdjax.sweep.hashing import canonical
-from bdjax.sweep.plan import Branch
+from bdjax.store.hashing import canonical
+from bdjax.sweep import imported, trace
+from bdjax.sweep.expand import Branch
+from bdjax.train import assets
 from bdjax.types import Dataset
 
 
@@ -28,15 +27,14 @@ class Ready:
             folder that cannot be written to, or an import folder whose images are not those of the data set.
         """
         train = branch.train
-        tracing.attack(train, dataset)
-        model, attack = build.attacked(train)
-        if attack.prepare is not None:
+        trace.attack(train, branch.attack, dataset)
+        if branch.attack.prepare is not None:
             assets.ready(assets.folder())
-        if train.imported is not None and train.attack == STORED:
+        if train.imported is not None and branch.attack.triggered is not None:
             imported.check_images(train.imported, dataset.spec)
         network = (train.dataset, train.model, train.width, train.depth, train.precision, train.profile, dataset.digest)
-        for cell in branch.defenses:
+        for cell, defense in zip(branch.defenses, branch.built, strict=True):
             key = (*network, cell.defense, canonical(cell.config), cell.spc)
             if key not in self._seen:
                 self._seen.add(key)
-                tracing.defense(cell, model, dataset)
+                trace.defense(cell, defense, branch.model, dataset)

@@ -7,9 +7,10 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
-from bdjax.sweep import claims, editions, location, manifest
-from bdjax.sweep.claims import Claim
-from bdjax.sweep.location import Location
+from bdjax.store import leases, location
+from bdjax.store.leases import Lease
+from bdjax.store.location import Location
+from bdjax.sweep import editions, manifest
 from bdjax.sweep.manifest import Asked
 from bdjax.sweep.progress import clock
 
@@ -24,7 +25,7 @@ class Cell(NamedTuple):
     state: str  # one of STATES
     statuses: dict[str, int]  # of its members that have a record
     seconds: float | None  # wall time of its calls, compilation included; None = it has no record
-    claim: Claim | None  # of the process that works on it
+    lease: Lease | None  # of the process that works on it
     changed: str = ""  # which editions its records were made with, where these are no longer today's
 
 
@@ -52,7 +53,7 @@ class Watch:
         self.out = out
         self._files: dict[Location, tuple[Any, list[dict[str, Any]]]] = {}  # version of a file, and its rows
         self._cells: dict[str, list[dict[str, Any]]] = {}  # the rows of each cell at this look
-        self._claimed: set[str] = set()  # cells with a claim at this look
+        self._leased: set[str] = set()  # cells with a lease at this look
 
     def look(self) -> Status:
         """The state of every cell now. A cell is done when every member that was asked of it has a record that did not fail.
@@ -61,19 +62,19 @@ class Watch:
         """
         asked = manifest.read(self.out)
         before = {name for one in asked for name in one.earlier}
-        self._claimed = {path.stem for path in location.files(self.out / "claims", "*.json")}
+        self._leased = {path.stem for path in location.files(self.out / "claims", "*.json")}
         self._read()
-        told = [self._cell(one) for one in asked if one.cell not in before]
+        cells = [self._cell(one) for one in asked if one.cell not in before]
         replaced = tuple(text for name in sorted(before) if (text := self._changed(name)))
         seen: dict[str, list[float]] = {}
-        for cell in told:
+        for cell in cells:
             if cell.seconds is not None:
                 seen.setdefault(cell.asked.defense, []).append(cell.seconds)
         known = {kind: mean(seconds) for kind, seconds in seen.items()}
-        left = [cell for cell in told if cell.state in ("outdated", "running", "waiting")]
+        left = [cell for cell in cells if cell.state in ("outdated", "running", "waiting")]
         any_kind = mean(known.values()) if known else None
         total = None if any_kind is None else sum(known.get(cell.asked.defense, any_kind) for cell in left)
-        return Status(tuple(told), total if left else 0.0, replaced)
+        return Status(tuple(cells), total if left else 0.0, replaced)
 
     def _changed(self, cell: str) -> str:
         """The editions that the records of a cell were made with, in words, where these are no longer today's."""
@@ -88,17 +89,17 @@ class Watch:
                 best[row["member"]] = row["status"]
         calls = {(row["created"], row["seconds"], row["compile_seconds"]) for row in rows if row["seconds"] is not None}
         seconds = sum(spent + (compiling or 0.0) for _, spent, compiling in calls) if calls else None
-        found = claims.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._claimed else None
-        claim, changed = found[1] if found else None, self._changed(asked.cell)
-        if claim is not None and not claims.gone(claim):
+        found = leases.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._leased else None
+        lease, changed = found[1] if found else None, self._changed(asked.cell)
+        if lease is not None and not leases.holder_is_dead(lease):
             state = "running"
         elif changed:
-            state, claim = "outdated", None
+            state, lease = "outdated", None
         elif len(best) < len(asked.members):
-            state, claim = "waiting", None
+            state, lease = "waiting", None
         else:
-            state, claim = "failed" if "failed" in best.values() else "done", None
-        return Cell(asked, state, dict(Counter(best.values())), seconds, claim, changed)
+            state, lease = "failed" if "failed" in best.values() else "done", None
+        return Cell(asked, state, dict(Counter(best.values())), seconds, lease, changed)
 
     def _read(self) -> None:
         """Read the records that are new or changed."""
@@ -143,14 +144,14 @@ def headline(status: Status, out: str) -> str:
     done = sum(cell.state in ("done", "failed") for cell in status.cells)
     asked = sum(len(cell.asked.members) for cell in status.cells)
     made = sum(sum(cell.statuses.values()) for cell in status.cells)
-    workers = len({cell.claim.token for cell in status.cells if cell.claim})
-    told = f"{out}: {done} of {len(status.cells)} cells finished, {made} of {asked} members"
+    workers = len({cell.lease.token for cell in status.cells if cell.lease})
+    text = f"{out}: {done} of {len(status.cells)} cells finished, {made} of {asked} members"
     if workers:
         left = "" if not status.left else f", about {clock(status.left / workers)} to go"
-        told += f"{left} with {workers} process{'es' if workers > 1 else ''}"
+        text += f"{left} with {workers} process{'es' if workers > 1 else ''}"
     elif status.left != 0.0:
-        told += ", no process is at work: the same command goes on"
-    return told
+        text += ", no process is at work: the same command goes on"
+    return text
 
 
 def notes(status: Status) -> list[str]:
@@ -159,8 +160,8 @@ def notes(status: Status) -> list[str]:
     for cell in status.cells:
         name = " / ".join(filter(None, (cell.asked.dataset, cell.asked.model, cell.asked.attack, cell.asked.defense)))
         name += "" if cell.asked.spc is None else f" / spc {cell.asked.spc}"
-        if cell.claim:
-            lines.append(f"running: {name}, process {cell.claim.pid} on {cell.claim.host} since {cell.claim.since}")
+        if cell.lease:
+            lines.append(f"running: {name}, process {cell.lease.pid} on {cell.lease.host} since {cell.lease.since}")
         bad = {status: count for status, count in cell.statuses.items() if status != "ok"}
         if bad:
             lines.append(f"not ok: {name}: " + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in bad.items()))

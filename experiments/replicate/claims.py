@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 from runs import Estimate, Runs, by_defense, estimate
 
-from bdjax.comparison import probability_of_improvement
+from bdjax.results.statistics import probability_of_improvement
 
 OLD = ("ft", "fp")
 TUNING = ("ft", "nad", "nc", "ft_sam", "fst", "i_bau", "sau", "pbe")

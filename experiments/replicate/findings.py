@@ -18,9 +18,11 @@ import polars as pl
 import profiles
 from runs import by_defense, read
 
-from bdjax.report import overall
-from bdjax.report.sensitivity import swept
-from bdjax.sweep import store
+from bdjax.reporting import overall
+from bdjax.reporting.rankings import rank_diagram
+from bdjax.results.methods import methods
+from bdjax.results.sensitivity import swept
+from bdjax.store import records
 
 SPC = (2, 10)  # of the small survey
 
@@ -51,15 +53,15 @@ def main() -> None:
         "(d) Low ASR and recovered accuracy": claims.recovered(budgets),
         "The published code's behaviour": profiles.table(compared),
         "Models that nobody attacked, and what a repair takes": cost(clean, survey),
-        "Along the main hyper-parameters": along(store.read(args.sensitivity)),
+        "Along the main hyper-parameters": along(records.read(args.sensitivity)),
     }
     text = "\n\n".join(f"## {title}\n\n{body}" for title, body in parts.items())
     head = "# Findings\n\nWritten by `python experiments/replicate/findings.py`; what it says is in [README.md](README.md).\n\n"
     (args.out / "findings.md").write_text(head + text + "\n", encoding="utf-8")
     profiles.picture(compared).savefig(args.out / "reference.png", dpi=130)
-    methods = overall.methods(survey, SPC[-1], best=("der",))  # the published claims are about DER
-    overall.heat_map(methods).savefig(args.out / "heat-map.png", dpi=130)
-    overall.rank_diagram(methods, "der").savefig(args.out / "ranks.png", dpi=130)
+    found = methods(survey, SPC[-1], best=("der",))  # the published claims are about DER
+    overall.heat_map(found).savefig(args.out / "heat-map.png", dpi=130)
+    rank_diagram(found, "der").savefig(args.out / "ranks.png", dpi=130)
     print(text)
 
 

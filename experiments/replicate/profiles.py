@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from runs import Runs, by_defense, estimate
 
-from bdjax.report.figures import COLORS, GREY, PAPER, legend, panels_of, styled
+from bdjax.reporting.figures import COLORS, GREY, PAPER, legend, panels_of, styled
 
 
 def both(corrected: pl.DataFrame, reference: pl.DataFrame, spc: int) -> dict[str, tuple[Runs, Runs]]:

@@ -12,25 +12,25 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 _SURVEY = runpy.run_path(str(Path(__file__).parents[1] / "survey.py"))
 
 
 def _published(survey: Grid) -> Grid:
     """A grid of the survey in the profile "reference": what has none, and its settings, are left out."""
-    kept = tuple(name for name in survey.defenses if name != "nc")
+    kept = tuple(name for name in survey.defense if name != "nc")
     of_kept = ({name: value for name, value in of.items() if name != "nc"} for of in (survey.defense_config, survey.hyper))
     defense_config, hyper = of_kept
     return dataclasses.replace(
-        survey, profile="reference", defenses=kept, defense_config=defense_config, hyper=hyper, about="", poison_ratios=(0.1,)
+        survey, profile="reference", defense=kept, defense_config=defense_config, hyper=hyper, about="", poison_ratio=(0.1,)
     )
 
 
 grid = _published(_SURVEY["grid"])
-small = dataclasses.replace(_published(_SURVEY["small"]), attacks=("badnets", "blended"), spc=(10,))
+small = dataclasses.replace(_published(_SURVEY["small"]), attack=("badnets", "blended"), spc=(10,))
 small = dataclasses.replace(
     small,
-    attack_recipe={name: small.attack_recipe[name] for name in small.attacks},
+    attack_recipe={name: small.attack_recipe[name] for name in small.attack},
     attack_config={},
 )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from bdjax.sweep import store
+from bdjax.store import records
 
 RATES = ("acc", "asr", "ra", "der", "arr", "acc_before", "asr_before")
 DRAWS = 2000
@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
 
 def read(folder: Path, **kept: Any) -> pl.DataFrame:
     """The finished rows of a folder that have these values."""
-    rows = store.read(folder)
+    rows = records.read(folder)
     return rows.filter(pl.col("status") == "ok", *(pl.col(name) == value for name, value in kept.items()))
 
 

@@ -39,11 +39,11 @@ HYPER = {
 }
 grid = dataclasses.replace(
     _SURVEY["grid"],
-    datasets=("cifar10",),
-    models=("preactresnet18",),
-    attacks=("badnets", "blended"),
-    defenses=tuple(HYPER),
-    poison_ratios=(0.1,),
+    dataset=("cifar10",),
+    model=("preactresnet18",),
+    attack=("badnets", "blended"),
+    defense=tuple(HYPER),
+    poison_ratio=(0.1,),
     spc=(10, 100),
     seeds=(0, 1, 2),
     hyper=HYPER,
@@ -51,10 +51,10 @@ grid = dataclasses.replace(
 )
 small = dataclasses.replace(
     _SURVEY["small"],
-    attacks=grid.attacks,
-    attack_recipe={name: _SURVEY["small"].attack_recipe[name] for name in grid.attacks},
+    attack=grid.attack,
+    attack_recipe={name: _SURVEY["small"].attack_recipe[name] for name in grid.attack},
     attack_config={},
-    defenses=grid.defenses,
+    defense=grid.defense,
     defense_config={name: value for name, value in _SURVEY["small"].defense_config.items() if name in HYPER},
     spc=(10,),
     hyper=HYPER,

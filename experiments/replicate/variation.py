@@ -16,24 +16,24 @@ _SURVEY = runpy.run_path(str(Path(__file__).parents[1] / "survey.py"))
 DEFENSES = ("ft", "fp", "nad", "fst", "clp", "rnp", "bnp", "npd", "grad_prune")
 grid = dataclasses.replace(
     _SURVEY["grid"],
-    datasets=("cifar10",),
-    attacks=("badnets", "blended"),
-    defenses=DEFENSES,
-    poison_ratios=(0.05, 0.1),
+    dataset=("cifar10",),
+    attack=("badnets", "blended"),
+    defense=DEFENSES,
+    poison_ratio=(0.05, 0.1),
     spc=(10,),
     seeds=(0, 1, 2),
     about="",
 )
 small = dataclasses.replace(
     _SURVEY["small"],
-    models=("cnn", "preactresnet18"),
+    model=("cnn", "preactresnet18"),
     width=8,
-    attacks=grid.attacks,
-    attack_recipe={name: _SURVEY["small"].attack_recipe[name] for name in grid.attacks},
+    attack=grid.attack,
+    attack_recipe={name: _SURVEY["small"].attack_recipe[name] for name in grid.attack},
     attack_config={},
-    defenses=DEFENSES,
+    defense=DEFENSES,
     defense_config={name: value for name, value in _SURVEY["small"].defense_config.items() if name in DEFENSES},
-    poison_ratios=grid.poison_ratios,
+    poison_ratio=grid.poison_ratio,
     spc=(10,),
     hyper={name: value for name, value in _SURVEY["small"].hyper.items() if name in DEFENSES},
 )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.attacks.badnets import badnets, patch
+from bdjax.attacks.badnets.badnets import badnets, patch
 from bdjax.data.augment import crop_flip, to_float, to_uint8
 from bdjax.errors import UserError
 from bdjax.types import DataSpec

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks.bpp import bpp, quantised
+from bdjax.attacks.bpp.bpp import bpp, quantised
 from bdjax.data.augment import to_float
 from bdjax.errors import UserError
 
@@ -96,7 +96,7 @@ def test_a_member_is_the_same_alone_and_in_company(alone):
 @pytest.mark.slow  # every operation is a program of its own
 def test_a_member_is_the_same_uncompiled(alone):
     run, given = alone
-    first = [part[0] for part in given]
+    first = [jnp.asarray(part[0]) for part in given]
     chex.assert_trees_all_equal(run(*first), jax.jit(run)(*first))
 
 

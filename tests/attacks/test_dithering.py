@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks.bpp import bpp
-from bdjax.attacks.dithering import FINE, dithered
+from bdjax.attacks.bpp.bpp import bpp
+from bdjax.attacks.bpp.dithering import FINE, dithered
 from bdjax.data.augment import to_float, to_uint8
 
 WEIGHTS = (((0, 1), 7), ((1, 1), 1), ((1, 0), 5), ((1, -1), 3))  # (down, right): sixteenths

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.attacks.input_aware import Config, input_aware
-from bdjax.attacks.input_aware_mask import distance, learning_rate, mask_training, soft_threshold
-from bdjax.attacks.input_aware_net import generator, upsample
+from bdjax.attacks.input_aware.input_aware import Config, input_aware
+from bdjax.attacks.input_aware.mask import distance, learning_rate, mask_training, soft_threshold
+from bdjax.attacks.input_aware.networks import generator, upsample
 from bdjax.errors import UserError
 from bdjax.keys import step_key
 from bdjax.types import Dataset, DataSpec, Split
@@ -52,7 +52,8 @@ def step(attack):
     @jax.jit
     def run(trigger, key, images, ratio, other, head):
         def loss(trigger):
-            mixed, labels, extra, after = attack.batch(trigger, key, images, LABELS, ratio, (other, LABELS))
+            own = jnp.asarray(LABELS)
+            mixed, labels, extra, after = attack.batch(trigger, key, images, own, ratio, (other, own))
             seen = jnp.where(jnp.isfinite(mixed), mixed, 0)  # NaN waits in places without a turn
             logits = seen.reshape(BATCH, -1) @ head
             ce = -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
@@ -135,7 +136,7 @@ def test_without_poison_the_pattern_network_stays_as_it_was_drawn(attack, mask, 
         trigger = jax.jit(attack.init)(jax.random.key(1), mask)
         after = {**trigger, **after}
     end = updater(attack)(after, gradient["generator"])
-    assert same({**end, "adam": 0}, {**trigger, "adam": 0}) and int(end["adam"]["count"]) == 1
+    assert same({**end, "adam": 0}, {**trigger, "adam": 0}) and int(end["adam"].count) == 1
 
 
 def test_a_ratio_below_one_image_triggers_one_now_and_then(attack, mask, step, float64):
@@ -168,8 +169,10 @@ def test_stamp_truncates_to_the_grid_and_keeps_every_level_it_does_not_cover(att
 
     @jax.jit
     def run(trigger):
-        pattern, _ = generator(SPEC, 3, 2, True).apply({"params": trigger["generator"], "batch_stats": trigger["statistics"]}, x)
-        return attack.stamp(trigger, jax.random.key(0), x), pattern, generator(SPEC, 1, 2, True).apply(trigger["mask"], x)[0]
+        images, drawn = jnp.asarray(x), {"params": trigger["generator"], "batch_stats": trigger["statistics"]}
+        pattern, _ = generator(SPEC, 3, 2, True).apply(drawn, images)
+        covered, _ = generator(SPEC, 1, 2, True).apply(trigger["mask"], images)
+        return attack.stamp(trigger, jax.random.key(0), images), pattern, covered
 
     out, *drawn = (np.asarray(a, np.float64) for a in run(trigger))
     pattern, m = drawn
@@ -213,9 +216,9 @@ def test_mistakes_are_named():
         with pytest.raises(UserError, match=f"input_aware.{field} must.*{allowed}.*given {value}"):
             input_aware(SPEC, {field: value})
     attack = input_aware(SPEC)
-    image = jnp.zeros((1, 16, 16, 3))
+    image, label = jnp.zeros((1, 16, 16, 3)), jnp.zeros(1, jnp.int32)
     with pytest.raises(UserError, match=r"needs 2 per batch; given 1"):
-        attack.batch(None, jax.random.key(0), image, LABELS[:1], jnp.float32(0.1), (image, LABELS[:1]))
+        attack.batch(None, jax.random.key(0), image, label, jnp.float32(0.1), (image, label))
 
 
 ROWS, SEED = 24, 91  # a seed whose two shuffles never meet

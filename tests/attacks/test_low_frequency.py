@@ -3,11 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks import low_frequency_search
-from bdjax.attacks.low_frequency import COLOURS, Config, blur, dome, low_frequency, profile_of
+from bdjax.attacks.low_frequency import search
+from bdjax.attacks.low_frequency.dome import COLOURS, blur, dome, profile_of
+from bdjax.attacks.low_frequency.low_frequency import low_frequency
+from bdjax.attacks.low_frequency.settings import Config
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
-from bdjax.models import MODELS, cnn
+from bdjax.models import MODELS
+from bdjax.models.cnn import cnn
 from bdjax.types import Dataset, DataSpec, Split
 
 VECTOR = """.4456 .5100 .5748 .6385 .6997 .7573 .8101 .8574 .8984 .9328 .9602 .9806 .9938 1 .9994 .9909 .9764 .9551 .9281 .8956
@@ -159,9 +162,7 @@ def test_the_searched_pattern_moves_more_predictions_to_the_target_than_noise_of
     out = np.asarray(to_uint8(jax.jit(attack.stamp)(trigger, jax.random.key(5), images)))
     np.testing.assert_array_equal(out, np.minimum(coloured.train.images + np.asarray(assets["pattern"], np.int32), 255))
     # The very classifier of the search: the same key trains the same network.
-    model, variables = low_frequency_search._classifier(
-        low_frequency_search.step_key(jax.random.key(0), 0), coloured, attack.config
-    )
+    model, variables = search._classifier(search.step_key(jax.random.key(0), 0), coloured, attack.config)
     predict = jax.jit(lambda x: jnp.argmax(model.apply(variables, to_float(x)).logits, -1))
     levels = np.asarray(assets["pattern"], np.int32).reshape(-1)
     noise = np.random.default_rng(0).permutation(levels).reshape(1, 16, 16, 3)  # pixels and channels change places
@@ -196,10 +197,8 @@ def test_one_image_of_a_pass_is_deepfool_and_two_blurs():
     origin, target = int(np.argmax(logits)), int(np.argmin(logits))
     config = Config(target=target, trigger="optimised", images=1)
     matrix = jnp.asarray(blur(side), jnp.float32)
-    shared = low_frequency_search._Shared(
-        jnp.asarray(weights, jnp.float32), jnp.asarray(image), jnp.array([origin], jnp.int32), matrix, matrix
-    )
-    run = jax.jit(low_frequency_search._pass(linear, config))
+    shared = search._Shared(jnp.asarray(weights, jnp.float32), jnp.asarray(image), jnp.array([origin], jnp.int32), matrix, matrix)
+    run = jax.jit(search._pass(linear, config))
     zero, row = jnp.zeros((side, side, 3), jnp.float32), jnp.zeros(1, jnp.int32)
     found = np.asarray(run(shared, zero, row))
 
@@ -218,7 +217,7 @@ def test_one_image_of_a_pass_is_deepfool_and_two_blurs():
     np.testing.assert_allclose(found, expected, atol=2e-4)
     # An image that the pattern already moves to another class teaches nothing; nor one of the target, where there is no pattern.
     np.testing.assert_array_equal(run(shared._replace(labels=jnp.array([target], jnp.int32)), zero, row), zero)
-    assert not np.any(jax.jit(low_frequency_search._pass(linear, config._replace(target=origin)))(shared, zero, row))
+    assert not np.any(jax.jit(search._pass(linear, config._replace(target=origin)))(shared, zero, row))
 
 
 def test_searches_that_cannot_be_made(coloured):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax.attacks import ATTACKS
-from bdjax.attacks.badnets import badnets, patch
+from bdjax.attacks.badnets.badnets import badnets, patch
 from bdjax.attacks.blended import blended, picture
-from bdjax.attacks.wanet import draw_field, wanet
+from bdjax.attacks.table import ATTACKS
+from bdjax.attacks.wanet.wanet import draw_field, wanet
 from bdjax.configure import recorded
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError

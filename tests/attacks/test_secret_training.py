@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from bdjax.attacks import ssba_training
-from bdjax.attacks.ssba_training import Settings, train
+from bdjax.attacks.ssba import training
+from bdjax.attacks.ssba.training import Settings, train
 
 SETTINGS = Settings(width=2, bits=3, epochs=1, batch=16, lr=1e-3, ramp=None)
 
@@ -12,7 +12,7 @@ SETTINGS = Settings(width=2, bits=3, epochs=1, batch=16, lr=1e-3, ramp=None)
 def test_a_step_is_adams_and_the_same_key_makes_the_same_networks(tiny_dataset):
     """The first step of Adam moves a parameter by the learning rate, towards where its loss falls."""
     images = tiny_dataset.train.images[:16]  # one step
-    programs = ssba_training._programs(2, 3, 16, images.shape)
+    programs = training._programs(2, 3, 16, images.shape)
     begin = jax.tree.map(np.asarray, programs.start(jax.random.split(jax.random.key(1), 3)[0]).params)
     (one, measured), (again, _), (other, _) = (train(jax.random.key(k), images, SETTINGS) for k in (1, 1, 2))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, again))

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdjax.attacks.selection import (
-    _share,
     all_to_all,
     all_to_one,
     any_class,
@@ -18,7 +17,7 @@ from bdjax.attacks.selection import (
     ranked_by,
 )
 from bdjax.errors import UserError
-from bdjax.training import poison_count
+from bdjax.train.trainer import poison_count
 
 ROWS = 60
 LABELS = jnp.arange(ROWS, dtype=jnp.int32) % 4
@@ -112,14 +111,6 @@ def test_share_of_the_class(count):
     poisoned, feasible = of_class["class"](jax.random.key(0), LABELS, jnp.int32(count))
     assert int(poisoned.sum()) == round(Fraction(count * 15, ROWS)) and feasible
     assert not np.any(np.asarray(poisoned) & (np.asarray(LABELS) != 1))
-
-
-def test_shares_are_exact_beyond_32_bits():
-    generator, share = np.random.default_rng(0), jax.jit(jax.vmap(_share, (0, 0, None)))
-    for rows in (2, 3, 40, 50_000, 1_281_167, 2**29 - 1):
-        part, count = generator.integers(0, rows + 1, (2, 50))
-        expected = [round(Fraction(int(a) * int(b), rows)) for a, b in zip(part, count, strict=True)]
-        assert share(jnp.asarray(count, jnp.int32), jnp.asarray(part, jnp.int32), jnp.int32(rows)).tolist() == expected
 
 
 def test_a_fixed_order_may_leave_rows_out():

@@ -7,7 +7,7 @@ from bdjax.attacks.selection import legacy_class_order, ranked_by
 from bdjax.attacks.sig import shift, sig, wave
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
-from bdjax.training import poison_count
+from bdjax.train.trainer import poison_count
 
 
 def wide(spec, side):

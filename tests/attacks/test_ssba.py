@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks.ssba import secret, ssba
-from bdjax.attacks.ssba_net import decode, drawers, encode, enlarged, size
-from bdjax.attacks.ssba_training import Measured, Settings, check, embed, ramp_of, train, weight_at
+from bdjax.attacks.ssba.networks import decode, drawers, encode, enlarged, size
+from bdjax.attacks.ssba.ssba import secret, ssba
+from bdjax.attacks.ssba.training import Measured, Settings, check, embed, ramp_of, train, weight_at
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
 
-module = importlib.import_module("bdjax.attacks.ssba")  # the package exports the factory by this name
+module = importlib.import_module("bdjax.attacks.ssba.ssba")  # the package exports the factory by this name
 
 SMALL = {"width": 8, "bits": 1, "epochs": 80, "batch": 16, "lr": 1e-3}  # 800 steps on the 160 rows of 8x8 pixels
 SETTINGS = Settings(**SMALL, ramp=None)
@@ -85,7 +85,7 @@ def test_a_shorter_training_has_a_shorter_ramp(given, total, ramp):
 def test_training_reads_the_secret_and_keeps_the_image(trained, tiny_dataset):
     params, measured = trained
     check(measured, SETTINGS, "tiny")
-    read = jax.jit(lambda p, x: decode(p["decoder"], 8, 1, embed(p["encoder"], 8, secret(1)[None], x)))(
+    read = jax.jit(lambda p, x: decode(p["decoder"], 8, 1, embed(p["encoder"], 8, jnp.asarray(secret(1)[None]), x)))(
         params, to_float(jnp.asarray(tiny_dataset.test.images[:8]))
     )
     assert np.mean((np.asarray(read) > 0) == secret(1)) > 0.9

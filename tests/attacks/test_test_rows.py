@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks import ATTACKS
+from bdjax.attacks.table import ATTACKS
 from bdjax.data import spec
 
 # Test images per data set and those of class 0 (CIFAR-10 and GTSRB as published; Tiny-ImageNet's validation split).

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks.wanet import draw_field, wanet
-from bdjax.attacks.warp import bicubic
+from bdjax.attacks.wanet.wanet import draw_field, wanet
+from bdjax.attacks.wanet.warp import bicubic
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks.warp import bend, bicubic, ending_inside, enlarge
+from bdjax.attacks.wanet.warp import bend, bicubic, ending_inside, enlarge
 
 
 def by_hand(images, shift):

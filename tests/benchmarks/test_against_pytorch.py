@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import DEFENSES
-from bdjax.defenses.tuning import epoch_plan
+from bdjax.defenses.batches import epoch_plan
+from bdjax.defenses.table import DEFENSES
 from bdjax.keys import Stream, step_key, stream
 from bdjax.models import MODELS
 from bdjax.types import CleanSet, DataSpec, DefenderView
@@ -96,7 +96,7 @@ def test_both_fine_tunings_reach_the_same_parameters(batch):
     defense = DEFENSES["ft"](model, {"epochs": EPOCHS, "batch": batch})
     key = jax.random.key(1)
     hyper = defense.hyper._replace(lr=np.float32(0.05))
-    ours = jax.jit(defense.repair)(key, DefenderView(variables, clean), hyper)
+    ours = jax.jit(defense.defend)(key, DefenderView(variables, clean), hyper)
 
     batches = []
     for epoch in range(EPOCHS):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bdjax import lowerings as package
+from bdjax.nn import lowerings as package
 from benchmarks import lowering_candidates, lowerings
 from benchmarks.lowering_candidates import DIRECTIONS, candidates, over_members
 from benchmarks.lowering_summary import summary

@@ -13,20 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.attacks import ATTACKS
+from bdjax.attacks.table import ATTACKS
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.errors import UserError
-from bdjax.experiment import attack_member, preparation, stage
 from bdjax.keys import root
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.population import members, prepare, take
+from bdjax.train.experiment import attack_member, preparation, stage
 from bdjax.types import Attack
 from tests.golden import numbers
 from tests.programs import check_export, exported
 from tests.short import prepares, profiles, shortened_attack
 
 ROWS = 160
-NETS = ("bdjax.attacks.input_aware_net", "bdjax.attacks.ssba_net")
+NETS = ("bdjax.attacks.input_aware.networks", "bdjax.attacks.ssba.networks")
 ROOT = root()
 SEEDS = (0, 1, 2, 3)
 READY = pytest.mark.parametrize("attack", profiles(ATTACKS, later=prepares), indirect=True)  # for tests that need a trigger

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from bdjax.data import clean_subset
-from bdjax.defenses import DEFENSES
+from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView, Defense, Model
 from tests.golden import numbers
 from tests.programs import check_export, dtypes_inside, exported
@@ -89,11 +89,11 @@ def case_of(name, profile, dataset):
     model = cnn(dataset.spec, 4, lowering="patches")
     defense, traces = shortened(DEFENSES[name], model, profile), []
 
-    def repair(key, view, hyper):
+    def defend(key, view, hyper):
         traces.append(None)
-        return defense.repair(key, view, hyper)
+        return defense.defend(key, view, hyper)
 
-    run = jax.jit(jax.vmap(repair))
+    run = jax.jit(jax.vmap(defend))
     one, other = (subject(model, defense, dataset, seed) for seed in (0, 1))
     halved = jax.tree.map(lambda x: (x / 2).astype(x.dtype), defense.hyper)
     members = stacked((0, one, defense.hyper), (1, one, defense.hyper), (0, other, halved))
@@ -116,7 +116,7 @@ def shared(tiny_dataset):
 def one_formulation():
     """A network that a defense trains beside the model computes as the model does: that compiles faster for a population."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("bdjax.defenses.bti_dbf_net.lowering_here", lambda: "patches")
+        patched.setattr("bdjax.defenses.bti_dbf.generator.lowering_here", lambda: "patches")
         yield
 
 
@@ -243,7 +243,7 @@ def test_what_is_not_named_in_needs_is_not_read(case):
 @pytest.mark.parametrize("case", [f"{name}-corrected" for name in DEFENSES], indirect=True)
 def test_a_member_alone_is_as_in_company(case):
     key, *rest = case.members
-    alone = jax.device_get(jax.jit(case.defense.repair)(key[2], *member(tuple(rest), 2)))
+    alone = jax.device_get(jax.jit(case.defense.defend)(key[2], *member(tuple(rest), 2)))
     agree(alone, member(case.found, 2), case.defense.hyper)
 
 
@@ -261,6 +261,6 @@ def test_it_computes_in_the_models_precision_and_keeps_float32_variables(case):
     assert len(case.traces) == 1
     half = shortened(DEFENSES[case.name], case.model.rebuild(dtype=BF16), case.profile)
     key, *rest = case.members
-    program, found = jax.make_jaxpr(half.repair, return_shape=True)(key[0], *member(tuple(rest), 0))
+    program, found = jax.make_jaxpr(half.defend, return_shape=True)(key[0], *member(tuple(rest), 0))
     assert (BF16 in dtypes_inside(program)) == ("clean" in half.needs)
     assert {x.dtype for x in jax.tree.leaves(found.variables)} == {jnp.dtype(jnp.float32)}

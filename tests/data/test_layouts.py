@@ -258,10 +258,10 @@ def test_three_channels_are_made_of_one_where_the_settings_say_so(tmp_path, sett
 
 
 def test_prepare_takes_a_layout_from_the_command_line(tmp_path, capsys):
-    from bdjax import cli
+    from bdjax.cli.main import main
 
     folder = layouts.write(tmp_path / "numbers", layouts.svhn()[0])
-    assert cli.main(["data", "prepare", str(folder)]) == 0
+    assert main(["data", "prepare", str(folder)]) == 0
     told = capsys.readouterr()
     assert "numbers is prepared in" in told.out and told.err.startswith("bdjax: note: ") and told.err.count("\n") == 1
     assert prepare(str(folder)).name.startswith("folder-")

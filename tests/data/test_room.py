@@ -13,7 +13,7 @@ from bdjax.data.arrays import moments
 from bdjax.data.source import digest
 from bdjax.errors import UserError
 from bdjax.sweep import run
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 from tests.data import layouts
 
 Usage = namedtuple("Usage", "total used free")
@@ -107,8 +107,8 @@ def test_images_that_exceed_the_device_are_refused_by_run_and_check(monkeypatch)
     with pytest.raises(
         UserError, match=r"the images of digits need 1 MiB, 98 KiB of the device's memory may be used; reduce --train"
     ):
-        run.load(Grid(datasets=("digits",)), "digits", None)
-    assert len(run.load(Grid(datasets=("digits",), train_images=50, test_images=20), "digits", None).train.labels) == 50
+        run.load(Grid(dataset=("digits",)), "digits", None)
+    assert len(run.load(Grid(dataset=("digits",), train_images=50, test_images=20), "digits", None).train.labels) == 50
 
 
 def test_rows_that_do_not_come_leave_nothing_behind(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.data import cifar10, cifar100
 from tests.data import layouts
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.defenses.bti_dbf import replacements
+from bdjax.defenses.bti_dbf.bti_dbf import replacements
 from bdjax.keys import Stream, step_key, stream
 from tests.defenses.plain_eval import Adam, log_softmax
 from tests.defenses.plain_network import batches, cross_entropies, follow, forward, plain, shuffled
@@ -135,7 +135,7 @@ class Phases:
 
 
 def written_out(spec, variables, images, labels, key, start, hyper, unit, config, levels):
-    """The whole method: (network, parameters of the generator, what was told), only the draws are the method's."""
+    """The whole method: (network, parameters of the generator, what was recorded), only the draws are the method's."""
     rows, batch, size = len(labels), config["batch"], min(config["batch"], len(labels))
     phases, lr = Phases(spec, levels, hyper, unit, size), {k: float(v) for k, v in hyper._asdict().items()}
     copying, masking, changing, knowing = phases.slopes
@@ -145,8 +145,10 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
     network = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     features = jax.eval_shape(phases.eval, network, images)[1].shape[1:]
     draw = plain(start)
-    told: dict = {name: [] for name in ("pretrain", "mask", "generator", "image", "benign", "others", "loss", "entropy", "apart")}
-    told.update(detected=[], share=[], far=[], outside=[])
+    recorded: dict = {
+        name: [] for name in ("pretrain", "mask", "generator", "image", "benign", "others", "loss", "entropy", "apart")
+    }
+    recorded.update(detected=[], share=[], far=[], outside=[])
     step, adam = 0, Adam(draw, largest=False)
 
     def mean(values):
@@ -158,8 +160,8 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
             (value, (far,)), slope = copying(draw, images[r], network)
             draw, step = adam.step(draw, slope, lr["generator_lr"]), step + 1
             seen.append((value,))
-            told["far"].append(bool(far))
-        told["pretrain"].append(mean(seen)[0])
+            recorded["far"].append(bool(far))
+        recorded["pretrain"].append(mean(seen)[0])
 
     painting, tuning, target = Adam(draw, largest=False), Adam(network["params"], largest=False), None
     for n in range(config["rounds"]):
@@ -172,7 +174,7 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
                 (value, measured), slope = masking(free, images[r], labels[r], network)
                 free, statistics, step = adam.step(free, slope, lr["mask_lr"]), follow(statistics, measured), step + 1
                 seen.append((value,))
-            told["mask"].append(mean(seen)[0])
+            recorded["mask"].append(mean(seen)[0])
         copy, share = {**network, "batch_stats": statistics}, np.tanh(free) / (2 + 1e-7) + 0.5
         for epoch in plan(to_paint, epochs=config["generator_epochs"]):
             seen = []
@@ -180,17 +182,17 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
                 (value, (outside, *parts)), slope = changing(draw, images[r], copy, share, target or 0, n > 0)
                 draw, step = painting.step(draw, slope, lr["generator_lr"]), step + 1
                 seen.append((value, *parts))
-                told["outside"].append(bool(outside))
+                recorded["outside"].append(bool(outside))
             for name, value in zip(("generator", "image", "benign", "others"), mean(seen), strict=True):
-                told[name].append(value)
+                recorded[name].append(value)
 
         votes = np.zeros(spec.classes, int)
         for i, r in enumerate(shuffled(to_vote, rows, batch)):
             for k in phases.noisy(to_vote, np.int32(i), draw, images[r], network).argmax(1):
                 votes[k] += 1
-        told["detected"].append(int(votes.argmax()))
-        told["share"].append(votes.max() / rows)
-        target = told["detected"][0]
+        recorded["detected"].append(int(votes.argmax()))
+        recorded["share"].append(votes.max() / rows)
+        target = recorded["detected"][0]
 
         for epoch in plan(to_tune, epochs=config["unlearn_epochs"]):
             seen = []
@@ -208,5 +210,5 @@ def written_out(spec, variables, images, labels, key, start, hyper, unit, config
                 step += 1
                 seen.append((value, entropy, apart))
             for name, value in zip(("loss", "entropy", "apart"), mean(seen), strict=True):
-                told[name].append(value)
-    return network, draw, told
+                recorded[name].append(value)
+    return network, draw, recorded

@@ -77,7 +77,7 @@ def steered(success, size, cost, multiplier, threshold, patience, early_patience
     best = early_best = np.inf
     up = down = waited = 0
     up_seen = down_seen = have = False
-    told = []
+    recorded = []
     for acc, reg in zip(success, size, strict=True):
         keep = done = False
         if acc >= threshold and reg < best:
@@ -100,10 +100,10 @@ def steered(success, size, cost, multiplier, threshold, patience, early_patience
                 keep = True
         have = have or keep
         names = ("cost", "up", "down", "up_seen", "down_seen", "waited", "best", "early_best", "keep", "done")
-        told.append(dict(zip(names, (cost, up, down, up_seen, down_seen, waited, best, early_best, keep, done), strict=True)))
+        recorded.append(dict(zip(names, (cost, up, down, up_seen, down_seen, waited, best, early_best, keep, done), strict=True)))
         if done:
             break
-    return told
+    return recorded
 
 
 def searched(spec, variables, images, plans, rules, hyper):
@@ -131,9 +131,9 @@ def searched(spec, variables, images, plans, rules, hyper):
         for plan in plans:
             seen = []
             for rows in filled(*plan):
-                slope, told = slope_of(free, images[rows], target, cost)
+                slope, recorded = slope_of(free, images[rows], target, cost)
                 free = adam.step(free, slope, float(hyper.search_lr))
-                seen.append([float(x) for x in told])
+                seen.append([float(x) for x in recorded])
             costs.append(cost)
             for column, value in zip((success, size), np.mean(seen, 0), strict=True):
                 column.append(value)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.defenses.tuning import epoch_plan
+from bdjax.defenses.batches import epoch_plan
 from bdjax.keys import Stream, step_key, stream
-from bdjax.pooled_linear import pool
+from bdjax.nn.folded_linear import pool
 from bdjax.types import ArchSpec, Loop, Model, Output
 
 EPS = 1e-5  # added to the variance in the norms

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.defenses.tuning import epoch_plan
+from bdjax.defenses.batches import epoch_plan
 from bdjax.keys import Stream, step_key, stream
-from bdjax.layers import Conv, Linear, NormAct, tap
 from bdjax.models.build import build
+from bdjax.nn.layers import Conv, Linear, NormAct, tap
 from bdjax.types import ArchSpec, Loop
 from tests.defenses.plain_masks import plain
 from tests.defenses.plain_network import cross_entropies, descend, filled, follow, forward
@@ -182,15 +182,5 @@ def narrow(spec):
     registered = tuple(item for norm, conv in pairs for item in (("conv", conv), ("norm", norm)))
     arch = ArchSpec(registered, ("bn1", "bn2"), pairs, ("linear",), ("bn2",), "features")
     network = _Narrow(spec.classes)
-    return build(
-        network,
-        spec=spec,
-        arch=arch,
-        name="narrow",
-        width=5,
-        loop=Loop(),
-        norm_eps=1e-5,
-        norm_momentum=0.1,
-        dtype=None,
-        rebuild=lambda: None,
-    )
+    how = dict(norm_eps=1e-5, norm_momentum=0.1, dtype=None, loop=Loop())
+    return build(network, factory=narrow, arch=arch, spec=spec, width=5, how=how)

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.defenses import anp
-from bdjax.defenses.anp import ANPHyper, chosen, shake
+from bdjax.defenses.anp import ANPHyper, anp, chosen, shake
 from bdjax.errors import UserError
 from bdjax.keys import step_key
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import NORMS, backdoored, clipped, correct, levels, murky, ones, overhear, plain, rest, under
@@ -42,7 +41,7 @@ def network(plain_spec):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -134,8 +133,8 @@ def slopes(spec):
         return loss(params, {n: masks[n] + d[n] for n in NORMS}, {n: 1 + e[n] for n in NORMS}, *rest)
 
     def both(masks, d, e, params, *rest, alpha):
-        told = loss(params, masks, None, *rest), worst(masks, d, e, params, *rest)
-        return alpha * told[0] + (1 - alpha) * told[1], told
+        recorded = loss(params, masks, None, *rest), worst(masks, d, e, params, *rest)
+        return alpha * recorded[0] + (1 - alpha) * recorded[1], recorded
 
     return jax.jit(jax.grad(worst, (1, 2))), jax.jit(jax.grad(both, has_aux=True))
 
@@ -161,10 +160,10 @@ def by_hand(spec, variables, images, labels, key, hyper, iterations, batch, inne
             rising = plain(*uphill(masks, d, e, params, x, y, eps))
             d, e = ({n: a[n] + half / inner_steps * np.sign(g[n]) for n in NORMS} for a, g in zip((d, e), rising, strict=True))
         peak = max(peak, *(float(np.abs(a).max()) for part in (d, e) for a in part.values()))
-        slope, told = plain(*slope_of(masks, d, e, params, x, y, eps, alpha=alpha))
+        slope, recorded = plain(*slope_of(masks, d, e, params, x, y, eps, alpha=alpha))
         masks, buffer = descend(masks, buffer, slope, float(hyper.lr), float(hyper.momentum), float(hyper.weight_decay))
         masks = clipped(masks)
-        history.append([float(x) for x in told])
+        history.append([float(x) for x in recorded])
     return masks, np.array(history).T, peak
 
 
@@ -176,8 +175,8 @@ def listened():
 
         @functools.cache
         def compiled(network, profile):
-            repair = anp(network, {**SHORT, "inner_steps": INNER_STEPS[profile]}, profile=profile).repair
-            return jax.jit(lambda view, hyper: repair(KEY, view, hyper))
+            defend = anp(network, {**SHORT, "inner_steps": INNER_STEPS[profile]}, profile=profile).defend
+            return jax.jit(lambda view, hyper: defend(KEY, view, hyper))
 
         yield compiled, heard
 
@@ -226,7 +225,7 @@ def test_thresholds_include_the_masks_that_lie_at_them(network, known, clean, mo
     monkeypatch.setattr(module, "rounded", lambda masks: given)
     monkeypatch.setattr(module, "curve", lambda *built: lambda *asked: jnp.asarray(right))
     monkeypatch.setattr(module, "run_steps", lambda step, carry, *rest: carry)
-    found = jax.jit(anp(network, SHORT).repair)(KEY, DefenderView(known, clean(3, 3)), ANPHyper())
+    found = jax.jit(anp(network, SHORT).defend)(KEY, DefenderView(known, clean(3, 3)), ANPHyper())
     # The network as it is, 0, 0.05 (500 goes), 0.1 (501 and 1000 too) ... 0.45 (4500 too) ... 0.9 (9000 too, 9001 stays).
     assert found.trace.pruned.tolist() == [0, 2, 4, *[6] * 7, *[22] * 9, 24] and len(found.trace.pruned) == 20
     assert int(found.trace.level) == 7 and found.masks["bn2"].tolist() == [0, 0, *[1] * 6]
@@ -276,8 +275,8 @@ def test_without_a_row_to_train_on_nothing_goes(network, view, listened, distanc
 
 @functools.cache
 def several(network):
-    repair = anp(network, SHORT).repair
-    return jax.jit(jax.vmap(lambda view, hyper: repair(KEY, view, hyper), in_axes=(None, 0)))
+    defend = anp(network, SHORT).defend
+    return jax.jit(jax.vmap(lambda view, hyper: defend(KEY, view, hyper), in_axes=(None, 0)))
 
 
 @pytest.mark.slow  # compiling a second program
@@ -308,7 +307,7 @@ def test_it_finds_a_planted_detector(plain_spec, variables, clean):
     role = np.where(np.arange(40) % 10 < 2, 2, 1).astype(np.int8)
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.asarray(role), jnp.int32(10))
     defense = anp(network, {"iterations": 60, "batch": 32})
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), ANPHyper(lr=np.float32(0.2)))
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows), ANPHyper(lr=np.float32(0.2)))
 
     def share(variables, images, labels):
         return correct(spec, variables, images / np.float32(255), labels) / len(images)

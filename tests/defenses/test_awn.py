@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import awn
-from bdjax.defenses.awn import AWNHyper, cut, shifted
+from bdjax.defenses.awn import AWNHyper, awn, cut, shifted
 from bdjax.errors import UserError
 from bdjax.keys import step_key
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import NORMS, logits, murky, ones, plain, rest, under
@@ -41,7 +40,7 @@ def network(plain_spec):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -82,7 +81,7 @@ def by_hand(spec, start, images, labels, key, hyper, space, eps, epochs=3, batch
     mean, std = (np.reshape(v, (1, 1, 1, 3)) for v in (spec.mean, spec.std))
     alpha, l1, (uphill, slope_of) = float(hyper.alpha), float(hyper.l1), slopes(spec)
     start, images, labels = plain(start, images, labels)
-    normal, masks, told, sizes, before = (images - mean) / std, ones(start["params"]), [], [], []
+    normal, masks, recorded, sizes, before = (images - mean) / std, ones(start["params"]), [], [], []
     for e in range(epochs):
         first, second = (shuffled(own, len(labels), batch) for own in jax.random.split(step_key(key, e)))
         assert [len(b) for b in first] == [len(b) for b in second] == [8, 8, 4]
@@ -101,14 +100,14 @@ def by_hand(spec, start, images, labels, key, hyper, space, eps, epochs=3, batch
             # |m| has the slope 0 at 0.
             slope = {n: g + l1 * np.sign(masks[n]) for n, g in slope.items()}
             masks = {n: np.clip(masks[n] - float(hyper.lr) * float(hyper.decay) ** e * slope[n], 0, 1) for n in NORMS}
-        told.append(np.mean(of_epoch, 0))
-    return masks, np.array(told).T, sizes, before
+        recorded.append(np.mean(of_epoch, 0))
+    return masks, np.array(recorded).T, sizes, before
 
 
 @functools.cache
 def compiled(network, profile):
-    repair = awn(network, SHORT, profile=profile).repair
-    return jax.jit(lambda view, hyper: repair(KEY, view, hyper))
+    defend = awn(network, SHORT, profile=profile).defend
+    return jax.jit(lambda view, hyper: defend(KEY, view, hyper))
 
 
 @pytest.fixture
@@ -126,7 +125,7 @@ def test_masks_are_those_written_out(profile, network, clean, view, distance, pl
     rows, start, hyper = murky(clean(5)), view.variables, hyper64(**changed)
     found = compiled(network, profile)(view, hyper)
     images = pixels(rows)
-    masks, told, sizes, before = by_hand(plain_spec, start, images, rows.labels, KEY, hyper, space, inside)
+    masks, recorded, sizes, before = by_hand(plain_spec, start, images, rows.labels, KEY, hyper, space, inside)
     assert distance(found.masks, masks) < 1e-10
     every = np.concatenate([masks[n] for n in NORMS])
     assert every.min() == 0 or profile == "reference", "a mask must reach the end of its range"
@@ -134,10 +133,10 @@ def test_masks_are_those_written_out(profile, network, clean, view, distance, pl
     assert (np.array(before) > float(hyper.bound)).tolist() == [profile == "reference"] * 3, (
         "the bound must act in one case alone"
     )
-    np.testing.assert_allclose([found.trace.loss, found.trace.natural, found.trace.robust], told, rtol=1e-6)
+    np.testing.assert_allclose([found.trace.loss, found.trace.natural, found.trace.robust], recorded, rtol=1e-6)
     np.testing.assert_allclose(found.trace.size, sizes, rtol=1e-6)
     np.testing.assert_allclose(found.trace.kept[-1], every.mean(), rtol=1e-6)
-    assert bool(found.trace.alive) and int(found.trace.stopped) == -1 and float(told[2].max() - told[1].min()) > 0.01
+    assert bool(found.trace.alive) and int(found.trace.stopped) == -1 and float(recorded[2].max() - recorded[1].min()) > 0.01
     # The network with its soft masks computes, under its own norms, what it does under those it was masked with.
     assert distance(rest(found.variables), rest(start)) == 0
     soft = under(start["params"], masks)
@@ -172,8 +171,8 @@ def test_without_a_row_nothing_is_masked(network, view, distance):
 
 @functools.cache
 def several(network):
-    repair = awn(network, SHORT).repair
-    return jax.jit(jax.vmap(lambda view, hyper: repair(KEY, view, hyper), in_axes=(None, 0)))
+    defend = awn(network, SHORT).defend
+    return jax.jit(jax.vmap(lambda view, hyper: defend(KEY, view, hyper), in_axes=(None, 0)))
 
 
 @pytest.mark.slow  # compiling a second program

@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax.defenses import bnp
-from bdjax.defenses.bnp import BNPHyper, Moments, divergence
+from bdjax.defenses.bnp import BNPHyper, Moments, bnp, divergence
 from bdjax.errors import UserError
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing, planted
 from tests.defenses.plain_inserts import rows_of
@@ -26,16 +25,16 @@ def inputs(variables, images, spec, eps=EPS):
 @functools.cache
 def compiled(model, profile, config=(("batch", 8),)):
     defense = bnp(model, dict(config), profile=profile)
-    return jax.jit(lambda variables, rows, u: defense.repair(KEY, DefenderView(variables, rows), BNPHyper(u)))
+    return jax.jit(lambda variables, rows, u: defense.defend(KEY, DefenderView(variables, rows), BNPHyper(u)))
 
 
 def scores(statistics, measured, factor):
     """The score of every channel of every norm, in NumPy."""
-    told = {}
+    recorded = {}
     for norm in NORMS:
         (m1, v1), (m2, v2) = (tuple(np.asarray(s[norm][name]) for name in ("mean", "var")) for s in (measured, statistics))
-        told[norm] = factor * np.log(v2 / v1) + (v1 + (m1 - m2) ** 2) / (2 * v2) - 0.5
-    return told
+        recorded[norm] = factor * np.log(v2 / v1) + (v1 + (m1 - m2) ** 2) / (2 * v2) - 0.5
+    return recorded
 
 
 def agree(found, expected, u):
@@ -162,8 +161,8 @@ def test_each_switch_does_what_it_says(plain_spec, tiny_spec, variables, clean, 
         return np.asarray(run(before, rows, np.float64(1)).trace.threshold)
 
     def by_hand(images, factor=0.5, eps=EPS):
-        told = scores(before["batch_stats"], inputs(before, images, plain_spec, eps), factor)
-        return np.array([d.mean() + d.std(ddof=1) for d in told.values()])
+        recorded = scores(before["batch_stats"], inputs(before, images, plain_spec, eps), factor)
+        return np.array([d.mean() + d.std(ddof=1) for d in recorded.values()])
 
     images, large = np.asarray(pixels(rows)), 1e-1
     np.testing.assert_allclose(limits(plain_spec, large), by_hand(images, eps=large), rtol=1e-12)

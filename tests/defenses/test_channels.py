@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from bdjax.defenses.channels import clipped, curve, kept, pruned_by_limit, published_norms, rounded, seen_through
-from bdjax.models import cnn, mobilenet_v3_large, preactresnet18
+from bdjax.models.cnn import cnn
+from bdjax.models.mobilenet import mobilenet_v3_large
+from bdjax.models.preact_resnet import preactresnet18
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import correct, logits, murky, pruned, under
 from tests.defenses.plain_network import pixels, plain
@@ -15,7 +17,7 @@ LIMITS = np.r_[-1, 0, 1500, np.arange(3000, 6001, 250), 10_000]
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 

@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax.defenses import clp
-from bdjax.defenses.clp import Hyper, largest_singular_value, limit, pairs
-from bdjax.models import cnn, preactresnet18
+from bdjax.defenses.clp import Hyper, clp, largest_singular_value, limit, pairs
+from bdjax.models.cnn import cnn
+from bdjax.models.preact_resnet import preactresnet18
 from bdjax.types import DefenderView
 from tests.later import some_later
 
@@ -16,10 +16,10 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def built(model, profile):
-    return jax.jit(clp(model, profile=profile).repair)
+    return jax.jit(clp(model, profile=profile).defend)
 
 
-def repair(model, variables, u=3.0, profile="corrected"):
+def defend(model, variables, u=3.0, profile="corrected"):
     return built(model, profile)(KEY, DefenderView(variables), Hyper(np.float32(u)))
 
 
@@ -49,7 +49,7 @@ def scaled(variables, norm, channel, factor):
 @pytest.mark.parametrize("profile", ["corrected", "reference"])
 def test_one_loud_channel_is_pruned_and_no_other(homogeneous, profile):
     model, variables = homogeneous
-    found = repair(model, scaled(variables, "bn1", 5, -100.0), profile=profile)
+    found = defend(model, scaled(variables, "bn1", 5, -100.0), profile=profile)
     kept = {norm: np.asarray(keep) for norm, keep in found.masks.items()}
     assert np.flatnonzero(kept["bn1"] == 0).tolist() == [5] and kept["bn2"].all() and kept["bn3"].all()
     norm = jax.tree.map(np.asarray, found.variables["params"]["bn1"])
@@ -63,8 +63,8 @@ def test_one_loud_channel_is_pruned_and_no_other(homogeneous, profile):
 def test_small_layers_are_never_pruned_at_three_deviations(plain_spec, channels):
     model = cnn(plain_spec, channels)
     variables = scaled(fresh(model), "bn1", 0, 1e6)
-    assert np.all(repair(model, variables).masks["bn1"])
-    assert not np.all(repair(model, variables, u=0.4).masks["bn1"])  # the largest z-score, (n - 1) / sqrt(n), is more than that
+    assert np.all(defend(model, variables).masks["bn1"])
+    assert not np.all(defend(model, variables, u=0.4).masks["bn1"])  # the largest z-score, (n - 1) / sqrt(n), is more than that
 
 
 @pytest.mark.parametrize(("n", "z"), [(10, 2.85), (16, 3.75), (24, 4.69)])
@@ -100,7 +100,7 @@ def test_scores_thresholds_and_masks_in_numpy(plain_spec, profile):
     model = preactresnet18(plain_spec, 8, norm_eps=1e-2)  # an eps that is seen
     generator = np.random.default_rng(2)
     variables = jax.tree.map(lambda x: x * generator.lognormal(0, 0.8, x.shape).astype(x.dtype), fresh(model))
-    found = repair(model, variables, u=1.5, profile=profile)
+    found = defend(model, variables, u=1.5, profile=profile)
     for i, (norm, conv) in enumerate(pairs(model.arch)):
         block, name = norm.split("/")
         gamma = np.asarray(variables["params"][block][name]["scale"], np.float64)
@@ -125,14 +125,14 @@ def test_a_running_variance_of_zero(homogeneous):
     dead["bn1"]["var"] = np.where(np.arange(16) == 3, np.float32(0), dead["bn1"]["var"])
     variables = {**variables, "batch_stats": dead}
     # "reference": one infinite score keeps the whole layer. "corrected": eps makes it a number, here the largest of all.
-    assert np.all(repair(model, variables, profile="reference").masks["bn1"])
-    assert np.flatnonzero(np.asarray(repair(model, variables).masks["bn1"]) == 0).tolist() == [3]
+    assert np.all(defend(model, variables, profile="reference").masks["bn1"])
+    assert np.flatnonzero(np.asarray(defend(model, variables).masks["bn1"]) == 0).tolist() == [3]
 
 
 def test_a_channel_that_is_not_finite_is_left_out(homogeneous):
     model, variables = homogeneous
     variables = scaled(scaled(variables, "bn1", 5, 100.0), "bn1", 3, np.nan)
-    found = repair(model, variables)
+    found = defend(model, variables)
     assert np.flatnonzero(np.asarray(found.masks["bn1"]) == 0).tolist() == [5]
-    assert np.all(repair(model, variables, profile="reference").masks["bn1"])
+    assert np.all(defend(model, variables, profile="reference").masks["bn1"])
     assert not np.isfinite(found.trace.scores[3])

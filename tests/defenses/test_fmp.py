@@ -8,8 +8,8 @@ import pytest
 
 from bdjax import tree
 from bdjax.data.augment import to_float
-from bdjax.defenses import fmp
-from bdjax.defenses.fmp import PRESETS, FMPHyper, _executed, _kept, _measurer, _registered_norms
+from bdjax.defenses.fmp.fmp import PRESETS, FMPHyper, _executed, _kept, _registered_norms, fmp, rules_of
+from bdjax.defenses.fmp.stimulation import measurer
 from bdjax.defenses.tuning import Tuned
 from bdjax.errors import UserError
 from bdjax.keys import Stream, stream
@@ -42,12 +42,12 @@ def compiled(model, profile="corrected", **config):
 @functools.cache
 def _compiled(model, profile, **config):
     defense = fmp(model, {**SHORT, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -211,7 +211,7 @@ def test_published_code_stimulates_the_sum_that_is_written_over_a_last_convoluti
     """
     network, variables = one_pixel()
     fields = {"score_bn": "eval", "clip_space": "pixel", "augment_scored": False, "images": 1}
-    measure = _measurer(network, ("first", "last"), PRESETS[profile]._replace(**fields))
+    measure = measurer(network, ("first", "last"), rules_of(PRESETS[profile]._replace(**fields)))
     x, label, epsilon = np.array([128, 153, 51]), 1, 0.04
     rows = CleanSet(np.uint8(x).reshape(1, 1, 1, 3), np.int32([label]), np.ones(1, np.int8), np.int32(1))
     signs_seen = set()
@@ -241,7 +241,7 @@ def test_sums_that_are_written_over_convolutions_change_the_scores_of_these_alon
     fields = {"score_bn": "eval", "clip_space": "pixel", "augment_scored": False, "images": 6}
     found = {}
     for in_place in (False, True):
-        measure = _measurer(model, convs, PRESETS["reference"]._replace(**fields, in_place=in_place))
+        measure = measurer(model, convs, rules_of(PRESETS["reference"]._replace(**fields, in_place=in_place)))
         found[in_place] = np.asarray(jax.jit(measure)(SCORING, variables, rows, np.float64(0.02))[1])
     sizes = [tree.get(variables["params"], conv)["kernel"].shape[-1] for conv in convs]
     start = dict(zip(convs, np.cumsum([0, *sizes[:-1]]), strict=True))
@@ -294,9 +294,9 @@ def test_it_finds_a_planted_detector(plain_spec, variables):
 
 def faked(monkeypatch, model, profile, scores, **config):
     """(what is returned, the convolutions that were measured, what the tuning was built with); ``scores(sizes)`` is measured."""
-    module, seen = sys.modules["bdjax.defenses.fmp"], {}
+    module, seen = sys.modules["bdjax.defenses.fmp.fmp"], {}
 
-    def measurer(network, convs, config):
+    def measurer_of(network, convs, rules):
         seen["convs"] = convs
         return lambda key, variables, clean, epsilon: (*map(jnp.asarray, scores(variables, convs)), jnp.int32(7))
 
@@ -305,12 +305,12 @@ def faked(monkeypatch, model, profile, scores, **config):
         none = jnp.zeros(config.get("epochs", 10), jnp.float32)
         return lambda key, variables, *rest: Tuned(variables, none, (), jnp.bool_(True), jnp.int32(-1), jnp.int32(0))
 
-    monkeypatch.setattr(module, "_measurer", measurer)
+    monkeypatch.setattr(module, "measurer", measurer_of)
     monkeypatch.setattr(module, "tuner", tuner)
     defense = fmp(model, config, profile=profile)
     rows = CleanSet(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int32), np.ones(1, np.int8), np.int32(1))
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes(model))
-    return variables, jax.jit(defense.repair)(KEY, DefenderView(variables, rows), defense.hyper), seen
+    return variables, jax.jit(defense.defend)(KEY, DefenderView(variables, rows), defense.hyper), seen
 
 
 def rising(variables, convs):
@@ -428,7 +428,7 @@ def test_mistakes_are_named(model):
 def test_a_dispatched_loop_is_the_same_loop(model, start, among, distance):
     there = compiled(model)(start, among, hyper())
     defense = fmp(model.rebuild(loop=Loop("dispatch")), SHORT)
-    found = defense.repair(KEY, DefenderView(start, among), hyper())
+    found = defense.defend(KEY, DefenderView(start, among), hyper())
     assert distance(found.variables, there.variables) < 1e-10 and distance(found.masks, there.masks) == 0
     assert distance(found.trace, there.trace) < 1e-6
 
@@ -447,7 +447,7 @@ def test_it_runs_on_every_network(name, profile):
     before, rows = drawn(model), clean_rows()
     defense = fmp(model, {"epochs": 2, "batch": 15, "prune_one_in": 4}, profile=profile)
     hyper = jax.tree.map(jnp.asarray, defense.hyper)
-    found = jax.jit(defense.repair)(KEY, DefenderView(before, rows), hyper)
+    found = jax.jit(defense.defend)(KEY, DefenderView(before, rows), hyper)
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.variables))
     assert bool(found.trace.alive) and int(found.trace.scored) == 10
     norms = {conv: norm for norm, conv in model.arch.feeds}

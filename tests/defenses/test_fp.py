@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.defenses import fp
-from bdjax.defenses.fp import FPHyper, choose_level, levels
+from bdjax.defenses.fp.fp import FPHyper, fp
+from bdjax.defenses.fp.levels import choose_level, levels
 from bdjax.errors import UserError
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing
@@ -84,10 +84,10 @@ def test_the_rule_is_exact(correct, tolerance, reference):
 @functools.cache
 def compiled(model, profile, **config):
     defense = fp(model, {**SHORT, **config}, profile=profile)
-    return jax.jit(lambda view, hyper: defense.repair(KEY, view, hyper))
+    return jax.jit(lambda view, hyper: defense.defend(KEY, view, hyper))
 
 
-def repair(model, variables, rows, profile="corrected", hyper=None, **config):
+def defend(model, variables, rows, profile="corrected", hyper=None, **config):
     return compiled(model, profile, **config)(DefenderView(variables, rows), hyper or FPHyper())
 
 
@@ -124,7 +124,7 @@ def test_pruning_is_the_one_written_out(model, trained, clean, padded, profile, 
     rows = clean(6, 4)
     reference = profile == "reference"
     correct, chosen, keep = written_out(model, trained, rows, int(reference), reference)
-    found = repair(model, trained, padded(rows, 25), profile, FPHyper(tolerance=np.float32(0.05)))
+    found = defend(model, trained, padded(rows, 25), profile, FPHyper(tolerance=np.float32(0.05)))
     assert 0 < chosen < 15, "the case must be one that stops on the way"
     assert int(found.trace.level) == chosen and int(found.trace.validation) == 16
     assert found.trace.correct.tolist()[: len(correct)] == correct
@@ -145,7 +145,7 @@ def test_only_training_rows_rank_the_inputs(model, trained, clean):
         changed = images.copy()
         changed[of_role] = images[of_role][:, :, ::-1]
         changed[of_role, :, :4] = 255
-        found = repair(model, trained, rows._replace(images=changed), hyper=FPHyper(tolerance=np.float32(1)), granularity=0.5)
+        found = defend(model, trained, rows._replace(images=changed), hyper=FPHyper(tolerance=np.float32(1)), granularity=0.5)
         assert found.trace.pruned.tolist() == [0, 8] and int(found.trace.level) == 1
         return found.masks["linear"].tolist()
 
@@ -155,8 +155,8 @@ def test_only_training_rows_rank_the_inputs(model, trained, clean):
 @pytest.mark.slow  # compiling two programs; the pruning written out has no absent rows either
 def test_absent_rows_change_nothing(model, trained, clean, padded, wide, distance):
     rows, hyper = clean(6, 4), FPHyper(*(np.float64(x) for x in FPHyper()))
-    alone = repair(model, wide(trained), rows, hyper=hyper)
-    among = repair(model, wide(trained), padded(rows, 25), hyper=hyper)
+    alone = defend(model, wide(trained), rows, hyper=hyper)
+    among = defend(model, wide(trained), padded(rows, 25), hyper=hyper)
     assert distance(among.variables, alone.variables) < 1e-12
     assert distance(among.masks, alone.masks) == 0 and among.trace.correct.tolist() == alone.trace.correct.tolist()
 

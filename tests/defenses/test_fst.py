@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.defenses import fst, ft
-from bdjax.defenses.fst import FSTHyper, redrawn
+from bdjax.defenses.fst import FSTHyper, fst, redrawn
+from bdjax.defenses.ft import ft
 from bdjax.defenses.tuning import Hyper
 from bdjax.errors import UserError
 from bdjax.types import DefenderView, Output
@@ -22,7 +22,7 @@ DRAWING, TUNING = jax.random.split(KEY)
 @functools.cache
 def compiled(model, **config):
     defense = fst(model, {"epochs": 3, "batch": 8, **config})
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 def hyper(dtype=np.float32, **fields):
@@ -95,9 +95,9 @@ def test_without_penalty_redrawing_and_rescaling_it_is_fine_tuning_without_decay
     monkeypatch.setattr(module, "redrawn", lambda key, params, *rest: params)
     monkeypatch.setattr(module, "rescaled", lambda params, old: params)
     rows, start, short = clean(5), wide(variables), {"epochs": 3, "batch": 8}
-    found = jax.jit(fst(model, short).repair)(KEY, DefenderView(start, rows), hyper(np.float64, alpha=0))
+    found = jax.jit(fst(model, short).defend)(KEY, DefenderView(start, rows), hyper(np.float64, alpha=0))
     same = Hyper(np.float64(0.01), np.float64(0.9), np.float64(0))
-    expected = jax.jit(ft(model, short).repair)(TUNING, DefenderView(start, rows), same)
+    expected = jax.jit(ft(model, short).defend)(TUNING, DefenderView(start, rows), same)
     assert distance(found.variables, expected.variables) < 1e-12
     assert distance(found.variables, start) > 1e-3
 
@@ -113,7 +113,7 @@ def test_after_every_step_each_layer_has_its_old_norm_and_before_the_first_it_is
     start, rows = network.init(jax.random.key(0)), clean(5)
     old = [np.asarray(start["params"][name]["kernel"]) for name in ("first", "last")]
     run = fst(network._replace(apply=watched), {"epochs": 2, "batch": 8})
-    found = jax.jit(run.repair)(KEY, DefenderView(start, rows), hyper(lr=0.3))
+    found = jax.jit(run.defend)(KEY, DefenderView(start, rows), hyper(lr=0.3))
     jax.effects_barrier()
     drawn, *steps = seen
     assert len(steps) == 5
@@ -221,8 +221,8 @@ def test_the_diagnostic_variant_tunes_the_last_layer_alone(plain_spec, clean, pa
 @pytest.mark.slow  # compiling
 def test_the_diagnostic_variant_moves_the_running_statistics(clean, wide, distance, model, variables, plain_spec):
     rows, before = clean(5), plain(wide(variables))
-    repair = jax.jit(fst(model, {"epochs": 1, "variant": "head_only"}).repair)
-    found = repair(KEY, DefenderView(before, rows), hyper(np.float64))
+    defend = jax.jit(fst(model, {"epochs": 1, "variant": "head_only"}).defend)
+    found = defend(KEY, DefenderView(before, rows), hyper(np.float64))
     for layer in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"):
         assert distance(found.variables["params"][layer], variables["params"][layer]) < 1e-8
     measured = plain(jax.jit(lambda params, x: forward(params, x, plain_spec)[2])(before["params"], pixels(rows)))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import ft
+from bdjax.defenses.ft import ft
 from bdjax.defenses.tuning import Hyper
 from bdjax.errors import UserError
 from bdjax.types import DefenderView
@@ -25,12 +25,12 @@ def test_defaults(model):
 def test_it_learns_the_clean_rows_and_ignores_validation_rows(model, variables, clean, distance):
     rows = clean(8, 2)
     defense = ft(model, {"epochs": 20, "batch": 16})
-    repair = jax.jit(lambda rows: defense.repair(jax.random.key(0), DefenderView(variables, rows), Hyper(np.float32(0.1))))
-    found = repair(rows)
+    defend = jax.jit(lambda rows: defense.defend(jax.random.key(0), DefenderView(variables, rows), Hyper(np.float32(0.1))))
+    found = defend(rows)
     assert found.masks is None and found.trace.loss.shape == (20,) and bool(found.trace.alive)
     assert float(found.trace.loss[-1]) < 0.5 * float(found.trace.loss[0])
     validation = np.asarray(rows.role == 2)[:, None, None, None]
-    other = repair(rows._replace(images=jnp.asarray(np.where(validation, np.uint8(0), rows.images))))
+    other = defend(rows._replace(images=jnp.asarray(np.where(validation, np.uint8(0), rows.images))))
     assert distance(found.variables, other.variables) == 0
 
 

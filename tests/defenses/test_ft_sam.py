@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import ft, ft_sam
-from bdjax.defenses.ft_sam import FTSAMHyper, perturbation, smoothed_divergence
-from bdjax.defenses.schedules import cosine_by_step
+from bdjax.defenses.ft import ft
+from bdjax.defenses.ft_sam import FTSAMHyper, ft_sam, perturbation, smoothed_divergence
 from bdjax.defenses.tuning import Hyper, tuner
 from bdjax.errors import UserError
+from bdjax.train.schedules import cosine_by_step
 from bdjax.types import DefenderView, Output
 from tests.defenses.plain_network import batches, dense, descend, follow, forward, pixels, plain
 
@@ -23,7 +23,7 @@ def compiled(model, profile="corrected", **config):
 @functools.cache
 def _compiled(model, profile, **config):
     defense = ft_sam(model, {"epochs": 3, "batch": 8, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 def hyper64(**fields):
@@ -103,7 +103,7 @@ def test_without_a_radius_and_smoothing_it_is_fine_tuning(model, variables, clea
     rows, start, off = clean(5), wide(variables), hyper64(rho=0, smoothing=0)
     same = Hyper(*(np.float64(x) for x in Hyper()))
     short = {"epochs": 3, "batch": 8}
-    expected = jax.jit(ft(model, short).repair)(KEY, DefenderView(start, rows), same)
+    expected = jax.jit(ft(model, short).defend)(KEY, DefenderView(start, rows), same)
     found = compiled(model)(start, rows, off)
     assert distance(found.variables, expected.variables) < 1e-12 and distance(found.trace.loss, expected.trace.loss) < 1e-6
     by_step = jax.jit(tuner(model, **short, schedule=cosine_by_step(4)))(KEY, start, rows, np.asarray(rows.role) == 1, same)
@@ -182,20 +182,20 @@ def test_both_gradients_see_the_batch_and_draw_on_their_own(plain_spec, clean):
         jax.debug.callback(lambda *x: seen.append([np.array(y) for y in x]), jax.random.key_data(key), images, mask, ordered=True)
         assert train
         out = network.apply(variables, images)
-        # Statistics that tell which pass they come from: they follow the weights.
+        # Statistics that show which pass they come from: they follow the weights.
         return Output(out.logits, {**variables, "batch_stats": {"w": jnp.sum(variables["params"]["last"]["kernel"])}}, {})
 
     start = {**network.init(jax.random.key(0)), "batch_stats": {"w": jnp.float32(0)}}
     rows, hyper = clean(2), FTSAMHyper(rho=np.float32(0.5))
     watching = ft_sam(network._replace(apply=watched), {"epochs": 2, "batch": 8})
     one = ft_sam(network._replace(apply=watched), {"epochs": 1, "batch": 8})
-    after = jax.jit(one.repair)(KEY, DefenderView(start, rows), hyper)
+    after = jax.jit(one.defend)(KEY, DefenderView(start, rows), hyper)
     assert float(after.variables["batch_stats"]["w"]) == pytest.approx(
         float(np.sum(np.asarray(start["params"]["last"]["kernel"]))), rel=1e-5
     )
     jax.effects_barrier()
     seen.clear()
-    jax.jit(watching.repair)(KEY, DefenderView(start, rows), hyper)
+    jax.jit(watching.defend)(KEY, DefenderView(start, rows), hyper)
     jax.effects_barrier()
     assert len(seen) == 4
     for first, second in (seen[:2], seen[2:]):

@@ -7,15 +7,16 @@ import pytest
 
 from bdjax import tree
 from bdjax.data import clean_subset
-from bdjax.defenses import grad_prune
-from bdjax.defenses.grad_prune import GradPruneHyper
-from bdjax.defenses.grad_prune_filters import filters, masks_of, pruned
-from bdjax.defenses.grad_prune_passes import pixels as as_floats
-from bdjax.defenses.grad_prune_passes import plan, sizes
-from bdjax.defenses.grad_prune_rounds import Ended, within
-from bdjax.defenses.grad_prune_tuning import tuner
+from bdjax.defenses.grad_prune.doubles import drop_is_below
+from bdjax.defenses.grad_prune.filters import filters, masks_of, pruned
+from bdjax.defenses.grad_prune.grad_prune import GradPruneHyper, grad_prune
+from bdjax.defenses.grad_prune.joint_tuning import tuner
+from bdjax.defenses.grad_prune.passes import pixels as as_floats
+from bdjax.defenses.grad_prune.passes import plan, sizes
+from bdjax.defenses.grad_prune.rounds import Ended, within
 from bdjax.errors import UserError
-from bdjax.models import cnn, preactresnet18
+from bdjax.models.cnn import cnn
+from bdjax.models.preact_resnet import preactresnet18
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import backdoored, correct, murky
@@ -43,7 +44,7 @@ def marked(images):
 
 @pytest.fixture(scope="module")
 def known(model, plain_spec, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, drawn(model, 2), clean(5, 3))
 
 
@@ -54,14 +55,14 @@ def rows(clean, padded):
 
 
 @functools.cache
-def repairing(model, profile="corrected", **changed):
-    """(configuration, repair of one member, the same not compiled); one program for all that has the same shapes."""
+def defending(model, profile="corrected", **changed):
+    """(configuration, defense of one member, the same not compiled); one program for all that has the same shapes."""
     defense = grad_prune(model, {**SHORT, **changed}, profile=profile)
 
-    def repair(variables, rows, triggered, hyper):
-        return defense.repair(KEY, DefenderView(variables, rows, triggered), hyper)
+    def defend(variables, rows, triggered, hyper):
+        return defense.defend(KEY, DefenderView(variables, rows, triggered), hyper)
 
-    return defense.config, jax.jit(repair), repair
+    return defense.config, jax.jit(defend), defend
 
 
 # The whole method
@@ -81,8 +82,8 @@ CASES = [
 @pytest.mark.parametrize(("profile", "changed", "values", "ends"), CASES)
 def test_the_result_is_what_is_written_out(profile, changed, values, ends, model, known, rows, wide, distance, plain_spec):
     start, hyper, triggered = wide(known), hyper64(**values), marked(rows.images)
-    config, repair, _ = repairing(model, profile, **changed)
-    found = repair(start, rows, triggered, hyper)
+    config, defend, _ = defending(model, profile, **changed)
+    found = defend(start, rows, triggered, hyper)
     images, there = (pixels(rows._replace(images=each)) for each in (rows.images, triggered))
     hand = Unlearning(plain_spec, start, rows, images, there, hyper, config)
     (params, statistics, clean, kept, gone), course, why = hand.rounds(PRUNING)
@@ -102,8 +103,8 @@ def test_the_result_is_what_is_written_out(profile, changed, values, ends, model
     np.testing.assert_allclose(trace.loss, losses + [np.nan] * (5 - epochs), rtol=1e-6)
     np.testing.assert_allclose(trace.validated, validated + [np.nan] * (5 - epochs), rtol=1e-6)
     np.testing.assert_allclose(trace.untuned, clean, rtol=1e-6)
-    told = int(trace.epochs), int(trace.kept_epoch), Ended(int(trace.tuning_ended)).name
-    assert told == (epochs, epoch, end) and bool(trace.alive) and int(trace.stopped) == -1
+    recorded = int(trace.epochs), int(trace.kept_epoch), Ended(int(trace.tuning_ended)).name
+    assert recorded == (epochs, epoch, end) and bool(trace.alive) and int(trace.stopped) == -1
     zero = {(f"conv{int(c[-1])}", j) for c, keep in found.masks.items() for j in np.flatnonzero(np.asarray(keep) == 0)}
     assert zero == set(gone) and set(found.masks) == {"conv1", "conv2", "conv3"}
     assert 0 < kept < made - 1 and (why, end) == ends and (epoch > 0), "the case must be one in which neither end is the best"
@@ -127,13 +128,13 @@ def small(plain_spec, rows):
 def test_absent_rows_change_nothing(small, wide):
     """Other garbage in their images, triggered images and labels."""
     network, start, rows, red = small
-    _, repair, _ = repairing(network)
+    _, defend, _ = defending(network)
     absent = (np.asarray(rows.role) == 0)[:, None, None, None]
     garbage = np.random.default_rng(1).integers(0, 256, rows.images.shape, dtype=np.uint8)
     images, there = (np.where(absent, other, known) for other, known in ((garbage, rows.images), (255 - garbage, red)))
     other = rows._replace(images=images, labels=np.where(absent[:, 0, 0, 0], np.int32(3), rows.labels))
-    found = repair(wide(start), rows, red, hyper64(tolerance=1.5))
-    again = repair(wide(start), other, there, hyper64(tolerance=1.0))
+    found = defend(wide(start), rows, red, hyper64(tolerance=1.5))
+    again = defend(wide(start), other, there, hyper64(tolerance=1.0))
     assert int(found.trace.rounds) > 1 and int(found.trace.epochs) > 1
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
@@ -142,9 +143,9 @@ def test_absent_rows_change_nothing(small, wide):
 @pytest.mark.slow
 def test_without_rows_the_network_stays(small, wide, distance):
     network, start, rows, red = small
-    _, repair, _ = repairing(network)
+    _, defend, _ = defending(network)
     for role in (0, 1, 2):  # none at all, none to validate on, none to train on
-        found = repair(wide(start), rows._replace(role=np.full_like(rows.role, role)), red, hyper64())
+        found = defend(wide(start), rows._replace(role=np.full_like(rows.role, role)), red, hyper64())
         assert distance(found.variables, wide(start)) == 0 and int(found.trace.rounds) == 0 and bool(found.trace.alive)
         assert Ended(int(found.trace.ended)) == (Ended.NO_FILTER if role == 2 else Ended.ACCURACY)
 
@@ -180,7 +181,7 @@ def alone(small, members):
     """What becomes of each member by itself."""
     network, _, rows, _ = small
     with jax.enable_x64(True):
-        run = repairing(network)[1]
+        run = defending(network)[1]
         return [jax.tree.map(np.asarray, run(variables, rows, triggered, hyper)) for variables, triggered, hyper in members]
 
 
@@ -202,7 +203,7 @@ def test_each_member_ends_for_a_reason_of_its_own(small, members, alone, distanc
 def test_members_go_their_own_way(small, members, alone, wide, distance):
     """Together each does what it does alone, and does not notice the others."""
     network, _, rows, _ = small
-    plainly = repairing(network)[2]
+    plainly = defending(network)[2]
     together = jax.jit(jax.vmap(plainly, in_axes=(0, None, 0, 0)))
 
     def run(every):
@@ -234,13 +235,13 @@ def test_members_go_their_own_way(small, members, alone, wide, distance):
 def test_a_filter_that_still_has_a_gradient_wins_again_unless_it_is_left_out(exclude, small):
     """As in VGG: the bias goes with the kernel, the norm's scale does not."""
     network, start, rows, red = small
-    _, repair, _ = repairing(network, "reference", rounds=4, batch=40, tune=False, exclude_pruned=exclude)
+    _, defend, _ = defending(network, "reference", rounds=4, batch=40, tune=False, exclude_pruned=exclude)
     hyper = jax.tree.map(jnp.asarray, GradPruneHyper(tolerance=np.float32(2)))
 
     def chosen(beta):
         biases = {f"{norm}/bias": np.full_like(start["params"][norm]["bias"], beta) for norm in ("bn1", "bn2")}
         changed = {**start, "params": tree.replace(start["params"], biases)}
-        address, channel, score = (np.asarray(x)[1:] for x in repair(changed, rows, red, hyper).trace[:3])
+        address, channel, score = (np.asarray(x)[1:] for x in defend(changed, rows, red, hyper).trace[:3])
         return list(zip(address.tolist(), channel.tolist(), strict=True)), score
 
     found, scores = chosen(0.3)
@@ -276,10 +277,10 @@ def test_no_change_is_no_improvement(small, wide):
     """A head that looks at nothing, which nothing moves."""
     network, start, rows, red = small
     blind = wide({**start, "params": tree.map_at(np.zeros_like, start["params"], ("linear/kernel",))})
-    tuned = repairing(network)[1](blind, rows, red, hyper64(lr=0.0)).trace
+    tuned = defending(network)[1](blind, rows, red, hyper64(lr=0.0)).trace
     assert Ended(int(tuned.ended)) == Ended.NO_FILTER and (int(tuned.rounds), int(tuned.kept)) == (0, 0)
     assert Ended(int(tuned.tuning_ended)) == Ended.PATIENCE and (int(tuned.epochs), int(tuned.kept_epoch)) == (3, 0)
-    drift = repairing(network, **DRIFT, rounds=3)[1](blind, rows, red, hyper64(tolerance=1.5)).trace
+    drift = defending(network, **DRIFT, rounds=3)[1](blind, rows, red, hyper64(tolerance=1.5)).trace
     assert np.ptp(np.asarray(drift.unlearning)) == 0 and (int(drift.rounds), int(drift.kept)) == (3, 0)
 
 
@@ -291,8 +292,8 @@ def test_published_rounds_zero_what_wins_and_leave_everything_else(model, known,
     """Also with images that weigh alike, filters that take their norms along and are never chosen again."""
     changed = {"batch_weighting": "per_image", "companion": "own_bn", "exclude_pruned": True, "tune": False}
     start, triggered, hyper = wide(known), marked(rows.images), hyper64(tolerance=1.0)
-    config, repair, _ = repairing(model, "reference", **changed)
-    found = repair(start, rows, triggered, hyper)
+    config, defend, _ = defending(model, "reference", **changed)
+    found = defend(start, rows, triggered, hyper)
     images, there = (pixels(rows._replace(images=each)) for each in (rows.images, triggered))
     (_, statistics, _, kept, gone), course, _ = Unlearning(plain_spec, start, rows, images, there, hyper, config).rounds(PRUNING)
     assert int(found.trace.kept) == kept > 1 and int(found.trace.rounds) == len(course) - 1
@@ -309,8 +310,8 @@ def test_the_statistics_drift_once_in_every_round(small, wide, distance):
     """By the first of its batches, in the order of the round; nothing else happens."""
     network, start, rows, red = small
     start = wide(start)
-    config, repair, _ = repairing(network, **DRIFT, rounds=3)
-    found = repair(start, rows, red, hyper64(tolerance=1.5))
+    config, defend, _ = defending(network, **DRIFT, rounds=3)
+    found = defend(start, rows, red, hyper64(tolerance=1.5))
     assert distance(found.variables["params"], start["params"]) == 0 and set(np.asarray(found.trace.address).tolist()) == {-1}
     assert np.isnan(np.asarray(found.trace.loss)).all() and int(found.trace.tuning_ended) == Ended.NOT_RUN
     assert int(found.trace.rounds) == 3 and Ended(int(found.trace.ended)) == Ended.CAP
@@ -327,8 +328,8 @@ def test_the_statistics_drift_once_in_every_round(small, wide, distance):
 def test_pruning_alone_leaves_the_statistics_and_tuning_alone_makes_no_round(small, wide, distance):
     network, start, rows, red = small
     start = wide(start)
-    both = repairing(network)[1](start, rows, red, hyper64(tolerance=1.5))
-    pruning = repairing(network, tune=False)[1](start, rows, red, hyper64(tolerance=1.5))
+    both = defending(network)[1](start, rows, red, hyper64(tolerance=1.5))
+    pruning = defending(network, tune=False)[1](start, rows, red, hyper64(tolerance=1.5))
     assert distance(pruning.variables["batch_stats"], start["batch_stats"]) == 0 and int(pruning.trace.kept) > 0
     assert distance(pruning.masks, both.masks) == 0 and pruning.trace.address.tolist() == both.trace.address.tolist()
     for conv, keep in pruning.masks.items():
@@ -340,8 +341,8 @@ def test_pruning_alone_leaves_the_statistics_and_tuning_alone_makes_no_round(sma
                 for leaf in layer.values()
             )
     # Tuning starts from what the rounds leave: alone, that is the network as it came.
-    tuning = repairing(network, prune=False)[1](start, rows, red, hyper64())
-    untouched = repairing(network)[1](start, rows, red, hyper64(tolerance=0.0))
+    tuning = defending(network, prune=False)[1](start, rows, red, hyper64())
+    untouched = defending(network)[1](start, rows, red, hyper64(tolerance=0.0))
     assert int(tuning.trace.rounds) == 0 and Ended(int(tuning.trace.ended)) == Ended.NOT_RUN
     assert distance(tuning.variables, untouched.variables) < 1e-12 and int(tuning.trace.kept_epoch) > 0
     assert all(np.all(np.asarray(keep) == 1) for keep in tuning.masks.values())
@@ -446,18 +447,33 @@ def test_a_drop_of_exactly_the_tolerance_ends_the_rounds_or_does_as_doubles_comp
     count, before, errors = (x.ravel() for x in np.mgrid[1:61, 0:31, 0:61])
     possible = (before <= count) & (errors <= count)
     count, before, errors = (x[possible] for x in (count, before, errors))
-    told = [x.astype(np.int32) for x in (errors, before, count)]
+    recorded = [x.astype(np.int32) for x in (errors, before, count)]
     compare = jax.jit(jax.vmap(within, in_axes=(0, 0, 0, None, None)), static_argnums=4)
-    exact = np.asarray(compare(*told, jnp.float32(0.1), True))
+    exact = np.asarray(compare(*recorded, jnp.float32(0.1), True))
     np.testing.assert_array_equal(exact, 10 * (errors - before) < count)
-    double = np.asarray(compare(*told, jnp.float32(0.1), False))
+    double = np.asarray(compare(*recorded, jnp.float32(0.1), False))
     np.testing.assert_array_equal(double, (count - before) / count - (count - errors) / count < 0.1)
     at = (10 * (errors - before) == count) & (count == 10)
     assert double[at].any() and not double[at].all() and not exact[at].any()
     assert double[(count == 10) & (before == 0) & (errors == 1)].all()  # 1.0 - 0.9 < 0.1
     assert not double[(count == 10) & (before == 2) & (errors == 3)].any()  # 0.8 - 0.7 >= 0.1
-    none = [np.zeros_like(x) for x in told]
+    none = [np.zeros_like(x) for x in recorded]
     assert not np.asarray(compare(*none, jnp.float32(0.1), False)).any()  # no validation row at all
+
+
+def test_double_precision_is_that_of_ieee_754_for_counts_up_to_two_hundred_thousand():
+    """Drawn at random, and such that the drop is exactly the tolerance, where the last digit decides."""
+    generator = np.random.default_rng(0)
+    rows = generator.integers(1, 200_001, 40_000)
+    limit = generator.choice([-500, 0, 1, 100, 250, 500, 1000, 1250, 3000, 5000, 10_000, 12_500], rows.size)
+    ties = (rows * limit % 10_000 == 0) & (limit >= 0) & (limit <= 10_000)
+    drop = np.where(ties, rows * limit // 10_000, generator.integers(0, rows + 1))
+    before = generator.integers(drop, rows + 1)
+    after = np.where(ties | (generator.random(rows.size) < 0.8), before - drop, rows - before)
+    compare = jax.jit(jax.vmap(functools.partial(drop_is_below, unit=10_000)))
+    found = np.asarray(compare(*(np.int32(x) for x in (before, after, rows, limit))))
+    np.testing.assert_array_equal(found, before / rows - after / rows < limit / 10_000)
+    assert ties.sum() > 5000 and found[ties].any() and not found[ties].all() and (after > before).any()
 
 
 def test_batches_are_filled_by_the_usual_split():
@@ -496,7 +512,7 @@ def test_the_planted_detector_is_pruned_first(plain_spec, variables):
     role = np.where(np.arange(40) % 10 == 0, 2, 1).astype(np.int8)
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.asarray(role), jnp.int32(10))
     defense = grad_prune(cnn(plainly, 4, lowering="patches"), {"tune": False})
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows, jnp.asarray(triggered)), GradPruneHyper())
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows, jnp.asarray(triggered)), GradPruneHyper())
 
     def share(variables, images, labels):
         return correct(plainly, variables, jnp.asarray(images / np.float32(255), jnp.float32), labels) / len(images)
@@ -549,7 +565,7 @@ def test_it_runs_on_every_network(name, profile):
     rows = CleanSet(images, np.arange(15, dtype=np.int32) // 3, role, jnp.int32(3))
     defense = grad_prune(model, {"rounds": 3, "epochs": 2, "batch": 8}, profile=profile)
     hyper = jax.tree.map(jnp.asarray, defense.hyper._replace(tolerance=np.float32(2)))
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows, marked(images)), hyper)
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows, marked(images)), hyper)
     assert jax.tree.structure(found.variables) == jax.tree.structure(start) and bool(found.trace.alive)
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(start), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype and np.isfinite(np.asarray(a)).all()

@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import grad_prune, grad_prune_triggers
-from bdjax.defenses.grad_prune import Config
-from bdjax.defenses.grad_prune_triggers import SOURCES, Source
-from bdjax.defenses.nc import NCHyper
-from bdjax.defenses.nc_search import Rules, searcher
-from bdjax.models import cnn
+from bdjax.defenses.grad_prune import triggers
+from bdjax.defenses.grad_prune.grad_prune import grad_prune
+from bdjax.defenses.grad_prune.settings import Config
+from bdjax.defenses.grad_prune.triggers import SOURCES, Source
+from bdjax.defenses.nc.control import Rules
+from bdjax.defenses.nc.nc import NCHyper
+from bdjax.defenses.nc.search import searcher
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import log_softmax
 from tests.defenses.plain_masks import backdoored, correct, murky
@@ -37,9 +39,9 @@ def making(network, kind):
 
 
 @functools.cache
-def repairing(network, kind):
-    repair = grad_prune(network, {**SHORT, "triggers": kind}).repair
-    return jax.jit(lambda key, variables, rows, hyper: repair(key, DefenderView(variables, rows), hyper))
+def defending(network, kind):
+    defend = grad_prune(network, {**SHORT, "triggers": kind}).defend
+    return jax.jit(lambda key, variables, rows, hyper: defend(key, DefenderView(variables, rows), hyper))
 
 
 def arrays(hyper):
@@ -70,7 +72,7 @@ def test_a_class_whose_search_was_not_finite_is_not_the_target(small, clean, mon
     pattern = found.pattern * np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1) / 4
     norm = np.array([3.0, 1.0, 2.0, 4.0], np.float32)
     found = found._replace(norm=norm, alive=np.array([True, False, True, True]), pattern=pattern)
-    monkeypatch.setattr(grad_prune_triggers, "searcher", lambda *built: lambda *asked: found)
+    monkeypatch.setattr(triggers, "searcher", lambda *built: lambda *asked: found)
     images = SOURCES["universal"](network, Config()).make(KEY, start, rows, ())
     assert np.all(np.asarray(images) == 0.5)
 
@@ -108,7 +110,7 @@ def test_a_perturbation_knows_its_row_by_its_place_among_those_present(model, va
     assert distance(one, make(jax.random.key(1), variables, alone, arrays(source.hyper))) > 0.01
 
 
-@pytest.mark.slow  # each compiles a search and two repairs
+@pytest.mark.slow  # each compiles a search and two defenses
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_source_takes_the_place_of_the_true_copies(kind, small, model, variables, clean, distance):
     """Needs clean rows alone, and does with its images what is done with those that are given."""
@@ -118,9 +120,9 @@ def test_a_source_takes_the_place_of_the_true_copies(kind, small, model, variabl
     assert defense.needs == {"clean"} and given.needs == {"clean", "triggered"} and defense.validation
     assert defense.hyper == source.hyper and defense.hyper[:4] == given.hyper
     hyper = arrays(defense.hyper)
-    found = repairing(network, kind)(KEY, start, rows, hyper)
+    found = defending(network, kind)(KEY, start, rows, hyper)
     images = make(jax.random.split(KEY)[0], start, rows, hyper)
-    expected = jax.jit(given.repair)(KEY, DefenderView(start, rows, images), arrays(given.hyper))
+    expected = jax.jit(given.defend)(KEY, DefenderView(start, rows, images), arrays(given.hyper))
     assert distance(found.variables, expected.variables) < 1e-6 and distance(found.masks, expected.masks) == 0
     assert int(found.trace.rounds) > 0 and bool(found.trace.alive)
 
@@ -144,7 +146,7 @@ def test_a_generator_that_diverged_has_no_images(alive, small, clean, monkeypatc
         asked.append(rules)
         return lambda *view: SimpleNamespace(images=given, alive=np.bool_(alive))
 
-    monkeypatch.setattr(grad_prune_triggers, "inverted_triggers", inverted)
+    monkeypatch.setattr(triggers, "inverted_triggers", inverted)
     images = np.asarray(SOURCES["generator"](network, Config(**SHORT)).make(KEY, start, rows, ()))
     assert [(each.rounds, each.batch, each.pretrain_epochs, each.generator_levels) for each in asked] == [(1, 8, 2, 1)]
     if alive:
@@ -161,16 +163,16 @@ def test_a_generator_that_is_not_finite_marks_the_repair(model, variables, clean
     assert np.abs(images - np.asarray(rows.images) / np.float32(255)).max() > 0.05
     wild = arrays(source.hyper._replace(generator_lr=np.float32(np.inf)))
     assert np.isnan(np.asarray(make(KEY, variables, rows, wild))).all()
-    assert not bool(repairing(model, "generator")(KEY, variables, rows, wild).trace.alive)
+    assert not bool(defending(model, "generator")(KEY, variables, rows, wild).trace.alive)
 
 
-def test_a_source_is_one_function_and_images_that_are_not_finite_mark_the_repair(small, clean, monkeypatch):
+def test_a_source_is_one_function_and_images_that_are_not_finite_mark_the_member(small, clean, monkeypatch):
     """As those of a generator that diverged."""
     network, start = small
     shade = Source(lambda key, variables, clean, hyper: jnp.full(clean.images.shape, hyper.lr), grad_prune(network).hyper)
     monkeypatch.setitem(SOURCES, "shade", lambda model, config: shade)
     defense = grad_prune(network, {**SHORT, "triggers": "shade"})  # which does not tune: the rate is for the source alone
-    run = jax.jit(lambda hyper: defense.repair(KEY, DefenderView(start, clean(5, 3)), hyper).trace)
+    run = jax.jit(lambda hyper: defense.defend(KEY, DefenderView(start, clean(5, 3)), hyper).trace)
     white, lost = (run(arrays(defense.hyper._replace(lr=np.float32(lr)))) for lr in (1, np.nan))
     assert float(white.unlearning[0]) > 0 and bool(white.alive) and not bool(lost.alive) and defense.needs == {"clean"}
 
@@ -182,7 +184,7 @@ def test_the_images_of_a_source_may_be_bytes(small, clean, monkeypatch):
     white = Source(lambda key, variables, clean, hyper: jnp.full_like(clean.images, 255), grad_prune(network).hyper)
     monkeypatch.setitem(SOURCES, "white", lambda model, config: white)
     defense = grad_prune(network, {**SHORT, "triggers": "white"})
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), arrays(defense.hyper))
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows), arrays(defense.hyper))
     assert float(found.trace.unlearning[0]) > 0 and defense.needs == {"clean"}
 
 
@@ -193,7 +195,7 @@ def test_the_searched_pattern_finds_the_planted_detector(plain_spec, variables):
     role = np.where(np.arange(40) % 10 == 0, 2, 1).astype(np.int8)
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.asarray(role), jnp.int32(10))
     defense = grad_prune(cnn(plainly, 4, lowering="patches"), {"tune": False, "triggers": "universal", "search_epochs": 40})
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), arrays(defense.hyper))
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows), arrays(defense.hyper))
 
     def share(variables, images, labels):
         return correct(plainly, variables, jnp.asarray(images / np.float32(255), jnp.float32), labels) / len(images)

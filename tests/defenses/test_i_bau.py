@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import i_bau
-from bdjax.defenses.i_bau import Config, IBAUHyper, fixed_point, patched
-from bdjax.defenses.tuning import epoch_plan
+from bdjax.defenses.batches import epoch_plan
+from bdjax.defenses.i_bau import Config, IBAUHyper, fixed_point, i_bau, patched
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.types import DefenderView, Loop
@@ -31,10 +30,10 @@ def hyper64(**changed):
 @functools.cache
 def built(model, profile, *config):
     defense = i_bau(model, dict(config), profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
-def repaired(model, name, variables, rows, hyper):
+def defended(model, name, variables, rows, hyper):
     """All tests of a case share its program."""
     profile, config = CASES[name]
     return jax.tree.map(np.asarray, built(model, profile, *config.items())(variables, rows, hyper))
@@ -116,7 +115,7 @@ def lively(model, variables, clean, padded):
     """What the corrected method makes of rows among absent ones."""
     with jax.enable_x64(True):
         start = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
-        return repaired(model, "corrected", start, padded(clean(5), 6), hyper64())
+        return defended(model, "corrected", start, padded(clean(5), 6), hyper64())
 
 
 @pytest.mark.parametrize("name", some_later(CASES, ("reference",)))
@@ -124,7 +123,7 @@ def test_the_method_is_the_one_written_out(name, lively, model, variables, clean
     rows = padded(clean(5), 6)  # 20 rows that count: batches of 8, 8 and 4, and an empty one
     profile, config = CASES[name]
     config = i_bau(model, config, profile=profile).config
-    found = lively if name == "corrected" else repaired(model, name, wide(variables), rows, hyper64())
+    found = lively if name == "corrected" else defended(model, name, wide(variables), rows, hyper64())
     expected, losses, sizes, residuals, counts = by_hand(
         plain_spec, wide(variables), *map(np.asarray, (pixels(rows), rows.labels)), np.asarray(rows.role) == 1, config, hyper64()
     )
@@ -142,7 +141,7 @@ def test_the_method_is_the_one_written_out(name, lively, model, variables, clean
 @pytest.mark.parametrize("field", IBAUHyper._fields)
 def test_each_hyper_parameter_matters(field, lively, model, variables, clean, padded, wide, distance):
     changed = hyper64(**{field: LIVELY[field] / 2})
-    other = repaired(model, "corrected", wide(variables), padded(clean(5), 6), changed)
+    other = defended(model, "corrected", wide(variables), padded(clean(5), 6), changed)
     assert distance(lively.variables, other.variables) > 1e-6
 
 
@@ -150,7 +149,7 @@ def test_absent_rows_change_nothing(lively, model, variables, clean, padded, wid
     among, alone = padded(clean(5), 6), clean(5)
     behind = jax.tree.map(lambda a: np.concatenate([a, np.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
     behind = behind._replace(role=np.where(np.arange(26) < 20, behind.role, np.int8(0)), spc=alone.spc)
-    run = functools.partial(repaired, model, "corrected", wide(variables))
+    run = functools.partial(defended, model, "corrected", wide(variables))
     other = run(behind, hyper64())
     assert distance(lively, other) < 1e-12
     validation = behind._replace(role=np.where(np.arange(26) < 20, behind.role, np.int8(2)))
@@ -161,7 +160,7 @@ def test_absent_rows_change_nothing(lively, model, variables, clean, padded, wid
 
 def test_a_member_that_is_not_finite_is_frozen_and_marked(model, variables, clean, padded, wide):
     rows = padded(clean(5), 6)
-    ill = repaired(model, "corrected", wide(variables), rows, hyper64(lr=1e200))
+    ill = defended(model, "corrected", wide(variables), rows, hyper64(lr=1e200))
     assert not bool(ill.trace.alive) and 0 < int(ill.trace.stopped) < 6
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(ill.variables))
 
@@ -171,7 +170,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(
     lively, model, variables, clean, padded, wide, distance
 ):
     rows, defense = padded(clean(5), 6), i_bau(model, dict(CASES["corrected"][1]))
-    together = jax.jit(jax.vmap(lambda hyper: defense.repair(KEY, DefenderView(wide(variables), rows), hyper)))
+    together = jax.jit(jax.vmap(lambda hyper: defense.defend(KEY, DefenderView(wide(variables), rows), hyper)))
 
     def run(*hypers):
         return jax.tree.map(np.asarray, together(jax.tree.map(lambda *x: np.stack(x), *hypers)))
@@ -187,7 +186,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(
 def test_a_dispatched_loop_is_the_same_loop(lively, model, variables, clean, padded, wide, distance):
     rows = padded(clean(5), 6)
     defense = i_bau(model.rebuild(loop=Loop("dispatch")), dict(CASES["corrected"][1]))
-    found = defense.repair(KEY, DefenderView(wide(variables), rows), hyper64())
+    found = defense.defend(KEY, DefenderView(wide(variables), rows), hyper64())
     assert distance(found, lively) < 1e-6 and distance(found.variables, lively.variables) < 1e-11
 
 

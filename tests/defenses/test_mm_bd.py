@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import mm_bd
-from bdjax.defenses.mm_bd import MMBDHyper
+from bdjax.defenses.mm_bd import MMBDHyper, mm_bd
 from bdjax.errors import UserError
-from bdjax.models import MODELS, cnn
+from bdjax.models import MODELS
+from bdjax.models.cnn import cnn
 from bdjax.sweep import run as sweep
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import Adam, knowing, planted
 from tests.defenses.plain_inserts import inserted, rows_of, widened
@@ -29,7 +29,7 @@ SHORT = {"epochs": 10}  # the program that most of these tests run
 @functools.cache
 def compiled(model, profile="corrected", **config):
     defense = mm_bd(model, {"batch": 8, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def tightened(plain_spec, variables, rows, plans, hyper, marks, rule):
     largest = [float(np.float32(a.max())) for a in activations.values()]
     bounds = {layer: np.full(a.shape[-1], m) for (layer, a), m in zip(activations.items(), largest, strict=True)}
     before = float((z.argmax(1) == labels).mean())
-    adam, weight, told = Adam(bounds, largest=False), float(hyper.weight), []
+    adam, weight, recorded = Adam(bounds, largest=False), float(hyper.weight), []
     least = {"original": 1.0, "survey": before}[rule] - float(hyper.tolerance)
     for epoch, plan in enumerate(plans):
         seen = []
@@ -64,12 +64,12 @@ def tightened(plain_spec, variables, rows, plans, hyper, marks, rule):
             seen.append([float(value), float(apart), float(right)])
         loss, apart, right = np.mean(seen, 0)
         accuracy = right * len(plan) / len(labels)
-        told.append([loss, apart, accuracy, weight, sum(float(np.sqrt((np.asarray(b) ** 2).sum())) for b in bounds.values())])
+        recorded.append([loss, apart, accuracy, weight, sum(float(np.sqrt((np.asarray(b) ** 2).sum())) for b in bounds.values())])
         if epoch in marks:
             # In 32 bits, as counted rows are compared; the original asks for at least so much, the survey for more.
             good = np.float32(accuracy) >= np.float32(least) if rule == "original" else accuracy > least
             weight = weight * float(hyper.factor) if good else weight / float(hyper.factor)
-    return bounds, np.array(told).T, largest, before
+    return bounds, np.array(recorded).T, largest, before
 
 
 # The original waits for the second fifth of the epochs; the survey moves after every one. Seven epochs have no whole fifths.
@@ -88,14 +88,14 @@ def test_the_bounds_are_those_written_out_by_hand(
     plans = batches(KEY, 20, 8, epochs)
     assert [len(b) for b in plans[0]] == [8, 8, 4]
     found = compiled(model, **({"rule": rule} if rule == "survey" else {}), epochs=epochs)(before, padded(rows, 13), hyper)
-    bounds, told, largest, accuracy = tightened(plain_spec, before, rows, plans, hyper, marks, rule)
+    bounds, recorded, largest, accuracy = tightened(plain_spec, before, rows, plans, hyper, marks, rule)
     expected = {site: np.maximum(bounds[layer], 0) for layer, site in SITES.items()}
     assert distance(found.variables["bounds"], expected) < 1e-10
     assert min(b.min() for b in bounds.values()) < -0.01, "some bound must end below 0, and is returned as 0"
     for name in ("params", "batch_stats"):
         assert distance(found.variables[name], before[name]) == 0
     trace = plain(found.trace)
-    for values, expected in zip((trace.loss, trace.apart, trace.accuracy, trace.weight, trace.size), told, strict=True):
+    for values, expected in zip((trace.loss, trace.apart, trace.accuracy, trace.weight, trace.size), recorded, strict=True):
         np.testing.assert_allclose(np.asarray(values), expected, rtol=2e-6)
     np.testing.assert_allclose(np.asarray(trace.start), largest, rtol=1e-7)
     assert float(trace.before) == accuracy == 1 and bool(trace.alive) and int(trace.stopped) == -1
@@ -197,7 +197,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked(model, known, clean, p
 @pytest.mark.slow  # another program
 def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(model, known, clean, distance):
     defense, rows = mm_bd(model, {"batch": 8, "epochs": 3}), clean(5)
-    run = jax.jit(jax.vmap(lambda weight: defense.repair(KEY, DefenderView(known, rows), MMBDHyper(np.float32(0.01), weight))))
+    run = jax.jit(jax.vmap(lambda weight: defense.defend(KEY, DefenderView(known, rows), MMBDHyper(np.float32(0.01), weight))))
     found, well = (plain(run(np.array([0.5, weight], np.float32))) for weight in (np.inf, 0.5))
     assert found.trace.alive.tolist() == [True, False] and found.trace.stopped.tolist() == [-1, 0]
     bounds, others = found.variables["bounds"], well.variables["bounds"]
@@ -207,7 +207,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(mod
 
 
 def test_profiles_and_defaults(model):
-    """The paper's rate and rule; the survey's are a config value, and are what "reference", which applies no bound, tells."""
+    """The paper's rate and rule; the survey's are a config value, and are what "reference", which applies no bound, shows."""
     assert mm_bd(model).config == (50, 256, True, "original")
     assert mm_bd(model, profile="reference").config == (50, 256, False, "survey")
     np.testing.assert_allclose(mm_bd(model).hyper, [0.1, 0.5, 1.2, 0.05])
@@ -252,11 +252,11 @@ def test_a_planted_backdoor_is_held_back(plain_spec):
         assert np.array_equal(calls(found.variables, x), labels)
 
 
-@pytest.mark.slow  # trains and repairs a population
+@pytest.mark.slow  # trains and defends a population
 def test_a_learned_backdoor_yields_to_the_papers_rate_and_not_to_the_surveys(tmp_path):
     """Medians of three networks on digits: at 0.1 most of the attack goes with little accuracy; at 1e-3 next to nothing moves."""
     grid = Grid(
-        datasets=("digits",), models=("cnn",), attacks=("badnets",), defenses=("none", "mm_bd"), poison_ratios=(0.1,), spc=(10,),
+        dataset=("digits",), model=("cnn",), attack=("badnets",), defense=("none", "mm_bd"), poison_ratio=(0.1,), spc=(10,),
         seeds=(0, 1, 2), width=8, epochs=25, batch=64, recipe={"lr": 0.1}, hyper={"mm_bd": {"lr": (0.1, 1e-3)}},
     )  # fmt: skip
     rows = list(sweep.run(grid, tmp_path).iter_rows(named=True))

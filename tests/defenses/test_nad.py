@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import ft, nad
-from bdjax.defenses.nad import NADHyper, _last_stages, _published_taps, _updates, attention
+from bdjax.defenses.ft import ft
+from bdjax.defenses.nad import NADHyper, _last_stages, _published_taps, _updates, attention, nad
 from bdjax.defenses.tuning import Hyper
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-from bdjax.pooled_linear import pool
+from bdjax.nn.folded_linear import pool
 from bdjax.types import DefenderView
 from tests.defenses.plain_network import batches, cross_entropies, dense, descend, follow, forward, pixels, plain
 from tests.later import some_later
@@ -24,7 +24,7 @@ SHORT = {"teacher_epochs": 2, "epochs": 2, "batch": 8}
 @functools.cache
 def compiled(model, profile="corrected", **config):
     defense = nad(model, {**SHORT, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 def hyper(dtype=np.float64, **fields):
@@ -164,9 +164,9 @@ def test_a_dead_map_teaches_nothing_and_breaks_nothing(wide):
         maps = attention(x, power)
         return jnp.sum((maps - goal) ** 2), (maps, plain_attention(x, power))
 
-    told = jax.jit(jax.grad(apart, has_aux=True), static_argnums=1)
+    recorded = jax.jit(jax.grad(apart, has_aux=True), static_argnums=1)
     for power in (1, 2, 3):
-        slope, (found, expected) = told(features, power)
+        slope, (found, expected) = recorded(features, power)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         assert np.isfinite(np.asarray(slope)).all() and np.any(np.asarray(slope)[0] != 0)
         # With power 1 the map has a kink there, and any number between the slopes is as good.
@@ -205,8 +205,8 @@ def test_taps_of_every_network(name):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     found = jax.eval_shape(lambda v, x: model.apply(v, x, record=model.arch.stages).taps, shapes, images)
-    telling = [stage for stage in model.arch.stages if min(found[stage].shape[1:3]) >= 2]
-    assert [tap.address for tap in taps] == telling[-3:]
+    informative = [stage for stage in model.arch.stages if min(found[stage].shape[1:3]) >= 2]
+    assert [tap.address for tap in taps] == informative[-3:]
     published = [(model.arch.stages.index(tap.address) + 1, tap.beta) for tap in _published_taps(model)]
     assert published == [(stage, i) for i, stage in enumerate(FIRST_WEIGHTS.get(name, ()))]
 
@@ -240,7 +240,7 @@ def test_where_nothing_has_two_positions_the_teacher_has_no_influence(plain_spec
     one, two = (compiled(network, "reference", epochs=1, teacher_epochs=n)(start, rows, given) for n in (1, 2))
     assert distance(one.variables, two.variables) == 0 and one.trace.attention.tolist() == [0]
     # One epoch of plain fine-tuning at that rate.
-    tuned = ft(network, {"epochs": 1, "batch": 8}).repair(LEARNING, DefenderView(start, rows), Hyper(lr=np.float32(0.05)))
+    tuned = ft(network, {"epochs": 1, "batch": 8}).defend(LEARNING, DefenderView(start, rows), Hyper(lr=np.float32(0.05)))
     assert distance(one.variables, tuned.variables) < 1e-6 < 1e-2 < distance(one.variables, start)
 
 

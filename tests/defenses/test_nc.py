@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import nc
-from bdjax.defenses.nc import Config, NCHyper, _gather, _virtual, outliers, split
-from bdjax.defenses.nc_search import Rules
-from bdjax.defenses.tuning import epoch_plan
+from bdjax.defenses.batches import epoch_plan
+from bdjax.defenses.nc.control import Rules
+from bdjax.defenses.nc.nc import Config, NCHyper, _gather, _virtual, nc, outliers, split
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing, network, planted, searched
 from tests.defenses.plain_network import cross_entropies, filled, pixels, plain
@@ -47,12 +46,12 @@ def hyper64(**changed):
 @functools.cache
 def built(model, *config):
     defense = nc(model, dict(config))
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -100,27 +99,27 @@ def test_without_deviation_the_division_gives_infinity_and_nan():
     assert flagged.tolist() == [False, False, False, True, False]  # a large norm is never flagged
 
 
-# Which rows are stamped
+# Which rows carry the triggers
 
 
 drawn = jax.jit(split, static_argnums=(3, 4))
 
 
 @pytest.mark.parametrize(("spc", "classes"), [(2, 10), (10, 10), (2, 43), (9, 4), (1, 3)])
-def test_the_stamped_share_is_taken_within_each_class(spc, classes):
+def test_the_triggered_share_is_taken_within_each_class(spc, classes):
     labels = np.repeat(np.arange(classes, dtype=np.int32), spc)
     rows = np.ones(len(labels), bool)
-    stamped = np.stack([np.asarray(drawn(jax.random.key(i), labels, rows, classes, 0.2)) for i in range(12)])
-    assert set(stamped.sum(1)) == {len(labels) - int(0.8 * len(labels))}
-    own = np.stack([np.bincount(labels[s], minlength=classes) for s in stamped])
+    triggered = np.stack([np.asarray(drawn(jax.random.key(i), labels, rows, classes, 0.2)) for i in range(12)])
+    assert set(triggered.sum(1)) == {len(labels) - int(0.8 * len(labels))}
+    own = np.stack([np.bincount(labels[s], minlength=classes) for s in triggered])
     assert np.all(own >= spc // 5) and np.all(own <= -(-spc // 5))
     if spc > 1:
-        assert len({s.tobytes() for s in stamped}) > 6  # drawn
+        assert len({s.tobytes() for s in triggered}) > 6  # drawn
     if spc == 2:  # classes at random too
         assert len({o.tobytes() for o in own}) > 6
 
 
-def test_the_stamped_rows_do_not_depend_on_padding():
+def test_the_triggered_rows_do_not_depend_on_padding():
     generator = np.random.default_rng(4)
     labels = np.sort(generator.integers(0, 6, 50)).astype(np.int32)  # classes of several sizes
     place = np.sort(generator.permutation(80)[:50])
@@ -140,16 +139,16 @@ virtual_rows, gathered = jax.jit(_virtual, static_argnums=3), jax.jit(_gather)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_the_virtual_rows_are_the_clean_part_and_the_stamped_part_once_per_trigger(count):
+def test_the_virtual_rows_are_the_clean_part_and_the_triggered_part_once_per_trigger(count):
     generator = np.random.default_rng(6)
     n, share = 30, 0.2
     rows = np.ones(n, bool)
     rows[generator.permutation(n)[:7]] = False
     labels = np.arange(n, dtype=np.int32) % 4
     images = generator.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
-    stamped = np.asarray(drawn(KEY, labels, rows, 4, share))
-    assert stamped.sum() == 23 - 18
-    virtual, present = virtual_rows(rows, stamped, np.int32(count), Config(stamped_share=share, max_flagged=3))
+    triggered = np.asarray(drawn(KEY, labels, rows, 4, share))
+    assert triggered.sum() == 23 - 18
+    virtual, present = virtual_rows(rows, triggered, np.int32(count), Config(stamped_share=share, max_flagged=3))
     present = np.asarray(present)
     assert present.sum() == (18 + 5 * count if count else 0)
     triggers = {
@@ -160,8 +159,8 @@ def test_the_virtual_rows_are_the_clean_part_and_the_stamped_part_once_per_trigg
     every = np.arange(len(present), dtype=np.int32)
     found, of = (np.asarray(x)[present] for x in gathered(clean, (virtual, triggers), every))
     x = images.astype(np.float64) / 255
-    pairs = [(i, None) for i in np.flatnonzero(rows & ~stamped)]
-    pairs += [(i, j) for j in range(count) for i in np.flatnonzero(stamped)]
+    pairs = [(i, None) for i in np.flatnonzero(rows & ~triggered)]
+    pairs += [(i, j) for j in range(count) for i in np.flatnonzero(triggered)]
     expected = []
     for i, j in pairs if count else []:
         m, q = (triggers[name][j or 0].astype(np.float64) for name in ("mask", "pattern"))
@@ -245,39 +244,39 @@ def test_the_method_is_the_one_written_out(max_flagged, model, known, clean, pad
 
 
 @pytest.fixture(scope="module")
-def repairing(model):
+def defending(model):
     config = nc(model, {**SHORT, "max_flagged": 1}).config
     return built(model, *config._asdict().items())
 
 
 @pytest.fixture(scope="module")
-def lively(repairing, known, clean, padded):
+def lively(defending, known, clean, padded):
     """What the method makes of rows among absent ones."""
     with jax.enable_x64(True):
-        return plain(repairing(jax.tree.map(np.float64, plain(known)), padded(clean(5), 6), hyper64()))
+        return plain(defending(jax.tree.map(np.float64, plain(known)), padded(clean(5), 6), hyper64()))
 
 
 @pytest.mark.parametrize("field", NCHyper._fields)
-def test_each_hyper_parameter_matters(field, lively, repairing, known, clean, padded, wide, distance):
+def test_each_hyper_parameter_matters(field, lively, defending, known, clean, padded, wide, distance):
     changed = {"outlier": 1e9, "threshold": 1.1}.get(field, LIVELY[field] / 2)
-    other = repairing(wide(known), padded(clean(5), 6), hyper64(**{field: changed}))
+    other = defending(wide(known), padded(clean(5), 6), hyper64(**{field: changed}))
     assert distance(lively.variables, other.variables) > 1e-6
 
 
-def test_the_network_comes_back_bit_for_bit_where_nothing_is_flagged(repairing, known, clean, padded, wide):
-    found = plain(repairing(wide(known), padded(clean(5), 6), hyper64(outlier=1e9)))
+def test_the_network_comes_back_bit_for_bit_where_nothing_is_flagged(defending, known, clean, padded, wide):
+    found = plain(defending(wide(known), padded(clean(5), 6), hyper64(outlier=1e9)))
     assert not found.trace.flagged.any() and int(found.trace.unlearned) == 0 and not found.trace.loss.any()
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(wide(known)), strict=True):
         np.testing.assert_array_equal(a, np.asarray(b))
 
 
-def test_absent_rows_change_nothing(lively, repairing, known, clean, wide, distance):
+def test_absent_rows_change_nothing(lively, defending, known, clean, wide, distance):
     alone = clean(5)
     behind = jax.tree.map(lambda a: np.concatenate([a, np.full((6, *a.shape[1:]), 3, a.dtype)]), alone._replace(spc=alone.role))
     behind = behind._replace(role=np.where(np.arange(26) < 20, behind.role, np.int8(0)), spc=alone.spc)
-    other = repairing(wide(known), behind, hyper64())
+    other = defending(wide(known), behind, hyper64())
     assert distance(lively.variables, other.variables) < 1e-12 and distance(lively.trace.mask, other.trace.mask) < 1e-12
-    empty = repairing(wide(known), behind._replace(role=np.zeros_like(behind.role)), hyper64())
+    empty = defending(wide(known), behind._replace(role=np.zeros_like(behind.role)), hyper64())
     assert distance(empty.variables, known) == 0
 
 
@@ -296,7 +295,7 @@ def test_a_planted_backdoor_is_found_and_unlearned(plain_spec):
     patched[:, 5:, 5:] = 1
     assert not np.asarray(logits(variables, patched)).argmax(-1).any(), "and the patch must work"
     defense = nc(model, {"search_epochs": 60, "epochs": 30})
-    found = jax.jit(lambda v, r: defense.repair(KEY, DefenderView(v, r), NCHyper(lr=np.float32(0.005))))(variables, rows)
+    found = jax.jit(lambda v, r: defense.defend(KEY, DefenderView(v, r), NCHyper(lr=np.float32(0.005))))(variables, rows)
     assert found.trace.flagged.tolist() == [True, False, False, False] and int(found.trace.unlearned) == 1
     for x in (images, patched):  # the patch works no more, though the tuning never saw it
         assert np.mean(np.asarray(logits(found.variables, x)).argmax(-1) == labels) > 0.9

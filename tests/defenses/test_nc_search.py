@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import nc_search
-from bdjax.defenses.nc import NCHyper
-from bdjax.defenses.nc_search import Rules, advance, first_control, searcher, squashed, stamp
-from bdjax.defenses.tuning import epoch_plan
+from bdjax.defenses.batches import epoch_plan
+from bdjax.defenses.nc import search as nc_search
+from bdjax.defenses.nc.control import Rules, advance, first_control
+from bdjax.defenses.nc.nc import NCHyper
+from bdjax.defenses.nc.search import searcher, squashed, with_trigger
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
 from bdjax.models.build import _standardise
+from bdjax.models.cnn import cnn
 from bdjax.types import DataSpec, Loop
 from tests.defenses.plain_eval import knowing, searched, steered
 from tests.defenses.plain_network import pixels
@@ -86,7 +87,7 @@ def test_the_start_is_a_nearly_opaque_nearly_white_image():
     np.testing.assert_allclose(np.asarray(found["mask"]), 0.8808, atol=1e-4)
     images = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
     m, q = np.tanh(1) / (2 + 1e-7) + 0.5, np.tanh(1) / (2 + 1e-7) + 0.5
-    np.testing.assert_allclose(np.asarray(jax.jit(stamp)(found, images)), (1 - m) * images + m * q, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(jax.jit(with_trigger)(found, images)), (1 - m) * images + m * q, rtol=1e-6)
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -96,7 +97,9 @@ def test_the_pattern_is_normalised_per_channel_and_not_per_row_as_published(norm
     generator = np.random.default_rng(3)
     x, m, q = generator.random((2, 4, 5, 3)), generator.random((4, 5, 1)), generator.random((4, 5, 3))
     spec = DataSpec("small", (4, 5, 3), 4, tuple(mean), tuple(std), False, 0)
-    seen = np.asarray(jax.jit(stamp)({"mask": m.astype(np.float32), "pattern": q.astype(np.float32)}, x.astype(np.float32)))
+    seen = np.asarray(
+        jax.jit(with_trigger)({"mask": m.astype(np.float32), "pattern": q.astype(np.float32)}, x.astype(np.float32))
+    )
     seen = np.asarray(_standardise(jnp.asarray(seen), spec, jnp.float32))  # what a model does first
     per_channel, per_row = q.copy(), q.copy()
     for k in range(3):
@@ -109,7 +112,7 @@ def test_the_pattern_is_normalised_per_channel_and_not_per_row_as_published(norm
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import nft
-from bdjax.defenses.nft import NFTHyper, partners
-from bdjax.defenses.tuning import bits_by_index
+from bdjax.defenses.batches import bits_by_index
+from bdjax.defenses.nft import NFTHyper, nft, partners
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import NORMS, backdoored, correct, logits, murky, ones, plain, under
@@ -32,9 +31,9 @@ def stacked(members):
 
 @functools.cache
 def compiled(network, profile="corrected"):
-    """``repair(variables, rows, hyper)``."""
-    repair = nft(network, SHORT, profile=profile).repair
-    return jax.jit(lambda variables, rows, hyper: repair(KEY, DefenderView(variables, rows), hyper))
+    """``defend(variables, rows, hyper)``."""
+    defend = nft(network, SHORT, profile=profile).defend
+    return jax.jit(lambda variables, rows, hyper: defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def network(plain_spec):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -73,7 +72,7 @@ def by_hand(spec, start, images, labels, key, hyper, per_class, eps, momentum, e
     """The masks, the statistics, and per epoch the mean loss, cross-entropy and mask."""
     h = {name: float(value) for name, value in hyper._asdict().items()}
     start, images, labels = plain(start, images, labels)
-    masks, statistics, told, step = ones(start["params"]), start["batch_stats"], [], 0
+    masks, statistics, recorded, step = ones(start["params"]), start["batch_stats"], [], 0
     buffer = {norm: np.zeros_like(m) for norm, m in masks.items()}
     floors = {norm: h["alpha"] * np.exp(-h["beta"] * i) for i, norm in enumerate(NORMS, 1)}
     for e, epoch in enumerate(batches(key, len(labels), batch, epochs)):
@@ -93,8 +92,8 @@ def by_hand(spec, start, images, labels, key, hyper, per_class, eps, momentum, e
                 masks[norm] = np.clip(m - lr * buffer[norm], floors[norm], 1)
             statistics = follow(statistics, measured, momentum)
             step += 1
-        told.append(np.mean(of_epoch, 0))
-    return masks, statistics, np.array(told).T
+        recorded.append(np.mean(of_epoch, 0))
+    return masks, statistics, np.array(recorded).T
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def by_hand(spec, start, images, labels, key, hyper, per_class, eps, momentum, e
 def test_masks_are_those_written_out(profile, inside, momentum, network, known, clean, padded, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
     found, images = plain(compiled(network, profile)(start, padded(rows, 13), hyper)), np.asarray(pixels(rows))
-    masks, statistics, told = by_hand(plain_spec, start, images, rows.labels, KEY, hyper, 5, inside, momentum)
+    masks, statistics, recorded = by_hand(plain_spec, start, images, rows.labels, KEY, hyper, 5, inside, momentum)
     assert distance(found.masks, masks) < 1e-10 and distance(found.variables["batch_stats"], statistics) < 1e-10
     for i, norm in enumerate(NORMS, 1):
         floor = 0.95 * np.exp(-0.15 * i)
@@ -113,7 +112,7 @@ def test_masks_are_those_written_out(profile, inside, momentum, network, known, 
         assert np.any(masks[norm] == floor) and np.any(masks[norm] > floor), "masks must reach the end of their range"
     every = np.concatenate([masks[n] for n in NORMS])
     assert every.max() == 1 and len(np.unique(every.round(2))) > 8, "the case must have masks of all sizes"
-    np.testing.assert_allclose([found.trace.loss, found.trace.mixed, found.trace.kept], told, rtol=1e-6)
+    np.testing.assert_allclose([found.trace.loss, found.trace.mixed, found.trace.kept], recorded, rtol=1e-6)
     assert bool(found.trace.alive) and int(found.trace.stopped) == -1
     # Convolutions, linear layer and biases are what they were, to the bit; the folded network computes what the masked one does.
     for layer, leaves in start["params"].items():
@@ -150,8 +149,8 @@ def test_every_hyper_parameter_counts_and_a_member_that_is_not_finite_is_frozen(
 
 @pytest.mark.slow  # another program
 def test_members_do_not_notice_one_that_is_not_finite(network, known, clean):
-    view, repair = DefenderView(known, murky(clean(5))), nft(network, SHORT).repair
-    together = jax.jit(jax.vmap(lambda hyper: repair(KEY, view, hyper)))
+    view, defend = DefenderView(known, murky(clean(5))), nft(network, SHORT).defend
+    together = jax.jit(jax.vmap(lambda hyper: defend(KEY, view, hyper)))
     members = [*HALVES, hyper64(l1=np.nan)]
     found, well = (plain(together(jax.tree.map(np.float32, stacked(m)))) for m in (members, [*HALVES, HALVES[0]]))
     assert found.trace.alive.tolist() == [True] * len(HALVES) + [False]
@@ -162,9 +161,9 @@ def test_members_do_not_notice_one_that_is_not_finite(network, known, clean):
 @pytest.mark.slow  # another program
 def test_a_mask_of_one_is_not_pulled(network, known, clean):
     """However heavy, the pull changes nothing in the first step: masks start at 1, where |1 - m| has the slope 0."""
-    repair = jax.jit(nft(network, {"epochs": 1, "batch": 20}).repair)  # one step
+    defend = jax.jit(nft(network, {"epochs": 1, "batch": 20}).defend)  # one step
     view = DefenderView(known, murky(clean(5)))
-    heavy, light = (plain(repair(KEY, view, jax.tree.map(np.float32, hyper64(l1=l1)))) for l1 in (50, 0))
+    heavy, light = (plain(defend(KEY, view, jax.tree.map(np.float32, hyper64(l1=l1)))) for l1 in (50, 0))
     assert any(np.any(m < 1) for m in heavy.masks.values())
     for norm in NORMS:
         np.testing.assert_array_equal(heavy.masks[norm], light.masks[norm])
@@ -215,7 +214,7 @@ def test_a_planted_detector_is_held_down_as_far_as_the_bound_allows(plain_spec, 
     spec = plain_spec._replace(mean=(0.0,) * 3, std=(1.0,) * 3)
     start, images, labels, _ = backdoored(spec, variables)
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.ones(40, jnp.int8), jnp.int32(10))
-    found = jax.jit(nft(cnn(spec, 4, lowering="patches"), {"batch": 32}).repair)(KEY, DefenderView(start, rows), NFTHyper())
+    found = jax.jit(nft(cnn(spec, 4, lowering="patches"), {"batch": 32}).defend)(KEY, DefenderView(start, rows), NFTHyper())
     last = np.asarray(found.masks["bn3"])
     assert 0.8 * np.exp(-1.5) <= last[0] < 0.19, "channel 0 is the detector's"
     assert last[1:].min() > 0.9

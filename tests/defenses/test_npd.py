@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import npd
-from bdjax.defenses.npd import NPDHyper, first_plug, targeted, with_plug
+from bdjax.defenses.npd import NPDHyper, first_plug, npd, targeted, with_plug
 from bdjax.defenses.tuning import Batch
 from bdjax.errors import UserError
-from bdjax.models import MODELS, cnn
+from bdjax.models import MODELS
+from bdjax.models.cnn import cnn
 from bdjax.types import DefenderView
 from tests.defenses.plain_eval import knowing, log_softmax
 from tests.defenses.plain_inserts import inserted, widened
@@ -29,7 +29,7 @@ HYPER = NPDHyper(
 @functools.cache
 def built(model, **config):
     defense = npd(model, {**SHORT, **config})
-    return lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper)
+    return lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper)
 
 
 @functools.cache
@@ -79,7 +79,7 @@ IDENTITY = {"kernel": np.eye(16)[None, None], "scale": np.ones(16), "bias": np.z
 
 
 def polarised(plain_spec, variables, rows, hyper, *, signed, plug_train):
-    """The plug, its statistics, what was told per epoch, and at which inner step each batch's search ended."""
+    """The plug, its statistics, what was recorded per epoch, and at which inner step each batch's search ended."""
     logits, warm, aim, polish = functions(plain_spec, plug_train)
     images, labels = np.asarray(pixels(rows)), np.asarray(rows.labels, np.int64)
     bound, step, enough = (float(x) for x in (hyper.bound, hyper.step, hyper.enough))
@@ -90,7 +90,7 @@ def polarised(plain_spec, variables, rows, hyper, *, signed, plug_train):
         return jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, stats, measured)
 
     warming, polarising = jax.random.split(KEY)
-    first, told, ended, norms = [], [], [], []
+    first, recorded, ended, norms = [], [], [], []
     for plan in batches(warming, len(labels), 8, 2):
         losses = []
         for chosen in plan:
@@ -125,8 +125,8 @@ def polarised(plain_spec, variables, rows, hyper, *, signed, plug_train):
             plug, buffer = descend(plug, buffer, slope, float(hyper.lr), float(hyper.momentum), float(hyper.weight_decay))
             stats = followed(stats, measured) if plug_train else stats
             seen_now.append([float(value), float(parts[0]), float(parts[1]), np.mean(called == target)])
-        told.append(np.mean(seen_now, 0))
-    return plug, stats, first, np.array(told).T, ended, max(norms)
+        recorded.append(np.mean(seen_now, 0))
+    return plug, stats, first, np.array(recorded).T, ended, max(norms)
 
 
 # Along the sign with the plug in eval mode, as on most data sets; along the slope itself, with the plug in train mode, as the
@@ -142,11 +142,11 @@ def test_the_plug_is_the_one_written_out_by_hand(
     """Batches of 8, 8 and 4 rows, absent ones of garbage between, behind which empty batches follow."""
     rows, before, hyper = clean(5), wide(known), widened(hyper)
     found = compiled(model, signed=signed, plug_train=plug_train)(before, padded(rows, 13), hyper)
-    plug, stats, first, told, ended, size = polarised(plain_spec, before, rows, hyper, signed=signed, plug_train=plug_train)
+    plug, stats, first, recorded, ended, size = polarised(plain_spec, before, rows, hyper, signed=signed, plug_train=plug_train)
     assert distance(found.variables["plug"], plug) < 1e-9 and distance(found.variables["plug_stats"], stats) < 1e-9
     trace = found.trace
     np.testing.assert_allclose(np.asarray(trace.warmup), first, rtol=2e-6)
-    for values, expected in zip((trace.loss, trace.clean, trace.purified, trace.fooled), told, strict=True):
+    for values, expected in zip((trace.loss, trace.clean, trace.purified, trace.fooled), recorded, strict=True):
         np.testing.assert_allclose(np.asarray(values), expected, rtol=2e-6)
     assert bool(trace.alive) and int(trace.stopped) == -1
     for name in ("params", "batch_stats"):

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import pbe
-from bdjax.defenses.pbe import PBEHyper, perturbed
+from bdjax.defenses.pbe import PBEHyper, pbe, perturbed
 from bdjax.defenses.tuning import Batch
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
@@ -24,7 +23,7 @@ HYPER = PBEHyper(lr=0.03, momentum=0.8, weight_decay=1e-2, radius=0.05, step=0.3
 @functools.cache
 def compiled(model, profile="corrected", **config):
     defense = pbe(model, {**SHORT, **config}, profile=profile)
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def erased(plain_spec, variables, rows, hyper, *, normalised, mixed):
     images, labels = plain(pixels(rows), rows.labels)
     mean, std = (np.reshape(v, (1, 1, 1, 3)) if normalised else u for v, u in ((plain_spec.mean, 0.0), (plain_spec.std, 1.0)))
     params, running = plain(variables["params"], variables["batch_stats"])
-    radius, told, step = float(hyper.radius), [], 0
+    radius, recorded, step = float(hyper.radius), [], 0
     halves = [batches(own, len(labels), SHORT["batch"], SHORT["epochs"]) for own in jax.random.split(KEY)]
     for epoch in range(SHORT["epochs"]):
         for half, plans in enumerate(halves):
@@ -78,8 +77,8 @@ def erased(plain_spec, variables, rows, hyper, *, normalised, mixed):
                 params, buffer = descend(params, buffer, slope, float(hyper.lr), float(hyper.momentum), float(hyper.weight_decay))
                 losses.append(float(value))
                 step += 1
-            told.append(np.mean(losses))
-    return {"params": params, "batch_stats": running}, told[::2], told[1::2]
+            recorded.append(np.mean(losses))
+    return {"params": params, "batch_stats": running}, recorded[::2], recorded[1::2]
 
 
 PROFILES = [("corrected", (False, False)), pytest.param("reference", (True, True), marks=pytest.mark.slow)]
@@ -164,7 +163,7 @@ def test_a_member_that_is_not_finite_is_frozen_and_marked(model, known, clean, p
 @pytest.mark.slow  # another program
 def test_a_member_that_is_not_finite_is_frozen_and_marked_while_others_go_on(model, known, clean, distance):
     rows, defense = clean(5), pbe(model, SHORT)
-    run = jax.jit(jax.vmap(lambda lr: defense.repair(KEY, DefenderView(known, rows), PBEHyper(lr))))
+    run = jax.jit(jax.vmap(lambda lr: defense.defend(KEY, DefenderView(known, rows), PBEHyper(lr))))
     found, well = (plain(run(np.array([0.01, lr], np.float32))) for lr in (1e30, 0.01))
     assert found.trace.alive.tolist() == [True, False] and found.trace.stopped[0] == -1 and 0 < found.trace.stopped[1] < 18
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.variables))

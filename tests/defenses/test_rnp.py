@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.defenses import rnp
-from bdjax.defenses.rnp import RNPHyper, _attempts, chosen
+from bdjax.defenses.rnp.attempts import attempter
+from bdjax.defenses.rnp.rnp import RNPHyper, chosen, rnp
 from bdjax.errors import UserError
 from bdjax.keys import step_key
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import CleanSet, DefenderView
 from tests.defenses.plain_eval import knowing
 from tests.defenses.plain_masks import (
@@ -59,7 +59,7 @@ def brittle(model):
 
 @pytest.fixture(scope="module")
 def known(plain_spec, variables, clean):
-    """A network that tells the classes apart."""
+    """A network that separates the classes."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -160,29 +160,29 @@ def by_hand(spec, start, images, labels, key, hyper, *, attempt=0, masked=True, 
 
 
 @pytest.fixture(scope="module")
-def repair(brittle):
-    """``repair(variables, rows, hyper) -> (masks before they are rounded, Repair)`` of the corrected method."""
+def defend(brittle):
+    """``defend(variables, rows, hyper) -> (masks before they are rounded, Defended)`` of the corrected method."""
 
-    def telling(*built):  # the masks go out beside the accuracies
-        attempt = _attempts(*built)
+    def with_masks(*built):  # the masks go out beside the accuracies
+        attempt = attempter(*built)
 
-        def tell(*asked):
+        def attempt_with_masks(*asked):
             masks, (accuracy, *others), *rest = attempt(*asked)
             return masks, ((accuracy, masks), *others), *rest
 
-        return tell
+        return attempt_with_masks
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["bdjax.defenses.rnp"], "_attempts", telling)
-        method = rnp(brittle, SHORT).repair
+        patch.setattr(sys.modules["bdjax.defenses.rnp.rnp"], "attempter", with_masks)
+        method = rnp(brittle, SHORT).defend
     run = jax.jit(lambda variables, rows, hyper: method(KEY, DefenderView(variables, rows), hyper))
 
-    def told(variables, rows, hyper):
+    def defended(variables, rows, hyper):
         found = plain(run(variables, rows, hyper))
         accuracy, masks = found.trace.unlearned
         return masks, found._replace(trace=found.trace._replace(unlearned=accuracy))
 
-    return told
+    return defended
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def repair(brittle):
     [({}, 4, 1), ({"stop": 0.3}, 3, 1), ({"lr": 2.0}, 4, 2)],
     ids=["all epochs", "stopped early", "second attempt"],
 )
-def test_masks_are_those_written_out(changed, epochs, attempts, repair, known, clean, padded, wide, distance, plain_spec):
+def test_masks_are_those_written_out(changed, epochs, attempts, defend, known, clean, padded, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64(**changed)  # 20 rows: batches of 8, 8 and 4
-    masks, found = repair(start, padded(rows, 13), hyper)
+    masks, found = defend(start, padded(rows, 13), hyper)
     images, labels = plain(pixels(rows), rows.labels)
     hand = functools.partial(by_hand, plain_spec, start, images, labels, KEY, hyper)
     expected, accuracies, recovered, largest = hand(attempt=attempts - 1)
@@ -222,7 +222,7 @@ def test_masks_are_those_written_out(changed, epochs, attempts, repair, known, c
 def test_a_random_start_has_no_masks_while_it_unlearns(model, known, clean, wide, distance, plain_spec):
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
     # Its key is the first half of the method's.
-    attempt = _attempts(model, rnp(model, {**SHORT, "unlearn_from": "random"}).config)
+    attempt = attempter(model, rnp(model, {**SHORT, "unlearn_from": "random"}).config)
     masks, (accuracy, losses, _), *_ = jax.jit(functools.partial(attempt, jax.random.split(KEY)[0]))(start, rows, hyper)
     fresh = wide(model.init(jax.random.split(step_key(jax.random.split(KEY)[0], 0), 3)[0]))
     hand = by_hand(plain_spec, fresh, *plain(pixels(rows), rows.labels), KEY, hyper, masked=False)
@@ -238,9 +238,9 @@ def test_published_code_prunes_what_is_written_out(plain_spec, known, clean, pad
     logits_of = jax.jit(lambda variables, images: network.apply(variables, images).logits)
     rows, start, hyper = murky(clean(5)), wide(known), hyper64()
     defense = rnp(network, SHORT, profile="reference")
-    repair = jax.jit(lambda rows: defense.repair(KEY, DefenderView(start, rows), hyper))
+    defend = jax.jit(lambda rows: defense.defend(KEY, DefenderView(start, rows), hyper))
     more = padded(rows, 13)
-    found, images = plain(repair(more)), np.asarray(pixels(rows))
+    found, images = plain(defend(more)), np.asarray(pixels(rows))
     masks, _, losses, _ = by_hand(plain_spec, start, images, rows.labels, KEY, hyper)
     every = np.concatenate([masks[n] for n in NORMS])
     np.testing.assert_allclose(found.trace.masks, every, atol=0.51e-4)
@@ -263,7 +263,7 @@ def test_published_code_prunes_what_is_written_out(plain_spec, known, clean, pad
     assert distance(logits_of(found.variables, images), expected) < 1e-10
     assert distance(logits_of({**start, "params": pruned}, images), expected) > 1e-4
 
-    empty = plain(repair(more._replace(role=np.zeros_like(more.role))))
+    empty = plain(defend(more._replace(role=np.zeros_like(more.role))))
     assert bool(empty.trace.alive) and empty.trace.masks.tolist() == [1] * 28 and int(empty.trace.validation) == 0
     published = jax.jit(lambda variables, images: network.rebuild(norm_eps=1e-5).apply(variables, images).logits)
     assert distance(logits_of(empty.variables, images), published(start, images)) < 1e-10
@@ -274,11 +274,11 @@ CHANGES = [{}, {"stop": 0.3}, {"lr": 2.0}, {"lr": 5e4}, {"tolerance": 1.0}, *({k
 
 
 @pytest.fixture(scope="module")
-def alone(repair, known, clean, padded):
-    """What becomes of members with these hyper-parameters: masks before they are rounded, and the repair."""
+def alone(defend, known, clean, padded):
+    """What becomes of members with these hyper-parameters: masks before they are rounded, and what the defense returns."""
     with jax.enable_x64(True):
         start = jax.tree.map(np.float64, plain(known))
-        return [repair(start, padded(murky(clean(5)), 13), hyper64(**changed)) for changed in CHANGES]
+        return [defend(start, padded(murky(clean(5)), 13), hyper64(**changed)) for changed in CHANGES]
 
 
 def test_every_hyper_parameter_counts_and_where_all_attempts_fail_nothing_is_pruned(alone, known, distance):
@@ -298,7 +298,7 @@ def test_members_of_other_lengths_go_their_own_way(alone, brittle, known, clean,
     rows, start = padded(murky(clean(5)), 13), wide(known)
     members = [hyper64(**changed) for changed in CHANGES]
     defense = rnp(brittle, SHORT)
-    together = jax.jit(jax.vmap(lambda hyper: defense.repair(KEY, DefenderView(start, rows), hyper)))
+    together = jax.jit(jax.vmap(lambda hyper: defense.defend(KEY, DefenderView(start, rows), hyper)))
     found = plain(together(stacked(members)))
     trace = found.trace
     assert (~np.isnan(trace.unlearned)).sum(1).tolist()[:3] == [4, 3, 4]
@@ -319,12 +319,12 @@ def test_members_of_other_lengths_go_their_own_way(alone, brittle, known, clean,
         np.testing.assert_array_equal(np.delete(a, 3, 0), np.delete(b, 3, 0))
 
 
-def test_absent_rows_change_nothing(repair, known, clean, padded, wide, distance):
+def test_absent_rows_change_nothing(defend, known, clean, padded, wide, distance):
     """Wherever they are and whatever is in them; without any, the masks written out are the same too."""
     rows, start, hyper = murky(clean(5)), wide(known), hyper64(stop=0.3)
     behind = jax.tree.map(lambda a: np.concatenate([a, np.full((13, *a.shape[1:]), 3, a.dtype)]), rows._replace(spc=rows.role))
     behind = behind._replace(role=np.where(np.arange(33) < 20, behind.role, np.int8(0)), spc=rows.spc)
-    (masks, found), (others, other) = (repair(start, r, hyper) for r in (padded(rows, 13), behind))
+    (masks, found), (others, other) = (defend(start, r, hyper) for r in (padded(rows, 13), behind))
     assert distance(masks, others) < 1e-12
     for a, b in zip(jax.tree.leaves(found.trace), jax.tree.leaves(other.trace), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -334,11 +334,11 @@ def test_thresholds_leave_out_the_masks_that_lie_at_them(model, known, clean, mo
     """What is trained and counted is given: 10 of 12 right at the level 4, 6 at 5 and 12 from then on."""
     whole = {"bn1": [0, 199, 200, 201], "bn2": [9799, 9800, 9801, 9999] + [10_000] * 4, "bn3": [5000] * 16}
     given, right = {norm: np.int32(q) for norm, q in whole.items()}, np.int32([12, 12, 12, 12, 11, 6, *[12] * 45])
-    module, told = sys.modules["bdjax.defenses.rnp"], (np.zeros(1), np.zeros(1), np.int32(1))
+    module, course = sys.modules["bdjax.defenses.rnp.rnp"], (np.zeros(1), np.zeros(1), np.int32(1))
     monkeypatch.setattr(module, "rounded", lambda masks: given)
     monkeypatch.setattr(module, "curve", lambda *built: lambda *asked: right)
-    monkeypatch.setattr(module, "_attempts", lambda *built: lambda *asked: ({}, told, np.bool_(True), np.int32(-1)))
-    found = rnp(model).repair(KEY, DefenderView(known, clean(3)), RNPHyper(tolerance=np.float32(0.1)))
+    monkeypatch.setattr(module, "attempter", lambda *built: lambda *asked: ({}, course, np.bool_(True), np.int32(-1)))
+    found = rnp(model).defend(KEY, DefenderView(known, clean(3)), RNPHyper(tolerance=np.float32(0.1)))
     # The network as it is, 0, 0.02 (0 and 199 go), 0.04 (200 and 201 too) ... 0.52 (5000 too) ... 0.98 (9799 too, 9800 stays).
     assert found.trace.pruned.tolist() == [0, 0, 2, *[4] * 24, *[20] * 23, 21] and len(found.trace.pruned) == 51
     assert int(found.trace.level) == 4 and found.masks["bn1"].tolist() == [0] * 4 and found.masks["bn3"].all()
@@ -348,7 +348,7 @@ def test_thresholds_leave_out_the_masks_that_lie_at_them(model, known, clean, mo
 def test_profiles_say_how_accuracy_is_measured(plain_spec, monkeypatch):
     network, asked = cnn(plain_spec, 4, norm_eps=1e-3), []
     published = network.rebuild(norm_eps=1e-5, norm_momentum=0.1)
-    monkeypatch.setattr(sys.modules["bdjax.defenses.rnp"], "curve", lambda *given: asked.append(given))
+    monkeypatch.setattr(sys.modules["bdjax.defenses.rnp.rnp"], "curve", lambda *given: asked.append(given))
     for profile, changed in (("corrected", {}), ("reference", {}), ("corrected", {"augment_validation": True, "batch": 9})):
         rnp(network, changed, profile=profile)
     assert asked == [(network, 256, False), (published, 256, True), (network, 9, True)]
@@ -368,7 +368,7 @@ def test_it_finds_a_planted_detector(plain_spec, variables):
     start, images, labels, triggered = backdoored(spec, variables)
     rows = CleanSet(jnp.asarray(images), jnp.asarray(labels), jnp.ones(40, jnp.int8), jnp.int32(10))
     defense = rnp(cnn(spec, 4, lowering="patches"), {"batch": 32})
-    found = jax.jit(defense.repair)(KEY, DefenderView(start, rows), RNPHyper())
+    found = jax.jit(defense.defend)(KEY, DefenderView(start, rows), RNPHyper())
 
     def share(variables, images, labels):
         return correct(spec, variables, jnp.asarray(images / np.float32(255), jnp.float32), labels) / len(images)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses import sau
-from bdjax.defenses.sau import Config, SAUHyper, shared_perturbation
+from bdjax.defenses.batches import epoch_plan
+from bdjax.defenses.sau import Config, SAUHyper, sau, shared_perturbation
 from bdjax.defenses.sau import _unlearning as unlearning
-from bdjax.defenses.tuning import Batch, epoch_plan
+from bdjax.defenses.tuning import Batch
 from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.types import DefenderView, Loop
 from tests.defenses.plain_eval import Adam, knowing, log_softmax, network
 from tests.defenses.plain_network import cross_entropies, filled, pixels
@@ -38,7 +38,7 @@ def hyper64(**changed):
 @functools.cache
 def built(model, *config):
     defense = sau(model, dict(config))
-    return jax.jit(lambda variables, rows, hyper: defense.repair(KEY, DefenderView(variables, rows), hyper))
+    return jax.jit(lambda variables, rows, hyper: defense.defend(KEY, DefenderView(variables, rows), hyper))
 
 
 def case(model, name):
@@ -53,7 +53,7 @@ def called(model):
 
 @pytest.fixture(scope="module")
 def backdoored(plain_spec, variables, clean):
-    """A network that tells the classes apart, so that there is something to fool."""
+    """A network that separates the classes, so that there is something to fool."""
     return knowing(plain_spec, variables, clean(5))
 
 
@@ -154,15 +154,15 @@ def test_the_method_is_the_one_written_out(name, model, backdoored, clean, padde
     config = sau(model, CASES[name]).config
     found = case(model, name)(wide(backdoored), rows, hyper)
     images, present = np.asarray(pixels(rows)), np.asarray(rows.role) == 1
-    expected, told, to_label = by_hand(plain_spec, wide(backdoored), images, labels, present, config, hyper)
+    expected, recorded, to_label = by_hand(plain_spec, wide(backdoored), images, labels, present, config, hyper)
     assert distance(found.variables, expected) < 1e-9
     assert distance(expected["params"], backdoored["params"]) > 0.05  # it moved
     assert (distance(expected["batch_stats"], backdoored["batch_stats"]) > 0) == config.train_bn
     trace = found.trace
     np.testing.assert_allclose(
-        np.stack([np.asarray(x) for x in (trace.loss, trace.clean, trace.shared, trace.fooled)]), told, rtol=1e-5
+        np.stack([np.asarray(x) for x in (trace.loss, trace.clean, trace.shared, trace.fooled)]), recorded, rtol=1e-5
     )
-    assert np.all((told[3] > 0) & (told[3] < 1)), "some images must fool the network, and some must not"
+    assert np.all((recorded[3] > 0) & (recorded[3] < 1)), "some images must fool the network, and some must not"
     assert to_label > 0 or name == "eval", "and the start must move some to their label; the attack moves away from it"
     assert bool(trace.alive) and int(trace.stopped) == -1
 
@@ -200,14 +200,14 @@ def test_loss_and_gradient_are_finite_where_the_network_is_certain(model, backdo
     images = np.asarray(rows.images) / np.float32(255)
     batch = Batch(images, rows.labels, mask)
     run = jax.jit(lambda now: unlearning(model, Config(attack_steps=0))(now, batch, (backdoored, hyper), KEY))
-    slope, _, told = run(now)
+    slope, _, recorded = run(now)
     seen, target = (np.asarray(called(model)(backdoored, x)) for x in (images, images + np.float32(0.2)))
     fooled = (target != np.asarray(rows.labels)) & (target != seen)
     one, none = (fooled & (target == 0)).sum(), (fooled & (target != 0)).sum()
     assert one and none
     impossible, sure = np.log(1e-6), np.log(1 + 1e-6 - 1e-3)
     np.testing.assert_allclose(
-        float(np.asarray(told)[0]), -(one * impossible + none * sure) / 40, rtol=1e-2
+        float(np.asarray(recorded)[0]), -(one * impossible + none * sure) / 40, rtol=1e-2
     )  # 1 + 1e-6 in 32 bits
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(slope))
 

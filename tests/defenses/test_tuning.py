@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.defenses.schedules import Schedule, cosine_by_epoch
-from bdjax.defenses.tuning import Hyper, cross_entropy_gradient, epoch_plan, masked_mean, tuner
-from bdjax.models import cnn
-from bdjax.training import cosine
+from bdjax.defenses.batches import epoch_plan, masked_mean
+from bdjax.defenses.tuning import Hyper, cross_entropy_gradient, tuner
+from bdjax.models.cnn import cnn
+from bdjax.train.schedules import Schedule, cosine, cosine_by_epoch
 from bdjax.types import Loop
 from tests.defenses.plain_network import plain
 
@@ -129,7 +129,7 @@ def by_hand(variables, images, labels, batches, lrs, momentum, decay, eps, spec)
 def test_the_update_is_the_one_written_out_by_hand(model, variables, clean, wide, distance, plain_spec):
     seen = []
 
-    def watching(found, batch, extra, key):  # the rows of each batch, told apart by their pixels
+    def watching(found, batch, extra, key):  # the rows of each batch, distinguished by their pixels
         jax.debug.callback(lambda i, m: seen.append((np.array(i), np.array(m))), batch.images, batch.mask, ordered=True)
         return cross_entropy_gradient(model)(found, batch, extra, key)
 

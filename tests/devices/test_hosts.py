@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.population import hosts
-from bdjax.sweep import store
+from bdjax.store import records
 
 GRID = """
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1, 2), spc=(2,), width=4, epochs=3, batch=50,
+    defense=("ft", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1, 2), spc=(2,), width=4, epochs=3, batch=50,
     train_images=200, test_images=100, defense_config={"ft": {"epochs": 2}},
 )
 """
 WORKER = """
 import sys
-from bdjax.cli import main
+from bdjax.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 EXECUTION = ["--strategy", "vmap", "--lowering", "native", "--loop", "scan", "--devices", "4"]
@@ -42,8 +42,8 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def test_one_process_agrees_with_itself_and_leads():
-    assert hosts.leads() and not hosts.several() and hosts.agree({"a": 1}) == {"a": 1}
+def test_one_process_is_the_leader_and_gets_its_own_broadcast():
+    assert hosts.is_leader() and not hosts.is_multiprocess() and hosts.broadcast({"a": 1}) == {"a": 1}
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_two_processes_of_two_devices_make_what_one_of_four_makes(tmp_path):
     assert "| badnets |" in texts[0] and "|" not in texts[1]  # the first one alone tells
     alone = start(tmp_path, tmp_path / "one", 4)
     assert alone.wait(timeout=600) == 0, alone.communicate()[0]
-    first, second = store.read_rows(tmp_path / "one"), store.read_rows(tmp_path / "two")
+    first, second = records.read_rows(tmp_path / "one"), records.read_rows(tmp_path / "two")
     assert len(first) == len(second) == 18 and {row["status"] for row in second} == {"ok"}
     for one, two in zip(first, second, strict=True):
         same = ("cell", "member", "acc", "asr", "ra", "masks", "poisoned")

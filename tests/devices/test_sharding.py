@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from bdjax import population
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from bdjax.population import Execution, adapt, members, run
 from bdjax.population.execute import compiled
-from bdjax.training import trainer
+from bdjax.train.trainer import trainer
 from bdjax.types import Split
 from tests.later import some_later
 from tests.toy import patch_attack

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bdjax.attacks import ATTACKS
-from bdjax.defenses import DEFENSES
+from bdjax.attacks.table import ATTACKS
+from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS
 from bdjax.types import PROFILES
 from tests.golden import numbers

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from bdjax.attacks import ATTACKS
-from bdjax.defenses import DEFENSES
-from bdjax.models import cnn
+from bdjax.attacks.table import ATTACKS
+from bdjax.defenses.table import DEFENSES
+from bdjax.models.cnn import cnn
 from tests.golden import make, numbers
 from tests.networks import reduced
 from tests.short import TINY

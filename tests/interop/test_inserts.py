@@ -7,7 +7,7 @@ import pytest
 
 from bdjax.errors import UserError
 from bdjax.interop import inserts
-from bdjax.models import cnn
+from bdjax.models.cnn import cnn
 from tests.networks import drawn, spec
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bdjax.errors import UserError
 from bdjax.interop import from_state, to_state
 from bdjax.interop.pooled import fold_weight, unfold_weight
-from bdjax.pooled_linear import GRID, fold, pool_matrix
+from bdjax.nn.folded_linear import GRID, fold, pool_matrix
 from tests.interop.checkpoints import random_state, reduced, same_bits
 
 OUT, C = 70, 3  # more rows than are folded at a time

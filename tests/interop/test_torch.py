@@ -8,8 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from bdjax.data.pickles import torch as pickled
 from bdjax.errors import UserError
-from bdjax.interop import pickled, read, write
+from bdjax.interop import read, write
 from tests.interop.checkpoints import (
     attack_result,
     random_state,

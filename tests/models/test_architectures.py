@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.models import MODELS, efficientnet_b3, mobilenet_v3_large, preactresnet18, vgg19_bn
+from bdjax.models import MODELS
+from bdjax.models.efficientnet import efficientnet_b3
+from bdjax.models.mobilenet import mobilenet_v3_large
+from bdjax.models.preact_resnet import preactresnet18
+from bdjax.models.vgg import vgg19_bn
 from benchmarks.measure import forward_macs
 from benchmarks.shapes import layers
 from tests.later import some_later

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bdjax import tree
-from bdjax.defenses import DEFENSES
+from bdjax.defenses.table import DEFENSES
 from bdjax.types import CleanSet, DefenderView
 from tests.later import some_later
 from tests.networks import DROPPING, INVERTED, PUBLISHED, SLOWEST, drawn, reduced, shapes
@@ -30,7 +30,7 @@ def repaired(model, name, **config):
     variables = drawn(model)
     defense = DEFENSES[name](model, config)
     view = DefenderView(variables, clean() if "clean" in defense.needs else None)
-    found = jax.device_get(jax.jit(defense.repair)(jax.random.key(0), view, defense.hyper))
+    found = jax.device_get(jax.jit(defense.defend)(jax.random.key(0), view, defense.hyper))
     variables = jax.device_get(variables)
     kept = {collection: found.variables[collection] for collection in variables}
     assert jax.tree.structure(kept) == jax.tree.structure(variables)
@@ -58,7 +58,7 @@ def test_defenses_can_be_traced_on_networks_that_take_too_long_to_compile(name, 
     model = network(name)
     defense = shortened(DEFENSES[method], model)
     view = DefenderView(shapes(model), clean(), clean().images)
-    found = jax.eval_shape(defense.repair, jax.random.key(0), view, jax.tree.map(jnp.asarray, defense.hyper))
+    found = jax.eval_shape(defense.defend, jax.random.key(0), view, jax.tree.map(jnp.asarray, defense.hyper))
     chex.assert_trees_all_equal_shapes_and_dtypes({k: found.variables[k] for k in view.variables}, dict(view.variables))
 
 
@@ -143,7 +143,7 @@ def test_ims_scales_every_convolution_with_its_bias_and_nothing_else(name):
     variables, rounds = drawn(model), dict.fromkeys(("start_rounds", "search_rounds", "settle_rounds"), 1)
     defense = DEFENSES["ims"](model, {**rounds, "inner_steps": 2, "batch": 8})
     hyper = defense.hyper._replace(lr=np.float32(0.2), slope=np.float32(4), l1=np.float32(0))
-    found = jax.device_get(jax.jit(defense.repair)(jax.random.key(0), DefenderView(variables, clean()), hyper))
+    found = jax.device_get(jax.jit(defense.defend)(jax.random.key(0), DefenderView(variables, clean()), hyper))
     variables = jax.device_get(variables)
     assert bool(found.trace.alive) and found.trace.rounds.tolist() == [1, 1, 1] and float(found.trace.size[2]) > 0
     convs = [address for kind, address in model.arch.registered if kind == "conv"]
@@ -193,7 +193,7 @@ def test_a_loud_channel_is_pruned_in_any_kind_of_layer(name):
     variables = {**variables, "params": tree.replace(variables["params"], scales)}
     defense = DEFENSES["clp"](model)
     hyper = defense.hyper._replace(u=np.float32(0.5))
-    found = jax.device_get(jax.jit(defense.repair)(jax.random.key(0), DefenderView(variables), hyper))
+    found = jax.device_get(jax.jit(defense.defend)(jax.random.key(0), DefenderView(variables), hyper))
     assert set(found.masks) == set(norms)
     for norm in loud:
         after = tree.get(found.variables["params"], norm)

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax.models import efficientnet_b3
-from bdjax.models.efficientnet import _blocks
+from bdjax.models.efficientnet import _blocks, efficientnet_b3
 from tests.later import some_later
 from tests.networks import DROPPING, EXACT, INVERTED, SLOWEST, drawn, reduced, shapes, spec
 

@@ -9,8 +9,10 @@ import pytest
 
 from bdjax import tree
 from bdjax.errors import UserError
-from bdjax.models import MODELS, preactresnet18, vgg19_bn
-from bdjax.training import cross_entropy
+from bdjax.models import MODELS
+from bdjax.models.preact_resnet import preactresnet18
+from bdjax.models.vgg import vgg19_bn
+from bdjax.train.trainer import cross_entropy
 from tests.golden import numbers
 from tests.later import some_later
 from tests.networks import DROPPING, EXACT, INVERTED, PUBLISHED, SLOWEST, activated, drawn, reduced, spec

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from bdjax.models import MODELS
-from bdjax.training import cross_entropy, sgd
+from bdjax.train.optimisers import sgd
+from bdjax.train.trainer import cross_entropy
 from tests.networks import DROPPING, MEAN, STD, drawn, spec
 from tests.torch_networks import NETWORKS, benchmarked, published, seen_by, state_dict, torch
 

@@ -4,7 +4,7 @@ HEAD = """import jax
 import jax.numpy as jnp
 import numpy as np
 from typing import Any, NamedTuple
-from bdjax.types import Attack, Defense, Recipe, Repair
+from bdjax.types import Attack, Defense, Recipe, Defended
 
 
 class Hyper(NamedTuple):
@@ -14,12 +14,12 @@ class Hyper(NamedTuple):
 """
 
 
-def defense(*lines, needs="", result="Repair(view.variables)", name="mine"):
+def defense(*lines, needs="", result="Defended(view.variables)", name="mine"):
     """The text of a file with a defense whose repair consists of these lines."""
     body = "".join(f"        {line}\n" for line in (*lines, f"return {result}"))
     return (
-        f'{HEAD}def {name}(model, config=None, *, profile="corrected"):\n    def repair(key, view, hyper):\n{body}\n'
-        f"    return Defense(repair, Hyper(), frozenset({{{needs}}}), None)\n"
+        f'{HEAD}def {name}(model, config=None, *, profile="corrected"):\n    def defend(key, view, hyper):\n{body}\n'
+        f"    return Defense(defend, Hyper(), frozenset({{{needs}}}), None)\n"
     )
 
 

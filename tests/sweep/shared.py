@@ -10,12 +10,13 @@ import contextlib
 import pytest
 
 from bdjax import population
-from bdjax.attacks import ATTACKS
 from bdjax.attacks.stored import STORED
-from bdjax.defenses import DEFENSES
+from bdjax.attacks.table import ATTACKS
+from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS
-from bdjax.sweep import adopt, build, cells, curves, trained
-from bdjax.sweep.hashing import canonical
+from bdjax.results import curves, recreate
+from bdjax.store.hashing import canonical
+from bdjax.sweep import build, defend_cell, imported_cells, train_cell
 
 _kept = {}  # {configuration: what was built first}
 _names = {}  # {id: configuration} of these
@@ -109,9 +110,10 @@ def _trained(original):
 
 
 PLACES = (
-    (build, "attacked", _attacked), (build, "defended", _defended), (population, "adapt", _adapt), (trained, "adapt", _adapt),
-    (trained, "defended", _defended_again), (trained, "staged", _staged), (cells, "attack_member", _trained),
-    (cells, "defend_member", _made), (trained, "defend_member", _made), (adopt, "evaluator", _made), (curves, "along", _made),
+    (build, "attacked", _attacked), (build, "defended", _defended), (population, "adapt", _adapt), (recreate, "adapt", _adapt),
+    (recreate, "prepared", _defended_again), (recreate, "staged", _staged), (train_cell, "attack_member", _trained),
+    (defend_cell, "defend_member", _made), (recreate, "defend_member", _made), (imported_cells, "evaluator", _made),
+    (curves, "along", _made),
 )  # fmt: skip
 
 

@@ -4,20 +4,21 @@ import dataclasses
 
 import numpy as np
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.data import load
 from bdjax.population import Execution
-from bdjax.sweep import import_folder, trained
+from bdjax.results import member, recreate
+from bdjax.store import import_folder
+from bdjax.store.import_folder import File, Import, Triggered
+from bdjax.store.rows import VOLATILE
 from bdjax.sweep import run as sweep
-from bdjax.sweep.import_folder import File, Import, Triggered
-from bdjax.sweep.plan import Grid
-from bdjax.sweep.rows import VOLATILE
+from bdjax.sweep.grid import Grid
 
-HOW = Execution("loop", "native", "dispatch")  # one compiled step serves any number of members: least to compile
-EXECUTION = ["--strategy", "loop", "--lowering", "native", "--loop", "dispatch"]
+HOW = Execution("sequential", "native", "dispatch")  # one compiled step serves any number of members: least to compile
+EXECUTION = ["--strategy", "sequential", "--lowering", "native", "--loop", "dispatch"]
 DATA = ["--train-images", "200", "--test-images", "100"]
 GRID = Grid(
-    defenses=("ft", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=4, batch=25, train_images=200,
+    defense=("ft", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1), spc=(2,), width=4, epochs=4, batch=25, train_images=200,
     test_images=100, recipe={"lr": 0.1}, defense_config={"ft": {"epochs": 2}}, hyper={"ft": {"lr": (0.01, 0.1)}},
 )  # fmt: skip
 TOGETHER = Execution("vmap", "native", "dispatch")  # all members at once
@@ -31,8 +32,8 @@ def go(grid, out, **options):
 
 def grid_of(folder, **fields):
     """The grid of an import folder's networks, with the data and the defenses of the population above."""
-    settings = {} if "ft" in fields.get("defenses", GRID.defenses) else {"defense_config": {}, "hyper": {}}
-    given = {"attacks": ("stored",), **settings, **UNTRAINED, **fields}
+    settings = {} if "ft" in fields.get("defense", GRID.defense) else {"defense_config": {}, "hyper": {}}
+    given = {"attack": ("stored",), **settings, **UNTRAINED, **fields}
     return dataclasses.replace(GRID, imported=str(folder), **given)
 
 
@@ -52,13 +53,13 @@ def images():
 
 def networks(out):
     """The trained variables of a folder of results, one per point."""
-    return [trained.find(out, {"seed": seed, "ratio": ratio}) for seed, ratio in POINTS]
+    return [member.find(out, {"seed": seed, "ratio": ratio}) for seed, ratio in POINTS]
 
 
 def import_of(out, **fields):
     """The networks of a folder of results as an import would leave them, with the triggered test images of the whole test set."""
     found = networks(out)
-    kept = trained.triggered(found[0], images())
+    kept = recreate.triggered(found[0], images())
     whole = Import(
         model="cnn",
         width=4,

@@ -5,17 +5,19 @@ import json
 
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-from bdjax.sweep import store, trained
+from bdjax.results import member
+from bdjax.store import records
 from bdjax.sweep.build import cell_hash, describe
-from bdjax.sweep.plan import Grid, cells
+from bdjax.sweep.expand import cells
+from bdjax.sweep.grid import Grid
 from tests.sweep.small import EXECUTION, refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 SMALL = ["--width", "2", "--epochs", "1", "--batch", "20", "--train-images", "40", "--test-images", "20", "--poison-ratio", "0.1"]
-GRID = Grid(models=("preactresnet18",), width=2, defenses=("clp",))
+GRID = Grid(model=("preactresnet18",), width=2, defense=("clp",))
 
 
 def hashes(grid):
@@ -33,11 +35,11 @@ def test_cnn_has_none(capsys, command):
 def test_a_shallow_network_runs_and_its_record_says_so(tmp_path):
     arguments = ["--model", "preactresnet18", "--depth", "1", *SMALL, *EXECUTION, "--defense", "none"]
     assert cli.main(["run", *arguments, "--out", str(tmp_path)]) == 0
-    frame = store.read(tmp_path)
+    frame = records.read(tmp_path)
     assert frame.height == 1 and set(frame["status"]) == {"ok"}
     assert all(json.loads(config)["model"]["depth"] == 1 for config in frame["config"])
-    found = trained.find(tmp_path, {})
-    model = trained.network(found)
+    found = member.find(tmp_path, {})
+    model = member.network(found)
     assert (model.name, model.width, model.depth) == ("preactresnet18", 2, 1)
     assert {name.split("/")[0] for name in model.arch.norms} & {"layer1_0", "layer1_1"} == {"layer1_0"}
     assert "layer1_1" not in found.variables["params"]
@@ -52,7 +54,7 @@ def test_depth_is_part_of_the_experiment():
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "cnn"])
 def test_every_published_network_can_be_cut(name):
-    (branch,) = cells(dataclasses.replace(GRID, datasets=("cifar10",), models=(name,), depth=1))
+    (branch,) = cells(dataclasses.replace(GRID, dataset=("cifar10",), model=(name,), depth=1))
     assert describe(branch.train, "")["model"]["depth"] == 1
     with pytest.raises(UserError, match="cnn has no depth"):
-        cells(dataclasses.replace(GRID, datasets=("cifar10",), models=(name, "cnn"), depth=1))
+        cells(dataclasses.replace(GRID, dataset=("cifar10",), model=(name, "cnn"), depth=1))

@@ -8,18 +8,21 @@ import shutil
 
 import pytest
 
-from bdjax import cli
-from bdjax.attacks import ATTACKS, assets
-from bdjax.defenses import DEFENSES
+from bdjax.attacks.table import ATTACKS
+from bdjax.cli import main as cli
+from bdjax.defenses.table import DEFENSES
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-from bdjax.report import pool, tables
-from bdjax.report.pool import leaderboard, without_replaced
-from bdjax.sweep import build, editions, lacking, manifest, plan, renewed, store, trained
+from bdjax.reporting import tables
+from bdjax.results import member, pool, recreate
+from bdjax.results.pool import leaderboard, without_replaced
+from bdjax.results.reproduce import again
+from bdjax.store import records as store
+from bdjax.store.hashing import canonical, short_hash
+from bdjax.store.leases import Leases
+from bdjax.sweep import build, editions, expand, manifest, outdated, pending
 from bdjax.sweep import status as said
-from bdjax.sweep.claims import Claims
-from bdjax.sweep.hashing import canonical, short_hash
-from bdjax.sweep.reproduce import again
+from bdjax.train import assets
 from tests.networks import spec
 from tests.short import offered
 from tests.sweep.small import GRID, go, images, metrics
@@ -44,7 +47,7 @@ def forget():
 
 
 def hashes():
-    (branch,) = plan.cells(CELLS)
+    (branch,) = expand.cells(CELLS)
     return {
         cell.defense if hasattr(cell, "defense") else "none": build.cell_hash(cell, "d") for cell in (branch.train, *branch[1])
     }
@@ -64,7 +67,7 @@ def test_every_method_and_network_has_an_edition():
 
 
 def test_the_first_edition_is_not_in_the_hash_and_a_later_one_is(monkeypatch):
-    (branch,) = plan.cells(CELLS)
+    (branch,) = expand.cells(CELLS)
     assert "edition" not in canonical(build.describe(branch.defenses[0], "d"))
     before = hashes()
     raised(monkeypatch, DEFENSES, "ft", 2)
@@ -85,7 +88,7 @@ def test_the_hashes_of_earlier_editions_are_known(monkeypatch):
     raised(monkeypatch, DEFENSES, "ft", 3)
     between = hashes()["ft"]
     raised(monkeypatch, ATTACKS, "badnets", 2)
-    (branch,) = plan.cells(CELLS)
+    (branch,) = expand.cells(CELLS)
     description = build.describe(branch.defenses[0], "d")
     found = editions.earlier(description)
     assert len(found) == 5 and {before, between} <= set(found) and short_hash(description) not in found
@@ -134,7 +137,7 @@ def test_a_run_makes_old_records_again_and_says_why(old, population, monkeypatch
     raised(monkeypatch, DEFENSES, "clp", 2)
     frame = go(GRID, old)
     told = capsys.readouterr().err
-    assert "0 members to train, 4 to repair" in told
+    assert "0 members to train, 4 to defend" in told
     assert f"4 records of {old} were made with edition 1 of clp, now 2: not counted as finished, made again" in told
     assert metrics(frame, "clp") == metrics(population[1], "clp") and frame.height == population[1].height
     assert states(old) == {"none": "done", "ft": "done", "clp": "done"}
@@ -164,33 +167,33 @@ def test_tables_mark_old_records_and_say_what_changed(old, monkeypatch):
 
 
 def test_a_record_of_an_earlier_edition_is_not_reproduced(old, monkeypatch):
-    row = trained.record(old, {"defense": "clp", "seed": 0, "ratio": 0.1})
+    row = member.record(old, {"defense": "clp", "seed": 0, "ratio": 0.1})
     raised(monkeypatch, DEFENSES, "clp", 2)
     with pytest.raises(UserError, match="was made with edition 1 of clp, now 2: the result would not be that of the record"):
         again(old, row, images())
-    found = trained.held(old, row)  # the weights are as they were
-    with pytest.raises(UserError, match="edition 1 of clp, now 2: the repaired network would not be"):
-        trained.repaired(found, trained.network(found), images())
-    trained.triggered(found, images())
+    found = member.load(old, row)  # the weights are as they were
+    with pytest.raises(UserError, match="edition 1 of clp, now 2: the defended network would not be"):
+        recreate.defend(found, member.network(found), images())
+    recreate.triggered(found, images())
     raised(monkeypatch, ATTACKS, "badnets", 2)
     with pytest.raises(UserError, match="edition 1 of badnets, now 2: the trigger would not be"):
-        trained.triggered(found, images())
+        recreate.triggered(found, images())
 
 
 def test_what_was_asked_with_earlier_editions_and_never_made_does_not_wait_for_ever(tmp_path, monkeypatch):
     def ask():
-        (branch,) = plan.cells(CELLS)
-        work = lacking.work(branch, images(), CELLS)
-        with Claims(tmp_path) as mine:
+        (branch,) = expand.cells(CELLS)
+        work = pending.work_of(branch, images(), CELLS)
+        with Leases(tmp_path) as mine:
             manifest.write(tmp_path, [work], mine)
         return work
 
     ask()
     raised(monkeypatch, DEFENSES, "ft", 2)
     work = ask()
-    assert [cell.asked.cell for cell in said.Watch(tmp_path).look().cells].count(work.repairs[0][1]) == 1
+    assert [cell.asked.cell for cell in said.Watch(tmp_path).look().cells].count(work.defenses[0][1]) == 1
     assert len(said.Watch(tmp_path).look().cells) == 3
-    assert renewed.lines([work], tmp_path) == []  # there is no record of it
+    assert outdated.lines([work], tmp_path) == []  # there is no record of it
 
 
 def test_records_from_before_editions_are_the_first_and_other_methods_tell_nothing():

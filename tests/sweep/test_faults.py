@@ -16,17 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from bdjax.sweep import store
-from bdjax.sweep.rows import VOLATILE
+from bdjax.store import records as store
+from bdjax.store.rows import VOLATILE
 
 pytestmark = pytest.mark.slow  # several processes, each of which compiles
 
 PROCESSES = 3
 GRID = """
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 
 grid = Grid(
-    attacks=("badnets", "blended"), defenses=("ft", "fp", "clp"), poison_ratios=(0.0, 0.1), seeds=(0, 1),
+    attack=("badnets", "blended"), defense=("ft", "fp", "clp"), poison_ratio=(0.0, 0.1), seeds=(0, 1),
     spc=(2, 3), width=4, epochs=3, batch=50, train_images=200, test_images=100,
     defense_config={"ft": {"epochs": 2}, "fp": {"epochs": 2}},
 )
@@ -34,12 +34,12 @@ grid = Grid(
 CELLS, ROWS = 12, 48
 WORKER = """
 import sys
-from bdjax.cli import main
+from bdjax.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 SKEWED = """
 import datetime, time
-from bdjax.sweep import rows
+from bdjax.store import rows
 shift = {shift}
 ours, sound = rows.now, time.time
 rows.now = lambda: (datetime.datetime.fromisoformat(ours()) + datetime.timedelta(seconds=shift)).isoformat(timespec="seconds")
@@ -49,7 +49,7 @@ LIMITED = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 """
-QUICK = ("--strategy", "loop", "--lowering", "native")  # compiles least
+QUICK = ("--strategy", "sequential", "--lowering", "native")  # compiles least
 
 
 def start(folder: Path, out: Path, before: str = "") -> subprocess.Popen:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from bdjax import cli
-from bdjax.attacks import ATTACKS
+from bdjax.attacks.table import ATTACKS
+from bdjax.cli import main as cli
 from bdjax.data import spec
 from bdjax.errors import UserError
-from bdjax.sweep import feasible, goal, planning
-from bdjax.sweep.plan import Grid
+from bdjax.sweep import estimate, feasible, goal
+from bdjax.sweep.grid import Grid
 from tests.sweep.small import DATA, EXECUTION, go
 
 LABELS = np.arange(1000) % 10
@@ -61,16 +61,14 @@ def test_a_selection_of_somebodys_own_that_fails_is_one_line():
 
 
 def test_a_plan_says_so_and_does_not_count_the_members():
-    grid = Grid(datasets=("digits",), attacks=("badnets", "wanet"), poison_ratios=(0.0, 0.0003, 0.1), seeds=(0, 1), epochs=1)
-    found = planning.overview(grid, measuring=planning.Measuring(tune=False, memory=False))
+    grid = Grid(dataset=("digits",), attack=("badnets", "wanet"), poison_ratio=(0.0, 0.0003, 0.1), seeds=(0, 1), epochs=1)
+    found = estimate.overview(grid, measuring=estimate.Measuring(tune=False, memory=False))
     badnets, wanet = found.cells
     assert (badnets.members, len(badnets.infeasible), wanet.members, len(wanet.infeasible)) == (4, 1, 4, 1)
-    assert found.members == 8 and {repair.members for repair in badnets.repairs} == {4}
-    text = "\n".join(planning.lines(found))
+    assert found.members == 8 and {defend.members for defend in badnets.defenses} == {4}
+    text = "\n".join(estimate.lines(found))
     assert "infeasible, and not counted: badnets poisons no row at ratio 0.0003" in text and "target 0, 4 members" in text
-    longer = planning.overview(
-        Grid(attacks=("wanet",), poison_ratios=(0.0003,)), measuring=planning.Measuring(False, memory=False)
-    )
+    longer = estimate.overview(Grid(attack=("wanet",), poison_ratio=(0.0003,)), measuring=estimate.Measuring(False, memory=False))
     assert not longer.cells[0].infeasible  # one is expected over 100 epochs
 
 
@@ -86,9 +84,7 @@ def test_check_says_so(capsys, tmp_path, own_cache):
 
 @pytest.mark.slow  # trains
 def test_a_run_records_it_and_trains_the_others(tmp_path):
-    grid = Grid(
-        defenses=("clp",), poison_ratios=(0.0, 0.001, 0.1), width=4, epochs=1, batch=25, train_images=200, test_images=100
-    )
+    grid = Grid(defense=("clp",), poison_ratio=(0.0, 0.001, 0.1), width=4, epochs=1, batch=25, train_images=200, test_images=100)
     frame = go(grid, tmp_path)
     status = {(row["defense"], row["ratio"]): row["status"] for row in frame.iter_rows(named=True)}
     assert {key for key, told in status.items() if told == "infeasible"} == {("none", 0.001), ("clp", 0.001)}
@@ -102,10 +98,10 @@ def test_a_run_records_it_and_trains_the_others(tmp_path):
 
 def test_the_goal_of_an_attack_is_told_in_words():
     facts = spec("cifar10")
-    assert goal.told(built("badnets", {"target": 2}), 2, facts) == "target 2 (class 'bird')"
-    assert goal.told(built("badnets", {"labels": "all_to_all"}), 0, facts) == "labels all_to_all"
+    assert goal.in_words(built("badnets", {"target": 2}), 2, facts) == "target 2 (class 'bird')"
+    assert goal.in_words(built("badnets", {"labels": "all_to_all"}), 0, facts) == "labels all_to_all"
     assert goal.target(built("badnets", {"labels": "all_to_all"}), 0) is None
     assert goal.target(built("sig"), 0) == 0 and goal.rule(built("sig").config) == "all_to_one"
-    assert goal.told(built("badnets"), 0, spec("digits")) == "target 0"
+    assert goal.in_words(built("badnets"), 0, spec("digits")) == "target 0"
     own = built("badnets")._replace(config=None)
-    assert goal.told(own, 4, facts) == "target 4 (class 'deer')" and goal.rule(None) is None
+    assert goal.in_words(own, 4, facts) == "target 4 (class 'deer')" and goal.rule(None) is None

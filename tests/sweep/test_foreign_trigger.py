@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax import cli
-from bdjax.attacks import ATTACKS
-from bdjax.report.tables import board, csv, full, markdown
-from bdjax.sweep import rows, store
+from bdjax.attacks.table import ATTACKS
+from bdjax.cli import main as cli
+from bdjax.reporting.tables import board, csv, full, markdown
+from bdjax.store import records, rows
 from bdjax.sweep.foreign_trigger import shows_no_backdoor, warning
 from tests.sweep.small import DATA, EXECUTION, go, grid_of, images, import_of, refused, saved
 from tests.sweep.test_imported import predictions
@@ -31,7 +31,7 @@ def foreign(population, tmp_path_factory):
     )
     folder = saved(tmp_path_factory.mktemp("foreign") / "in", found._replace(variables=made))
     printed = io.StringIO()
-    grid = grid_of(folder, attacks=("wanet",), defenses=("clp",))
+    grid = grid_of(folder, attack=("wanet",), defense=("clp",))
     return go(grid, folder.parent / "out", stream=printed), printed.getvalue(), folder
 
 
@@ -108,7 +108,7 @@ def test_the_trigger_can_be_given_and_is_then_the_one_that_is_measured(populatio
     ]
     given = ["--config", f"badnets.pattern={tmp_path / 'patch.png'}", "--out", tmp_path / "out"]
     assert cli.main(["run", *map(str, chosen), *map(str, given)]) == 0
-    (row,) = store.read(tmp_path / "out").iter_rows(named=True)
+    (row,) = records.read(tmp_path / "out").iter_rows(named=True)
     want = population[1].filter(
         (population[1]["defense"] == "none") & (population[1]["seed"] == 0) & (population[1]["ratio"] == 0.1)
     )
@@ -137,10 +137,10 @@ def test_records_of_before_have_no_rate_and_no_warning(foreign, tmp_path, monkey
     old = tuple(name for name in rows.COLUMNS if name not in ("target_rate", "warning"))
     record = foreign[0].row(0, named=True)
     with monkeypatch.context() as patch:
-        for module in (rows, store):
+        for module in (rows, records):
             patch.setattr(module, "COLUMNS", old)
-        path = store.write_rows(tmp_path, record["cell"], "a" * 24, [{name: record[name] for name in old}])
-    (read,) = store.read_rows(tmp_path)
+        path = records.write_rows(tmp_path, record["cell"], "a" * 24, [{name: record[name] for name in old}])
+    (read,) = records.read_rows(tmp_path)
     assert path.is_file() and {**record, "target_rate": None, "warning": None} == read
 
 

@@ -10,23 +10,24 @@ import pytest
 from bdjax.data import spec
 from bdjax.errors import UserError
 from bdjax.models import by_name
-from bdjax.report.tables import csv, markdown
-from bdjax.sweep import adopt, import_folder, lacking, store
+from bdjax.reporting.tables import csv, markdown
+from bdjax.store import import_folder, records
 from bdjax.sweep import imported as imports
+from bdjax.sweep import imported_cells, pending
 from bdjax.sweep.build import cell_hash
-from bdjax.sweep.plan import cells
+from bdjax.sweep.expand import cells
 from tests.sweep.small import POINTS, all_to_all, go, grid_of, images, import_of, metrics, saved, stable
 
 KNOWS = """
-from bdjax.types import Defense, Repair
+from bdjax.types import Defense, Defended
 
 
 def mine(model, config=None, *, profile="corrected"):
-    def repair(key, view, hyper):
+    def defend(key, view, hyper):
         assert view.triggered.shape == view.clean.images.shape
-        return Repair(view.variables)
+        return Defended(view.variables)
 
-    return Defense(repair, (), frozenset({"clean", "triggered"}))
+    return Defense(defend, (), frozenset({"clean", "triggered"}))
 """
 
 
@@ -67,7 +68,7 @@ def test_every_record_is_that_of_the_same_networks_trained_here(population, stor
 @pytest.mark.parametrize("with_images", [True, False])
 def test_our_own_trigger_instead_of_stored_images(population, imported, tmp_path, with_images):
     folder = imported if with_images else saved(tmp_path / "in", import_of(population[0], triggered=None))
-    frame = go(grid_of(folder, attacks=("badnets",), defenses=("clp",)), tmp_path / "out")
+    frame = go(grid_of(folder, attack=("badnets",), defense=("clp",)), tmp_path / "out")
     for defense in ("none", "clp"):
         assert metrics(frame, defense) == metrics(population[1], defense)
     assert set(frame["target"]) == {0} and frame["trigger_digest"].null_count() == 0
@@ -84,21 +85,21 @@ def test_a_record_says_where_a_network_comes_from_and_no_path(stored, imported):
 def test_nothing_is_measured_twice_and_lost_networks_come_back(stored, imported, tmp_path, capfd):
     out = shutil.copytree(stored[0], tmp_path / "out")
     assert stable(go(grid_of(imported), out)) == stable(stored[1])
-    assert "0 members to measure, 0 to repair" in capfd.readouterr().err
+    assert "0 members to measure, 0 to defend" in capfd.readouterr().err
     shutil.rmtree(out / "models")
     next(p for p in (out / "records").rglob("*.parquet") if defense_of(p) == "clp").unlink()
     assert stable(go(grid_of(imported), out)) == stable(stored[1])
-    assert "4 members to measure, 4 to repair" in capfd.readouterr().err
+    assert "4 members to measure, 4 to defend" in capfd.readouterr().err
 
 
 def defense_of(path):
-    return store.read_file(path)[0]["defense"]
+    return records.read_file(path)[0]["defense"]
 
 
 def test_one_network_for_several_seeds(population, tmp_path):
     both = import_of(population[0], points=((3, 0.1), (8, 0.1)), network=(1, 1), kept=({},) * 4)
     folder = saved(tmp_path / "in", both)
-    frame = go(grid_of(folder, seeds=(3, 8), poison_ratios=(0.1,), defenses=("ft",)), tmp_path / "out")
+    frame = go(grid_of(folder, seeds=(3, 8), poison_ratio=(0.1,), defense=("ft",)), tmp_path / "out")
     before, after = metrics(frame, "none"), metrics(frame, "ft")
     assert len(set(before.values())) == 1 and next(iter(before.values())) == metrics(population[1], "none")[0, 0.1, "{}"]
     assert len(set(after.values())) > 1  # other clean rows and draws
@@ -123,15 +124,15 @@ def test_a_defense_that_sees_the_trigger_needs_one_that_can_be_stamped(imported,
     (tmp_path / "mine.py").write_text(KNOWS)
     name = f"{tmp_path / 'mine.py'}:mine"
     with pytest.raises(UserError, match="sees triggered images: name the attack"):
-        go(grid_of(imported, defenses=(name,)), tmp_path / "out")
-    frame = go(grid_of(imported, attacks=("badnets",), defenses=(name,)), tmp_path / "out")
+        go(grid_of(imported, defense=(name,)), tmp_path / "out")
+    frame = go(grid_of(imported, attack=("badnets",), defense=(name,)), tmp_path / "out")
     mine = frame.filter(frame["defense"] == name)
     assert set(mine["status"]) == {"ok"} and set(mine["knows_trigger"]) == {True} and mine["der"].to_list() == [0.5] * 4
 
 
 def test_an_attack_with_a_target_per_class(population, tmp_path):
     folder = saved(tmp_path / "in", import_of(population[0], triggered=all_to_all(images())))
-    frame = go(grid_of(folder, defenses=("clp",)), tmp_path / "out")
+    frame = go(grid_of(folder, defense=("clp",)), tmp_path / "out")
     assert frame["target"].null_count() == 8 and set(frame["n_triggered"]) == {100} and set(frame["status"]) == {"ok"}
     assert "stored" in markdown(frame) and "clp" in csv(frame)
 
@@ -141,7 +142,7 @@ def test_a_network_that_is_not_finite_is_named_and_the_others_go_on(population, 
     broken = {**found.variables[1], "params": {**found.variables[1]["params"]}}
     broken["params"]["linear"] = {name: np.full_like(leaf, np.nan) for name, leaf in broken["params"]["linear"].items()}
     folder = saved(tmp_path / "in", found._replace(variables=(found.variables[0], broken, *found.variables[2:])))
-    frame = go(grid_of(folder, defenses=("clp",)), tmp_path / "out")
+    frame = go(grid_of(folder, defense=("clp",)), tmp_path / "out")
     status = {(r["defense"], r["seed"], r["ratio"]): r["status"] for r in frame.iter_rows(named=True)}
     assert status == {(d, *point): "non_finite" if point == (0, 0.1) else "ok" for d in ("none", "clp") for point in POINTS}
     bad = frame.filter(frame["status"] != "ok")
@@ -153,11 +154,11 @@ def test_a_failure_is_a_record(imported, tmp_path, monkeypatch, capfd):
     def broken(*_):
         raise RuntimeError("no idea")
 
-    monkeypatch.setattr(adopt, "evaluator", lambda *_: broken)
-    frame = go(grid_of(imported, defenses=("clp",)), tmp_path / "out")
+    monkeypatch.setattr(imported_cells, "evaluator", lambda *_: broken)
+    frame = go(grid_of(imported, defense=("clp",)), tmp_path / "out")
     assert set(frame["status"]) == {"failed"} and "no idea" in capfd.readouterr().err
     monkeypatch.undo()
-    assert set(go(grid_of(imported, defenses=("clp",)), tmp_path / "out")["status"]) == {"ok"}
+    assert set(go(grid_of(imported, defense=("clp",)), tmp_path / "out")["status"]) == {"ok"}
 
 
 def test_what_only_an_export_needs_is_not_read(population, tmp_path):
@@ -165,5 +166,5 @@ def test_what_only_an_export_needs_is_not_read(population, tmp_path):
     folder = saved(tmp_path / "in", import_of(population[0], kept=kept))
     (folder / "kept_0.npz").write_bytes(b"harmed")
     assert imports.opened(str(folder)).kept == ({},) * 4
-    work = lacking.work(cells(grid_of(folder))[0], images(), grid_of(folder))
-    assert lacking.opened(work, tmp_path / "out", lacking.Tries()).training
+    work = pending.work_of(cells(grid_of(folder))[0], images(), grid_of(folder))
+    assert pending.pending(work, tmp_path / "out", pending.Tries()).training

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from bdjax import cli
-from bdjax.sweep import store
-from bdjax.sweep.flags import Scenario, grid_of
+from bdjax.cli import main as cli
+from bdjax.cli.flags import Scenario, grid_of
+from bdjax.store import records
 from tests.sweep.small import DATA, EXECUTION, all_to_all, images, import_of, metrics, refused, saved
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -31,18 +31,18 @@ def results(imported, tmp_path_factory):
 
 @pytest.mark.slow
 def test_run_takes_everything_from_the_folder(results, population, imported, capsys):
-    frame = store.read(results)
+    frame = records.read(results)
     for defense in ("none", "clp"):
         assert metrics(frame, defense) == metrics(population[1], defense)
     assert cli.main(["run", "--imported", str(imported), *RUN, "--out", str(results)]) == 0
     captured = capsys.readouterr()
-    assert "0 members to measure, 0 to repair" in captured.err and "stored" in captured.out
+    assert "0 members to measure, 0 to defend" in captured.err and "stored" in captured.out
 
 
 def test_run_takes_single_networks_and_our_own_trigger(population, bare, tmp_path):
     chosen = ["--attack", "badnets", "--seeds", "1", "--poison-ratio", "0.1", "--width", "4"]
     assert cli.main(["run", "--imported", str(bare), *chosen, *RUN, "--out", str(tmp_path)]) == 0
-    found, want = (metrics(frame, "clp") for frame in (store.read(tmp_path), population[1]))
+    found, want = (metrics(frame, "clp") for frame in (records.read(tmp_path), population[1]))
     assert found == {key: value for key, value in want.items() if key[:2] == (1, 0.1)}
 
 
@@ -113,7 +113,7 @@ def test_without_images_an_attack_must_be_named(capsys, bare, command):
 
 def test_a_file_of_a_sweep_names_the_attack(bare, imported, tmp_path, capsys):
     file = tmp_path / "grid.py"
-    file.write_text("from bdjax.sweep.plan import Grid\ngrid = Grid(attacks=('blended',), defenses=('clp',), spc=(2,))\n")
+    file.write_text("from bdjax.sweep.grid import Grid\ngrid = Grid(attack=('blended',), defense=('clp',), spc=(2,))\n")
     arguments = ["plan", "--file", str(file), "--no-tune", "--no-memory", *DATA]
     assert cli.main([*arguments, "--imported", str(bare)]) == 0
     assert "digits / cnn / blended" in capsys.readouterr().out
@@ -168,8 +168,8 @@ def test_a_reduced_depth_comes_from_the_folder(tmp_path):
 
     from bdjax.data import spec
     from bdjax.models import by_name
-    from bdjax.sweep.import_folder import File, Import
-    from bdjax.sweep.plan import cells
+    from bdjax.store.import_folder import File, Import
+    from bdjax.sweep.expand import cells
 
     model = by_name("preactresnet18", spec("digits"), width=4, depth=1)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(model.init, jax.random.key(0)))

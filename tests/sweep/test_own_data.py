@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.data import from_arrays, write_arrays
+from bdjax.results import member, recreate
+from bdjax.store import records
 from bdjax.sweep import run as sweep
-from bdjax.sweep import store, trained
-from bdjax.sweep.plan import Grid
+from bdjax.sweep.grid import Grid
 from tests.sweep.small import EXECUTION, HOW, refused
 
 RUN = [*EXECUTION, "--width", "4", "--epochs", "2", "--batch", "40", "--spc", "2", "--poison-ratio", "0.1", "--defense", "clp"]
@@ -60,7 +61,7 @@ def results(folders, tmp_path_factory):
 
 @pytest.mark.slow
 def test_records_hold_the_name_and_no_path(results, folders):
-    frame = store.read(results)
+    frame = records.read(results)
     assert set(frame["dataset"]) == {"pets", "rays"} and frame.height == 4 and set(frame["status"]) == {"ok"}
     assert set(frame["train_images"]) == {160} and set(frame["n_clean"]) == {80} and set(frame["n_triggered"]) == {60}
     parent = str(folders["images"].parent)
@@ -74,20 +75,20 @@ def test_the_same_images_elsewhere_are_the_same_experiment(results, folders, tmp
     shutil.copytree(folders[kind], tmp_path / "moved" / folders[kind].name)
     monkeypatch.chdir(tmp_path / "moved")
     done("run", "--dataset", f"./{folders[kind].name}", *RUN, "--out", out)
-    assert "0 members to train, 0 to repair" in capsys.readouterr().err and store.read(out).height == 4
+    assert "0 members to train, 0 to defend" in capsys.readouterr().err and records.read(out).height == 4
 
 
 def test_one_name_and_other_images_are_another_experiment(results, tiny_dataset, folders, tmp_path, capsys):
     out, other = shutil.copytree(results, tmp_path / "out"), written(tmp_path / "pets", tiny_dataset, turned=True)
     done("run", "--dataset", other, *RUN, "--out", out)
-    assert "1 members to train, 1 to repair" in capsys.readouterr().err
-    frame = store.read(out)
+    assert "1 members to train, 1 to defend" in capsys.readouterr().err
+    frame = records.read(out)
     pets = frame.filter(frame["dataset"] == "pets")
     assert pets.height == 4 and pets["cell"].n_unique() == 4 and pets["data_digest"].n_unique() == 2
     names = (str(folders["images"]), str(other))
-    both = Grid(datasets=names, defenses=("clp",), poison_ratios=(0.1,), width=4, epochs=2, batch=40)
+    both = Grid(dataset=names, defense=("clp",), poison_ratio=(0.1,), width=4, epochs=2, batch=40)
     assert sweep.run(both, out, execution=HOW).height == 4
-    assert "0 members to train, 0 to repair" in capsys.readouterr().err
+    assert "0 members to train, 0 to defend" in capsys.readouterr().err
     assert sweep.run(both, out, execution=HOW, only={"dataset": str(other)})["data_digest"].n_unique() == 1
     done("report", out)
     assert (out / "table.md").read_text().count("| clp |") == 3  # nothing is pooled over different images
@@ -123,8 +124,8 @@ def planned(folders, tmp_path, capsys):
     """A file of a sweep of own data, whose plan for a reduced set is as it should be."""
     file = tmp_path / "grid.py"
     file.write_text(
-        "from bdjax.sweep.plan import Grid\n"
-        f"grid = Grid(datasets=({str(folders['arrays'])!r},), defenses=('clp',), poison_ratios=(0.1,),\n"
+        "from bdjax.sweep.grid import Grid\n"
+        f"grid = Grid(dataset=({str(folders['arrays'])!r},), defense=('clp',), poison_ratio=(0.1,),\n"
         "            width=4, epochs=2, batch=40)\n"
     )
     done("plan", "--file", file, "--train-images", "40", "--test-images", "8", "--no-tune", "--no-memory", "--json")
@@ -140,7 +141,7 @@ def test_a_reduced_set_of_a_file_is_planned(planned):
 @pytest.mark.slow  # other shapes: programs of its own
 def test_a_reduced_set_and_a_sweep_of_a_file(planned, tmp_path):
     done("sweep", planned, *EXECUTION, "--train-images", "40", "--test-images", "8", "--out", tmp_path / "out")
-    frame = store.read(tmp_path / "out")
+    frame = records.read(tmp_path / "out")
     assert set(frame["train_images"]) == {40} and set(frame["test_images"]) == {8} and set(frame["n_clean"]) == {8}
 
 
@@ -169,16 +170,16 @@ def test_pictures_and_repairs_are_made_from_the_images_of_the_record(results, fo
     from bdjax.data import load
     from bdjax.errors import UserError
 
-    found = trained.find(results, {"dataset": "pets", "defense": "clp"})
+    found = member.find(results, {"dataset": "pets", "defense": "clp"})
     with pytest.raises(UserError, match="pets is a data set of the user's own: name its folder with --dataset"):
-        trained.network(found)
+        member.network(found)
     dataset = load(str(folders["images"]))
-    again = trained.repaired(found, trained.network(found, str(folders["images"])), dataset)
+    again = recreate.defend(found, member.network(found, str(folders["images"])), dataset)
     assert (again.measured["acc"], again.measured["asr"]) == (found.row["acc"], found.row["asr"])
-    assert trained.triggered(found, dataset).images.shape == (60, 8, 8, 3)
+    assert recreate.triggered(found, dataset).images.shape == (60, 8, 8, 3)
     other = load(str(written(tmp_path / "pets", tiny_dataset, turned=True)))
     with pytest.raises(UserError, match="these images of pets are not those of the record"):
-        trained.triggered(found, other)
+        recreate.triggered(found, other)
 
 
 @pytest.mark.torch
@@ -186,7 +187,7 @@ def test_pictures_and_repairs_are_made_from_the_images_of_the_record(results, fo
 def test_through_pytorch_and_back(results, folders, tmp_path, capsys, kind):
     pytest.importorskip("torch")
     folder, name = folders[kind], {"images": "pets", "arrays": "rays"}[kind]
-    file, frame = tmp_path / "record" / "result.pt", store.read(results)
+    file, frame = tmp_path / "record" / "result.pt", records.read(results)
     cell = frame.filter((frame["dataset"] == name) & (frame["defense"] == "none"))["cell"][0]
     assert "name its folder with --dataset" in refused(capsys, "export-torch", results, file, "--cell", cell)
     done("export-torch", results, file, "--dataset", folder)
@@ -195,9 +196,9 @@ def test_through_pytorch_and_back(results, folders, tmp_path, capsys, kind):
     done("run", "--imported", tmp_path / "in", *keep, "--out", tmp_path / "out")
     ours, theirs = (
         {(r["defense"], r["acc"], r["asr"], r["ra"]) for r in rows.iter_rows(named=True) if r["dataset"] == name}
-        for rows in (frame, store.read(tmp_path / "out"))
+        for rows in (frame, records.read(tmp_path / "out"))
     )
     assert ours == theirs and len(ours) == 2
     moved = shutil.copytree(folder, tmp_path / "moved" / folder.name)
     done("run", "--imported", tmp_path / "in", "--dataset", moved, *keep, "--out", tmp_path / "out")
-    assert "0 members to measure, 0 to repair" in capsys.readouterr().err
+    assert "0 members to measure, 0 to defend" in capsys.readouterr().err

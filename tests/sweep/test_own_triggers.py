@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax.sweep import build, plan
-from bdjax.sweep.flags import Scenario, grid_of
+from bdjax.cli.flags import Scenario, grid_of
+from bdjax.sweep import build, expand
 from tests.sweep.small import refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def cell(attack, *config):
     grid = grid_of(Scenario(attack=attack, defense=("clp",), config=tuple(f"{attack}.{item}" for item in config)))
-    return plan.cells(grid)[0].train
+    return expand.cells(grid)[0].train
 
 
 def name(attack, *config):

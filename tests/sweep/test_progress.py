@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from bdjax.store import provenance
 from bdjax.sweep import progress as shown
-from bdjax.sweep import provenance
 from bdjax.sweep.progress import Progress, clock
 
 

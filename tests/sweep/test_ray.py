@@ -13,7 +13,7 @@ from tests.sweep.test_faults import QUICK, ended, prepare, whole, written
 
 DRIVER = """
 import sys
-from bdjax.cli import main
+from bdjax.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -66,7 +66,7 @@ def test_a_node_that_goes_away_loses_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_no_cluster_is_one_clear_line(tmp_path):
     pytest.importorskip("ray")
-    (tmp_path / "grid.py").write_text("from bdjax.sweep.plan import Grid\ngrid = Grid()\n")
+    (tmp_path / "grid.py").write_text("from bdjax.sweep.grid import Grid\ngrid = Grid()\n")
     arguments = ["sweep", str(tmp_path / "grid.py"), "--out", str(tmp_path / "x"), "--ray", "127.0.0.1:1"]
     done = subprocess.run([sys.executable, "-c", DRIVER, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "no Ray cluster at 127.0.0.1:1" in done.stderr.splitlines()[-1], done.stderr

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.sweep import models, store
+from bdjax.store import checkpoints, records
 from tests.sweep.small import GRID, TOGETHER, go, stable
 
 
 def changed(grid=GRID, **fields):
-    if "ft" not in fields.get("defenses", ("ft",)):
+    if "ft" not in fields.get("defense", ("ft",)):
         fields = {"defense_config": {}, "hyper": {}, **fields}
     return dataclasses.replace(grid, **fields)
 
@@ -72,13 +72,13 @@ def test_nothing_runs_twice(first, capfd):
     before = files(out)
     assert stable(go(GRID, out)) == stable(frame)
     assert files(out) == before
-    assert "0 members to train, 0 to repair" in capfd.readouterr().err
+    assert "0 members to train, 0 to defend" in capfd.readouterr().err
 
 
 def test_a_grid_can_be_extended(first, tmp_path):
     out = copy(first[0], tmp_path / "more")
     before = files(out)
-    wider = changed(seeds=(0, 1, 2), poison_ratios=(0.0, 0.1, 0.2), hyper={"ft": {"lr": (0.01, 0.05)}})
+    wider = changed(seeds=(0, 1, 2), poison_ratio=(0.0, 0.1, 0.2), hyper={"ft": {"lr": (0.01, 0.05)}})
     frame = go(wider, out)
     assert frame.height == 9 + 18 + 9 and set(frame["status"]) == {"ok"}
     assert {p: t for p, t in files(out).items() if p in before} == before
@@ -105,7 +105,7 @@ def test_a_repair_does_not_depend_on_its_company(first, together):
 
 @pytest.mark.slow  # training and tuning two members in one program
 def test_a_member_does_not_depend_on_its_company(first, tmp_path):
-    pair = changed(seeds=(1,), defenses=("ft",), hyper={"ft": {"lr": (0.01,)}})
+    pair = changed(seeds=(1,), defense=("ft",), hyper={"ft": {"lr": (0.01,)}})
     together = go(pair, tmp_path, execution=TOGETHER._replace(chunk=2))
     assert together.height == 4
     compare(together, first)
@@ -127,11 +127,11 @@ def test_trained_members_that_are_gone_are_trained_again_only_if_needed(first, t
     state.unlink()
     go(GRID, out)
     assert "0 members to train" in capfd.readouterr().err  # all records are there: nobody needs the members
-    ft = next(p for p in (out / "records").rglob("*.parquet") if store.read_file(p)[0]["defense"] == "ft")
+    ft = next(p for p in (out / "records").rglob("*.parquet") if records.read_file(p)[0]["defense"] == "ft")
     ft.unlink()
     assert stable(go(GRID, out)) == stable(first[1])
     err = capfd.readouterr().err
-    assert "4 members to train, 8 to repair" in err and "is corrupt" in err
+    assert "4 members to train, 8 to defend" in err and "is corrupt" in err
 
 
 DEFENSE = """
@@ -140,7 +140,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bdjax.types import Defense, Repair
+from bdjax.types import Defense, Defended
 
 
 class Hyper(NamedTuple):
@@ -152,33 +152,33 @@ class Trace(NamedTuple):
 
 
 def mine(model, config=None, *, profile="corrected"):
-    def repair(key, view, hyper):
+    def defend(key, view, hyper):
         {body}
 
-    return Defense(repair, Hyper(), frozenset())
+    return Defense(defend, Hyper(), frozenset())
 """
 FAIL = """def fail():  # it can be traced, and fails when it runs
             raise RuntimeError("no idea")
 
         one = jax.pure_callback(fail, jax.ShapeDtypeStruct((), "float32"), vmap_method="sequential")
-        return Repair(jax.tree.map(lambda p: p * one, view.variables))"""
+        return Defended(jax.tree.map(lambda p: p * one, view.variables))"""
 SCALE = """params = jax.tree.map(lambda p: p * hyper.factor * hyper.factor, view.variables["params"])
-        return Repair({**view.variables, "params": params}, None, Trace(hyper.factor))"""
+        return Defended({**view.variables, "params": params}, None, Trace(hyper.factor))"""
 
 
 def test_a_failing_defense_leaves_failed_rows_and_the_others_go_on(first, tmp_path, capfd):
     out = copy(first[0], tmp_path / "failing")
     file = tmp_path / "mine.py"
     file.write_text(DEFENSE.replace("{body}", FAIL))
-    frame = go(changed(defenses=(f"{file}:mine", "ft"), hyper={}), out)
+    frame = go(changed(defense=(f"{file}:mine", "ft"), hyper={}), out)
     failed = frame.filter(frame["status"] == "failed")
     assert failed.height == 4 and failed["acc"].null_count() == 4
     assert all(reason and "\n" not in reason for reason in failed["reason"])
     assert frame.filter(frame["defense"] == "ft").height == 4
     told = next((out / "failures").iterdir()).read_text()
     assert "failed: " in capfd.readouterr().err and "Traceback" in told and "RuntimeError: no idea" in told
-    again = go(changed(defenses=(f"{file}:mine", "ft"), hyper={}), out)  # tried again: it is no finished record
-    assert again.filter(again["status"] == "failed").height == 4 and "4 to repair" in capfd.readouterr().err
+    again = go(changed(defense=(f"{file}:mine", "ft"), hyper={}), out)  # tried again: it is no finished record
+    assert again.filter(again["status"] == "failed").height == 4 and "4 to defend" in capfd.readouterr().err
 
 
 def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_path, capfd):
@@ -186,7 +186,7 @@ def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_pa
     file = tmp_path / "mine.py"
     file.write_text(DEFENSE.replace("{body}", SCALE))
     name = f"{file}:mine"
-    frame = go(changed(defenses=(name,), hyper={name: {"factor": (1.0, 1e38)}}), out)
+    frame = go(changed(defense=(name,), hyper={name: {"factor": (1.0, 1e38)}}), out)
     mine = frame.filter(frame["defense"] == name)
     assert mine.height == 8
     for row in mine.iter_rows(named=True):
@@ -198,7 +198,7 @@ def test_a_member_that_is_not_finite_is_named_and_the_others_go_on(first, tmp_pa
 
 
 def test_a_diverged_training_is_a_record_and_passes_its_status_on(tmp_path):
-    frame = go(changed(recipe={"lr": 1e30}, seeds=(0,), poison_ratios=(0.1,), hyper={}), tmp_path)
+    frame = go(changed(recipe={"lr": 1e30}, seeds=(0,), poison_ratio=(0.1,), hyper={}), tmp_path)
     assert set(frame["status"]) == {"non_finite"} and frame.height == 3 and frame["acc"].null_count() == 3
     assert all("is not finite from step" in reason for reason in frame["reason"])
 
@@ -208,7 +208,7 @@ def test_a_preparation_that_is_not_finite_makes_the_members_of_its_seed_non_fini
     monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path / "cache"))
     file = tmp_path / "mine.py"
     file.write_text(
-        "import jax\nimport jax.numpy as jnp\nfrom bdjax.attacks import badnets\n\n\n"
+        "import jax\nimport jax.numpy as jnp\nfrom bdjax.attacks.badnets.badnets import badnets\n\n\n"
         "def mine(spec, config=None, *, profile='corrected'):\n"
         "    attack = badnets(spec, config, profile=profile)\n"
         "    def prepare(key, dataset):\n"
@@ -217,7 +217,7 @@ def test_a_preparation_that_is_not_finite_makes_the_members_of_its_seed_non_fini
         "    recipe = attack.recipe._replace(prepare_per='seed', shared_trigger=False)\n"
         "    return attack._replace(prepare=prepare, recipe=recipe, init=lambda key, assets: {'draw': assets['draw']})\n"
     )
-    frame = go(changed(attacks=(f"{file}:mine",), defenses=("clp",), seeds=(0, 1, 2, 3), poison_ratios=(0.1,)), tmp_path / "out")
+    frame = go(changed(attack=(f"{file}:mine",), defense=("clp",), seeds=(0, 1, 2, 3), poison_ratio=(0.1,)), tmp_path / "out")
     trained = {row["seed"]: row for row in frame.filter(frame["defense"] == "none").iter_rows(named=True)}
     assert {row["status"] for row in trained.values()} == {"ok", "non_finite"}
     for row in trained.values():
@@ -241,14 +241,15 @@ def test_a_clean_subset_larger_than_a_class_is_a_record_in_a_sweep_and_an_error_
 def test_members_whose_poison_set_cannot_be_drawn_are_infeasible_and_not_trained(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "import jax.numpy as jnp\nfrom bdjax.attacks import badnets\n\n\ndef mine(spec, config=None, *, profile='corrected'):\n"
+        "import jax.numpy as jnp\nfrom bdjax.attacks.badnets.badnets import badnets\n\n\n"
+        "def mine(spec, config=None, *, profile='corrected'):\n"
         "    attack = badnets(spec, config, profile=profile)\n"
         "    def select(key, labels, count):\n"
         "        mask, ok = attack.select(key, labels, count)\n"
         "        return mask, ok & (count < 20)\n"
         "    return attack._replace(select=select)\n"
     )
-    grid = changed(attacks=(f"{file}:mine",), defenses=("clp",), seeds=(0,))
+    grid = changed(attack=(f"{file}:mine",), defense=("clp",), seeds=(0,))
     frame = go(grid, tmp_path / "out")
     status = {(r["defense"], r["ratio"]): r["status"] for r in frame.iter_rows(named=True)}
     assert status == {("none", 0.0): "ok", ("none", 0.1): "infeasible", ("clp", 0.0): "ok", ("clp", 0.1): "infeasible"}
@@ -262,7 +263,7 @@ def test_an_interrupt_passes_through(first, tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text(DEFENSE.replace("{body}", "raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
-        go(changed(defenses=(f"{file}:mine",)), out)
+        go(changed(defense=(f"{file}:mine",)), out)
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_with_one_line(tmp_path, monkeypatch):
@@ -272,8 +273,8 @@ def test_a_checkpoint_that_cannot_be_written_stops_with_one_line(tmp_path, monke
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(models.os, "fsync", full)
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
-        go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path)
+        go(changed(seeds=(0,), poison_ratio=(0.1,), defense=("clp",)), tmp_path)
     monkeypatch.undo()
-    assert go(changed(seeds=(0,), poison_ratios=(0.1,), defenses=("clp",)), tmp_path).height == 2
+    assert go(changed(seeds=(0,), poison_ratio=(0.1,), defense=("clp",)), tmp_path).height == 2

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from bdjax import cli
+from bdjax.cli import main as cli
 from bdjax.interop import read
 from bdjax.interop.layout import layout
-from bdjax.sweep import import_folder, store, trained
+from bdjax.results import member, recreate
+from bdjax.store import import_folder, records
 from tests.sweep.small import DATA, EXECUTION, images, metrics, refused
 
 torch = pytest.importorskip("torch")
@@ -48,13 +49,13 @@ def defended(brought, tmp_path_factory):
 
 def test_there_and_back_the_network_is_the_same(population, brought, defended):
     """Bit for bit, so its measures are the same, and so are those of its repairs."""
-    found, there = trained.find(population[0], {"seed": 0, "ratio": 0.1}), import_folder.load(brought)
+    found, there = member.find(population[0], {"seed": 0, "ratio": 0.1}), import_folder.load(brought)
     assert (there.dataset, there.points, there.triggered.rows) == ("digits", ((0, 0.1),), 100)
     for part in ("params", "batch_stats"):
         for module, leaves in found.variables[part].items():
             for name, leaf in leaves.items():
                 assert there.variables[0][part][module][name].tobytes() == leaf.tobytes()
-    frame = store.read(defended)
+    frame = records.read(defended)
     for defense in ("none", "ft", "clp"):
         want = {key: value for key, value in metrics(population[1], defense).items() if key[:2] == (0, 0.1)}
         got = metrics(frame, defense)
@@ -65,14 +66,14 @@ def test_a_repaired_network_goes_out_whole(defended, brought, tmp_path, capsys):
     file = tmp_path / "ft.pt"
     capsys.readouterr()
     done("export-torch", defended, file, "--defense", "ft", "--spc", "2", "--imported", brought)
-    row = trained.find(defended, {"defense": "ft"}).row
+    row = member.find(defended, {"defense": "ft"}).row
     told = capsys.readouterr().out
     assert f"ACC {row['acc']:.4f}, ASR {row['asr']:.4f} (its record: {row['acc']:.4f}, {row['asr']:.4f})" in told
     result = torch.load(file, weights_only=True)
     assert (result["model_name"], result["num_classes"]) == ("cnn", 10)
     state = result["model"]
     assert list(read(file).state) == list(state)
-    model = trained.network(trained.find(defended, {}))
+    model = member.network(member.find(defended, {}))
     assert {name: tuple(value.shape) for name, value in state.items()} == {t.name: t.shape for t in layout(model)}
     before = torch.load(file_of(defended, tmp_path, "--imported", brought), weights_only=True)
     assert list(before) == list(state) and not torch.equal(before["linear.weight"], state["linear.weight"])
@@ -97,13 +98,13 @@ def test_safetensors(defended, brought, population, tmp_path):
     done("export-torch", defended, file, "--defense", "ft", "--imported", brought)
     found = read(file)
     assert (found.model, found.dataset) == ("cnn", "digits")
-    found_ft = trained.find(defended, {"defense": "ft"})
-    again = trained.repaired(found_ft, trained.network(found_ft), images(), str(brought))
+    found_ft = member.find(defended, {"defense": "ft"})
+    again = recreate.defend(found_ft, member.network(found_ft), images(), str(brought))
     np.testing.assert_array_equal(found.state["linear.weight"].T, again.variables["params"]["linear"]["kernel"])
     done("import-torch", file, "--poison-ratio", "0.1", "--out", tmp_path / "in")
     own = ["--attack", "badnets", "--defense", "none"]
     done("run", "--imported", tmp_path / "in", *own, *RUN, "--out", tmp_path / "out")
-    row = store.read(tmp_path / "out").row(0, named=True)
+    row = records.read(tmp_path / "out").row(0, named=True)
     assert (row["acc"], row["asr"]) == (again.measured["acc"], again.measured["asr"])
 
 
@@ -116,7 +117,7 @@ def test_a_repair_among_several_rates_and_its_images(population, tmp_path):
         done("export-torch", population[0], file, "--defense", "ft", "--hyper", hyper, *ONE, "--kind", "attack_result")
         done("import-torch", file, "--poison-ratio", "0.1", "--out", tmp_path / f"in{n}")
         done("run", "--imported", tmp_path / f"in{n}", *RUN, "--defense", "none", "--out", tmp_path / f"out{n}")
-        row = store.read(tmp_path / f"out{n}").row(0, named=True)
+        row = records.read(tmp_path / f"out{n}").row(0, named=True)
         assert (row["acc"], row["asr"], row["ra"]) == metrics(population[1], "ft")[0, 0.1, rate]
 
 
@@ -136,8 +137,8 @@ def test_a_plug_and_bounds_go_out_and_come_back_by_the_commands(brought, tmp_pat
     done("import-torch", file, "--poison-ratio", "0.1", "--out", tmp_path / "in")
     assert added <= set(import_folder.load(tmp_path / "in").variables[0])
     done("run", "--imported", tmp_path / "in", *RUN, "--defense", "none", "--out", tmp_path / "out")
-    row = store.read(tmp_path / "out").row(0, named=True)
-    want = trained.find(tmp_path / "repaired", {"defense": defense}).row
+    row = records.read(tmp_path / "out").row(0, named=True)
+    want = member.find(tmp_path / "repaired", {"defense": defense}).row
     assert (row["acc"], row["asr"], row["ra"]) == (want["acc"], want["asr"], want["ra"])
     assert (want["acc"], want["asr"]) != (want["acc_before"], want["asr_before"])
 
@@ -149,7 +150,7 @@ def test_several_files_and_seeds(population, tmp_path):
     done("import-torch", *files, "--poison-ratio", "0.1", "--seeds", "0", "1", "--out", tmp_path / "in")
     done("run", "--imported", tmp_path / "in", *RUN, "--defense", "none", "--out", tmp_path / "out")
     want = {key: value for key, value in metrics(population[1], "none").items() if key[1] == 0.1}
-    assert metrics(store.read(tmp_path / "out"), "none") == want
+    assert metrics(records.read(tmp_path / "out"), "none") == want
 
 
 def test_mistakes_are_one_line(capsys, population, defended, brought, exported, imported, tmp_path):

@@ -1,0 +1,1 @@
+"""LF, the low-frequency attack."""

@@ -1,0 +1,118 @@
+"""Commands that show a folder of results: its report, the papers behind it, masks and pruning curves of its defenses."""
+
+import os
+import sys
+from collections.abc import Iterable
+
+from bdjax.errors import UserError
+from bdjax.results.mitigation import Limits, checked
+from bdjax.store import location
+from bdjax.store import records as store
+
+
+def report(
+    out: str,
+    /,
+    limits: Limits,
+    *,
+    data_dir: str | None = None,
+    pages: bool = True,
+    processes: int | None = None,
+) -> int:
+    """Write the tables (Markdown, CSV, LaTeX), figures and the HTML page of a folder of records.
+
+    Where it holds more than four training configurations, each of them has a page of its own beside the index; those whose
+    records did not change since are kept.
+
+    Args:
+      out: folder of the results, or a URL such as gs://bucket/run.
+      limits: what counts as mitigated.
+      data_dir: folder of the data archives, for the pictures of triggers; default: the environment's BDJAX_DATA_DIR.
+      pages: draw the pages of single training configurations too.
+      processes: that draw these pages side by side; default: one per CPU core, at most 8.
+    """
+    from bdjax.reporting.html import build
+
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes {processes}: at least 1")
+    checked(limits)
+    records = store.read(out)
+    if records.is_empty():
+        raise UserError(f"{out} holds no records; write some with: bdjax run --out {out}")
+    many = processes or min(os.cpu_count() or 1, 8)
+    path = build(out, records, data_dir=data_dir, pages=pages, processes=many, track=_bar, limits=limits)
+    print(f"report in {path}")
+    return 0
+
+
+def _bar(steps: Iterable[None], total: int) -> Iterable[None]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(steps, "pages of training configurations", total, console=Console(stderr=True))
+
+
+def cite(out: str, /) -> int:
+    """Print BibTeX of the papers behind a folder of results: its attacks, defenses, models and data sets.
+
+    Args:
+      out: folder of the results, or a URL such as gs://bucket/run.
+    """
+    from bdjax.results.cite import cite_folder
+
+    print(cite_folder(out))
+    return 0
+
+
+def compare_masks(out: str, first: str, second: str, /, *, below: float = 0.0) -> int:
+    """Compare what two defenses prune: the overlap of their masks per layer, as a table and as a picture.
+
+    Args:
+      out: folder of the results.
+      first: a defense with masks.
+      second: another.
+      below: a channel counts as pruned where its keep factor is at most this; above 0 for soft masks such as awn's.
+    """
+    from bdjax.reporting.compare import markdown, picture
+    from bdjax.results.masks import overlaps
+
+    if not 0 <= below < 1:
+        raise UserError(f"--below must lie in [0, 1); given {below}")
+    records = store.read(out)
+    if records.is_empty():
+        raise UserError(f"{out} holds no records")
+    found = overlaps(records, first, second, below)
+    print(markdown(found, first, second))
+    figures = location.locate(out) / "figures"
+    name = f"masks-{first}-{second}.png"
+    with location.written(figures) as folder:
+        picture(found, first, second).savefig(folder / name, dpi=150)
+    print(f"picture in {figures / name}", file=sys.stderr)
+    return 0
+
+
+def pruning_curve(
+    out: str, defense: str, /, *, data_dir: str | None = None, dataset: str | None = None, imported: str | None = None
+) -> int:
+    """Measure ACC and ASR at every level of a defense's pruning curve, for analysis: a table, a CSV file and a picture.
+
+    Args:
+      out: folder of the results.
+      defense: one that prunes more and more: fp, anp, clp, rnp, bnp, or your own.
+      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      dataset: path of the data set, where it is your own.
+      imported: import folder the networks came from, if they did.
+    """
+    from bdjax.reporting.curves import markdown, picture
+    from bdjax.results.curves import frame, grouped, measure
+
+    found = measure(out, defense, data_dir=data_dir, dataset=dataset, folder=imported)
+    groups = grouped(found)
+    print(markdown(groups))
+    figures = location.locate(out) / "figures"
+    name = f"pruning-curve-{defense.rpartition(':')[2]}"
+    with location.written(figures) as folder:
+        frame(found).write_csv(folder / f"{name}.csv")
+        picture(groups).savefig(folder / f"{name}.png", dpi=150)
+    print(f"picture in {figures / name}.png, numbers in {figures / name}.csv", file=sys.stderr)
+    return 0

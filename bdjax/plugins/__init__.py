@@ -1,0 +1,1 @@
+"""Methods in Python files of the user's own: found, imported in isolation from each other, hashed and checked."""

@@ -1,0 +1,1 @@
+"""Which execution is fastest on this machine: candidates, measured within a budget, and cached."""

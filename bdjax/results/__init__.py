@@ -1,0 +1,1 @@
+"""What is read from records, without drawing it: members, pooled rows, verdicts, pruning curves, citations."""

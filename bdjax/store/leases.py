@@ -1,0 +1,187 @@
+"""Leases: which process works on which cell, so that several may share a folder of results without a server.
+
+``out/claims/<cell>.json`` exists while a process works on the cell. It is created exclusively, and its holder writes heartbeats,
+a number that grows. A lease without heartbeats is taken over after a timeout, one whose holder died on the same machine at once.
+Nobody's clock is compared with another's: a process measures with its own how long a lease has not changed. Records are written
+atomically under names made of their content, so that even two processes on one cell would leave one record. How leases are kept
+on a disk and in an object store is in :mod:`bdjax.store.lease_files`.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bdjax.data.atomic import token
+from bdjax.errors import UserError
+from bdjax.store import remote_checkpoints, rows
+from bdjax.store.lease_files import Lease, backend, read
+from bdjax.store.location import Location
+
+HEARTBEAT = 5.0  # seconds between two heartbeats
+TIMEOUT = 60.0  # seconds without one after which a lease is taken over; file systems over a network may show a change late
+
+_OPEN: "weakref.WeakSet[Leases]" = weakref.WeakSet()  # of this process, for one that ends without leaving their blocks
+
+
+def release_all() -> None:
+    """Release every lease of this process and remove what it has half-written, just before it ends."""
+    for leases in list(_OPEN):
+        leases.release_all()
+
+
+class Leases:
+    """The leases of this process on the cells of one folder; a context manager, which releases all of them at its end.
+
+    Args:
+      out: folder of results.
+      heartbeat: seconds between two heartbeats.
+      timeout: seconds without a heartbeat after which another process's lease is taken over.
+      say: called with a line for every lease that is taken over.
+    """
+
+    def __init__(
+        self, out: Location, *, heartbeat: float = HEARTBEAT, timeout: float = TIMEOUT, say: Callable[[str], None] = print
+    ):
+        self.folder, self.out, self.interval, self.timeout, self.say = out / "claims", out, heartbeat, timeout, say
+        self._backend = backend(self.folder)
+        self._ours: dict[str, tuple[Any, str]] = {}  # cell: the backend's handle of its lease, and since when
+        self._seen: dict[str, tuple[bytes, float]] = {}  # cell: content of another's lease, and when it was first seen so
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._send_heartbeats, name="bdjax-leases", daemon=True)
+
+    def __enter__(self) -> "Leases":
+        self._backend.prepare(self.folder, self.say)
+        _OPEN.add(self)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _OPEN.discard(self)
+        self._stop.set()
+        self._thread.join()
+        for cell in list(self._ours):
+            self._release(cell)
+
+    def release_all(self) -> None:
+        """Release all leases while the work under them goes on: the process is about to end."""
+        self._stop.set()
+        for cell in list(self._ours):
+            with contextlib.suppress(OSError, UserError, KeyError):  # the main thread may be releasing it too
+                clean(self.out, cell, token())
+                self._release(cell)
+
+    @contextlib.contextmanager
+    def lease(self, cell: str) -> Iterator[bool]:
+        """Hold the lease of a cell for as long as the block runs; yields False where another process holds it."""
+        granted = self._acquire(cell)
+        try:
+            yield granted
+        finally:
+            if granted:
+                self._release(cell)
+
+    def _path(self, cell: str) -> Location:
+        return self.folder / f"{cell}.json"
+
+    def _acquire(self, cell: str) -> bool:
+        path = self._path(cell)
+        if self._create(path, cell):
+            return True
+        found = read(path)
+        if found is None:  # it was released just now; the next round sees
+            return False
+        content, lease = found
+        first = self._seen.get(cell)
+        if first is None or first[0] != content:
+            first = self._seen[cell] = (content, time.monotonic())
+        dead = lease is not None and holder_is_dead(lease)
+        if not dead and time.monotonic() - first[1] < self.timeout:
+            return False
+        return self._take_over(path, cell, content, lease) and self._create(path, cell)
+
+    def _create(self, path: Location, cell: str) -> bool:
+        since = rows.now()
+        handle = self._backend.acquire(path, lambda: own_lease(since))
+        if handle is None:
+            return False
+        with self._lock:
+            self._ours[cell] = handle, since
+        self._seen.pop(cell, None)
+        return True
+
+    def _take_over(self, path: Location, cell: str, content: bytes, lease: Lease | None) -> bool:
+        """Remove another process's lease, if it is still the one that was judged."""
+        removed: bool = self._backend.remove_unchanged(path, content)
+        if removed and lease is not None:
+            clean(self.out, cell, lease.token)
+            self.say(f"taking over cell {cell} from process {lease.pid} on {lease.host}, which stopped without giving it back")
+        return removed
+
+    def _release(self, cell: str) -> None:
+        with self._lock:  # a heartbeat under way ends first
+            handle, _ = self._ours.pop(cell)
+        self._backend.release(self._path(cell), handle)
+
+    def _send_heartbeats(self) -> None:
+        number = 0
+        while not self._stop.wait(self.interval):
+            number += 1
+            with self._lock:
+                for cell, (handle, since) in self._ours.items():
+                    with contextlib.suppress(OSError, UserError):  # a full disk must not end the work: the next one may succeed
+                        self._backend.renew(self._path(cell), handle, own_lease(since, number))
+
+
+def own_lease(since: str, heartbeat: int = 0) -> Lease:
+    """Return what a lease of this process says."""
+    return Lease(token(), process_space(), socket.gethostname(), os.getpid(), _started(os.getpid()), since, heartbeat)
+
+
+def process_space() -> str:
+    """Return where a process number means the same process: machine, boot, namespace of processes."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # both are Linux's
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process began, in ticks since the boot; None where the system does not say, "" for one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        return None
+
+
+def holder_is_dead(lease: Lease) -> bool:
+    """Return whether the holder of a lease is known to be dead, which can be known only of processes of this machine."""
+    if lease.place != process_space():
+        return False
+    try:
+        os.kill(lease.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return lease.started is not None and _started(lease.pid) != lease.started
+
+
+def clean(out: Location, cell: str, dead: str) -> None:
+    """Remove what a dead process, known by its token, left half-written of a cell."""
+    if not isinstance(out, Path):
+        remote_checkpoints.clean(out / "models" / cell, dead)
+        return
+    folders = [out / kind / cell for kind in ("records", "models", "arrays")]
+    for path in (path for folder in (*folders, out / "failures", out / "sweeps") for path in folder.glob(f".*.{dead}.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

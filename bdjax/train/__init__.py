@@ -1,0 +1,1 @@
+"""Train one member and measure it: loops, optimisers, schedules, the trainer, evaluation."""

@@ -1,0 +1,189 @@
+"""Loops of steps, executed as one compiled scan or as a Python loop over a compiled step.
+
+Training and defenses are written once, for one member, with :func:`steps` and :func:`epochs`; how a loop runs is the static
+``Loop`` that :mod:`bdjax.population` chose. On a CPU JAX's own convolution gradients are far slower inside a compiled loop than
+dispatched (:mod:`bdjax.nn.lowerings` says why, and what is as fast in both); elsewhere the scan saves the dispatches.
+
+In "dispatch" mode the code around the loops runs un-jitted (possibly under ``vmap``), so it must work both ways: no host value
+of a traced array, no Python branch on one.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bdjax.types import Array, Int, Loop
+
+
+def _map(f: Callable[..., Any], *trees: Any) -> Any:
+    return jax.tree.map(f, *trees)
+
+
+def _per_member(body: Callable[..., Any]) -> Callable[..., Any]:
+    """``body`` such that ``vmap`` repeats it for every member instead of batching its operations."""
+    repeated = jax.custom_batching.custom_vmap(body)
+
+    @repeated.def_vmap
+    def rule(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+        def one(i: int) -> Any:
+            return body(*_map(lambda a, b: a[i] if b else a, list(args), batched))
+
+        outputs = [one(i) for i in range(size)]
+        stacked = _map(lambda *leaves: jnp.stack(leaves), *outputs)
+        return stacked, _map(lambda _: True, stacked)
+
+    return repeated
+
+
+@functools.lru_cache(maxsize=256)
+def _member_body(body: Callable[..., Any], members: str) -> Callable[..., Any]:
+    if members == "batched":
+        return body
+    if members == "unrolled":
+        return _per_member(body)
+    raise ValueError(f"Loop.members must be 'batched' or 'unrolled', not {members!r}")
+
+
+@functools.lru_cache(maxsize=256)
+def _dispatched(body: Callable[..., Any], trips: int, options: tuple[tuple[str, str], ...]) -> Callable[..., Any]:
+    """``trips`` consecutive steps as one compiled call; the carry's buffers are reused."""
+
+    def run(shared: Any, carry: Any, xs: Any, first: Int[Array, ""]) -> Any:
+        for j in range(trips):
+            carry = body(shared, carry, _map(lambda a, j=j: a[first + j], xs))
+        return carry, first + trips  # the count stays on the device: the host sends nothing between two steps
+
+    return jax.jit(run, donate_argnums=1, compiler_options=dict(options))
+
+
+@jax.custom_batching.custom_vmap
+def _copied(carry: Any, shared: Any) -> Any:
+    return _map(jnp.copy, carry)
+
+
+@_copied.def_vmap
+def _copied_by_members(size: int, batched: Any, carry: Any, shared: Any) -> tuple[Any, Any]:
+    # Every leaf gets the member axis at once: else the step would compile twice, first with what all members start from alike.
+    full = _map(lambda a, b: jnp.copy(a) if b else jnp.broadcast_to(a, (size, *a.shape)), carry, batched[0])
+    return full, _map(lambda _: True, full)
+
+
+@jax.jit
+def _owned(carry: Any, shared: Any) -> Any:
+    """A copy of ``carry`` whose buffers may be donated, while the caller keeps its own, and a 0.
+
+    ``shared`` is not read; if it has a member axis, the copy gets one too.
+    """
+    return _copied(carry, shared), jnp.int32(0)
+
+
+@jax.jit
+def _next(number: Int[Array, ""] | None = None) -> Int[Array, ""]:
+    return jnp.int32(0) if number is None else number + 1
+
+
+def steps(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any, loop: Loop) -> Any:
+    """Apply ``body`` once for every leading index of ``xs``.
+
+    Args:
+      body: ``(shared, carry, x) -> carry``. One function object made once by a factory: its compiled form is cached on it, so
+        everything traced comes in through the arguments.
+      carry: pytree of arrays; ``body`` keeps its structure, shapes and dtypes.
+      xs: pytree of arrays with the number of steps as leading axis.
+      shared: pytree of arrays that every step reads.
+      loop: how to execute.
+
+    Returns:
+      The last carry.
+    """
+    count = jax.tree.leaves(xs)[0].shape[0]
+    body = _member_body(body, loop.members)
+    carry = _map(jnp.asarray, carry)
+    if loop.kind == "scan":
+        return lax.scan(lambda c, x: (body(shared, c, x), None), carry, xs, unroll=min(loop.unroll, max(count, 1)))[0]
+    if loop.kind != "dispatch":
+        raise ValueError(f"Loop.kind must be 'scan' or 'dispatch', not {loop.kind!r}")
+    carry, first = _owned(carry, shared)
+    unrolled = count - count % loop.unroll
+    for _ in range(0, unrolled, loop.unroll):
+        carry, first = _dispatched(body, loop.unroll, loop.options)(shared, carry, xs, first)
+    for _ in range(unrolled, count):
+        carry, first = _dispatched(body, 1, loop.options)(shared, carry, xs, first)
+    return carry
+
+
+def leading(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, count: Int[Array, ""], shared: Any, loop: Loop) -> Any:
+    """:func:`steps` for the first ``count`` leading indices of ``xs`` alone; those after them cost nothing.
+
+    It is one compiled loop whatever ``loop.kind`` is, as the host does not know where it ends; it cannot be differentiated.
+    """
+    body = _member_body(body, loop.members)
+    return lax.fori_loop(0, count, lambda i, c: body(shared, c, _map(lambda a: a[i], xs)), _map(jnp.asarray, carry))
+
+
+def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int, loop: Loop) -> tuple[Any, Any]:
+    """Apply ``body``, which itself calls :func:`steps`, for epochs 0 … ``count`` - 1.
+
+    Args:
+      body: ``(carry, epoch i32[]) -> (carry, y)``.
+      carry: pytree of arrays.
+      count: number of epochs, at least 1.
+      loop: how to execute; "dispatch" runs ``body`` un-jitted.
+
+    Returns:
+      The last carry, and the ``y`` of all epochs stacked on axis 0.
+    """
+    if loop.kind == "scan":
+        return lax.scan(body, carry, jnp.arange(count, dtype=jnp.int32))
+    ys, epoch = [], None
+    for _ in range(count):
+        epoch = _next(epoch)
+        carry, y = body(carry, epoch)
+        ys.append(y)
+    return carry, _map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+def inner(count: int, step: Callable[[Any, Any], Any], carry: Any, loop: Loop) -> Any:
+    """``lax.fori_loop(0, count, step, carry)`` inside a body of :func:`steps`.
+
+    It is written out where bodies are dispatched, as loops are slow there (:mod:`bdjax.nn.lowerings`).
+
+    Args:
+      count: number of steps, static.
+      step: ``(index i32[], carry) -> carry``.
+      carry: pytree of arrays.
+      loop: how the body that calls this is executed.
+    """
+    return lax.fori_loop(0, count, step, carry, unroll=loop.kind == "dispatch" or None)
+
+
+def host_callback(f: Callable[..., None], *values: Array) -> None:
+    """Call the host function ``f`` with the values of the whole population, f(m …), or of the one member that runs alone.
+
+    ``f`` is called once per call site and trip, not once per member, with NumPy arrays; it returns nothing and changes nothing.
+
+    Args:
+      f: takes as many arrays as there are ``values``.
+      values: arrays of one member, of any shapes.
+    """
+
+    def on_host(*arrays: Any) -> None:
+        f(*(np.array(a) for a in arrays))  # copies: the runtime may reuse the buffers afterwards
+
+    def call(*arrays: Array) -> Array:
+        jax.debug.callback(on_host, *arrays)
+        return jnp.int32(0)
+
+    once = jax.custom_batching.custom_vmap(call)
+
+    @once.def_vmap
+    def rule(size: int, batched: Any, *arrays: Array) -> tuple[Array, bool]:
+        full = [a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in zip(arrays, batched, strict=True)]
+        return call(*full), False
+
+    once(*values)
