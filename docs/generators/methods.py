@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bdjax.attacks.table import ATTACKS
+from bdjax.cli.entry import NEEDS
 from bdjax.data.table import DATASETS
 from bdjax.defenses.table import DEFENSES
 from bdjax.models.table import MODELS
@@ -99,10 +100,11 @@ def _said(kind: str, name: str, entry: Entry) -> list[str]:
 
 
 def _defense(name: str, entry: Entry) -> list[str]:
+    needs = ", ".join(NEEDS[need] for need in entry["needs"]).replace("--spc", "`--spc`") or "no data: the network alone"
     held_back = " A part of the clean images is held back for validation." if entry["validation"] else ""
     return [
         fenced("console", f"bdjax run --attack badnets --defense {name} --spc 10 --out {name}"),
-        f"**Needs** {', '.join(entry['needs']) or 'no data: the network alone'}.{held_back}",
+        f"**Needs** {needs}.{held_back}",
         f"**Costs.** {costs.of_defense(name)}",
         *_settings(f"Settings: `--config {name}.NAME=VALUE`", entry["settings"]),
         *_settings(f"Hyper-parameters, each a population axis: `--hyper {name}.NAME=V1,V2`", entry["hyper"]),
