@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import bdjax
 from bdjax.data import spec
 from bdjax.models import MODELS
-from bdjax.types import DefenderView
+from bdjax.types import CleanSet, DefenderView
 
 TOP = Path(__file__).parents[1]
 
@@ -30,7 +31,7 @@ def examples(tmp_path):
     files = {re.match(r'"""(\w+)', block)[1].lower(): block for block in blocks}
     for name, block in files.items():
         (tmp_path / f"{name}.py").write_text(block)
-    assert set(files) == {"frame", "loud"}
+    assert set(files) == {"frame", "loud", "anchor"}
     return tmp_path
 
 
@@ -38,7 +39,12 @@ def test_the_example_attack_runs_as_printed(examples):
     from bdjax.attacks.table import ATTACKS
     from bdjax.plugins.load import factory
 
-    attack = factory("attack", f"{examples}/frame.py:frame", ATTACKS)(spec("digits"), {"target": 3}, profile="corrected")
+    make = factory("attack", f"{examples}/frame.py:frame", ATTACKS)
+    wide = make(spec("digits"), {"pixels": 2}, profile="corrected")
+    assert wide.config.pixels == 2 and float(wide.stamp({}, None, jnp.zeros((1, 16, 16, 3), jnp.float32)).sum()) == 3 * (
+        256 - 144
+    )
+    attack = make(spec("digits"), {"target": 3}, profile="corrected")
     stamped = attack.stamp(attack.init(jax.random.key(0), None), jax.random.key(1), jnp.zeros((2, 16, 16, 3), jnp.float32))
     assert stamped.dtype == jnp.float32 and float(stamped.sum()) == 2 * 3 * (16 * 16 - 14 * 14)
     assert attack.relabel(jnp.arange(4, dtype=jnp.int32)).tolist() == [3] * 4
@@ -59,3 +65,21 @@ def test_the_example_defense_runs_as_printed(examples):
     defended = defense.defend(jax.random.key(0), DefenderView(variables), defense.hyper)
     assert defended.trace.pruned.tolist() == [1] + [0] * (len(model.arch.norms) - 1)
     assert defended.masks[norm].tolist()[:2] == [0.0, 1.0]
+
+
+def test_the_example_that_tunes_runs_as_printed(examples):
+    from bdjax.defenses.table import DEFENSES
+    from bdjax.plugins.load import factory
+
+    model = MODELS["cnn"](spec("digits"), width=4)
+    defense = factory("defense", f"{examples}/anchor.py:anchor", DEFENSES)(model, {"epochs": 1, "batch": 4}, profile="corrected")
+    variables, labels = model.init(jax.random.key(0)), jnp.arange(4, dtype=jnp.int32)
+    clean = CleanSet(jnp.zeros((4, 16, 16, 3), jnp.uint8), labels, jnp.ones(4, jnp.int8), jnp.int32(1))
+    run, hyper = jax.jit(defense.defend), jax.tree.map(jnp.asarray, defense.hyper)
+    back, moved = (
+        run(jax.random.key(0), DefenderView(variables, clean), hyper._replace(back=jnp.float32(share))) for share in (1, 0)
+    )
+    chex.assert_trees_all_equal(back.variables["params"], variables["params"])
+    assert bool(moved.trace.alive) and moved.trace.loss.shape == (1,)
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), moved.variables["params"], variables["params"])
+    assert not all(jax.tree.leaves(same))

@@ -65,7 +65,7 @@ class Executed:
     """How populations run; the default is what was tuned on this machine, else the one measured for this platform."""
 
     strategy: str | None = None
-    """vmap, map, unrolled or loop."""
+    """vmap, map, unrolled or sequential."""
     lowering: str | None = None
     """Of convolutions: native, unrolled, mixed or patches."""
     loop: str | None = None

@@ -78,7 +78,7 @@ def factory(kind: str, name: str, table: Mapping[str, Factory]) -> Factory:
     found = getattr(loaded.module, attribute, None)
     if not callable(found):
         own = loaded.module.__name__
-        functions = [n for n, v in vars(loaded.module).items() if callable(v) and getattr(v, "__module__", None) == own]
+        functions = [n for n, v in vars(loaded.module).items() if inspect.isfunction(v) and v.__module__ == own]
         raise unknown(f"factory in {path}", attribute, functions)
     return _checked(kind, attribute, found, loaded)
 
@@ -177,9 +177,24 @@ def _checked(kind: str, attribute: str, found: Factory, loaded: _Loaded) -> Fact
         problem = problem_of(built)
         if problem:
             raise PluginError(here, f"{attribute} cannot be used: {problem}")
+        if lost := _lost(built.config, named.get("config", arguments[1] if len(arguments) > 1 else None)):
+            raise PluginError(
+                here,
+                f"{attribute} is given {lost!r}, and the configuration that it returns has no such field: records of different "
+                f"values would pass for the same experiment; return a configuration with it, "
+                f"{KINDS[kind].__name__}(..., config=...)",
+            )
         return _with_own_imports(built, loaded, attribute)
 
     return make
+
+
+def _lost(returned: Any, given: Any) -> str | None:
+    """The first field that a user's method was given and that the configuration it returns, which records hold, lacks."""
+    if not isinstance(given, Mapping):
+        return None
+    held = returned._asdict() if hasattr(returned, "_asdict") else returned if isinstance(returned, Mapping) else {}
+    return next((field for field in given if field not in held), None)
 
 
 def _with_own_imports(built: Any, loaded: _Loaded, attribute: str) -> Any:
