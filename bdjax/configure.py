@@ -37,7 +37,8 @@ def configure(presets: Mapping[str, Config], config: Config | Mapping[str, Any] 
     elif isinstance(config, Mapping):
         given = config
     else:
-        raise UserError(f"the configuration of {owner} is a mapping or a {kind.__name__}; given {type(config).__name__}")
+        wanted, other = (f"{one.__module__}.{one.__name__}" for one in (kind, type(config)))
+        raise UserError(f"the configuration of {owner} is a mapping {{field: value}} or a {wanted}; given a {other}")
     hints, values = typing.get_type_hints(kind), {}
     for field, value in given.items():
         if field not in hints:

@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import bdjax
 from bdjax.data import spec
 from bdjax.models import MODELS
-from bdjax.types import DefenderView
+from bdjax.types import CleanSet, DefenderView
 from tests.examples import TOP, blocks, written
 
 
@@ -24,7 +25,7 @@ def test_the_version_is_the_same_everywhere():
 @pytest.fixture
 def examples(tmp_path):
     """The Python blocks of CONTRIBUTING.md as files."""
-    assert set(blocks()) == {"frame", "loud", "tiny"}
+    assert set(blocks()) == {"frame", "loud", "anchor", "tiny"}
     return written(tmp_path)
 
 
@@ -32,7 +33,12 @@ def test_the_example_attack_runs_as_printed(examples):
     from bdjax.attacks.table import ATTACKS
     from bdjax.plugins.load import factory
 
-    attack = factory("attack", f"{examples}/frame.py:frame", ATTACKS)(spec("digits"), {"target": 3}, profile="corrected")
+    make = factory("attack", f"{examples}/frame.py:frame", ATTACKS)
+    wide = make(spec("digits"), {"pixels": 2}, profile="corrected")
+    assert wide.config.pixels == 2 and float(wide.stamp({}, None, jnp.zeros((1, 16, 16, 3), jnp.float32)).sum()) == 3 * (
+        256 - 144
+    )
+    attack = make(spec("digits"), {"target": 3}, profile="corrected")
     stamped = attack.stamp(attack.init(jax.random.key(0), None), jax.random.key(1), jnp.zeros((2, 16, 16, 3), jnp.float32))
     assert stamped.dtype == jnp.float32 and float(stamped.sum()) == 2 * 3 * (16 * 16 - 14 * 14)
     assert attack.relabel(jnp.arange(4, dtype=jnp.int32)).tolist() == [3] * 4
@@ -74,3 +80,21 @@ def test_the_addresses_that_the_page_lists_are_those_that_defenses_read():
     assert {field: set(re.findall(r"\w+", names)) for field, names in rows} == {
         field: {name for name, make in DEFENSES.items() if field in getattr(make, "reads", ())} for field in ADDRESSES
     }
+
+
+def test_the_example_that_tunes_runs_as_printed(examples):
+    from bdjax.defenses.table import DEFENSES
+    from bdjax.plugins.load import factory
+
+    model = MODELS["cnn"](spec("digits"), width=4)
+    defense = factory("defense", f"{examples}/anchor.py:anchor", DEFENSES)(model, {"epochs": 1, "batch": 4}, profile="corrected")
+    variables, labels = model.init(jax.random.key(0)), jnp.arange(4, dtype=jnp.int32)
+    clean = CleanSet(jnp.zeros((4, 16, 16, 3), jnp.uint8), labels, jnp.ones(4, jnp.int8), jnp.int32(1))
+    run, hyper = jax.jit(defense.defend), jax.tree.map(jnp.asarray, defense.hyper)
+    back, moved = (
+        run(jax.random.key(0), DefenderView(variables, clean), hyper._replace(back=jnp.float32(share))) for share in (1, 0)
+    )
+    chex.assert_trees_all_equal(back.variables["params"], variables["params"])
+    assert bool(moved.trace.alive) and moved.trace.loss.shape == (1,)
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), moved.variables["params"], variables["params"])
+    assert not all(jax.tree.leaves(same))

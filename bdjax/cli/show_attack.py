@@ -25,6 +25,7 @@ from bdjax.sweep.grid import Grid
 from bdjax.train.experiment import apply_trigger_to_all
 from bdjax.types import Attack, DataSpec
 
+SHOWN = 6  # images on a sheet, unless the user says otherwise
 MEASURED = 1000  # test images whose quality is measured, at most
 
 
@@ -49,7 +50,7 @@ def show_attack(
     *,
     dataset: Annotated[str, flag("NAME")] = "digits",
     out: Annotated[str, flag("FILE")] = "triggers.png",
-    images: int = 6,
+    images: Annotated[int | None, flag("INT", "6, or as many as there are classes besides the target")] = None,
     target: int = 0,
     seed: int = 0,
     root: int = 0,
@@ -88,7 +89,7 @@ def show(
     dataset: str,
     *,
     out: Path,
-    images: int = 6,
+    images: int | None = None,
     target: int = 0,
     seed: int = 0,
     root: int = 0,
@@ -110,7 +111,7 @@ def show(
       names: see :func:`show_attack`.
       dataset: name, or path of a folder.
       out: file ending in .png.
-      images: columns.
+      images: columns; None = 6, or as many as there are classes that every attack moves.
       target: class.
       seed: of a member.
       root: of all keys.
@@ -217,10 +218,11 @@ def _all_used(learning: Learning, chosen: Sequence[Named], config: Sequence[str]
         raise UserError(f"{', '.join(unread)}: nothing is trained where --results names networks")
 
 
-def _rows(labels: np.ndarray, attacks: Sequence[Attack], count: int, spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
+def _rows(labels: np.ndarray, attacks: Sequence[Attack], count: int | None, spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the test set: those shown, of evenly spaced classes, and those measured, ascending, which include them."""
     moved = np.all([np.asarray(attack.relabel(jnp.asarray(labels, jnp.int32))) != labels for attack in attacks], axis=0)
     classes = np.unique(labels[moved])
+    count = min(SHOWN, len(classes)) if count is None else count
     if not 1 <= count <= len(classes):
         raise UserError(
             f"images {count}: {spec.name} has {len(classes)} classes to show, besides the target; allowed: 1 … {len(classes)}"

@@ -61,7 +61,7 @@ def factory(kind: str, name: str, table: Mapping[str, Factory]) -> Factory:
     found = getattr(loaded.module, attribute, None)
     if not callable(found):
         own = loaded.module.__name__
-        functions = [n for n, v in vars(loaded.module).items() if callable(v) and getattr(v, "__module__", None) == own]
+        functions = [n for n, v in vars(loaded.module).items() if inspect.isfunction(v) and v.__module__ == own]
         raise unknown(f"factory in {path}", attribute, functions)
     return checked(kind, name, found, loaded)
 

@@ -56,7 +56,10 @@ def checked(kind: str, name: str, found: Factory, loaded: Loaded) -> Factory:
             if KINDS[kind].type is Model:  # it has no configuration that a user could have got wrong
                 raise PluginError(here, str(error)) from error
             raise
-        return _finished(kind, name, here, built, loaded)
+        made = _finished(kind, name, here, built, loaded)
+        if KINDS[kind].type is not Model:  # a network's fields are not a configuration
+            _keeps(attribute, here, made.config, named.get("config", arguments[1] if len(arguments) > 1 else None))
+        return made
 
     return make
 
@@ -75,6 +78,18 @@ def _callable(kind: str, attribute: str, here: str, found: Factory, arguments: A
 
         if problem := problem_of_factory(found):
             raise PluginError(here, problem)
+
+
+def _keeps(attribute: str, here: str, returned: Any, given: Any) -> None:
+    """Refuse a method that was given a setting which the configuration it returns, and that records hold, lacks."""
+    held = returned._asdict() if hasattr(returned, "_asdict") else returned if isinstance(returned, Mapping) else {}
+    lost = next((field for field in given if field not in held), None) if isinstance(given, Mapping) else None
+    if lost is not None:
+        raise PluginError(
+            here,
+            f"{attribute} is given {lost!r}, and the configuration that it returns has no such field: records of different values "
+            "would pass for the same experiment; return a configuration with it, (..., config=...)",
+        )
 
 
 def _finished(kind: str, name: str, here: str, built: Any, loaded: Loaded) -> Any:

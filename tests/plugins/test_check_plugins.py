@@ -342,6 +342,19 @@ def test_a_users_attack_is_refused_by_plan_in_one_line(tmp_path, capsys, own_cac
     assert f"{file}, line 16: mine fails: " in told
 
 
+@pytest.mark.parametrize("field", ["strength", "target"])
+def test_a_setting_that_the_returned_configuration_lacks_is_refused(tmp_path, dataset, field):
+    """Else its values would share a cell: the second would be answered with the records of the first."""
+    (tmp_path / "faint.py").write_text(
+        "from bdjax.attacks.selection import all_to_one, any_class\nfrom bdjax.types import Attack, Recipe\n\n"
+        "def faint(spec, config=None, *, profile='corrected'):\n"
+        "    return Attack(lambda k, a: {}, any_class, lambda t, k, images: images, all_to_one(0), Recipe())\n"
+    )
+    name = f"{tmp_path}/faint.py:faint"
+    with pytest.raises(UserError, match=rf"faint\.py, line 4: faint is given '{field}', and .* has no such field"):
+        look(dataset, attack=(name,), defense=(), attack_config={name: {field: 1}})
+
+
 def test_the_console_names_no_traceback_either_way(tmp_path, capsys, own_cache):
     file = tmp_path / "mine.py"
     file.write_text("import nothing_of_this_name\n")

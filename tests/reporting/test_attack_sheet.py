@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from bdjax import population
-from bdjax.cli.show_attack import markdown, show, show_attack
+from bdjax.attacks.table import ATTACKS
+from bdjax.cli.show_attack import _rows, markdown, show, show_attack
 from bdjax.data import load
 from bdjax.errors import UserError
 from bdjax.keys import Stream, member_key, root, stream
@@ -289,6 +290,14 @@ def test_no_name_means_every_attack_that_fits_the_data(tmp_path, monkeypatch):
     assert [row.name for row in made.rows] == ["badnets", "blended"] and lines == ["picky is left out: picky needs larger images"]
     with pytest.raises(UserError, match="larger images"):
         show(["picky"], "digits", out=tmp_path / "all.png", images=2)
+
+
+def test_as_many_images_are_shown_as_there_are_classes_unless_the_user_says(tiny_dataset, tmp_path):
+    labels, attack = np.asarray(tiny_dataset.test.labels), ATTACKS["badnets"](tiny_dataset.spec)
+    assert (
+        len(_rows(labels, [attack], None, tiny_dataset.spec)[0]) == 3
+        and len(_rows(labels, [attack], 2, tiny_dataset.spec)[0]) == 2
+    )
 
 
 def test_what_has_no_meaning_is_refused(tmp_path):
