@@ -25,7 +25,7 @@ from bdjax.sweep.grid import Grid
 from bdjax.train.experiment import stage
 from bdjax.types import Dataset, DataSpec, Split
 
-ONE = ("dataset", "model", "attack", "poison_ratio", "seeds")  # axes of which a data set has one value each
+ONE = {"dataset": "data set", "model": "network", "attack": "attack", "poison_ratio": "poison ratio", "seeds": "seed"}
 PER_CLASS = 5  # classes named in a note at most
 
 
@@ -98,9 +98,8 @@ def branch_of(grid: Grid) -> Branch:
     for axis in ONE:
         values = getattr(grid, axis)
         if len(values) != 1:
-            raise UserError(
-                f"exported data are those of one {axis.replace('_', ' ')}; given {', '.join(map(str, values)) or 'none'}"
-            )
+            shown = ", ".join(map(str, values)) or "none"
+            raise UserError(f"exported data have one {ONE[axis]}; given {shown}")
     if grid.imported is not None:
         raise UserError("of an import folder only networks and their stored images are known: there is nothing to poison")
     (branch,) = cells(dataclasses.replace(grid, defense=(), defense_config={}, hyper={}))

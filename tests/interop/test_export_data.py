@@ -178,9 +178,9 @@ def test_a_class_that_the_poison_empties_is_named(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "options", "message"),
     [
-        ({"attack": ("badnets", "sig")}, {}, "exported data are those of one attack; given badnets, sig"),
-        ({"seeds": (0, 1)}, {}, "exported data are those of one seeds; given 0, 1"),
-        ({"poison_ratio": ()}, {}, "exported data are those of one poison ratio; given none"),
+        ({"attack": ("badnets", "sig")}, {}, "exported data have one attack; given badnets, sig"),
+        ({"seeds": (0, 1)}, {}, "exported data have one seed; given 0, 1"),
+        ({"poison_ratio": ()}, {}, "exported data have one poison ratio; given none"),
         ({"poison_ratio": 1.5}, {}, "not a fraction"),
         ({"imported": "somewhere"}, {}, "there is nothing to poison"),
         ({"recipe": {"lr": 0.1}}, {}, "recipe.lr: no network is trained to export data"),
