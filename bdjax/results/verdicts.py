@@ -135,10 +135,10 @@ def _with_interval(rows: "pl.DataFrame", hits: str, of: str) -> "pl.DataFrame":
     """Rows with the share of ``hits`` and its interval; null where ``of`` is 0 or null."""
     import polars as pl
 
-    pairs = [(hit, count) if count else (None, None) for hit, count in rows.select(hits, of).iter_rows()]
-    ends = [(None, None) if count is None else share_interval(hit, count) for hit, count in pairs]
+    pairs = list(rows.select(hits, of).iter_rows())
+    ends = [share_interval(hit, count) if count else (None, None) for hit, count in pairs]
     return rows.with_columns(
-        pl.Series(f"{hits}_share", [None if count is None else hit / count for hit, count in pairs], pl.Float64),
+        pl.Series(f"{hits}_share", [hit / count if count else None for hit, count in pairs], pl.Float64),
         *(pl.Series(f"{hits}_{name}", [end[i] for end in ends], pl.Float64) for i, name in enumerate(("low", "high"))),
     )
 

@@ -219,7 +219,6 @@ def test_the_command_says_what_it_wrote(tiny, tmp_path, capsys):
     assert manifest(tmp_path / "out")["config"]["attack"]["config"]["size"] == 2
 
 
-@pytest.mark.slow  # a run, whose networks the trigger is learned with
 def test_a_learned_trigger_comes_from_a_run(tmp_path):
     (tmp_path / "mine.py").write_text(SOURCE)
     own = f"{tmp_path / 'mine.py'}:learned"
