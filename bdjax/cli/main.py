@@ -8,10 +8,11 @@ from typing import cast
 from bdjax import __version__
 from bdjax.cli import complaints, mistakes, stopping, terminal
 from bdjax.cli.examples import EXAMPLES
+from bdjax.cli.export_data import export_data
 from bdjax.cli.folder import reproduce, status
 from bdjax.cli.grids import check, plan, quickstart, run, sweep
 from bdjax.cli.lists import data, ls
-from bdjax.cli.report import cite, compare_masks, pruning_curve, report
+from bdjax.cli.report import cite, compare_masks, pruning_curve, report, verdicts
 from bdjax.cli.show_attack import show_attack
 from bdjax.cli.torch import export_torch, import_torch
 from bdjax.errors import UserError
@@ -31,8 +32,10 @@ COMMANDS = {
     "reproduce": reproduce,
     "cite": cite,
     "show-attack": show_attack,
+    "export-data": export_data,
     "compare-masks": compare_masks,
     "pruning-curve": pruning_curve,
+    "verdicts": verdicts,
     "import-torch": import_torch,
     "export-torch": export_torch,
 }
@@ -44,7 +47,7 @@ ABOUT = (
     "and flags in a shell."
 )
 RESUMING = ("quickstart", "run", "sweep")
-COMPUTING = (*RESUMING, "plan", "check", "report", "reproduce", "show-attack", "pruning-curve", "export-torch")
+COMPUTING = (*RESUMING, "plan", "check", "report", "reproduce", "show-attack", "export-data", "pruning-curve", "export-torch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
-"""Commands that show a folder of results: its report, the papers behind it, masks and pruning curves of its defenses."""
+"""Commands that show a folder of results: its report, the papers behind it, what defenses prune and whom they accuse."""
 
+import json as encoding
 import os
 import sys
 from collections.abc import Iterable
@@ -63,6 +64,42 @@ def cite(out: Results, /) -> int:
     from bdjax.results.cite import cite_folder
 
     print(cite_folder(out))
+    return 0
+
+
+def verdicts(out: Results, /, *, csv: bool = False, json: bool = False) -> int:
+    """Say which models a detecting defense called backdoored: right or wrong, anomaly indices, false alarms on clean models.
+
+    Per training configuration and poison ratio, from the records alone. Neural Cleanse (nc) records a verdict; MM-BD here is the
+    paper's mitigation, which records no detection statistic.
+
+    Args:
+      out: folder of the results, or a URL such as gs://bucket/run.
+      csv: as comma-separated values, fractions in full precision.
+      json: as JSON; a number that is infinite or undefined is null.
+    """
+    from bdjax.reporting.tables import markdown_of
+    from bdjax.reporting.verdicts import printed
+    from bdjax.results.verdicts import table
+    from bdjax.store.hashing import plain
+
+    if csv and json:
+        raise UserError("--csv and --json are two forms: give one")
+    records = store.read(out)
+    if records.is_empty():
+        raise UserError(f"{out} holds no records; write some with: {command('run', '--out', out)}")
+    rows = table(records)
+    if rows.is_empty():
+        raise UserError(
+            f"{out} holds no verdict: no record says which classes are called targets; bdjax run --defense nc makes some"
+        )
+    if csv:
+        print(rows.write_csv(), end="")
+    elif json:
+        print(encoding.dumps(plain(rows.to_dicts()), indent=2))
+    else:
+        without = sorted(set(records["defense"]) - {"none", *rows["defense"]})
+        print(markdown_of(printed(rows, without)))
     return 0
 
 

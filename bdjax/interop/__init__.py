@@ -1,4 +1,4 @@
-"""The door to PyTorch: BackdoorBench checkpoints and our variables, in both directions.
+"""The door to other software: BackdoorBench checkpoints and our variables in both directions, and poisoned data as files.
 
 Importing this package needs no PyTorch, and neither does reading what an import left behind.
 """

@@ -1,6 +1,7 @@
 """Methods and networks by name: an entry of a table, or ``path/to/file.py:factory`` for a user's own."""
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any

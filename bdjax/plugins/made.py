@@ -87,8 +87,8 @@ def _keeps(attribute: str, here: str, returned: Any, given: Any) -> None:
     if lost is not None:
         raise PluginError(
             here,
-            f"{attribute} is given {lost!r}, and the configuration that it returns has no such field: records of different values "
-            "would pass for the same experiment; return a configuration with it, (..., config=...)",
+            f"{attribute} is given {lost!r}, and the configuration that it returns has no such field: records of different "
+            "values would pass for the same experiment; return a configuration with it, (..., config=...)",
         )
 
 

@@ -42,6 +42,17 @@ def notes(rows: "pl.DataFrame", limits: Limits) -> tuple[str, ...]:
         )
     if rows.filter(rows["defense"] != "none")["spc"].null_count():
         lines.append("spc any: the defense needs no clean data, so its row holds for every number of clean samples per class.")
+    lines += marks(rows)
+    if (rows["runs"] > rows["ok"]).any():
+        lines.append("n counts the runs averaged, of all that were started.")
+    for reason in rows["reason"].drop_nulls().unique(maintain_order=True):
+        lines.append(f"Not averaged: {reason}.")
+    return tuple(lines)
+
+
+def marks(rows: "pl.DataFrame") -> list[str]:
+    """What the marks of pooled rows mean: † ‡ of what a defense knows, ¶ of an earlier edition, § of a doubtful trigger."""
+    lines = []
     if rows["knows_trigger"].any():
         lines.append("† is shown images with the true trigger, which a defender rarely has.")
     if rows["knows_test"].any():
@@ -51,8 +62,4 @@ def notes(rows: "pl.DataFrame", limits: Limits) -> tuple[str, ...]:
             lines.append(f"¶ {old}: the method has been corrected since; the same run makes these records again.")
     mark = "§ " if "attack" in rows.columns else "Of some networks behind this table: "
     lines += [f"{mark}{warning}." for warning in rows["warning"].drop_nulls().unique(maintain_order=True)]
-    if (rows["runs"] > rows["ok"]).any():
-        lines.append("n counts the runs averaged, of all that were started.")
-    for reason in rows["reason"].drop_nulls().unique(maintain_order=True):
-        lines.append(f"Not averaged: {reason}.")
-    return tuple(lines)
+    return lines

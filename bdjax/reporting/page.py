@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bdjax.reporting import filters, layout, tables
+from bdjax.reporting import filters, layout, tables, verdicts
 from bdjax.reporting.details import Details, Drawing
 from bdjax.reporting.layout import Section
 from bdjax.reporting.tables import Cell, Printed
@@ -70,6 +70,7 @@ def index(
         *([] if board is None else [_leaders(board, pooled.views.pairs, found, limits)]),
         Section("compared", "Defenses compared", layout.pictures(drawn.overall)),
         Section("sensitivity", "What hyper-parameters do", layout.pictures(drawn.sensitivity)),
+        *verdicts.sections(records, found),
         *(layout.detailed(drawn.details) if drawn.details is not None else []),
         *([_cells(shown, found)] if pages else []),
         Section("all", "Every scenario", every),
@@ -107,6 +108,7 @@ def scenario(shown: Scenario, drawn: Details, digest: str, limits: Limits = LIMI
     facts = [f"{key} {value}" for key, value in printed.constants.items()]
     sections = [
         Section("all", "Every defense", layout.table(printed, f"Results of {shown.title}", "scenarios", facets=found)),
+        *verdicts.sections(shown.rows, found),
         *layout.detailed(drawn),
         Section("provenance", "Where the numbers come from", layout.provenance(shown.rows, configured=True)),
     ]

@@ -94,16 +94,7 @@ def _printed(
     always: tuple[str, ...],
     more: tuple[str, ...] = (),
 ) -> Printed:
-    """The columns ``last`` are shown only where two rows would look alike without them."""
-    shown = [key for key in group if key in always or (key not in last and _varies(rows, key))]
-    for key in last:
-        if rows.select(shown).is_duplicated().any() and (key == last[-1] or _varies(rows, key)):
-            shown.append(key)
-    constants = {
-        NAMES.get(key, key): _class_title(rows.row(0, named=True)) if key == "target" else setting(key, rows[key][0])
-        for key in group
-        if key not in (*shown, *last, "hyper")
-    }
+    shown, constants = columns_of(rows, group, last, always)
     defended = bool((rows[f"{HEADLINE}_n"] > 0).any() or (rows["left_out"] > 0).any())
     columns = [*shown, *([HEADLINE] if defended else []), *METRICS_SHOWN, "n", *more]
     if (rows["left_out"] > 0).any():
@@ -121,6 +112,29 @@ def _printed(
         constants=constants,
         notes=notes(rows, limits),
     )
+
+
+def columns_of(
+    rows: "pl.DataFrame", group: tuple[str, ...], last: tuple[str, ...], always: tuple[str, ...]
+) -> tuple[list[str], dict[str, str]]:
+    """The columns of a group that are shown, and those with one value by name, which stands above the table.
+
+    Args:
+      rows: pooled by the group.
+      group: columns.
+      last: of these, the ones that are shown only where two rows would look alike without them.
+      always: of these, the ones that are shown though they have one value.
+    """
+    shown = [key for key in group if key in always or (key not in last and _varies(rows, key))]
+    for key in last:
+        if rows.select(shown).is_duplicated().any() and (key == last[-1] or _varies(rows, key)):
+            shown.append(key)
+    constants = {
+        NAMES.get(key, key): _class_title(rows.row(0, named=True)) if key == "target" else setting(key, rows[key][0])
+        for key in group
+        if key not in (*shown, *last, "hyper")
+    }
+    return shown, constants
 
 
 def cell(row: dict[str, Any], column: str) -> Cell:

@@ -1,4 +1,4 @@
-"""Few runs in a few numbers: the interquartile mean and its bootstrap interval.
+"""Few runs in a few numbers: the interquartile mean and its bootstrap interval, and the interval of a share.
 
 Every number is NumPy in float64.
 
@@ -152,6 +152,34 @@ def summaries(
         estimate = middle if trimmed else _statistic(ordered, trimmed)
         low, high = _intervals(ordered, sizes, estimate, level, draws, seed, trimmed)
     return Summary(runs, ordered.mean(axis=1), middle, low, high)
+
+
+def share_interval(hits: int, runs: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of the share of runs in which something happened, where no resample could show what did not.
+
+    A bootstrap of runs that are all 0 gives [0, 0], however few they are; this one is [0, 0.56] for 0 of 3.
+
+    Args:
+      hits: runs in which it happened.
+      runs: all of them, independent of each other.
+      level: coverage aimed at, in (0, 1).
+
+    Returns:
+      (low, high) in [0, 1]; (NaN, NaN) for no run.
+
+    Raises:
+      ValueError: more hits than runs, or a level out of range.
+
+    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927; computed by SciPy.
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= hits <= runs or not 0.0 < level < 1.0:
+        raise ValueError(f"hits must lie in 0 … runs and level in (0, 1), got {hits} of {runs} and {level}")
+    if not runs:
+        return float("nan"), float("nan")
+    found = binomtest(hits, runs).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _by_stratum(numbers: Floats, groups: NDArray[Any]) -> tuple[Floats, tuple[int, ...]]:

@@ -21,8 +21,9 @@ from bdjax.store import hashing, provenance
 from bdjax.store.rows import Row, measured
 from bdjax.sweep import build, editions, imported
 from bdjax.sweep.cell import Point
+from bdjax.train.evaluate import EvalSet
 from bdjax.train.experiment import Data, Subject, apply_trigger_to_all, defend_member, stage, trigger_form
-from bdjax.types import Attack, Dataset, Defense, Model, Recipe, Triggered, Variables
+from bdjax.types import Array, Attack, Dataset, Defense, Model, Recipe, Triggered, Variables
 
 
 class DefendedMember(NamedTuple):
@@ -86,14 +87,26 @@ def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> 
     if images is None:
         key = stream(member_key(root(config["root"]), trained.row["seed"]), Stream.TRIGGER)
         images = apply_trigger_to_all(attack, trigger_of(trained, attack, dataset, data), key, dataset.test.images)
-    truth = np.asarray(data.test.labels if data.test.truth is None else data.test.truth)
-    goals = np.asarray(data.test.attack_labels)
-    counted = np.flatnonzero(goals != truth)
-    places, rows = np.arange(len(truth)), len(dataset.test.labels)
-    if attack.triggered is not None:
-        given = attack.triggered()
-        places, rows = given.index, given.rows
-    return Triggered(np.asarray(images)[counted], truth[counted], goals[counted], places[counted].astype(np.int64), rows)
+    found = counted(data.test, images)
+    if attack.triggered is None:
+        return found
+    given = attack.triggered()
+    return found._replace(index=np.asarray(given.index)[found.index].astype(np.int64), rows=given.rows)
+
+
+def counted(test: EvalSet, images: Array | np.ndarray) -> Triggered:
+    """The triggered test images that count for ASR: those whose attack label is not their true one.
+
+    Args:
+      test: labels and attack labels.
+      images: u8[m h w c], its triggered images.
+
+    Returns:
+      The images on the host; ``index`` counts the rows of ``images``.
+    """
+    truth, goals = np.asarray(test.labels if test.truth is None else test.truth), np.asarray(test.attack_labels)
+    index = np.flatnonzero(goals != truth)
+    return Triggered(np.asarray(images)[index], truth[index], goals[index], index.astype(np.int64), len(truth))
 
 
 def images_of(row: Row, dataset: str | None = None, data_dir: str | None = None) -> Dataset:

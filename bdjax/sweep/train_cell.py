@@ -10,7 +10,6 @@ import numpy as np
 
 from bdjax import population
 from bdjax.attacks import slots
-from bdjax.keys import Stream, stream
 from bdjax.population import Execution
 from bdjax.store import checkpoints, provenance
 from bdjax.store.hashing import array_digest, canonical
@@ -22,6 +21,7 @@ from bdjax.sweep.cells import Attacked, attempted, finished, fitted, members_of,
 from bdjax.sweep.new_rows import row_of, timing
 from bdjax.sweep.progress import Progress
 from bdjax.train.experiment import attack_member
+from bdjax.train.poison import poison_set
 from bdjax.types import Array, Member
 
 
@@ -115,7 +115,7 @@ def _feasible(attacked: Attacked, stacked: Member, rows: Sequence[Row]) -> list[
     attack, labels, total = attacked.attack, attacked.data.train.labels, len(attacked.dataset.train.labels)
 
     def can(member: Member, labels: Array) -> tuple[Array, Array]:
-        poisoned, feasible = attack.select(stream(member.key, Stream.SELECT), labels, member.count)
+        poisoned, feasible = poison_set(attack, member, labels)
         return jnp.sum(poisoned, dtype=jnp.int32), feasible
 
     chosen, found = jax.tree.map(np.asarray, population.run(can, stacked, (labels,), Execution()))

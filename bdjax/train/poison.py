@@ -1,4 +1,4 @@
-"""A batch of training rows with its poison: from a fixed poison set, or made inside the batch by the attack's own hook."""
+"""Which training rows are poisoned, and a batch with its poison: from that set, or made in the batch by the attack's own hook."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from bdjax.data.augment import crop_flip, to_float
 from bdjax.errors import choose
-from bdjax.types import Array, Attack, DataSpec, Float, Int, Key, Member
+from bdjax.keys import Stream, stream
+from bdjax.types import Array, Attack, Bool, DataSpec, Float, Int, Key, Member
 
 AUGMENT = ("after", "before", "own", "none")
 
@@ -27,6 +28,12 @@ Order = tuple[Int[Array, " b"], Int[Array, " b"] | None]  # (rows of the batch, 
 Poisoned = tuple[Float[Array, "b h w c"], Int[Array, " b"], Float[Array, ""], Any]
 # (images in [0, 1], labels, loss to be added to the classifier's, the trigger after the batch)
 Poison = Callable[[Rows, Order, Any, Key, Key], Poisoned]  # (rows, order, trigger, key of the poison, key of the augmentation)
+
+
+def poison_set(attack: Attack, member: Member, labels: Int[Array, " n"]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
+    """The training rows of a member that are poisoned, and whether so many can be; none where the batch is poisoned instead."""
+    poisoned, feasible = attack.select(stream(member.key, Stream.SELECT), labels, member.count)
+    return poisoned, feasible
 
 
 def poisoner(attack: Attack, spec: DataSpec) -> Poison:

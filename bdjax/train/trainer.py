@@ -14,7 +14,7 @@ from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.descent import advance
 from bdjax.train.loops import epochs, host_callback, steps
 from bdjax.train.optimisers import sgd
-from bdjax.train.poison import Poison, Rows, poisoner
+from bdjax.train.poison import Poison, Rows, poison_set, poisoner
 from bdjax.train.schedules import cosine
 from bdjax.types import Array, Attack, Float, Int, Key, Member, Model, Recipe, Split, UInt8, Variables
 
@@ -92,7 +92,7 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
     @jax.jit
     def start(member: Member, labels: Int[Array, " n"], assets: Any) -> tuple[_State, Array, Array]:
         variables = model.init(stream(member.key, Stream.INIT))
-        poisoned, feasible = attack.select(stream(member.key, Stream.SELECT), labels, member.count)
+        poisoned, feasible = poison_set(attack, member, labels)
         trigger = first_trigger(attack, member, assets)
         momentum = sgd(recipe.momentum, recipe.weight_decay).init(variables["params"])
         state = _State(variables, momentum, trigger, jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.float32(0))
