@@ -77,9 +77,9 @@ def _triggers(shown: Sequence[Scenario], data_dir: str | None, folder: Location)
             grid[title if title not in grid else f"{title} {len(grid) + 1}"] = (config, made)
         if grid:
             made = next(iter(grid.values()))[1]
-            drawn = images.picture_grid(made.images, {name: p.triggered for name, (_, p) in grid.items()}, made.names)
+            sheet_rows = images.of_triggers(made.images, {name: p.triggered for name, (_, p) in grid.items()}, made.names)
             caption = f"Test images of {dataset}, the same images triggered, and ten times the change (clipped at white)"
-            yield Drawing(f"triggers-{dataset}", caption, drawn, images=True)
+            yield Drawing(f"triggers-{dataset}", caption, images.sheet(sheet_rows), rows=sheet_rows)
 
 
 def _most_poisoned(rows: "pl.DataFrame") -> dict[str, Any]:
@@ -144,8 +144,8 @@ def _recovered(shown: Scenario, folder: Location) -> Iterator[Drawing]:
                 f"{defense} against {shown.title}{_per_class(most)}: recovered triggers, the norm of each mask and its anomaly "
                 "index; flagged classes framed in colour"
             )
-            drawn = images.recovered_triggers(members, _names(part["dataset"][0]))
-            yield Drawing(f"recovered-{slug(defense)}-{shown.slug}", caption, drawn, images=True)
+            sheet_rows = images.of_recovered(members, _names(part["dataset"][0]))
+            yield Drawing(f"recovered-{slug(defense)}-{shown.slug}", caption, images.sheet(sheet_rows), rows=sheet_rows)
 
 
 def _most_clean(rows: "pl.DataFrame") -> "pl.DataFrame":

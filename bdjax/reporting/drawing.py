@@ -2,8 +2,26 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class Picture(NamedTuple):
+    """An image of a figure."""
+
+    image: NDArray[np.uint8]  # u8[h w c]
+    text: str = ""  # what stands beside it
+    marked: bool = False  # framed in colour
+
+
+class Row(NamedTuple):
+    """Images side by side."""
+
+    name: str
+    pictures: tuple[Picture, ...]
 
 
 class Drawing(NamedTuple):
@@ -13,4 +31,4 @@ class Drawing(NamedTuple):
     caption: str
     figure: "Figure | None"
     missing: str = ""
-    images: bool = False  # whether it shows images, which are to be seen whole, and is no chart, which is to be read
+    rows: "tuple[Row, ...]" = ()  # what the page shows instead, of a figure of images: they shrink, and their names do not

@@ -11,6 +11,7 @@ from bdjax.reporting.details import Details
 from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.filters import Facet
 from bdjax.reporting.glossary import WORDS, split_marks
+from bdjax.reporting.images import embedded
 from bdjax.reporting.render import render, verbatim
 from bdjax.reporting.svg import inline
 from bdjax.reporting.tables import Printed, split_interval
@@ -209,13 +210,13 @@ def pictures(drawings: Sequence[Drawing]) -> "Markup | str":
         {
             "caption": one.caption,
             "missing": one.missing,
-            "images": one.images,
-            "svg": "" if one.figure is None else inline(one.figure, one.slug),
+            "rows": one.rows,
+            "svg": "" if one.figure is None or one.rows else inline(one.figure, one.slug),
             "points": 0 if one.figure is None else round(72 * one.figure.get_figwidth()),
         }
         for one in drawings
     ]
-    return render("pictures.html", drawings=shown)
+    return render("pictures.html", drawings=shown, embedded=embedded)
 
 
 def provenance(records: "pl.DataFrame", configured: bool) -> "Markup":

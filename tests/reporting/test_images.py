@@ -1,10 +1,13 @@
 """Figures of images: what they show is what they were given, and no label is cut off or lies over another's image."""
 
+import base64
+import io
 import itertools
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from PIL import Image
 
 from bdjax.reporting import images
 
@@ -20,33 +23,41 @@ def labels(figure):
             for text in found]  # fmt: skip
 
 
-def test_picture_grid_shows_original_trigger_and_ten_times_the_change():
+def test_triggers_are_shown_as_originals_triggered_and_ten_times_the_change():
     pictures = np.full((2, 4, 4, 3), 100, np.uint8)
     triggered = pictures.copy()
     triggered[:, 3, 3] = (95, 107, 200)  # changes of 5, 7 and 100
-    figure = images.picture_grid(pictures, {"patch": triggered}, ["cat", "dog"])
-    shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
-    assert len(shown) == 6 and {"original", "patch", "change × 10", "cat", "dog"} <= {
-        text.get_text() for text, _ in labels(figure)
-    }
+    rows = images.of_triggers(pictures, {"patch": triggered}, ["cat", "dog"])
+    assert [row.name for row in rows] == ["original", "patch", "change × 10"]
+    assert [one.text for row in rows for one in row.pictures] == ["cat", "dog", "", "", "", ""]
+    shown = [one.image for row in rows for one in row.pictures]
     np.testing.assert_array_equal(shown[1], pictures[1])
     np.testing.assert_array_equal(shown[3], triggered[1])
     assert shown[5][3, 3].tolist() == [50, 70, 255] and shown[5].sum() == 375
+    figure = images.sheet(rows)
+    for axis, image in zip(figure.axes, shown, strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), image)
+    assert {"original", "patch", "change × 10", "cat", "dog"} <= {text.get_text() for text, _ in labels(figure)}
 
 
-def test_grey_images_are_drawn_too():
+def test_grey_images_are_drawn_and_embedded_too():
     pictures = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
-    assert images.picture_grid(pictures, {"same": pictures}).axes[0].images[0].get_array().shape == (4, 4)
+    rows = images.of_triggers(pictures, {"same": pictures})
+    assert images.sheet(rows).axes[0].images[0].get_array().shape == (4, 4)
+    for image in (pictures[0], np.repeat(pictures[0], 3, -1)):
+        head, _, data = images.embedded(image).partition(",")
+        assert head == "data:image/png;base64"
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).reshape(image.shape), image)
 
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_nothing_is_cut_off_however_long_its_name(count):
     pictures = np.zeros((count, 4, 4, 3), np.uint8)
-    grid = images.picture_grid(pictures, {"an_attack_of_a_very_long_name\nseed 12": pictures}, [LONG] * count)
+    triggers = images.of_triggers(pictures, {"an_attack_of_a_very_long_name\nseed 12": pictures}, [LONG] * count)
     found = {"norm": np.arange(count), "anomaly": np.arange(count), "flagged": np.arange(count) == 0}
     found |= {"mask": np.ones((count, 4, 4)), "pattern": np.ones((count, 4, 4, 3))}
-    recovered = images.recovered_triggers([("10 % poisoned\nseed 12", found)] * 2, (LONG,) * count)
-    for figure in (grid, recovered):
+    recovered = images.of_recovered([("10 % poisoned\nseed 12", found)] * 2, (LONG,) * count)
+    for figure in map(images.sheet, (triggers, recovered)):
         boxes = labels(figure)
         assert len(boxes) >= count + 1
         for text, box in boxes:

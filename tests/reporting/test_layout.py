@@ -58,7 +58,9 @@ def contrast(ink, paper):
 def test_nothing_is_cut_off_and_everything_can_be_read(page, width, theme):
     found = probed(page, width, *([DARK] if theme == "dark" else []))
     assert found["wide"] == width and found["scrolls"] == 0 and found["outside"] == []
-    assert found["images"] == 1 and found["clipped"] == []  # the triggers
+    assert len(found["images"]) == 8 * 5 and found["clipped"] == []  # digits, two attacks, and what each changed
+    for pixels, across, down in found["images"]:
+        assert pixels == 16 and abs(across - down) < 0.1 and (38 if width == 400 else 90) < across < 100
     assert len(found["charts"]) > 8 and min(found["charts"]) > 0.79 and max(found["charts"]) < 1.01
     for ink, paper in found["colours"]:
         assert contrast(ink, paper) >= 4.5
