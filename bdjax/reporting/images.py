@@ -72,14 +72,14 @@ def sheet(rows: Sequence[Row]) -> "Figure":
     columns = len(rows[0].pictures)
     figure, axes = panels_of(len(rows), columns, (SIDE * columns + left, SIDE * len(rows) + 0.15 * sum(tall) + 0.2))
     figure.set_layout_engine("compressed")  # axes stay as square as the images in them
-    for axis, (row, place) in zip(axes.flat, [(row, i) for row in range(len(rows)) for i in range(columns)], strict=True):
-        one = rows[row].pictures[place]
+    for axis, (i, j) in zip(axes.flat, [(i, j) for i in range(len(rows)) for j in range(columns)], strict=True):
+        one = rows[i].pictures[j]
         shown = one.image if one.image.shape[-1] == 3 else one.image[..., 0]
         axis.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="none")
         axis.set(xticks=[], yticks=[])
         color = COLORS[1] if one.marked else GREY  # a white corner must show on a white page
         axis.spines[:].set(visible=True, linewidth=2.2 if one.marked else 0.5, color=color)
-        axis.set_title(texts[row][place], fontsize=8, fontweight="normal", loc="center", color=color if one.marked else INK)
+        axis.set_title(texts[i][j], fontsize=8, fontweight="normal", loc="center", color=color if one.marked else INK)
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row.name, rotation=0, ha="right", va="center", labelpad=8)
     return figure

@@ -47,9 +47,11 @@ def label_points(figure: "Figure", axis: "Axes", points: Sequence[tuple[str, flo
     """
     from matplotlib.text import Text
 
+    if not points:
+        return
     figure.draw_without_rendering()
     scale = 72 / figure.get_dpi()
-    frame = _Box(*(scale * axis.get_window_extent().extents))
+    frame = _Box(*(scale * np.array(axis.get_window_extent().extents)))
     middles = scale * axis.transData.transform([(x, y) for _, x, y in points])
     taken = [_Box(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in middles]
     for i in np.lexsort((middles[:, 0], -middles[:, 1])):  # from above, so that lines cross little
@@ -58,11 +60,12 @@ def label_points(figure: "Figure", axis: "Axes", points: Sequence[tuple[str, flo
             name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=SIZE, ha="center", va="center", in_layout=False,
             arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
         )  # fmt: skip
-        own = scale * Text.get_window_extent(text).size  # without the line to the dot
+        own = scale * np.array(Text.get_window_extent(text).size)  # without the line to the dot
         place, box, far = _free(middles[i], own + np.array(GAP), frame, taken)
         taken.append(box)
         text.set_position((place[0], place[1]))
-        text.arrow_patch.set_visible(far)
+        if text.arrow_patch is not None:
+            text.arrow_patch.set_visible(far)
 
 
 def _free(middle: np.ndarray, size: np.ndarray, frame: _Box, taken: list[_Box]) -> tuple[np.ndarray, _Box, bool]:

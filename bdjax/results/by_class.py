@@ -89,4 +89,4 @@ def _of_defense(rows: "pl.DataFrame", trained: dict[Any, dict[str, Any]]) -> Ite
 
 def _sum(texts: Sequence[str]) -> Counted:
     each = [json.loads(text) for text in texts]
-    return Counted(*(np.sum([one[count] for one in each], 0, dtype=np.int64) for count in COUNTS))
+    return Counted(*(np.array([one[count] for one in each], np.int64).sum(0) for count in COUNTS))

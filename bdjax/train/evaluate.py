@@ -101,7 +101,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
         size = min(rows_at_once, rows)
         trips = -(-rows // size)
         none, of_none = jnp.int32(0), jnp.zeros(classes, jnp.int32)
-        zero = Counts(*[none] * 5, of_none, ByClass(*[of_none] * 5))
+        zero = Counts(none, none, none, none, none, of_none, ByClass(*[of_none] * 5))
         return zero, jnp.arange(trips * size, dtype=jnp.int32).reshape(trips, size)
 
     def evaluate(variables: Variables, test: EvalSet, trigger: Any = None, key: Key | None = None) -> Counts:

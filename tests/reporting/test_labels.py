@@ -28,8 +28,8 @@ def crowd(count):
 
 @pytest.mark.parametrize(
     "points",
-    [crowd(5), crowd(25), [(f"same_{i}", 1.0, 50.0) for i in range(12)], [("alone", 2.0, 0.0)]],
-    ids=["few", "many", "one place", "one"],
+    [[], crowd(5), crowd(25), [(f"same_{i}", 1.0, 50.0) for i in range(12)], [("alone", 2.0, 0.0)]],
+    ids=["none", "few", "many", "one place", "one"],
 )
 def test_every_point_has_its_label_and_no_two_overlap(points):
     figure, axis = scattered(points)
@@ -41,7 +41,7 @@ def test_every_point_has_its_label_and_no_two_overlap(points):
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
     frame = axis.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
-    dots = axis.transData.transform([(x, y) for _, x, y in points])
+    dots = [axis.transData.transform((x, y)) for _, x, y in points]
     assert not [1 for box in boxes for dot in dots if box.contains(*dot)]
 
 
