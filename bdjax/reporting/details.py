@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.errors import UserError
-from bdjax.reporting import figures, tuned
+from bdjax.reporting import figures, images, tuned
+from bdjax.reporting.classes import OfScenario
+from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.trajectory import trajectories
-from bdjax.results import traces
+from bdjax.results import by_class, traces
 from bdjax.results.scenarios import Scenario, slug
 from bdjax.results.triggers import pictures
 from bdjax.results.wording import ratio_title
@@ -16,16 +18,6 @@ from bdjax.store.location import Location
 
 if TYPE_CHECKING:
     import polars as pl
-    from matplotlib.figure import Figure
-
-
-class Drawing(NamedTuple):
-    """A figure of a page, or the reason why there is none."""
-
-    slug: str  # its file name without ".png"
-    caption: str
-    figure: "Figure | None"
-    missing: str = ""
 
 
 class Details(NamedTuple):
@@ -36,6 +28,11 @@ class Details(NamedTuple):
     pruning: list[Drawing]
     courses: list[Drawing]
     recovered: list[Drawing]
+    classes: list[OfScenario]
+
+    def drawings(self) -> list[Drawing]:
+        """All figures."""
+        return [*self.effects, *self.triggers, *self.pruning, *self.courses, *self.recovered]
 
 
 def details(shown: Sequence[Scenario], folder: Location, data_dir: str | None) -> Details:
@@ -52,6 +49,7 @@ def details(shown: Sequence[Scenario], folder: Location, data_dir: str | None) -
         [drawing for draw in (_pruning, _trajectories) for one in shown for drawing in draw(one)],
         [drawing for one in shown for drawing in _courses(one)],
         [drawing for one in shown for drawing in _recovered(one, folder)],
+        [OfScenario(one.title, one.slug, _names(one.rows["dataset"][0]), by_class.pooled(one.rows)) for one in shown],
     )
 
 
@@ -79,9 +77,9 @@ def _triggers(shown: Sequence[Scenario], data_dir: str | None, folder: Location)
             grid[title if title not in grid else f"{title} {len(grid) + 1}"] = (config, made)
         if grid:
             made = next(iter(grid.values()))[1]
-            drawn = figures.picture_grid(made.images, {name: p.triggered for name, (_, p) in grid.items()}, made.names)
+            sheet_rows = images.of_triggers(made.images, {name: p.triggered for name, (_, p) in grid.items()}, made.names)
             caption = f"Test images of {dataset}, the same images triggered, and ten times the change (clipped at white)"
-            yield Drawing(f"triggers-{dataset}", caption, drawn)
+            yield Drawing(f"triggers-{dataset}", caption, images.sheet(sheet_rows), rows=sheet_rows)
 
 
 def _most_poisoned(rows: "pl.DataFrame") -> dict[str, Any]:
@@ -146,8 +144,8 @@ def _recovered(shown: Scenario, folder: Location) -> Iterator[Drawing]:
                 f"{defense} against {shown.title}{_per_class(most)}: recovered triggers, the norm of each mask and its anomaly "
                 "index; flagged classes framed in colour"
             )
-            drawn = tuned.recovered_triggers(members, _names(part["dataset"][0]))
-            yield Drawing(f"recovered-{slug(defense)}-{shown.slug}", caption, drawn)
+            sheet_rows = images.of_recovered(members, _names(part["dataset"][0]))
+            yield Drawing(f"recovered-{slug(defense)}-{shown.slug}", caption, images.sheet(sheet_rows), rows=sheet_rows)
 
 
 def _most_clean(rows: "pl.DataFrame") -> "pl.DataFrame":

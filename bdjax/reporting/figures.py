@@ -1,4 +1,4 @@
-"""Figures from records: what a defense changed, how triggers look, what pruning does. Each function returns the figure.
+"""Figures from records: what a defense changed, what pruning does. Each function returns the figure.
 
 Colours can be distinguished with any colour vision (Okabe and Ito); text and lines are drawn in one ink, which the HTML page
 recolours to its light or dark theme. Nothing here touches matplotlib's global state.
@@ -6,11 +6,10 @@ recolours to its light or dark theme. Nothing here touches matplotlib's global s
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bdjax.errors import UserError
 from bdjax.results import traces
@@ -92,32 +91,6 @@ def before_after(records: "pl.DataFrame") -> "Figure":
     for axis in axes[-1]:
         axis.set_xlabel("percent of test images")
     legend(figure, [("before the defense", {"marker": "o", "markerfacecolor": PAPER, "color": GREY})], [("after", COLORS[:2])])
-    return figure
-
-
-@styled
-def picture_grid(images: NDArray[np.uint8], triggered: Mapping[str, NDArray[np.uint8]], names: Sequence[str] = ()) -> "Figure":
-    """Test images, the same images with the trigger of each attack, and ten times what the trigger changed.
-
-    Args:
-      images: u8[n h w c], the originals, one column each.
-      triggered: {attack: u8[n h w c]}, two rows each.
-      names: n column titles (class names).
-    """
-    rows = [("original", images)]
-    for attack, pictures in triggered.items():
-        change = np.abs(pictures.astype(np.int16) - images.astype(np.int16))
-        rows += [(attack, pictures), ("change × 10", np.minimum(10 * change, 255).astype(np.uint8))]
-    figure, axes = panels_of(len(rows), len(images), (0.95 * len(images) + 1.1, 0.95 * len(rows) + 0.35))
-    for row, (title, pictures) in zip(axes, rows, strict=True):
-        for axis, picture in zip(row, pictures, strict=True):
-            shown = picture if picture.shape[-1] == 3 else picture[..., 0]
-            axis.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="none")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set(visible=True, linewidth=0.5)  # a white corner must show on a white page
-        row[0].set_ylabel(title, rotation=0, ha="right", va="center", labelpad=8)
-    for axis, title in zip(axes[0], names, strict=False):
-        axis.set_title(title, fontsize=8, fontweight="normal", loc="center")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bdjax.reporting.glossary import meaning
 from bdjax.reporting.tables import Printed, cell
 from bdjax.results.pool import BOARD, described
 from bdjax.results.views import CHOICE, Views
@@ -18,6 +19,7 @@ LABELS = {
     "ratio": "poison ratio, percent",
     "spc": "clean samples per class",
 }
+MEANINGS = {"labels": "label rule", "ratio": "poison ratio", "spc": "spc"}  # what the glossary calls a facet
 ORDERED = ("left_out", "lost")  # columns that are sorted by another number than the one they begin with
 
 
@@ -40,9 +42,14 @@ def facets(records: "pl.DataFrame") -> list[Facet]:
 
 
 def choices(found: list[Facet]) -> list[dict[str, Any]]:
-    """The facets as the page's script reads them: key, label and the text of each value."""
+    """The facets as the page's script reads them: key, label, the text of each value, and what the label means, or ""."""
     return [
-        {"key": facet.key, "label": LABELS.get(facet.key, facet.key), "values": [setting(facet.key, v) for v in facet.values]}
+        {
+            "key": facet.key,
+            "label": LABELS.get(facet.key, facet.key),
+            "values": [setting(facet.key, value) for value in facet.values],
+            "meaning": meaning(MEANINGS[facet.key]) if facet.key in MEANINGS else "",
+        }
         for facet in found
     ]
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from bdjax import __version__
 from bdjax.errors import UserError
 from bdjax.reporting import overall, sensitivity, tables
-from bdjax.reporting.details import Details, Drawing, details
+from bdjax.reporting.details import Details, details
+from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.latex import latex
 from bdjax.reporting.page import CELLS, Drawn, Pooled, index, scenario
 from bdjax.results.mitigation import LIMITS, Limits, checked, judged
@@ -70,7 +71,7 @@ def build(
     records = judged(records, limits)
     shown, counted = scenarios(records), without_replaced(records)
     drawn = Drawn(
-        [Drawing(*one) for one in overall.figures_of(counted, limits)],
+        list(overall.figures_of(counted, limits)),
         [Drawing(*one) for one in sensitivity.figures_of(counted)],
         details(shown, folder, data_dir) if len(shown) <= INSIDE else None,
     )
@@ -80,7 +81,7 @@ def build(
     try:
         with location.written(folder) as here:
             (here / "figures").mkdir(parents=True, exist_ok=True)
-            for drawing in (*drawn.overall, *drawn.sensitivity, *(one for part in drawn.details or () for one in part)):
+            for drawing in (*drawn.overall, *drawn.sensitivity, *(drawn.details.drawings() if drawn.details else ())):
                 if drawing.figure is not None:
                     drawing.figure.savefig(here / "figures" / f"{drawing.slug}.png", dpi=150)
             _write_tables(here, pooled, every, limits)
@@ -146,7 +147,7 @@ def draw(shown: Scenario, here: Path, folder: Location, data_dir: str | None, li
 
 def _complete(drawn: Details) -> bool:
     """Whether everything could be drawn; what is missing may be there the next time."""
-    return all(drawing.figure is not None for part in drawn for drawing in part)
+    return all(drawing.figure is not None for drawing in drawn.drawings())
 
 
 def _digest(shown: Scenario, limits: Limits) -> str:

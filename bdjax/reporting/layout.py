@@ -1,22 +1,28 @@
 """Pieces of the HTML pages: the page itself, sortable tables, figures as inline SVG, provenance."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax import __version__
-from bdjax.reporting.details import Details, Drawing
+from bdjax.reporting import classes
+from bdjax.reporting.details import Details
+from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.filters import Facet
+from bdjax.reporting.glossary import WORDS, split_marks
+from bdjax.reporting.images import embedded
 from bdjax.reporting.render import render, verbatim
 from bdjax.reporting.svg import inline
 from bdjax.reporting.tables import Printed, split_interval
 from bdjax.results.pool import STATUSES
+from bdjax.results.soundness import NOTES
 
 if TYPE_CHECKING:
     import polars as pl
     from markupsafe import Markup
 
-WORDS = ("lost", "remark")  # columns whose text breaks over lines
+BROKEN = ("lost", "remark")  # columns whose text breaks over lines
 AT_FIRST = 300  # rows of a long table that are shown before they are asked for; the script has the same number
 TALL = 24  # a table with more rows scrolls in itself
 FILES_BESIDE = ("table.md", "table.csv", "table.tex", "leaderboard.tex", "figures/")
@@ -39,11 +45,20 @@ class Tile(NamedTuple):
     lost: bool = False  # runs without a result
 
 
+class Badge(NamedTuple):
+    """What the networks behind a row are, in a word of the glossary."""
+
+    word: str
+    all: bool  # and not only some of them
+
+
 class HtmlCell(NamedTuple):
     """A cell of a table as the template reads it."""
 
     value: str
+    marks: str
     interval: str
+    badges: Sequence[Badge]
     order: float | str | None
     kind: "Markup"  # the attribute that says how the cell is set, or nothing
     link: str | None
@@ -80,7 +95,7 @@ def shell(
         lead=lead,
         tiles=tiles,
         sections=[section for section in sections if section.body],
-        style=verbatim("page.css"),
+        style=verbatim("theme.css") + verbatim("page.css"),
         script=verbatim("page.js"),
         data=data,
         up=up,
@@ -131,16 +146,18 @@ def table(
     from markupsafe import Markup
 
     kinds = [
-        Markup(" class=n") if numeric else Markup(" class=w") if column in WORDS else Markup("")
+        Markup(" class=n") if numeric else Markup(" class=w") if column in BROKEN else Markup("")
         for numeric, column in zip(printed.numeric, printed.columns, strict=True)
     ]
     rows = []
     for row, about in zip(printed.rows, printed.about, strict=True):
-        links = [link(about), *[None] * (len(row) - 1)]
-        cells = [
-            HtmlCell(*split_interval(cell.text), cell.order, kind, href)
-            for cell, kind, href in zip(row, kinds, links, strict=True)
-        ]
+        said = dict(zip(printed.columns, row, strict=True))
+        named = badges(said["remark"].text) if "remark" in said else ()
+        cells = []
+        for place, (cell, column, kind) in enumerate(zip(row, printed.columns, kinds, strict=True)):
+            value, interval = split_interval(cell.text)
+            mine = named if column == "defense" else ()
+            cells.append(HtmlCell(*split_marks(value), interval, mine, cell.order, kind, None if place else link(about)))
         rows.append({"places": " ".join(str(facet.place(about)) for facet in facets), "cells": cells})
     return render(
         "table.html",
@@ -158,6 +175,17 @@ def table(
     )
 
 
+def badges(remark: str) -> list[Badge]:
+    """What a remark says of the networks behind a row (:func:`bdjax.results.soundness.remark`); the script does the same."""
+    found = [(word, part) for part in remark.split("; ") for word in NOTES if part.startswith(word)]
+    return [Badge(word, re.search(r" in \d+ of \d+ runs$", part) is None) for word, part in found]
+
+
+def glossary() -> Section:
+    """The section that explains the words and marks of a page."""
+    return Section("glossary", "Words and marks", render("glossary.html", words=WORDS))
+
+
 def detailed(drawn: Details) -> list[Section]:
     """The sections of single scenarios."""
     effects = (
@@ -166,6 +194,7 @@ def detailed(drawn: Details) -> list[Section]:
     )
     return [
         Section("effect", "Before and after", pictures(drawn.effects), effects),
+        Section("classes", "What is still wrong, class by class", classes.tables(drawn.classes), classes.LEAD),
         Section("triggers", "What the triggers look like", pictures(drawn.triggers)),
         Section("pruning", "What pruning does", pictures(drawn.pruning)),
         Section("recovered", "The triggers that were recovered", pictures(drawn.recovered)),
@@ -178,10 +207,16 @@ def pictures(drawings: Sequence[Drawing]) -> "Markup | str":
     if not drawings:
         return ""
     shown = [
-        {"caption": one.caption, "missing": one.missing, "svg": "" if one.figure is None else inline(one.figure, one.slug)}
+        {
+            "caption": one.caption,
+            "missing": one.missing,
+            "rows": one.rows,
+            "svg": "" if one.figure is None or one.rows else inline(one.figure, one.slug),
+            "points": 0 if one.figure is None else round(72 * one.figure.get_figwidth()),
+        }
         for one in drawings
     ]
-    return render("pictures.html", drawings=shown)
+    return render("pictures.html", drawings=shown, embedded=embedded)
 
 
 def provenance(records: "pl.DataFrame", configured: bool) -> "Markup":

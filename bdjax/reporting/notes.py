@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bdjax.reporting.glossary import note
 from bdjax.results.mitigation import Limits
 from bdjax.results.soundness import NOTES
 
@@ -54,9 +55,9 @@ def marks(rows: "pl.DataFrame") -> list[str]:
     """What the marks of pooled rows mean: † ‡ of what a defense knows, ¶ of an earlier edition, § of a doubtful trigger."""
     lines = []
     if rows["knows_trigger"].any():
-        lines.append("† is shown images with the true trigger, which a defender rarely has.")
+        lines.append(note("†"))
     if rows["knows_test"].any():
-        lines.append("‡ reads the accuracy on test data, which a defender does not have.")
+        lines.append(note("‡"))
     for old in rows["outdated"].drop_nulls().unique(maintain_order=True) if "outdated" in rows.columns else ():
         if old:
             lines.append(f"¶ {old}: the method has been corrected since; the same run makes these records again.")

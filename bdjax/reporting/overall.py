@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.figures import COLORS, GREY, INK, PAPER, panels_of, room, styled
+from bdjax.reporting.labels import label_points
 from bdjax.reporting.rankings import improvement, rank_diagram
 from bdjax.results.methods import BEST, Method, block, mean, methods, require_runs, title
 from bdjax.results.mitigation import LIMITS, Limits, judged
@@ -14,9 +16,14 @@ from bdjax.results.wording import setting
 
 if TYPE_CHECKING:
     import polars as pl
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
-MOST_NAMED = 16  # dots that still have room for their names
+FEWEST = 5  # methods from which on figures that compare methods with each other are drawn
+UNCHANGED = 50  # percent: the DER of a defense that does nothing
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue
+COMPARISONS = "ranks, chances of improvement, performance profiles and cost against benefit"
 
 
 @styled
@@ -33,18 +40,31 @@ def heat_map(found: list[Method], metric: str = "der") -> "Figure":
         for j, attack in enumerate(attacks):
             means = [values.mean() for task, values in method.scores[metric].items() if method.attacks[task] == attack]
             table[i, j] = np.mean(means) if means else np.nan
-    figure, panels = panels_of(1, 1, (0.7 * len(attacks) + 0.5 + room(found), 0.27 * len(found) + 1.2))
+    figure, panels = panels_of(
+        1, 1, (0.7 * len(attacks) + (2.1 if metric == "der" else 1.5) + room(found), 0.27 * len(found) + 1.4)
+    )
     axis = panels[0][0]
-    shown = axis.imshow(100 * table, cmap="cividis", vmin=0 if metric != "der" else 40, vmax=100, aspect="auto")
+    colors = "RdBu" if metric == "der" else "Blues"  # the first is neutral in the middle, where DER says that nothing changed
+    shown = axis.imshow(100 * table, cmap=colors, vmin=0, vmax=100, aspect="auto")
     for i, j in np.argwhere(~np.isnan(table)):
-        light = shown.norm(100 * table[i, j]) > 0.55
+        light = np.dot(shown.to_rgba(100 * table[i, j])[:3], LUMINANCE) > 0.46
         axis.text(j, i, f"{100 * table[i, j]:.0f}", ha="center", va="center", fontsize=8, color="#101010" if light else "#f5f5f5")
     axis.set_xticks(range(len(attacks)), [attack.rpartition(":")[2] for attack in attacks], rotation=35, ha="right")
     axis.set_yticks(range(len(found)), [method.label for method in found])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_title(f"{title(metric)}, percent")
+    _bar(figure, axis, shown, metric)
     return figure
+
+
+def _bar(figure: "Figure", axis: "Axes", shown: "AxesImage", metric: str) -> None:
+    """The bar that says what the colours stand for."""
+    bar = figure.colorbar(shown, ax=axis, ticks=[0, 25, UNCHANGED, 75, 100], aspect=14, shrink=0.9, pad=0.02)
+    if metric == "der":
+        bar.ax.set_yticks([0, 25, UNCHANGED, 75, 100], ["0", "25", "50 no change", "75", "100 perfect"])
+    bar.set_label("DER, percent" if metric == "der" else f"{title(metric)}, percent")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2)
 
 
 @styled
@@ -103,54 +123,75 @@ def _handles(lines: list[tuple[str, dict[str, Any]]]) -> tuple[list[Any], list[s
 
 @styled
 def cost_benefit(found: list[Method]) -> "Figure":
-    """Seconds per member, without compilation, against the share of runs mitigated: a dot per defense.
+    """Seconds per member, without compilation, against the share of runs mitigated: a dot per defense, each with its name.
 
-    Named are those that no other beats in both.
+    In colour are those that no other beats in both.
 
     Raises:
       UserError: no method has a run.
     """
     require_runs(found)
-    places = {}
+    places = []
     for method in found:
         times = list(method.seconds.values())
         if times and np.isfinite(mean(method, BEST[0])):
-            places[method.label] = max(float(np.mean(times)), 1e-3), 100 * mean(method, BEST[0])
-    figure, panels = panels_of(1, 1, (6.8, 3.8))
+            places.append((method.label, max(float(np.mean(times)), 1e-3), 100 * mean(method, BEST[0])))
+    figure, panels = panels_of(1, 1, (7.4, max(3.8, 0.2 * len(places))))
     axis = panels[0][0]
-    for name, (x, y) in places.items():
-        front = not any((a <= x and b >= y) and (a, b) != (x, y) for a, b in places.values())
+    for _, x, y in places:
+        front = not any(a <= x and b >= y and (a, b) != (x, y) for _, a, b in places)
         axis.plot(x, y, "o", color=COLORS[0] if front else GREY, ms=6, mec=PAPER, mew=0.8)
-        if front or len(places) <= MOST_NAMED:
-            axis.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7.5)
     axis.set(xscale="log", xlabel="device seconds per member", ylabel="runs mitigated, percent")
     axis.grid(True)
-    axis.margins(0.12, 0.12)
+    axis.margins(0.15, 0.15)
+    label_points(figure, axis, places)
     return figure
 
 
-def figures_of(records: "pl.DataFrame", limits: Limits = LIMITS) -> Iterator[tuple[str, str, "Figure"]]:
-    """(slug, caption, figure) of everything that can be drawn, with the most clean samples per class that there are."""
+def figures_of(records: "pl.DataFrame", limits: Limits = LIMITS) -> Iterator[Drawing]:
+    """Everything that can be drawn, with the most clean samples per class that there are.
+
+    Figures that compare methods with each other (:data:`COMPARISONS`) need :data:`FEWEST` of them; with fewer the last drawing
+    has no figure and says so.
+    """
     import polars as pl
 
     records = judged(records, limits)
     given = records.filter(pl.col("defense") != "none")["spc"].drop_nulls()
-    budgets = sorted(given.unique().to_list(), reverse=True)
-    for spc in budgets or [None]:
+    budgets = sorted(given.unique().to_list(), reverse=True) or [None]
+    later: list[Drawing] = []
+    for spc in budgets:
         found = methods(records, spc)
-        if len(found) < 2:
-            continue
         with_ = "without clean samples" if spc is None else f"{setting('spc', spc)} clean samples per class"
         end = "" if spc is None else f"-{spc}-per-class"
-        if any(method.scores[BEST[0]] for method in found):
-            text = f"Share of runs mitigated per defense and attack, {with_}: {limits.text()}"
-            yield f"mitigated{end}", text, heat_map(found, BEST[0])
-        yield f"heat-map{end}", f"Mean DER per defense and attack, {with_}", heat_map(found)
-        if spc == (budgets or [None])[0]:
-            yield f"boxes{end}", f"Spread over tasks, {with_}", boxes(found)
-            yield f"cost-benefit{end}", f"What a defense run takes and what it brings, {with_}", cost_benefit(found)
-            yield f"profiles{end}", f"Performance profiles, {with_}", profiles(found)
-            kept, tasks = block(found)
-            if len(kept) > 1 and len(tasks) > 1:
-                yield f"ranks{end}", f"Mean ranks, {with_}", rank_diagram(found)
-                yield f"improvement{end}", f"Which defense beats which, {with_}", improvement(found)
+        if len(found) > 1:
+            yield from _of_attacks(found, limits, with_, end, spread=spc == budgets[0])
+        if found and spc == budgets[0]:
+            later += _comparisons(found, with_, end)
+    yield from later
+
+
+def _of_attacks(found: list[Method], limits: Limits, with_: str, end: str, spread: bool) -> Iterator[Drawing]:
+    """What became of each attack; ``spread``: and how far the results of each defense spread."""
+    if any(method.scores[BEST[0]] for method in found):
+        text = f"Share of runs mitigated per defense and attack, {with_}: {limits.text()}"
+        yield Drawing(f"mitigated{end}", text, heat_map(found, BEST[0]))
+    text = f"Mean DER per defense and attack, {with_}: red is worse than no defense, blue is better"
+    yield Drawing(f"heat-map{end}", text, heat_map(found))
+    if spread:
+        yield Drawing(f"boxes{end}", f"Spread over tasks, {with_}", boxes(found))
+
+
+def _comparisons(found: list[Method], with_: str, end: str) -> Iterator[Drawing]:
+    """Methods compared with each other, or why not."""
+    if len(found) < FEWEST:
+        there = "here is one" if len(found) == 1 else f"here are {len(found)}"
+        text = f"they compare methods, and are drawn from {FEWEST} on; {there}."
+        yield Drawing("comparisons", COMPARISONS, None, text)
+        return
+    yield Drawing(f"cost-benefit{end}", f"What a defense run takes and what it brings, {with_}", cost_benefit(found))
+    yield Drawing(f"profiles{end}", f"Performance profiles, {with_}", profiles(found))
+    kept, tasks = block(found)
+    if len(kept) > 1 and len(tasks) > 1:
+        yield Drawing(f"ranks{end}", f"Mean ranks, {with_}", rank_diagram(found))
+        yield Drawing(f"improvement{end}", f"Which defense beats which, {with_}", improvement(found))

@@ -5,6 +5,36 @@ const AT_FIRST = 300;
 const data = name => JSON.parse(document.getElementById(name)?.textContent ?? "null");
 const facets = data("facets") ?? [], views = data("views"), chosen = {}, tables = [];
 
+// ---- words: what one means stands in the glossary and its title; a title is not shown to who comes by keyboard or finger -------
+const meanings = new Map([...document.querySelectorAll("#glossary dt")].map(word => [word.textContent, word.nextElementSibling.textContent]));
+const tip = document.getElementById("tip");
+let explained = null;
+
+function entitled(target) {  // the element about which there is something to say, with its title
+  const word = target.closest?.("abbr, [title]") ?? target.closest?.("button")?.querySelector("abbr");
+  if (word && !word.title && meanings.has(word.textContent)) word.title = meanings.get(word.textContent);
+  return word?.title ? word : null;
+}
+
+function tell(word) {
+  explained?.removeAttribute("aria-describedby");
+  explained = word;
+  tip.hidden = !word;
+  if (!word) return;
+  tip.textContent = word.title;
+  word.setAttribute("aria-describedby", "tip");
+  const {left, top, bottom} = word.getBoundingClientRect(), low = bottom > innerHeight / 2;
+  tip.style.left = `clamp(.5rem, ${left}px, calc(100vw - ${tip.offsetWidth}px - .5rem))`;
+  tip.style.top = low ? "auto" : `${bottom + 6}px`;
+  tip.style.bottom = low ? `${innerHeight - top + 6}px` : "auto";
+}
+
+addEventListener("mouseover", event => entitled(event.target));
+addEventListener("focusin", event => tell(event.target.matches("abbr, :focus-visible") ? entitled(event.target) : null));
+addEventListener("focusout", () => tell(null));
+addEventListener("scroll", () => explained && tell(explained), true);
+addEventListener("keydown", event => event.key === "Escape" && tell(null));
+
 // ---- tables ----------------------------------------------------------------------------------------------------------------
 for (const element of document.querySelectorAll("table.sortable")) {
   const rows = [...element.tBodies[0].rows];
@@ -88,6 +118,24 @@ function order(text) {  // the number that a text begins with, else the text; no
   return isNaN(parseFloat(text)) ? text : parseFloat(text);
 }
 
+function mark(row) {  // the badges behind the defense are what the row's remark says of its networks
+  const [name, remark] = ["defense", "remark"].map(column => row.cells[board.heads.findIndex(head => head.dataset.c === column)]);
+  if (!remark) return;
+  name.querySelector(".badges")?.remove();
+  const badges = document.createElement("span");
+  badges.className = "badges";
+  for (const part of remark.textContent.split("; ")) {
+    const word = [...meanings.keys()].find(word => part.startsWith(word));
+    if (!word) continue;
+    const badge = document.createElement("abbr");
+    badge.className = / in \d+ of \d+ runs$/.test(part) ? "badge part" : "badge";
+    badge.tabIndex = 0;
+    badge.textContent = word;
+    badges.append(" ", badge);
+  }
+  name.append(badges);
+}
+
 function choose() {  // show the leaderboard of the chosen attack and ratio
   if (!board) return;
   const [attack, ratio] = ["attack", "ratio"].map(key => chosen[key] ?? ""), all = attack === "" && ratio === "";
@@ -98,6 +146,7 @@ function choose() {  // show the leaderboard of the chosen attack and ratio
     if (one.empty) return;
     const cells = all ? one.cells : view[i].map(cell => (Array.isArray(cell) ? cell : [cell, order(cell)]));
     board.changing.forEach((k, j) => put(one.row.cells[k], ...cells[j]));
+    mark(one.row);
   });
 }
 
@@ -113,6 +162,7 @@ for (const facet of facets.filter(facet => facet.values.length > 1)) {
     keep();
   });
   label.append(facet.label, select);
+  if (facet.meaning) label.title = facet.meaning;
   form.append(label);
   form.hidden = false;
 }

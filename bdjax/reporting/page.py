@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.reporting import filters, layout, tables, verdicts
-from bdjax.reporting.details import Details, Drawing
+from bdjax.reporting.details import Details
+from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.layout import Section
 from bdjax.reporting.tables import Cell, Printed
 from bdjax.results.mitigation import LIMITS, Limits
@@ -75,6 +76,7 @@ def index(
         *([_cells(shown, found)] if pages else []),
         Section("all", "Every scenario", every),
         Section("provenance", "Where the numbers come from", layout.provenance(records, configured=not pages)),
+        layout.glossary(),
     ]
     datasets, attacks, methods, networks, seeds, ratios = (
         sorted({str(value) for value in records[key].unique()} - {"none"}, key=layout.natural)
@@ -111,6 +113,7 @@ def scenario(shown: Scenario, drawn: Details, digest: str, limits: Limits = LIMI
         *verdicts.sections(shown.rows, found),
         *layout.detailed(drawn),
         Section("provenance", "Where the numbers come from", layout.provenance(shown.rows, configured=True)),
+        layout.glossary(),
     ]
     data = {"facets": filters.choices(found)}
     return layout.shell(shown.title, "; ".join(facts), layout.tiles(shown.rows), sections, data, digest=digest, up="../")

@@ -4,6 +4,8 @@ import functools
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from bdjax.reporting.glossary import parts
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
@@ -42,5 +44,6 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["explained"] = parts
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return made

@@ -4,13 +4,14 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from bdjax.reporting.figures import COLORS, INK, PAPER
+from bdjax.reporting.figures import COLORS, GREY, INK, PAPER
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-FONTS = "system-ui, 'DejaVu Sans', sans-serif"
+THEME = {INK: "currentColor", PAPER: "var(--card)", GREY: "var(--grey)"}  # what stands for a colour: theme.css has the values
+THEME |= {color: f"var(--series-{i})" for i, color in enumerate(COLORS, 1)}
 START = "<svg "  # the template writes it, with attributes of its own
 
 
@@ -31,9 +32,9 @@ def inline(figure: "Figure", salt: str) -> "Markup":
     text = text[text.index(START) + len(START) :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"font-family: [^;\"]*", f"font-family: {FONTS}", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
     used = set(re.findall(r"#([\w-]+)[)\"]", text))  # the other identifiers repeat from figure to figure
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
-    for color, name in ((INK, "currentColor"), (PAPER, "var(--card)"), (COLORS[0], "var(--blue)")):
+    for color, name in THEME.items():
         text = text.replace(color, name)
     return Markup(text)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 CHOICE = ("chosen_attack", "chosen_ratio")
 MOST_PAIRS = 50_000  # rows of one attack at one ratio that are pooled at most: about 7 MB of a page
-LONG_TEXTS = ("config", "masks", "trace", "loss", "execution", "versions")  # columns that pooling does not read
+LONG_TEXTS = ("config", "masks", "trace", "loss", "execution", "versions", "by_class")  # columns that pooling does not read
 
 
 class Views(NamedTuple):

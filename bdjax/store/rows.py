@@ -34,13 +34,13 @@ _LAYOUT = """
   float  majority one_class_before one_class
   str    target_class
   float  target_rate
-  str    warning
+  str    warning by_class
 """
 KIND = {name: line.split()[0] for line in _LAYOUT.strip().splitlines() for name in line.split()[1:]}
 COLUMNS = tuple(KIND)
 
 # Columns that records of earlier versions do not have; they are null there.
-ADDED = frozenset({"classes", "majority", "one_class_before", "one_class", "target_class", "target_rate", "warning"})
+ADDED = frozenset({"classes", "majority", "one_class_before", "one_class", "target_class", "target_rate", "warning", "by_class"})
 
 VOLATILE = ("created", "seconds", "compile_seconds")  # what may differ between two runs of the same record
 
@@ -57,7 +57,8 @@ def arrow_schema() -> Any:
     processed which trained the ``members`` of this row. ``one_class`` is the share of the clean test images that is predicted as
     the most predicted class, ``majority`` the share of the largest class among them. Of imported networks ``target_rate`` is the
     rate at which they call clean test images of other classes their attack label, before any defense, and ``warning`` says where
-    ASR is no higher than that (:mod:`bdjax.sweep.foreign_trigger`).
+    ASR is no higher than that (:mod:`bdjax.sweep.foreign_trigger`). ``by_class`` holds the counts of clean, correct, triggered,
+    attacked and recovered images of every true class as JSON, a list of each.
     """
     import pyarrow as pa
 
@@ -85,7 +86,7 @@ def now() -> str:
 
 
 def measured(counts: Counts, before: Mapping[str, Any] | None = None) -> Row:
-    """Return the metric columns of one member.
+    """Return the columns of one member that are measured on test images.
 
     Args:
       counts: of this member, integers.
@@ -107,7 +108,8 @@ def measured(counts: Counts, before: Mapping[str, Any] | None = None) -> Row:
     share = float(metrics.one_class(counts))
     numbers |= {"one_class_before": share if before is None else _nan(before["one_class"]), "one_class": share}
     sizes = {"n_clean": int(counts.clean), "n_triggered": int(counts.triggered)}
-    return {**sizes, **{name: _null(value) for name, value in numbers.items()}}
+    by_class = {name: np.asarray(of_each).tolist() for name, of_each in counts.by_class._asdict().items()}
+    return {**sizes, **{name: _null(value) for name, value in numbers.items()}, "by_class": canonical(by_class)}
 
 
 def _nan(value: float | None) -> float:

@@ -26,10 +26,21 @@ class EvalSet(NamedTuple):
     truth: Array | None = None  # i32[m]: true labels of the triggered rows; None: they are the test rows, in order
 
 
+class ByClass(NamedTuple):
+    """The counts of :class:`Counts` for every true class, i32[k] each; they add up to those."""
+
+    clean: Array
+    correct: Array
+    triggered: Array
+    attacked: Array
+    recovered: Array
+
+
 class Counts(NamedTuple):
     """Integers, so that rates are exact: ACC = correct / clean, ASR = attacked / triggered, RA = recovered / triggered.
 
-    ``predicted`` shows whether a network calls every image the same class: its ASR of 100 % or 0 % then says nothing.
+    ``predicted`` shows whether a network calls every image the same class: its ASR of 100 % or 0 % then says nothing;
+    ``by_class`` shows which classes the mistakes are of.
     """
 
     clean: Array  # clean rows
@@ -38,6 +49,7 @@ class Counts(NamedTuple):
     attacked: Array  # triggered rows predicted as their attack label
     recovered: Array  # triggered rows predicted as their true label
     predicted: Array  # i32[k]: clean rows predicted as each class, whatever their label
+    by_class: ByClass
 
 
 def apply_trigger(attack: Attack, trigger: Any, key: Key, images: UInt8[Array, "n h w c"]) -> UInt8[Array, "..."]:
@@ -70,15 +82,15 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
             triggered = test.triggered[other]
         present, counted = x < n, (x < m) & (goals != truth)
         on_clean, on_triggered = (jnp.argmax(model.apply(variables, to_float(i)).logits, -1) for i in (images, triggered))
-        found = Counts(
-            present,
-            present & (on_clean == labels),
-            counted,
-            counted & (on_triggered == goals),
-            counted & (on_triggered == truth),
-            present[:, None] & (on_clean[:, None] == jnp.arange(classes, dtype=on_clean.dtype)[None, :]),
-        )
-        return Counts(*(total + jnp.sum(new, 0, dtype=jnp.int32) for total, new in zip(counts, found, strict=True)))
+        clean_rows = present, present & (on_clean == labels)
+        triggered_rows = counted, counted & (on_triggered == goals), counted & (on_triggered == truth)
+        label, true, called = (one_hot(y) for y in (labels, truth, on_clean))
+        by_class = ByClass(*(row[:, None] & label for row in clean_rows), *(row[:, None] & true for row in triggered_rows))
+        found = Counts(*clean_rows, *triggered_rows, present[:, None] & called, by_class)
+        return jax.tree.map(lambda total, new: total + jnp.sum(new, 0, dtype=jnp.int32), counts, found)
+
+    def one_hot(y: Int[Array, " b"]) -> Bool[Array, "b k"]:
+        return y[:, None] == jnp.arange(classes, dtype=y.dtype)[None, :]
 
     classes = model.spec.classes
     rows_at_once = BATCH.get(jax.default_backend(), BATCH[""]) if batch is None else batch
@@ -88,7 +100,8 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
         rows = max(len(test.labels), len(test.attack_labels))
         size = min(rows_at_once, rows)
         trips = -(-rows // size)
-        zero = Counts(*(jnp.int32(0) for _ in Counts._fields))._replace(predicted=jnp.zeros(classes, jnp.int32))
+        none, of_none = jnp.int32(0), jnp.zeros(classes, jnp.int32)
+        zero = Counts(none, none, none, none, none, of_none, ByClass(*[of_none] * 5))
         return zero, jnp.arange(trips * size, dtype=jnp.int32).reshape(trips, size)
 
     def evaluate(variables: Variables, test: EvalSet, trigger: Any = None, key: Key | None = None) -> Counts:

@@ -1,9 +1,6 @@
 """The page in a real browser: what it sorts, filters and pools is what the package computes."""
 
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import polars as pl
 import pytest
@@ -11,65 +8,11 @@ import pytest
 from bdjax.reporting import html, tables
 from bdjax.results.pool import leaderboard
 from bdjax.results.views import views
+from tests.reporting.browser import MARKS, browse, shown
 from tests.reporting.conftest import frame, row
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,  # starts a browser for every test
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium"),
-]
+pytestmark = MARKS
 DEFENSES = [("ft", 2, 0.45), ("ft", 10, 0.3), ("nad", 10, 0.6), ("clp", None, 0.1)]
-
-
-class Tables(HTMLParser):
-    """{table id: rows that are shown, each a list of texts}, what is said above the tables, and the choices of the form."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tables, self.notes, self.chosen, self.cell, self.rows, self.hidden = {}, [], {}, None, None, False
-        self.open, self.select, self.texts = [], None, []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if tag == "table":
-            self.rows = self.tables.setdefault(attrs["id"], [])
-        elif tag == "tr":
-            self.hidden = "hidden" in attrs
-            if not self.hidden:
-                self.rows.append([])
-        elif tag in ("td", "th") or (tag == "p" and attrs.get("class") == "note" and "hidden" not in attrs):
-            self.texts, self.cell = [], tag
-
-    def handle_endtag(self, tag):
-        if tag == self.cell:
-            text = "".join(self.texts)
-            if tag == "p":
-                self.notes.append(text)
-            elif not self.hidden:
-                self.rows[-1].append(text)
-            self.cell = None
-        if tag == "table":
-            self.rows = None
-
-    def handle_data(self, text):
-        self.texts.append(text)
-
-
-def browse(path, *options, choice=""):
-    """Open a page in chromium; gives what it printed, after checking that no script failed and nothing was fetched."""
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr"]
-    flags += ["--virtual-time-budget=20000", f"--user-data-dir={path.parent / 'profile'}", *options]
-    command = [CHROMIUM, "--headless", *flags, path.as_uri() + choice]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "CONSOLE" not in done.stderr, done.stderr
-    return done.stdout
-
-
-def shown(path, choice=""):
-    return Tables(browse(path, "--dump-dom", choice=choice))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """Figures: what is drawn is what the records say."""
 
+import re
+from importlib.resources import files
+
 import matplotlib as mpl
 import numpy as np
 import polars as pl
@@ -7,6 +10,7 @@ import pytest
 
 from bdjax.errors import UserError
 from bdjax.reporting import figures
+from bdjax.reporting.svg import THEME
 
 
 def texts(figure):
@@ -60,23 +64,6 @@ def test_before_after_needs_a_defense(records):
         figures.before_after(records.filter(pl.col("defense") == "none"))
 
 
-def test_picture_grid_shows_original_trigger_and_ten_times_the_change():
-    images = np.full((2, 4, 4, 3), 100, np.uint8)
-    triggered = images.copy()
-    triggered[:, 3, 3] = (95, 107, 200)  # changes of 5, 7 and 100
-    figure = figures.picture_grid(images, {"patch": triggered}, ["cat", "dog"])
-    shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
-    assert len(shown) == 6 and {"original", "patch", "change × 10", "cat", "dog"} <= texts(figure)
-    np.testing.assert_array_equal(shown[1], images[1])
-    np.testing.assert_array_equal(shown[3], triggered[1])
-    assert shown[5][3, 3].tolist() == [50, 70, 255] and shown[5].sum() == 375
-
-
-def test_grey_images_are_drawn_too():
-    images = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
-    assert figures.picture_grid(images, {"same": images}).axes[0].images[0].get_array().shape == (4, 4)
-
-
 def test_pruning_curve_follows_the_trace(records):
     fp = records.filter((pl.col("defense") == "fp") & (pl.col("attack") == "badnets"))
     figure = figures.pruning_curve(fp)
@@ -103,6 +90,19 @@ def test_pruned_channels_per_layer(records):
     assert {"conv1/norm (8)", "never attacked", "10 % poisoned"} <= texts(figure)
     with pytest.raises(UserError, match="masks"):
         figures.pruned_channels(records.filter(pl.col("defense") == "ft"))
+
+
+def test_the_style_sheet_has_the_colours_of_the_figures():
+    sheet = files("bdjax.reporting").joinpath("theme.css").read_text()
+    light, dark = sheet.split("@media")
+    assert f"--grey: {figures.GREY}" in light
+    for name, color in ((name, color) for color, name in THEME.items() if "series" in name):
+        assert f"--{name[6:-1]}: {color}" in light
+    assert set(re.findall(r"--series-\d", dark)) < set(re.findall(r"--series-\d", light))
+    used = "".join(files("bdjax.reporting").joinpath(name).read_text() for name in ("page.css", "theme.css"))
+    by_templates = {"--natural", "--share-of", "--columns", "--side"}
+    assert set(re.findall(r"var\((--[\w-]+)", used)) - by_templates <= set(re.findall(r"(--[\w-]+):", light))
+    assert not re.search(r": [^;}]*#[0-9a-f]{3,6}", files("bdjax.reporting").joinpath("page.css").read_text())
 
 
 def test_settings_of_matplotlib_stay_as_they_were(records):

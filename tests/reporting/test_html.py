@@ -1,6 +1,7 @@
 """The page: one file that needs no other, holds every number, and says what is missing."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import polars as pl
@@ -8,6 +9,7 @@ import pytest
 
 from bdjax.errors import UserError
 from bdjax.reporting import figures, html, tables
+from bdjax.reporting.glossary import WORDS, meaning
 from bdjax.reporting.svg import inline
 from bdjax.results.triggers import pictures
 
@@ -79,8 +81,34 @@ def test_page_holds_every_cell_of_both_tables_and_what_became_of_all_runs(built,
         (1, "failed"),
         (1, "non-finite"),
     ):
-        assert f"<b>{count}</b>{text}" in built[1]
+        assert f"<b>{count}</b>{text}" in re.sub(r"</?abbr[^>]*>", "", built[1])
     assert "0123abc" in built[1] and "jax 0.10.2" in built[1] and "d" * 64 in built[1]
+
+
+def test_words_and_marks_are_explained_where_they_stand_and_at_the_end(built):
+    text = unescape(built[1])
+    for word in WORDS:
+        assert f"<dt>{word.name}</dt><dd>{word.sentence}</dd>" in text
+    assert text.index('id="provenance"') < text.index('id="glossary"')
+    heads = re.findall(r"<th [^>]*><button[^>]*>(.*?)</button>", text)
+    assert f'<abbr title="{meaning("ACC")}">ACC</abbr> %' in heads  # the button around it is what a keyboard reaches
+    assert 'grad_prune<abbr tabindex="0">†</abbr>' in text
+    assert "No pictures of ranks, chances of improvement" in text and "here are 4." in text
+
+
+def test_networks_that_say_nothing_are_marked_behind_the_defense(records, tmp_path, sketched):
+    dead = (pl.col("defense") == "clp") | ((pl.col("defense") == "ft") & (pl.col("seed") == 3))
+    found = records.with_columns(acc=pl.when(dead).then(0.1).otherwise(pl.col("acc")))
+    text = html.build(tmp_path, found).read_text()
+    board = text.partition('id="board"')[2].partition("</table>")[0]
+    cells = {
+        name: cell
+        for cell in re.findall(r"<td.*?</td>", board, flags=re.S)
+        for name in ("clp", "ft", "fp")
+        if f">{name}<" in cell
+    }
+    assert 'class="badge">at chance</abbr>' in cells["clp"] and 'class="badge part">at chance</abbr>' in cells["ft"]
+    assert "badge" not in cells["fp"]
 
 
 def test_files_beside_the_page(built, records):
@@ -92,8 +120,7 @@ def test_files_beside_the_page(built, records):
         [
             "before-after-badnets.png",
             "before-after-blended.png",
-            *(f"{name}-10-per-class.png" for name in ("boxes", "cost-benefit", "heat-map", "mitigated")),
-            "profiles-10-per-class.png",
+            *(f"{name}-10-per-class.png" for name in ("boxes", "heat-map", "mitigated")),
             "pruned-channels-clp-badnets.png",
             "pruned-channels-clp-blended.png",
             "pruning-curve-fp-badnets.png",

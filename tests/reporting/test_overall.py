@@ -13,14 +13,15 @@ from tests.reporting.conftest import row
 
 ATTACKS, SEEDS = ("badnets", "blended", "wanet"), (0, 1, 2)
 RATES = {"ft": (0.9, 0.5), "fp": (0.88, 0.02), "anp": (0.45, 0.0), "clp": (0.6, 0.6)}  # ACC and ASR after
+FIFTH = {"nad": (0.7, 0.3)}
 
 
-def made(**changes):
+def made(rates=RATES, **changes):
     rows = []
     for j, attack in enumerate(ATTACKS):
         for seed in SEEDS:
             rows.append(row(seed, 0.1, attack, "none", None, 0, 0))
-            for defense, (acc, asr) in RATES.items():
+            for defense, (acc, asr) in rates.items():
                 spc = None if defense == "clp" else 10
                 rows.append(row(seed, 0.1, attack, defense, spc, acc - 0.01 * seed, asr + 0.02 * j, **changes))
     return pl.DataFrame(rows, infer_schema_length=None)
@@ -97,12 +98,35 @@ def test_cost_and_spread_are_drawn_for_every_defense():
 
 
 def test_everything_is_drawn_where_there_is_something_to_compare():
-    slugs = [slug for slug, _, _ in overall.figures_of(made())]
+    slugs = [one.slug for one in overall.figures_of(made(RATES | FIFTH))]
     names = ("mitigated", "heat-map", "boxes", "cost-benefit", "profiles", "ranks", "improvement")
     assert slugs == [f"{name}-10-per-class" for name in names]
-    assert [slug for slug, _, _ in overall.figures_of(made().filter(pl.col("defense").is_in(["ft", "none"])))] == []
-    one_task = made().filter(pl.col("attack") == "wanet")
-    assert "ranks-10-per-class" not in [slug for slug, _, _ in overall.figures_of(one_task)]
+    one_task = made(RATES | FIFTH).filter(pl.col("attack") == "wanet")
+    assert "ranks-10-per-class" not in [one.slug for one in overall.figures_of(one_task)]
+    assert list(overall.figures_of(made({}))) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "drawn", "said"), [(4, ["mitigated", "heat-map", "boxes"], "here are 4."), (1, [], "here is one.")]
+)
+def test_methods_are_compared_from_five_on_and_else_it_is_said(count, drawn, said):
+    *found, last = overall.figures_of(made(dict(list(RATES.items())[:count])))
+    assert [one.slug for one in found] == [f"{name}-10-per-class" for name in drawn]
+    assert last.figure is None and last.caption == overall.COMPARISONS and last.missing.endswith(said)
+
+
+def test_the_map_of_der_is_neutral_where_nothing_changed_and_its_bar_says_so():
+    figure = overall.heat_map(methods(made(), 10))
+    shown = figure.axes[0].images[0]
+    middle, low, high = (np.array(shown.to_rgba(value)[:3]) for value in (overall.UNCHANGED, 0, 100))
+    assert np.ptp(middle) < 0.01 and min(np.ptp(low), np.ptp(high)) > 0.3  # grey; red; blue
+    assert low[0] > low[2] and high[2] > high[0]
+    assert {"50 no change", "100 perfect", "DER, percent"} <= set(texts(figure)) and len(figure.axes) == 2
+    assert "share of runs mitigated, percent" in texts(overall.heat_map(methods(made(), 10), "mitigated"))
+
+
+def test_every_dot_of_cost_against_benefit_is_named():
+    assert {"fp", "ft", "anp", "clp"} <= set(texts(overall.cost_benefit(methods(made(), 10))))
 
 
 def test_nothing_to_draw_is_an_error():

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from bdjax.errors import UserError
-from bdjax.reporting import html, tuned
+from bdjax.reporting import html, images, tuned
 from bdjax.results import traces
 from bdjax.store import arrays
 
@@ -72,11 +72,17 @@ def test_recovered_triggers_come_from_the_record_and_its_arrays(by_epoch, tmp_pa
     found = traces.recovered(row, arrays.read(tmp_path, row))
     for name in fields:
         np.testing.assert_array_equal(found[name], fields[name])
-    figure = tuned.recovered_triggers([("a", found), ("b", found)], tuple("abcdefghijkl"))
-    titles = [axis.get_title() for axis in figure.axes]
-    assert len(titles) == 2 * tuned.SHOWN and "d\n5.0 · 45.0" in titles and not any(t.startswith("l\n") for t in titles)
-    colored = [axis.get_title() for axis in figure.axes if axis.spines["left"].get_linewidth() > 2]
-    assert colored == ["d\n5.0 · 45.0"] * 2
+    rows = images.of_recovered([("a", found), ("b", found)], tuple("abcdefghijkl"))
+    pictures = [one for row in rows for one in row.pictures]
+    titles = [one.text for one in pictures]
+    assert len(titles) == 2 * images.SHOWN and "d\n5.0 · 45.0" in titles and not any(t.startswith("l\n") for t in titles)
+    assert [one.text for one in pictures if one.marked] == ["d\n5.0 · 45.0"] * 2
+    d = next(one.image for one in pictures if one.marked)
+    np.testing.assert_array_equal(d, np.round(255 * found["mask"][3][..., None] * found["pattern"][3]))
+    figure = images.sheet(rows)
+    assert [axis.get_title() for axis in figure.axes if axis.spines["left"].get_linewidth() > 2] == ["d\n5.0 · 45.0"] * 2
+    with pytest.raises(UserError, match="no record holds recovered triggers"):
+        images.of_recovered([])
 
 
 def test_damaged_arrays_are_named(by_epoch, tmp_path):

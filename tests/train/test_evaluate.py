@@ -40,8 +40,16 @@ def counted(run, loop):
 
 
 def flat(counts):
-    """All counts in their order, those by class last."""
+    """All counts in their order, those by class last, one after the other."""
     return np.concatenate([np.ravel(count) for count in counts]).tolist()
+
+
+def by_class(labels, clean, truth, goals, bad, classes):
+    """The counts of every true class, by a plain loop."""
+    hit = goals != truth
+    each = [(labels == k, (labels == k) & (clean == k), hit & (truth == k)) for k in range(classes)]
+    rows = [[a.sum(), b.sum(), c.sum(), (bad == goals)[c].sum(), (bad == truth)[c].sum()] for a, b, c in each]
+    return np.transpose(rows).ravel().tolist()
 
 
 SLOW = pytest.mark.slow
@@ -58,7 +66,8 @@ def test_counts_equal_a_plain_loop(tiny_dataset, model, variables, predicted, lo
     np.testing.assert_array_equal(triggered[:, 2:], images[:, 2:])
     clean, bad = predicted(images), predicted(triggered)
     want = [80, (clean == y).sum(), (y != 0).sum(), (bad[y != 0] == 0).sum(), (bad == y)[y != 0].sum()]
-    want += np.bincount(clean, minlength=tiny_dataset.spec.classes).tolist()
+    classes = tiny_dataset.spec.classes
+    want += np.bincount(clean, minlength=classes).tolist() + by_class(y, clean, y, np.zeros_like(y), bad, classes)
     model, goals = model.rebuild(loop=loop), np.zeros_like(y)
     got = counted(evaluator(model, None, batch), loop)(variables, jax.device_put(EvalSet(images, y, triggered, goals)))
     assert flat(got) == [int(w) for w in want]
@@ -77,7 +86,10 @@ def test_triggered_rows_of_their_own_may_be_fewer_or_more_than_the_test_rows(tin
     clean = predicted(images)
     want = [80, (clean == labels).sum(), hit.sum(), (bad == goals)[hit].sum(), (bad == truth)[hit].sum()]
     got = jax.jit(evaluator(model, None, 32))(variables, EvalSet(images, labels, triggered, goals, truth))
-    assert flat(got) == [int(w) for w in [*want, *np.bincount(clean, minlength=4)]]
+    want += [*np.bincount(clean, minlength=4), *by_class(labels, clean, truth, goals, bad, 4)]
+    assert flat(got) == [int(w) for w in want]
+    for name, each in got.by_class._asdict().items():
+        assert each.sum() == getattr(got, name)
     assert 0 < want[2] < rows or rows == 5
 
 
