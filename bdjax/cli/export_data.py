@@ -1,8 +1,9 @@
 """``bdjax export-data``: what an attack makes of a data set, as files."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from bdjax.cli.flags import Scenario, grid_of
+from bdjax.cli.flags import DataDir, Profile, Scenario, flag
+from bdjax.cli.scenario import grid_of
 from bdjax.errors import UserError
 from bdjax.results.learned import Learning
 from bdjax.sweep.build import asks_architecture
@@ -10,25 +11,25 @@ from bdjax.sweep.grid import Grid
 
 
 def export_data(
-    attack: str,
+    attack: Annotated[str, flag("ATTACK")],
     /,
     *,
-    dataset: str = "digits",
-    out: str = "bdjax-data",
+    dataset: Annotated[str, flag("NAME")] = "digits",
+    out: Annotated[str, flag("DIR")] = "bdjax-data",
     form: Literal["images", "arrays"] = "images",
     test_only: bool = False,
     poison_ratio: float = 0.1,
     seeds: int = 0,
     target: int = 0,
     root: int = 0,
-    profile: str = "corrected",
-    config: tuple[str, ...] = (),
-    train_images: int | None = None,
-    test_images: int | None = None,
-    results: str | None = None,
-    model: str | None = None,
-    width: int | None = None,
-    data_dir: str | None = None,
+    profile: Profile = "corrected",
+    config: Annotated[tuple[str, ...], flag("ATTACK.FIELD=VALUE ...", "the attack's own: bdjax ls attacks NAME")] = (),
+    train_images: Annotated[int | None, flag("INT", "all images")] = None,
+    test_images: Annotated[int | None, flag("INT", "all images")] = None,
+    results: Annotated[str | None, flag("DIR", "none, which suits every trigger that is not learned with a network")] = None,
+    model: Annotated[str | None, flag("NAME", "that of --results, else cnn")] = None,
+    width: Annotated[int | None, flag("INT", "whichever --results holds")] = None,
+    data_dir: DataDir = None,
     overwrite: bool = False,
 ) -> int:
     """Write the poisoned training set and the triggered test set of an attack: PNG files with an index, or arrays.
@@ -49,12 +50,12 @@ def export_data(
       root: root of all random draws.
       profile: corrected or reference.
       config: static settings ATTACK.FIELD=VALUE.
-      train_images: size of a reduced training set, as of `bdjax run`; default: all images.
+      train_images: size of a reduced training set, as of `bdjax run`.
       test_images: size of a reduced test set, likewise.
       results: folder of a run, for an attack whose trigger is learned with a network (input_aware).
       model: network: that of the results, or the one that the trigger is made for (low_frequency).
       width: channels of the first stage of the results' network.
-      data_dir: folder of the data archives; default: the environment's BDJAX_DATA_DIR.
+      data_dir: folder of the data archives.
       overwrite: replace an earlier export.
     """
     from bdjax.interop.export_data import branch_of
