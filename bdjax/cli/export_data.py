@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from bdjax.cli.flags import DataDir, Profile, Scenario, flag
 from bdjax.cli.scenario import grid_of
-from bdjax.errors import UserError
+from bdjax.errors import UserError, command
 from bdjax.results.learned import Learning
 from bdjax.sweep.build import asks_architecture
 from bdjax.sweep.grid import Grid
@@ -79,5 +79,6 @@ def export_data(
         print(f"{member}: {made.triggered:,} triggered test images in {made.path}")
         return 0
     counts = f"{made.train:,} training images, {made.poisoned:,} of them poisoned, and {made.triggered:,} triggered test images"
-    print(f"{member}: {counts} in {made.path}; train on them with: bdjax run --dataset {made.path} --poison-ratio 0")
+    train = command("run", "--dataset", made.path, "--poison-ratio", 0)
+    print(f"{member}: {counts} in {made.path}; train on them with: {train}")
     return 0
