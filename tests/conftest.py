@@ -116,6 +116,7 @@ FULLY = (
     "tests/benchmarks/test_lowerings.py::test_the_loop_keeps_its_convolution",
     "attacks/test_ssba.py",
     "test_phase_two_agrees_with_pytorch",
+    "tests/docs/test_python.py::test_python_that_trains_runs",
 )
 
 
