@@ -9,7 +9,17 @@ from bdjax.population.autotune.cache import Tuned
 from bdjax.population.autotune.candidates import named
 from bdjax.population.autotune.tune import cached, forms, tune
 from bdjax.population.execute import run
-from bdjax.population.execution import LOOPS, MEASURED, STRATEGIES, Execution, adapt, check, default_execution, recorded, resolve
+from bdjax.population.execution import (
+    LOOPS,
+    MEASURED,
+    STRATEGIES,
+    Execution,
+    adapt,
+    check,
+    default_execution,
+    recorded_execution,
+    resolve,
+)
 from bdjax.population.memory import Footprint, device_memory, fit, footprint
 from bdjax.population.preparation import prepare
 from bdjax.population.stacks import concatenate, members, size, stack, take, unstack
@@ -33,7 +43,7 @@ __all__ = [
     "members",
     "named",
     "prepare",
-    "recorded",
+    "recorded_execution",
     "resolve",
     "run",
     "size",

@@ -46,7 +46,7 @@ def default_execution(platform: str | None = None, model: str = "") -> Execution
     raise AssertionError("the last entry fits everything")
 
 
-def recorded(fields: Mapping[str, Any]) -> Execution:
+def recorded_execution(fields: Mapping[str, Any]) -> Execution:
     """Return the execution that a record or a cache holds; earlier versions called the strategy "sequential" "loop".
 
     Raises:

@@ -14,7 +14,7 @@ from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.models import PRECISIONS
-from bdjax.population import Execution, adapt, members, recorded, resolve, run, stack, take
+from bdjax.population import Execution, adapt, members, recorded_execution, resolve, run, stack, take
 from bdjax.results.as_recorded import method
 from bdjax.results.member import Trained
 from bdjax.store import hashing, provenance
@@ -66,7 +66,7 @@ def _execution(row: Row, model: Model) -> Execution:
     """That of the record, for one member; what is fast on one kind of device may be very slow on another."""
     if row["device"] != provenance.device():
         return resolve({"chunk": 0, "devices": 1}, model.name)
-    return resolve(recorded(json.loads(row["execution"]))._replace(chunk=0, devices=1), model.name)
+    return resolve(recorded_execution(json.loads(row["execution"]))._replace(chunk=0, devices=1), model.name)
 
 
 def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> Triggered:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
-from bdjax.population import Execution, recorded
+from bdjax.population import Execution, recorded_execution
 from bdjax.results.member import load
 from bdjax.results.recreate import same_images
 from bdjax.store import checkpoints, hashing, provenance, records
@@ -64,7 +64,7 @@ def again(
     cell = _cell(row, config, folder)
     _same_settings(cell, dataset, config)
     train_cell = cell.train if isinstance(cell, DefenseCell) else cell
-    execution = recorded(json.loads(row["execution"]))
+    execution = recorded_execution(json.loads(row["execution"]))
     with tempfile.TemporaryDirectory(prefix="bdjax-reproduce-") as name:
         copy = Path(name)
         placed = place(train_cell, *build.attacked(train_cell), build.cell_hash(train_cell, dataset.digest), dataset, execution)

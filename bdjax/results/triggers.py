@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,7 +58,7 @@ def unlearned(attack: Attack, dataset: Dataset, seed: int, root_number: int, say
         assets = data.assets
         if attack.recipe.prepare_per == "seed":
             assets = one_prepared(attack, dataset, data, seed, 0.0, root_number, say).assets
-            assets = jax.tree.map(lambda leaf: leaf[0], assets)
+            assets = population.take(assets, 0)
     if attack.recipe.shared_trigger:
         return Trigger(attack.init(stream(start, Stream.TRIGGER), assets), start)
     return Trigger(attack.init(stream(own, Stream.TRIGGER), assets), stream(own, Stream.TRIGGER))

@@ -2,27 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 import pytest
 
 from bdjax.data import atomic
-from bdjax.store import lease_files, leases
+from bdjax.store import leases
 from bdjax.store.leases import Leases
 from tests.store import leased
-from tests.store.leased import CELL
-
-HOLD = f"""
-import sys, time
-from pathlib import Path
-from bdjax.store.leases import Leases
-with Leases(Path(sys.argv[1])) as mine, mine.lease("{CELL}") as got:
-    assert got
-    print("held", flush=True)
-    time.sleep(600)
-"""
+from tests.store.leased import CELL, path
 
 
 @pytest.fixture
@@ -33,23 +21,18 @@ def said():
 @pytest.fixture
 def other(tmp_path):
     """Another process that holds the cell."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-
-
-def path(out):
-    return out / "claims" / f"{CELL}.json"
+    with leased.held(tmp_path) as process:
+        yield process
 
 
 def someone(out, **fields):
-    """A lease of a process on another machine, which will never send a heartbeat."""
-    lease = leases.own_lease("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
-    path(out).parent.mkdir(parents=True, exist_ok=True)
-    path(out).write_bytes(lease_files.encode(lease))
-    return lease
+    """A lease of a process on another machine, on a disk."""
+
+    def write(place, content):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+
+    return leased.someone(out, write, **fields)
 
 
 def test_a_lease_is_exclusive_and_given_back(tmp_path):

@@ -9,26 +9,17 @@ import time
 
 import pytest
 
-from bdjax.store import checkpoint_manifest, lease_files, leases, location, objects, records
+from bdjax.store import checkpoint_manifest, leases, location, objects, records
 from bdjax.store.leases import Leases
 from bdjax.store.rows import VOLATILE
 from tests.store import leased
-from tests.store.leased import CELL
+from tests.store.leased import CELL, path
 from tests.sweep import bucket
 from tests.sweep.bucket import Bucket
 from tests.sweep.small import EXECUTION
 
 URL = "bucket://results/run"
 REGISTERED = "from tests.sweep import bucket; bucket.register()\n"
-HOLD = f"""
-import sys, time
-from bdjax.store.leases import Leases
-from bdjax.store.location import locate
-with Leases(locate(sys.argv[1])) as mine, mine.lease("{CELL}") as got:
-    assert got
-    print("held", flush=True)
-    time.sleep(600)
-"""
 GRID = """
 from bdjax.sweep.grid import Grid
 
@@ -56,22 +47,13 @@ def out(tmp_path, monkeypatch):
 @pytest.fixture
 def other(out):
     """Another process that holds the cell."""
-    process = subprocess.Popen([sys.executable, "-c", REGISTERED + HOLD, URL], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-
-
-def path(out):
-    return out / "claims" / f"{CELL}.json"
+    with leased.held(URL, REGISTERED) as process:
+        yield process
 
 
 def someone(out, **fields):
-    """A lease of a process on another machine, which will never send a heartbeat."""
-    lease = leases.own_lease("2026-01-01T00:00:00+00:00")._replace(token="elsewhere", place="other machine", host="far", **fields)
-    objects.put(path(out), lease_files.encode(lease))
-    return lease
+    """A lease of a process on another machine, in an object store."""
+    return leased.someone(out, objects.put, **fields)
 
 
 def test_a_lease_is_exclusive_and_given_back(out):

@@ -1,9 +1,5 @@
 """What a sweep does in a store, through the packages that speak S3, against a server of this machine."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from bdjax.cli import main as cli
@@ -11,7 +7,6 @@ from bdjax.errors import UserError
 from bdjax.store import atomic, location, objects
 from bdjax.store import records as store
 from tests.store import leased
-from tests.store.test_remote_leases import HOLD
 from tests.sweep import small
 from tests.sweep.small import GRID, refused, stable
 
@@ -78,13 +73,8 @@ def test_commands_take_the_url(records, capsys):
 def test_a_lease_is_exclusive_and_taken_from_the_dead(server):
     out = location.locate("s3://results/claimed")
     assert objects.creates_exclusively(out)
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], env=os.environ, stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with leased.held(out) as other:
         leased.lost_by_the_dead_alone(out, other, lambda _: None)
-    finally:
-        other.kill()
-        other.wait()
     assert objects.listing(out) == {}
 
 

@@ -18,7 +18,7 @@ import bdjax
 from bdjax.data.atomic import OWNER_ONLY, replace_file
 from bdjax.data.cache import cache_root, written_in
 from bdjax.errors import UserError
-from bdjax.population.execution import Execution, check, recorded
+from bdjax.population.execution import Execution, check, recorded_execution
 from bdjax.types import Model
 
 LISTS = 1  # version of the lists of candidates and of how they are measured: raise it and everything is measured anew
@@ -121,8 +121,8 @@ def read(key: Mapping[str, Any]) -> Tuned | None:
         fields = json.loads(file.read_bytes())
         if fields["key"] != key:
             raise ValueError("it holds another key")
-        execution = check(recorded(fields.pop("execution")))
-        rows = tuple({**row, "execution": recorded(row["execution"])._asdict()} for row in fields.pop("rows"))
+        execution = check(recorded_execution(fields.pop("execution")))
+        rows = tuple({**row, "execution": recorded_execution(row["execution"])._asdict()} for row in fields.pop("rows"))
         tuned = Tuned(execution=execution, rows=rows, **fields)
         numbers = (tuned.rate, tuned.members, tuned.budget)
         if not all(isinstance(number, int | float) and number > 0 for number in numbers) or tuned.complete not in (True, False):
