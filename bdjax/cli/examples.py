@@ -15,9 +15,9 @@ EXAMPLES = {
     "cite": "bdjax cite results",
     "show-attack": "bdjax show-attack badnets sig --dataset digits --config badnets.size=4 --out triggers.png",
     "export-data": "bdjax export-data badnets --dataset digits --poison-ratio 0.1 --form arrays --out poisoned",
-    "verdicts": "bdjax verdicts results --csv",
     "compare-masks": "bdjax compare-masks results fp clp",
     "pruning-curve": "bdjax pruning-curve results clp",
+    "verdicts": "bdjax verdicts results --csv",
     "import-torch": "bdjax import-torch attack_result.pt --dataset cifar10 --poison-ratio 0.1 --out imported",
     "export-torch": "bdjax export-torch results network.pt --kind state_dict --defense clp --seed 0 --poison-ratio 0.1",
 }

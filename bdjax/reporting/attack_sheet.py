@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bdjax.errors import UserError
 from bdjax.reporting.figures import PAPER, styled
+from bdjax.reporting.images import GAIN, changed
 from bdjax.results.quality import Summary
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ CELL = 96  # the longer side of a picture, about
 FRAME, GAP = 1, 5  # a line around every picture, since a white corner must show on white paper, and the space to the next
 BETWEEN, MARGIN, LINE = 26, 14, 20  # between the halves, around the sheet, and a line of small text
 GLYPH = 1.27  # width of a character by its size in points: about, and rather too much
-GAIN = 10  # of the changes that are shown
 GREY = (143, 151, 158)
 
 
@@ -116,11 +116,6 @@ def mosaic(rows: Sequence[NDArray[np.uint8]], scale: int) -> NDArray[np.uint8]:
             sheet[y : y + high, x : x + wide] = GREY
             sheet[y + FRAME : y + high - FRAME, x + FRAME : x + wide - FRAME] = picture.repeat(scale, 0).repeat(scale, 1)
     return sheet
-
-
-def changed(images: NDArray[np.uint8], triggered: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """127 + 10 (x' - x), clipped to 0 … 255."""
-    return np.clip(127 + GAIN * (triggered.astype(np.int16) - images.astype(np.int16)), 0, 255).astype(np.uint8)
 
 
 def _wide(text: str, size: float) -> int:

@@ -10,8 +10,9 @@ from bdjax.reporting.classes import OfScenario
 from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.trajectory import trajectories
 from bdjax.results import by_class, traces
+from bdjax.results.apart import apart
 from bdjax.results.scenarios import Scenario, slug
-from bdjax.results.triggers import pictures
+from bdjax.results.triggers import Pictures, pictures
 from bdjax.results.wording import ratio_title
 from bdjax.store import arrays
 from bdjax.store.location import Location
@@ -61,25 +62,34 @@ def _effect(shown: Scenario) -> Iterator[Drawing]:
 def _triggers(shown: Sequence[Scenario], data_dir: str | None, folder: Location) -> Iterator[Drawing]:
     """One grid per data set, all attacks in it."""
     for dataset in dict.fromkeys(one.rows["dataset"][0] for one in shown):
-        grid: dict[str, Any] = {}
-        for _, _, _, rows in (one for one in shown if one.rows["dataset"][0] == dataset):
-            row = _most_poisoned(rows)
-            config = json.loads(row["config"])["attack"]
-            name = row["attack"].rpartition(":")[2]
-            if any(config == known for known, _ in grid.values()):
-                continue
+        found: dict[str, Pictures] = {}
+        for name, row in _attacks([one for one in shown if one.rows["dataset"][0] == dataset]):
             try:
                 made = pictures(row, data_dir, out=folder)
             except UserError as error:
                 yield Drawing(f"triggers-{dataset}-{slug(name)}", f"{name} on {dataset}", None, str(error))
                 continue
-            title = f"{name}\n{made.note}" if made.note else name
-            grid[title if title not in grid else f"{title} {len(grid) + 1}"] = (config, made)
-        if grid:
-            made = next(iter(grid.values()))[1]
-            sheet_rows = images.of_triggers(made.images, {name: p.triggered for name, (_, p) in grid.items()}, made.names)
-            caption = f"Test images of {dataset}, the same images triggered, and ten times the change (clipped at white)"
+            found[f"{name}\n{made.note}" if made.note else name] = made
+        if found:
+            made = next(iter(found.values()))
+            sheet_rows = images.of_triggers(made.images, {name: p.triggered for name, p in found.items()}, made.names)
+            caption = f"Test images of {dataset}, the same images triggered, and ten times the change (grey is unchanged)"
             yield Drawing(f"triggers-{dataset}", caption, images.sheet(sheet_rows), rows=sheet_rows)
+
+
+def _attacks(shown: Sequence[Scenario]) -> list[tuple[str, dict[str, Any]]]:
+    """Each attack of some scenarios once, with a row: its name, and the settings in which those of one name differ."""
+    rows: dict[str, dict[str, Any]] = {}
+    for one in shown:
+        row = _most_poisoned(one.rows)
+        rows.setdefault(json.dumps(json.loads(row["config"])["attack"], sort_keys=True), row)
+    names = [row["attack"].rpartition(":")[2] for row in rows.values()]
+    titles = []
+    for name, config in zip(names, rows, strict=True):
+        same = [other for other, known in zip(rows, names, strict=True) if known == name]
+        settings = apart([{"attack": json.loads(other)} for other in same])[same.index(config)]
+        titles.append(f"{name}, {settings}" if settings else name)
+    return list(zip(titles, rows.values(), strict=True))
 
 
 def _most_poisoned(rows: "pl.DataFrame") -> dict[str, Any]:

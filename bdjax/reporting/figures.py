@@ -13,9 +13,10 @@ import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.results import traces
+from bdjax.results.configs import differing
 from bdjax.results.methods import Method
 from bdjax.results.pool import table
-from bdjax.results.wording import differing, lost, name, ratio_title, setting
+from bdjax.results.wording import lost, name, ratio_title, setting
 
 if TYPE_CHECKING:
     import polars as pl
@@ -186,7 +187,7 @@ def _labels(rows: list[dict[str, Any]]) -> list[str]:
         mine = json.loads(row["hyper"])
         full.append(" · ".join([text, *(f"{leaf} {mine[leaf]:g}" for leaf in differing(same) if leaf in mine)]))
     unique = [
-        text if full.count(text) == 1 else f"{text} · {setting('cell', row['cell'])}"
+        text if full.count(text) == 1 else f"{text} · {row['settings'] or setting('cell', row['cell'])}"
         for text, row in zip(full, rows, strict=True)
     ]
     partly = [f" ({row['ok']} of {row['runs']})" if 0 < row["ok"] < row["runs"] else "" for row in rows]

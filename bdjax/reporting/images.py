@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIDE = 0.95  # inches, of an image and what is between two
+GAIN = 10  # of what a trigger changes, as it is shown
 SHOWN = 10  # classes whose recovered triggers are drawn at most
 
 
 def of_triggers(
     images: NDArray[np.uint8], triggered: Mapping[str, NDArray[np.uint8]], names: Sequence[str] = ()
 ) -> tuple[Row, ...]:
-    """Test images, the same images with the trigger of each attack, and ten times what the trigger changed.
+    """Test images, the same images with the trigger of each attack, and what the trigger changed (:func:`changed`).
 
     Args:
       images: u8[n h w c], the originals, one column each.
@@ -33,10 +34,14 @@ def of_triggers(
     texts = [*names, *[""] * len(images)]
     rows = [Row("original", tuple(map(Picture, images, texts)))]
     for attack, pictures in triggered.items():
-        change = np.abs(pictures.astype(np.int16) - images.astype(np.int16))
         rows.append(Row(attack, tuple(map(Picture, pictures))))
-        rows.append(Row("change × 10", tuple(map(Picture, np.minimum(10 * change, 255).astype(np.uint8)))))
+        rows.append(Row(f"change × {GAIN}", tuple(map(Picture, changed(images, pictures)))))
     return tuple(rows)
+
+
+def changed(images: NDArray[np.uint8], triggered: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What a trigger changes: 127 + 10 (x' - x), clipped to 0 … 255, so that grey is unchanged and bright is brighter."""
+    return np.clip(127 + GAIN * (triggered.astype(np.int16) - images.astype(np.int16)), 0, 255).astype(np.uint8)
 
 
 def of_recovered(members: list[tuple[str, dict[str, NDArray[Any]]]], names: Sequence[str] = ()) -> tuple[Row, ...]:

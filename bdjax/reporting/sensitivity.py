@@ -7,6 +7,7 @@ import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.reporting.figures import COLORS, legend, panels_of, styled
+from bdjax.results.scenarios import slug
 from bdjax.results.sensitivity import RATES, Swept, swept
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def figures_of(records: "pl.DataFrame") -> Iterator[tuple[str, str, "Figure"]]:
     """(slug, caption, figure) of every hyper-parameter that was swept."""
     for one in swept(records):
         tasks = len(one.lines)
-        text = f"{one.title}: {one.leaf}, on {tasks} task{'s' * (tasks > 1)} (a thin line each, seeds averaged), the mean bold"
-        rule = "" if one.profile == "corrected" else f"-{one.profile}"
-        yield f"sensitivity-{one.defense.rpartition(':')[2]}{rule}-{one.leaf}", text, sensitivity(one)
+        text = (
+            f"{one.title}: {one.leaf}, on {tasks} task{'s' * (tasks > 1)} (a thin line for each training configuration and "
+            "poison ratio, seeds averaged), the mean bold"
+        )
+        parts = [one.defense.rpartition(":")[2], *([one.profile] if one.profile != "corrected" else []), one.settings, one.leaf]
+        yield slug(f"sensitivity-{'-'.join(filter(None, parts))}"), text, sensitivity(one)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bdjax.reporting.notes import notes
+from bdjax.results.apart import settings_of
 from bdjax.results.mitigation import LIMITS, Limits
 from bdjax.results.pool import BOARD, GROUP, leaderboard, table
 from bdjax.results.wording import NONE, lost, name, percent, setting
@@ -19,11 +20,13 @@ NAMES = {
     "train_images": "training images",
     "ratio": "poison ratio %",
     "hyper": "hyper-parameters",
-    "variant": "settings",
     "cost": "cost %",
     "lost": "not averaged",
     **{metric: f"{metric.upper()} %" for metric in METRICS_SHOWN},
 }
+HIDDEN = ("training", "variant")  # columns by which rows are grouped, whose values say nothing to a reader
+LAST = ("settings", "cell")  # columns that are shown only where two rows would look alike without them
+ALWAYS = ("attack", "ratio", "defense")
 NUMERIC = ("train_images", "width", "target", "ratio", "spc", HEADLINE, *METRICS_SHOWN, "n", "left_out", "tasks", "cost")
 
 
@@ -53,7 +56,7 @@ def full(records: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
 
 def full_of(rows: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
     """Every scenario and defense, from rows of :func:`bdjax.results.pool.table` with these limits."""
-    return _printed(rows, GROUP, ("training", "cell"), limits, always=("attack", "ratio", "defense"))
+    return _printed(rows, GROUP, LAST, limits, always=ALWAYS)
 
 
 def board(records: "pl.DataFrame", limits: Limits = LIMITS) -> Printed | None:
@@ -64,7 +67,7 @@ def board(records: "pl.DataFrame", limits: Limits = LIMITS) -> Printed | None:
 
 def board_of(rows: "pl.DataFrame", limits: Limits = LIMITS) -> Printed:
     """The leaderboard, from rows of :func:`bdjax.results.pool.leaderboard` with these limits, at least one."""
-    return _printed(rows, BOARD, ("variant",), limits, always=("defense",), more=("tasks", "cost"))
+    return _printed(_told_apart(rows), (*BOARD, "settings"), LAST, limits, always=("defense",), more=("tasks", "cost"))
 
 
 def markdown(records: "pl.DataFrame", limits: Limits = LIMITS) -> str:
@@ -84,6 +87,14 @@ def markdown_of(printed: Printed) -> str:
 def csv(records: "pl.DataFrame", limits: Limits = LIMITS) -> str:
     """:func:`bdjax.results.pool.table` as comma-separated values: fractions in full precision."""
     return table(records, limits).write_csv()
+
+
+def _told_apart(rows: "pl.DataFrame") -> "pl.DataFrame":
+    """The leaderboard with ``settings``: the fields in which the configurations of a defense differ, with a row's values."""
+    import polars as pl
+
+    texts = settings_of(rows)
+    return rows.with_columns(pl.Series("settings", [texts[key] for key in rows.select("defense", "variant").rows()], pl.String))
 
 
 def _printed(
@@ -125,13 +136,15 @@ def columns_of(
       last: of these, the ones that are shown only where two rows would look alike without them.
       always: of these, the ones that are shown though they have one value.
     """
-    shown = [key for key in group if key in always or (key not in last and _varies(rows, key))]
-    for key in last:
-        if rows.select(shown).is_duplicated().any() and (key == last[-1] or _varies(rows, key)):
+    known = [key for key in group if key not in HIDDEN]
+    shown = [key for key in known if key in always or (key not in last and _varies(rows, key))]
+    rest = [key for key in last if key in known]
+    for key in rest:
+        if rows.select(shown).is_duplicated().any() and (key == rest[-1] or _varies(rows, key)):
             shown.append(key)
     constants = {
         NAMES.get(key, key): _class_title(rows.row(0, named=True)) if key == "target" else setting(key, rows[key][0])
-        for key in group
+        for key in known
         if key not in (*shown, *last, "hyper")
     }
     return shown, constants

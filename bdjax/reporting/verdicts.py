@@ -42,7 +42,7 @@ def printed(rows: "pl.DataFrame", without: Sequence[str] = ()) -> Printed:
       rows: as said.
       without: defenses of the same folder whose records hold no verdict, for a note.
     """
-    shown, constants = tables.columns_of(rows, GROUP, ("training", "cell"), ("attack", "ratio", "defense"))
+    shown, constants = tables.columns_of(rows, GROUP, tables.LAST, tables.ALWAYS)
     columns = [*shown, *HEADS, *(["remark"] if rows["remark"].is_not_null().any() else [])]
     return Printed(
         heads=tuple(HEADS.get(column) or tables.NAMES.get(column, column) for column in columns),

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from bdjax import metrics
 from bdjax.metrics import Floats
-from bdjax.results.wording import differing, name
+from bdjax.results.configs import differing
+from bdjax.results.wording import name
 
 if TYPE_CHECKING:
     import polars as pl

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bdjax.sweep import goal
@@ -57,3 +57,9 @@ def labels(config: str | None) -> str | None:
 def variant(config: str | None) -> str:
     """The static configuration of a row's defense as JSON."""
     return json.dumps((parsed(config).get("defense") or {}).get("config"), sort_keys=True)
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the settings that do not have one value everywhere, in their order; one that is missing counts as None."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]

@@ -14,9 +14,8 @@ from bdjax.errors import UserError, choose
 from bdjax.keys import Stream, stream
 from bdjax.population import concatenate, members, run, stack
 from bdjax.results import recreate
-from bdjax.results.configs import labels
+from bdjax.results.configs import differing, labels
 from bdjax.results.member import load, network
-from bdjax.results.wording import differing
 from bdjax.store import arrays, location, records
 from bdjax.store.location import Location
 from bdjax.store.rows import Row

@@ -8,9 +8,10 @@ import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.metrics import Floats
+from bdjax.results.configs import differing
 from bdjax.results.mitigation import LIMITS, Limits, judged
 from bdjax.results.pool import described, with_tasks
-from bdjax.results.wording import differing, marks
+from bdjax.results.wording import marks
 
 if TYPE_CHECKING:
     import polars as pl

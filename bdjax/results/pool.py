@@ -7,6 +7,7 @@ import collections
 from typing import TYPE_CHECKING
 
 from bdjax.errors import UserError
+from bdjax.results.apart import with_settings
 from bdjax.results.configs import depth, from_configs, labels, parsed, precision, trained, training, variant
 from bdjax.results.intervals import interquartile_mean
 from bdjax.results.mitigation import LIMITS, Limits, judged
@@ -24,7 +25,8 @@ SHARE = "mitigated"  # of runs, each 1 or 0: pooled as a plain mean
 PREDICTED = ("one_class_before", "one_class")  # largest share of the clean test images predicted as one class
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "labels", "target")
-GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "training", "cell")
+GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "settings", "training", "cell")
+ALIKE = (*SCENARIO, "defense")  # records that agree in these are told apart by their settings
 SETTING = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "labels")
 BOARD = (*SETTING, "defense", "variant", "spc", "hyper")
 
@@ -38,6 +40,7 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
 
     Returns:
       The columns of :data:`GROUP` (``spc`` null where a defense needs no clean data, so that the row serves every spc;
+      ``settings`` names the fields in which the static configurations of rows differ that agree in the columns before;
       ``training`` is the same for a model and its defenses; ``cell`` keeps apart what differs in any other setting) and
       ``target_class``, the name of the target; ``runs`` and the count of each status (the ``ok`` ones are averaged); ``reason``,
       why the others were not, joined by "; ", and ``warning`` of the records (a trigger that an imported network does not
@@ -170,7 +173,7 @@ def described(records: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     rules = from_configs(records, labels)
-    return records.with_columns(
+    facts = records.with_columns(
         from_configs(records, precision).alias("precision"),
         from_configs(records, depth).alias("depth"),
         from_configs(records, training).alias("training"),
@@ -181,6 +184,7 @@ def described(records: "pl.DataFrame") -> "pl.DataFrame":
         pl.Series("dataset", _distinct_names(records), pl.String),
         from_configs(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
     )
+    return with_settings(facts, ALIKE)
 
 
 def without_replaced(records: "pl.DataFrame") -> "pl.DataFrame":

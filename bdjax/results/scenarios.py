@@ -1,9 +1,11 @@
 """The training configurations of a report: a scenario each, all its ratios, seeds and defenses in it."""
 
 import hashlib
+import json
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from bdjax.results.apart import apart
 from bdjax.results.configs import from_configs, labels, precision, trained
 
 if TYPE_CHECKING:
@@ -36,14 +38,21 @@ def scenarios(records: "pl.DataFrame") -> list[Scenario]:
     ]
     differs = [i == 0 or len({facts[i] for facts in every}) > 1 for i in range(6)]
     titles = [" · ".join(fact for fact, shown in zip(facts, differs, strict=True) if shown) for facts in every]
-    found, met = [], dict.fromkeys(titles, 0)
-    for title, facts, part in zip(titles, every, parts, strict=True):
-        met[title] += 1
-        if titles.count(title) > 1:
-            title += f" · configuration {met[title]}"
+    found = []
+    for title, facts, part in zip(_told_apart(titles, parts), every, parts, strict=True):
         name = f"{slug(facts[0])}-{hashlib.sha256(part['trained'][0].encode()).hexdigest()[:12]}"
         found.append(Scenario(title, slug(title), name, part.drop("trained")))
     return found
+
+
+def _told_apart(titles: list[str], parts: "list[pl.DataFrame]") -> list[str]:
+    """The titles, those that several configurations have with the fields in which these differ."""
+    texts = list(titles)
+    for title in dict.fromkeys(titles):
+        places = [i for i, other in enumerate(titles) if other == title]
+        for i, settings in zip(places, apart([json.loads(parts[i]["trained"][0]) for i in places]), strict=True):
+            texts[i] += f" · {settings}" * bool(settings)
+    return [text if texts.count(text) == 1 else f"{text} · configuration {i + 1}" for i, text in enumerate(texts)]
 
 
 def slug(title: str) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bdjax.results.apart import settings_of
 from bdjax.results.pool import with_tasks
 from bdjax.results.wording import marks
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 RATES = ("acc", "asr", "der")
-_Key = tuple[str, str, str]  # defense, profile, hyper-parameter
+_Key = tuple[str, str, str, str]  # defense, profile, its static configuration as JSON, hyper-parameter
 
 
 class Line(NamedTuple):
@@ -28,7 +29,8 @@ class Swept(NamedTuple):
 
     defense: str
     profile: str
-    title: str  # with the marks and, where it is not "corrected", the profile
+    settings: str  # the fields in which its static configurations differ, with its values; "" where there is one configuration
+    title: str  # the defense with its marks, the profile where it is not "corrected", and the settings
     leaf: str
     lines: tuple[Line, ...]
 
@@ -43,19 +45,21 @@ def swept(records: "pl.DataFrame") -> list[Swept]:
     means = rows.group_by("defense", "profile", "variant", "spc", "task", "hyper", maintain_order=True).agg(
         *(pl.col(name).mean() for name in RATES), pl.col("knows_trigger", "knows_test").any()
     )
+    differ = settings_of(means)
     found: dict[_Key, dict[tuple[Any, ...], dict[float, dict[str, Any]]]] = {}
     titles: dict[_Key, str] = {}
     for row in means.iter_rows(named=True):
         hyper = json.loads(row["hyper"])
         for leaf, value in hyper.items():
             rest = json.dumps({other: hyper[other] for other in hyper if other != leaf})
-            key = (row["defense"], row["profile"], leaf)
-            line = found.setdefault(key, {}).setdefault((row["variant"], row["spc"], row["task"], rest), {})
+            key = (row["defense"], row["profile"], row["variant"], leaf)
+            line = found.setdefault(key, {}).setdefault((row["spc"], row["task"], rest), {})
             line[float(value)] = row
             rule = "" if row["profile"] == "corrected" else f", {row['profile']}"
-            titles[key] = row["defense"].rpartition(":")[2] + marks(row) + rule
-    listed = [(key, [_line(spc, rows) for (_, spc, _, _), rows in found[key].items() if len(rows) > 1]) for key in sorted(found)]
-    return [Swept(key[0], key[1], titles[key], key[2], tuple(lines)) for key, lines in listed if lines]
+            settings = differ[row["defense"], row["variant"]]
+            titles[key] = row["defense"].rpartition(":")[2] + marks(row) + rule + f", {settings}" * bool(settings)
+    listed = [(key, [_line(spc, rows) for (spc, _, _), rows in found[key].items() if len(rows) > 1]) for key in sorted(found)]
+    return [Swept(key[0], key[1], differ[key[0], key[2]], titles[key], key[3], tuple(lines)) for key, lines in listed if lines]
 
 
 def _line(spc: int | None, rows: dict[float, dict[str, Any]]) -> Line:

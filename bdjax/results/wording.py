@@ -1,7 +1,6 @@
 """Values of records as tables, titles and labels of figures print them."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bdjax.results.pool import STATUSES
@@ -43,9 +42,3 @@ def ratio_title(ratio: float) -> str:
 def lost(row: Mapping[str, Any]) -> str:
     """What became of the runs that are not averaged: "1 failed, 2 non-finite"; empty where there are none."""
     return ", ".join(f"{row[status]} {status.replace('_', '-')}" for status in STATUSES[1:] if row[status])
-
-
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the settings that do not have one value everywhere, in their order; one that is missing counts as None."""
-    names = dict.fromkeys(name for one in settings for name in one)
-    return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]

@@ -15,7 +15,9 @@ import pytest
 
 from bdjax.cli import main as cli
 from bdjax.population import compilations
+from bdjax.results.pool import leaderboard
 from bdjax.store import records
+from docs.generators.quickstart import difference
 from tests.reporting.sketch import sketch
 from tests.sweep.shared import programs
 
@@ -264,11 +266,14 @@ def test_quickstart(tmp_path):
         assert done.returncode == 0, done.stderr
     frame = records.read(folder)
     assert frame.height == 48 and set(frame["status"]) == {"ok"}
-    attacked = frame.filter((frame["defense"] == "none") & (frame["ratio"] == 0.1))
+    attacked = frame.filter((frame["defense"] == "none") & (frame["ratio"] > 0))
     assert attacked["asr"].min() > 0.9 and attacked["acc"].min() > 0.9
     clean = frame.filter((frame["defense"] == "none") & (frame["ratio"] == 0.0))
     assert clean["asr"].max() < 0.1
+    board = dict(leaderboard(frame).select("defense", "mitigated").rows())
+    assert board["mm_bd"] >= 0.75 and board["ft"] == 0  # one removes the backdoor and one does not, as README says
     assert (folder / "index.html").stat().st_size > 10_000
+    assert difference(folder) < 0.03  # README's picture; rounding moves its dots a little: python -m docs.generators.quickstart
 
 
 PLANNED = [*FAST, "--seeds", "0", "1", "--poison-ratio", "0", "0.1"]

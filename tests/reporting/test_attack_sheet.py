@@ -16,8 +16,9 @@ from bdjax.errors import UserError
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.population import Execution
 from bdjax.reporting import html
-from bdjax.reporting.attack_sheet import DPI, FRAME, GAP, Shown, attack_sheet, changed, mosaic
+from bdjax.reporting.attack_sheet import DPI, FRAME, GAP, Shown, attack_sheet, mosaic
 from bdjax.reporting.details import details
+from bdjax.reporting.images import changed
 from bdjax.results import member, recreate
 from bdjax.results.learned import Learning
 from bdjax.results.quality import Summary

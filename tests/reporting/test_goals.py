@@ -51,12 +51,10 @@ def test_before_and_after_can_be_paired(both):
         x | {"config": x["config"].replace('"epochs": 20', '"epochs": 40'), "cell": f"other{x['cell']}"[:24]} for x in longer
     ]
     printed = tables.full(frame_of(*longer, *other))
-    at = printed.heads.index("training")
-    assert "cell" not in printed.heads
-    by_training = {}
-    for line in printed.rows:
-        by_training.setdefault(line[at].text, []).append(line[printed.heads.index("defense")].text)
-    assert sorted(map(sorted, by_training.values())) == [["ft", "none"]] * 2
+    assert not {"training", "cell"}.intersection(printed.heads)
+    names = [printed.heads.index(head) for head in ("settings", "defense")]
+    lines = [tuple(line[at].text for at in names) for line in printed.rows]
+    assert lines == [(f"recipe.epochs {epochs}", defense) for defense in ("none", "ft") for epochs in (20, 40)]
 
 
 def test_the_leaderboard_keeps_the_rules_apart(both):

@@ -85,7 +85,7 @@ def test_what_cannot_be_shown_is_one_line(folder, capsys, monkeypatch, found, fl
 def test_pages_have_a_section_where_there_is_a_verdict():
     one = records(*SEEN, (4, 0.1, PLAIN))
     (shown,) = scenarios(one)
-    nothing = Details([], [], [], [], [])
+    nothing = Details([], [], [], [], [], [])
     pooled = Pooled(tables.table(one), leaderboard(one), views(one))
     index = page.index(one, pooled, tables.full(one), [shown], Drawn([], [], nothing))
     for text in (page.scenario(shown, nothing, ""), index):

@@ -1,0 +1,79 @@
+"""What sets configurations apart is said in the words of the flags, wherever records are shown that look alike."""
+
+import json
+
+import polars as pl
+import pytest
+
+from bdjax.reporting import details, tables
+from bdjax.results.apart import apart
+from bdjax.results.scenarios import scenarios
+from bdjax.results.sensitivity import swept
+
+
+def config(strength=0.2, lr=0.1, **more):
+    return {"attack": {"name": "blended", "config": {"strength": strength, "target": 0}}, "recipe": {"lr": lr}, **more}
+
+
+@pytest.mark.parametrize(
+    "settings, texts",
+    [
+        ([config(), config()], ["", ""]),
+        ([config(), config(0.5)], ["strength 0.2", "strength 0.5"]),
+        ([config(lr=0.01), config(0.5)], ["strength 0.2, recipe.lr 0.01", "strength 0.5, recipe.lr 0.1"]),
+        ([config(), config(dataset={"digest": "0123456789abcdef" * 4})], ["", "dataset.digest 01234567"]),
+        ([config(model={"depth": None}), config(model={"depth": [1, 1]})], ["model.depth null", "model.depth [1, 1]"]),
+        ([config(), config(model={"depth": [1, 1]})], ["", "model.depth [1, 1]"]),
+        ([config()], [""]),
+        ([], []),
+    ],
+)
+def test_the_fields_that_differ_are_named(settings, texts):
+    assert apart(settings) == texts
+
+
+@pytest.fixture(scope="module")
+def two(records):
+    """Records of one attack with two strengths."""
+    one = records.filter(pl.col("attack") == "badnets")
+    return pl.concat([_edited(one, "attack", "strength", value) for value in (0.5, 0.25)])
+
+
+def _edited(records, part, name, value):
+    texts = []
+    for text in records["config"]:
+        settings = json.loads(text)
+        settings[part]["config"] = (settings[part]["config"] or {}) | {name: value}
+        texts.append(json.dumps(settings, sort_keys=True))
+    cells = [f"{value}{cell}"[:24] for cell in records["cell"]]
+    return records.with_columns(config=pl.Series(texts), cell=pl.Series(cells))
+
+
+def test_tables_titles_and_triggers_name_the_field(two):
+    pooled = tables.table(two)
+    assert set(pooled["settings"]) == {"strength 0.25", "strength 0.5"}
+    printed = tables.full(two)
+    assert "settings" in printed.heads and not {"cell", "training"}.intersection(printed.heads)
+    shown = scenarios(two)
+    assert [one.title.rpartition(" · ")[2] for one in shown] == ["strength 0.5", "strength 0.25"]
+    assert [one.slug.endswith(end) for one, end in zip(shown, ("strength-0-5", "strength-0-25"), strict=True)] == [True, True]
+    assert [title for title, _ in details._attacks(shown)] == ["badnets, strength 0.5", "badnets, strength 0.25"]
+
+
+def test_the_leaderboard_names_the_field_of_a_defense(two):
+    defended = two.filter(pl.col("defense") == "ft")
+    both = pl.concat([two, _edited(defended, "defense", "epochs", 7)])
+    board = tables.board(both)
+    at, name = board.heads.index("settings"), board.heads.index("defense")
+    assert {line[at].text for line in board.rows if line[name].text == "ft"} == {"epochs 5", "epochs 7"}
+    assert {line[at].text for line in board.rows if line[name].text != "ft"} == {""}
+    assert "variant" not in board.heads
+
+
+def test_a_hyper_parameter_of_two_configurations_has_a_figure_for_each(two):
+    defended = two.filter(pl.col("defense") == "ft")
+    several = pl.concat([defended.with_columns(hyper=pl.lit(json.dumps({"lr": lr}))) for lr in (0.1, 0.2)])
+    (one,) = swept(several)
+    assert one.settings == "" and len(one.lines) == 2
+    first, second = swept(pl.concat([several, _edited(several, "defense", "epochs", 7)]))
+    assert {first.settings, second.settings} == {"epochs 5", "epochs 7"} and first.title.endswith(first.settings)
