@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INK = "#333639"  # text and axes; the HTML page replaces it, and PAPER, by the colours of its theme
 PAPER = "#fefefe"
 GREY = "#8f979e"
+KEY, LETTER = 0.6, 0.075  # inches of a legend: the mark of an entry, and a letter of it; about, and rather too much
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -205,14 +206,16 @@ def panels_of(rows: int, columns: int, size: tuple[float, float], **options: Any
 def legend(
     figure: "Figure", lines: Sequence[tuple[str, dict[str, Any]]], pairs: Sequence[tuple[str, Sequence[str]]] = ()
 ) -> None:
-    """One legend for the whole figure, under it."""
+    """One legend for the whole figure, under it, in as many columns as it has room for."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
     handles: list[Any] = [Line2D([], [], **{"ls": "none" if "marker" in style else "-", **style}) for _, style in lines]
     handles += [tuple(Line2D([], [], marker="o", ls="none", color=color) for color in colors) for _, colors in pairs]
     texts = [text for text, _ in [*lines, *pairs]]
-    figure.legend(handles, texts, loc="outside lower center", ncols=len(texts), frameon=False, labelcolor=INK,
+    columns = int(figure.get_figwidth() / (KEY + LETTER * max(map(len, texts))))
+    columns = min(max(columns, 1), len(texts))
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK,
                   handler_map={tuple: HandlerTuple(None)}, fontsize=8.5)  # fmt: skip
 
 

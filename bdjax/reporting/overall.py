@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bdjax.reporting.drawing import Drawing
-from bdjax.reporting.figures import COLORS, GREY, INK, PAPER, panels_of, room, styled
+from bdjax.reporting.figures import COLORS, GREY, INK, LETTER, PAPER, panels_of, room, styled
 from bdjax.reporting.labels import label_points
 from bdjax.reporting.rankings import improvement, rank_diagram
 from bdjax.results.methods import BEST, Method, block, mean, methods, require_runs, title
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FEWEST = 5  # methods from which on figures that compare methods with each other are drawn
 UNCHANGED = 50  # percent: the DER of a defense that does nothing
+ROW = 0.27  # inches, the height of a method in a heat map
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue
 COMPARISONS = "ranks, chances of improvement, performance profiles and cost against benefit"
 
@@ -41,7 +42,7 @@ def heat_map(found: list[Method], metric: str = "der") -> "Figure":
             means = [values.mean() for task, values in method.scores[metric].items() if method.attacks[task] == attack]
             table[i, j] = np.mean(means) if means else np.nan
     figure, panels = panels_of(
-        1, 1, (0.7 * len(attacks) + (2.1 if metric == "der" else 1.5) + room(found), 0.27 * len(found) + 1.4)
+        1, 1, (0.7 * len(attacks) + (2.1 if metric == "der" else 1.5) + room(found), ROW * len(found) + 1.4)
     )
     axis = panels[0][0]
     colors = "RdBu" if metric == "der" else "Blues"  # the first is neutral in the middle, where DER says that nothing changed
@@ -53,16 +54,17 @@ def heat_map(found: list[Method], metric: str = "der") -> "Figure":
     axis.set_yticks(range(len(found)), [method.label for method in found])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    _bar(figure, axis, shown, metric)
+    _bar(figure, axis, shown, metric, ROW * len(found))
     return figure
 
 
-def _bar(figure: "Figure", axis: "Axes", shown: "AxesImage", metric: str) -> None:
-    """The bar that says what the colours stand for."""
+def _bar(figure: "Figure", axis: "Axes", shown: "AxesImage", metric: str, high: float) -> None:
+    """The bar that says what the colours stand for, beside a map so many inches high."""
     bar = figure.colorbar(shown, ax=axis, ticks=[0, 25, UNCHANGED, 75, 100], aspect=14, shrink=0.9, pad=0.02)
     if metric == "der":
         bar.ax.set_yticks([0, 25, UNCHANGED, 75, 100], ["0", "25", "50 no change", "75", "100 perfect"])
-    bar.set_label("DER, percent" if metric == "der" else f"{title(metric)}, percent")
+    text = "DER, percent" if metric == "der" else f"{title(metric)}, percent"
+    bar.set_label(text if LETTER * len(text) < high else "percent")
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2)
 

@@ -59,6 +59,18 @@ def test_rows_that_would_look_alike_are_told_apart(records):
     assert "ft · 10 per class · cccccccc" in labels
 
 
+@pytest.mark.parametrize("wide", [2.5, 3.7, 8.0])
+def test_a_legend_is_not_cut_off(wide):
+    figure, _ = figures.panels_of(1, 1, (wide, 2.9))
+    names = ("never attacked", "5 % poisoned", "15 % poisoned")
+    figures.styled(lambda: figures.legend(figure, [(name, {"color": "red"}) for name in names]) or figure)()
+    figure.draw_without_rendering()
+    (shown,) = figure.legends
+    box = shown.get_window_extent()
+    assert [text.get_text() for text in shown.get_texts()] == list(names)
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
+
+
 def test_before_after_needs_a_defense(records):
     with pytest.raises(UserError, match="no defense"):
         figures.before_after(records.filter(pl.col("defense") == "none"))

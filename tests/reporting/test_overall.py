@@ -58,7 +58,7 @@ def test_the_heat_map_holds_the_mean_of_every_defense_and_attack():
     part = made().filter(~((pl.col("defense") == "anp") & (pl.col("attack") == "wanet")))
     assert len([text for text in texts(overall.heat_map(methods(part, 10))) if text.isdigit()]) >= 11
     labels = texts(overall.heat_map(methods(made(), 10), "mitigated"))
-    assert labels.count("100") >= 3 and labels.count("0") >= 9 and "share of runs mitigated, percent" in labels
+    assert labels.count("100") >= 3 and labels.count("0") >= 9
 
 
 def test_all_to_all_has_a_column_of_its_own():
@@ -122,7 +122,9 @@ def test_the_map_of_der_is_neutral_where_nothing_changed_and_its_bar_says_so():
     assert np.ptp(middle) < 0.01 and min(np.ptp(low), np.ptp(high)) > 0.3  # grey; red; blue
     assert low[0] > low[2] and high[2] > high[0]
     assert {"50 no change", "100 perfect", "DER, percent"} <= set(texts(figure)) and len(figure.axes) == 2
-    assert "share of runs mitigated, percent" in texts(overall.heat_map(methods(made(), 10), "mitigated"))
+    many = {f"{name}{k}": rates for name, rates in RATES.items() for k in range(3)}
+    for rates, text in ((RATES, "percent"), (many, "share of runs mitigated, percent")):  # the whole name where there is room
+        assert text in texts(overall.heat_map(methods(made(rates), 10), "mitigated"))
 
 
 def test_every_dot_of_cost_against_benefit_is_named():
