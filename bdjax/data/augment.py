@@ -1,7 +1,10 @@
 """Random crop and flip as keyed array code, and the two forms of an image: uint8 at rest, float32 in [0, 1] across borders."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bdjax.types import Array, Key
 
@@ -48,16 +51,39 @@ def crop_flip(key: Key, images: Array, pad: int, flip: bool) -> Array:
     if pad == 0 and not flip:
         return images
     rows_key, columns_key, flip_key = jax.random.split(key, 3)
-    b, h, w, _ = images.shape
-    rows = jnp.broadcast_to(jnp.arange(h, dtype=jnp.int32), (b, h))
-    columns = jnp.broadcast_to(jnp.arange(w, dtype=jnp.int32), (b, w))
-    if flip:
-        mirrored = jax.random.bernoulli(flip_key, 0.5, (b, 1))
-        columns = jnp.where(mirrored, w - 1 - columns, columns)
-    rows = rows + jax.random.randint(rows_key, (b, 1), 0, 2 * pad + 1, jnp.int32)
-    columns = columns + jax.random.randint(columns_key, (b, 1), 0, 2 * pad + 1, jnp.int32)
-    # Two gathers along one axis each: 0.6 ms for 8 members x 128 CIFAR images on 2 CPU cores; a slice per image 0.8 ms (but 1.1
-    # against 2.5 ms inside a scan), one-hot products 9 ms, shifts by bits 14 ms (benchmarks/augment.py).
+    b = images.shape[0]
+    mirrored = jax.random.bernoulli(flip_key, 0.5, (b, 1)) if flip else jnp.zeros((b, 1), bool)
+    down = jax.random.randint(rows_key, (b, 1), 0, 2 * pad + 1, jnp.int32)
+    right = jax.random.randint(columns_key, (b, 1), 0, 2 * pad + 1, jnp.int32)
+    # Resolved when the program is compiled for its platform: no branch is left in it.
+    forms = {"cpu": functools.partial(_gathered, pad), "default": functools.partial(_selected, pad, flip)}
+    return lax.platform_dependent(images, down, right, mirrored, **forms)
+
+
+def _gathered(pad: int, images: Array, down: Array, right: Array, mirrored: Array) -> Array:
+    """Crop and mirror by two gathers along one axis each, the fastest form on a CPU.
+
+    For 8 members x 128 CIFAR images they take 0.6 ms on 2 cores; a slice per image 0.8 ms (but 1.1 against 2.5 ms inside a scan),
+    one-hot products 9 ms, shifts by bits 14 ms (benchmarks/augment.py).
+    """
+    _, h, w, _ = images.shape
+    rows, columns = (jnp.arange(size, dtype=jnp.int32)[None] for size in (h, w))
+    rows, columns = down + rows, right + jnp.where(mirrored, w - 1 - columns, columns)
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     cropped = jnp.take_along_axis(padded, rows[:, :, None, None], axis=1, mode="promise_in_bounds")
     return jnp.take_along_axis(cropped, columns[:, None, :, None], axis=2, mode="promise_in_bounds")
+
+
+def _selected(pad: int, flip: bool, images: Array, down: Array, right: Array, mirrored: Array) -> Array:
+    """Crop and mirror by choosing among the 2 pad + 1 shifted copies, one axis after the other: no gather, whole registers.
+
+    A TPU's compiler estimates a fourth of the cycles of gathers for 8 members, two fifths for one
+    (benchmarks/results/augment_tpu.md).
+    """
+    for axis, offset in ((1, down), (2, right)):
+        border = [(pad, pad) if i == axis else (0, 0) for i in range(4)]
+        padded, size = jnp.pad(images, border), images.shape[axis]
+        images = lax.slice_in_dim(padded, 0, size, axis=axis)
+        for k in range(1, 2 * pad + 1):
+            images = jnp.where(offset[:, :, None, None] == k, lax.slice_in_dim(padded, k, k + size, axis=axis), images)
+    return jnp.where(mirrored[:, :, None, None], images[:, :, ::-1], images) if flip else images

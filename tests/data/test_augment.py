@@ -1,5 +1,7 @@
 """Crops, flips and the two forms of an image, by hand and in distribution."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from bdjax.data import augment
 from bdjax.data.augment import crop_flip, to_float, to_uint8
 
 KEY = jax.random.key(3)
@@ -55,6 +58,26 @@ def test_visibility_of_a_corner_patch(flip):
     visible = np.asarray(cropped(KEY, jnp.asarray(images), 4, flip)).sum((1, 2, 3), dtype=np.int64)
     assert abs((visible == 0).mean() - (1 - (7 / 9) ** 2)) < 0.015
     assert abs((visible == 9).mean() - (5 / 9) ** 2) < 0.015
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 8, 3), (5, 4, 9, 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("pad, flip", [(2, True), (3, False), (0, True)])
+def test_the_form_for_accelerators_gives_the_same_images_and_gradients(shape, dtype, pad, flip):
+    numbers = np.random.default_rng(0)
+    images = jnp.asarray(numbers.integers(0, 256, shape).astype(dtype))
+    draws = [jnp.asarray(numbers.integers(0, 2 * pad + 1, (shape[0], 1)).astype(np.int32)) for _ in range(2)]
+    mirrored = jnp.asarray(numbers.random((shape[0], 1)) < 0.5) if flip else jnp.zeros((shape[0], 1), bool)
+    ours, cpu = functools.partial(augment._selected, pad, flip), functools.partial(augment._gathered, pad)
+    np.testing.assert_array_equal(ours(images, *draws, mirrored), cpu(images, *draws, mirrored))
+    if dtype == np.float32:
+        gradients = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x, *draws, mirrored))))(images) for f in (ours, cpu)]
+        np.testing.assert_array_equal(*gradients)
+
+
+def test_no_branch_on_the_platform_is_left_in_a_program():
+    text = jax.jit(lambda images: crop_flip(KEY, images, 2, True)).lower(jnp.zeros((2, 8, 8, 3), jnp.uint8)).compile().as_text()
+    assert "gather" in text and "conditional(" not in text
 
 
 def test_members_of_a_population_are_augmented_as_if_alone():
