@@ -9,7 +9,6 @@ import numpy as np
 
 from bdjax.attacks.user_files import NAMED
 from bdjax.configure import configure, recorded
-from bdjax.data import DATASETS
 from bdjax.errors import UserError, choose, unknown
 from bdjax.plugins.load import factory, source_digest
 from bdjax.population import stack
@@ -150,6 +149,8 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
 
 def _chosen_facts(spec: DataSpec) -> dict[str, Any]:
     """What a user decides of a data set of one's own besides its pixels; that of a built-in one is given with its name."""
+    from bdjax.data import DATASETS
+
     return {} if spec.name in DATASETS else {name: getattr(spec, name) for name in ("mean", "std", "flip", "pad")}
 
 
