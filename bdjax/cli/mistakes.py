@@ -14,6 +14,7 @@ Commands = Mapping[str, Callable[..., int]]
 OF_A_FILE = ("sweep", "plan", "check")  # commands that take the file of a grid
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 SHELLS = ("bash", "zsh")
+OWN = ("--attack", "--defense", "--model")  # flags whose values may be files, with a factory behind a colon
 FLAGGED = ("epochs", "batch")  # fields of a recipe that have flags
 
 
@@ -85,7 +86,8 @@ def _file_behind(name: str, words: list[str], known: Mapping[str, Any]) -> None:
     flag = next(word for word in reversed(words) if word.startswith("--"))
     if _many(known.get(_flag(flag))):
         right = command(name, words[-1], *words[:-1])
-        raise UserError(f"{words[-1]} is taken for a value of {flag}; the file comes right after the command: {right}")
+        own = f" (one of your own is written {words[-1]}:FACTORY)" if _flag(flag) in OWN else ""
+        raise UserError(f"{words[-1]} is taken for a value of {flag}{own}; the file comes right after the command: {right}")
 
 
 def _many(kind: Any) -> bool:

@@ -54,8 +54,10 @@ def factory(kind: str, name: str, table: Mapping[str, Factory]) -> Factory:
       UserError: no such name, file or function, or a file that cannot be imported.
     """
     if not is_path(name):
+        if name.endswith(".py"):
+            raise UserError(f"{kind} {name!r} is a file: name the factory in it too, as in {name}:{Path(name).stem}")
         if name not in table:
-            raise unknown(kind, name, table)
+            raise UserError(f"{unknown(kind, name, table)} One of your own is written path/to/file.py:factory.")
         return table[name]
     path, _, attribute = name.rpartition(":")
     loaded = _load(kind, path)

@@ -11,6 +11,7 @@ from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.trajectory import trajectories
 from bdjax.results import by_class, traces
 from bdjax.results.apart import apart
+from bdjax.results.configs import parsed
 from bdjax.results.scenarios import Scenario, slug
 from bdjax.results.triggers import Pictures, pictures
 from bdjax.results.wording import ratio_title
@@ -82,13 +83,10 @@ def _attacks(shown: Sequence[Scenario]) -> list[tuple[str, dict[str, Any]]]:
     rows: dict[str, dict[str, Any]] = {}
     for one in shown:
         row = _most_poisoned(one.rows)
-        rows.setdefault(json.dumps(json.loads(row["config"])["attack"], sort_keys=True), row)
+        rows.setdefault(json.dumps(parsed(row["config"])["attack"], sort_keys=True), row)
     names = [row["attack"].rpartition(":")[2] for row in rows.values()]
-    titles = []
-    for name, config in zip(names, rows, strict=True):
-        same = [other for other, known in zip(rows, names, strict=True) if known == name]
-        settings = apart([{"attack": json.loads(other)} for other in same])[same.index(config)]
-        titles.append(f"{name}, {settings}" if settings else name)
+    settings = apart([{"attack": parsed(row["config"])["attack"]} for row in rows.values()], names)
+    titles = [f"{name}, {one}" if one else name for name, one in zip(names, settings, strict=True)]
     return list(zip(titles, rows.values(), strict=True))
 
 

@@ -68,7 +68,7 @@ def chosen(views: Views, board: Printed, found: list[Facet]) -> dict[str, Any]:
       and by the number of the row in the leaderboard, the text of each column, or [text, number it is sorted by]. A row that is
       not there met no run of that choice.
     """
-    columns = [column for column in board.columns if column not in BOARD]
+    columns = [column for column in board.columns if column not in board.about[0]]
     places = {tuple(about[key] for key in BOARD): i for i, about in enumerate(board.about)}
     attack, ratio = (next(facet for facet in found if facet.key == key) for key in ("attack", "ratio"))
     cells: dict[str, dict[int, list[Any]]] = {}

@@ -1,7 +1,7 @@
 """What sets records apart that look alike: the fields in which their configurations differ, in the words of the flags."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bdjax.results.configs import differing, parsed
@@ -14,43 +14,46 @@ ELSEWHERE = ("spc", "schema")  # fields of a record's configuration that have a 
 DIGEST = 64  # characters of a SHA-256 digest, of which the first eight are shown
 
 
-def apart(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What sets each of some configurations apart from the others.
+def apart(settings: Sequence[Mapping[str, Any]], kinds: Iterable[Hashable] | None = None) -> list[str]:
+    """What sets each of some configurations apart from the others of its kind.
 
     Args:
       settings: configurations, as nested fields.
+      kinds: of each; None = all are of one kind.
 
     Returns:
-      Of each, the fields in which any two differ, with its own values: "strength 0.5, recipe.lr 0.1". A field that a
+      Of each, the fields in which any two of its kind differ, with its own values: "strength 0.5, recipe.lr 0.1". A field that a
       configuration does not have is not named there; "" where all are equal.
     """
-    flat = [_fields(one) for one in settings]
-    moving = differing(flat)
-    return [", ".join(f"{name} {_value(one[name])}" for name in moving if name in one) for one in flat]
+    places: dict[Hashable, list[int]] = {}
+    for place, kind in enumerate([None] * len(settings) if kinds is None else kinds):
+        places.setdefault(kind, []).append(place)
+    texts = [""] * len(settings)
+    for mine in places.values():
+        if len(mine) == 1:
+            continue  # nothing to be told from
+        flat = [_fields(settings[place]) for place in mine]
+        moving = differing(flat)
+        for place, one in zip(mine, flat, strict=True):
+            texts[place] = ", ".join(f"{name} {_value(one[name])}" for name in moving if name in one)
+    return texts
 
 
 def with_settings(records: "pl.DataFrame", alike: Sequence[str]) -> "pl.DataFrame":
     """Records with ``settings``: what sets those apart that have the same values in the columns ``alike``, or ""."""
     import polars as pl
 
-    kinds = records.select(*alike, "config").unique(maintain_order=True)
-    names = [""] * kinds.height
-    for rows in kinds.with_row_index("place").partition_by(alike):
-        if rows.height > 1:
-            given = [{key: value for key, value in parsed(config).items() if key not in ELSEWHERE} for config in rows["config"]]
-            for place, text in zip(rows["place"], apart(given), strict=True):
-                names[place] = text
-    kinds = kinds.with_columns(pl.Series("settings", names, pl.String))
-    return records.join(kinds, on=[*alike, "config"], how="left", nulls_equal=True, maintain_order="left")
+    known = records.select(*alike, "config").unique(maintain_order=True)
+    given = [{key: value for key, value in parsed(config).items() if key not in ELSEWHERE} for config in known["config"]]
+    known = known.with_columns(pl.Series("settings", apart(given, known.select(alike).iter_rows()), pl.String))
+    return records.join(known, on=[*alike, "config"], how="left", nulls_equal=True, maintain_order="left")
 
 
 def settings_of(rows: "pl.DataFrame") -> dict[tuple[str, str], str]:
     """What sets the static configurations of a defense apart, by the defense and the configuration (its ``variant``, as JSON)."""
-    found: dict[tuple[str, str], str] = {}
-    for one in rows.select("defense", "variant").unique(maintain_order=True).partition_by("defense"):
-        given = [{"defense": {"config": json.loads(variant) or {}}} for variant in one["variant"]]
-        found |= dict(zip(one.rows(), apart(given), strict=True))
-    return found
+    known = rows.select("defense", "variant").unique(maintain_order=True)
+    given = [{"defense": {"config": json.loads(variant) or {}}} for variant in known["variant"]]
+    return dict(zip(known.rows(), apart(given, known["defense"]), strict=True))
 
 
 def _fields(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -55,8 +55,10 @@ def labels(config: str | None) -> str | None:
 
 
 def variant(config: str | None) -> str:
-    """The static configuration of a row's defense as JSON."""
-    return json.dumps((parsed(config).get("defense") or {}).get("config"), sort_keys=True)
+    """The static configuration of a row's defense as JSON; with the ``source`` of one in a user's file, which changes with it."""
+    defense = parsed(config).get("defense") or {}
+    source = {"source": defense["source"][:8]} if defense.get("source") else {}
+    return json.dumps({**(defense.get("config") or {}), **source} or None, sort_keys=True)
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -57,7 +57,7 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
       UserError: there are no records.
     """
     _require_records(records)
-    return pool(described(judged(records, limits)), GROUP)
+    return pool(with_settings(described(judged(records, limits)), ALIKE), GROUP)
 
 
 def leaderboard(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
@@ -168,12 +168,12 @@ def _counts(group: tuple[str, ...]) -> list["pl.Expr"]:
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":
-    """Records with every column of :data:`GROUP`: facts from the configurations, names that distinguish the data sets,
-    and ``outdated``: the editions of the methods behind a record where these are no longer today's, empty elsewhere."""
+    """Records with every column of :data:`GROUP` but ``settings``: facts from the configurations, names that distinguish the data
+    sets, and ``outdated``: the editions of the methods behind a record where these are no longer today's, empty elsewhere."""
     import polars as pl
 
     rules = from_configs(records, labels)
-    facts = records.with_columns(
+    return records.with_columns(
         from_configs(records, precision).alias("precision"),
         from_configs(records, depth).alias("depth"),
         from_configs(records, training).alias("training"),
@@ -184,7 +184,6 @@ def described(records: "pl.DataFrame") -> "pl.DataFrame":
         pl.Series("dataset", _distinct_names(records), pl.String),
         from_configs(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
     )
-    return with_settings(facts, ALIKE)
 
 
 def without_replaced(records: "pl.DataFrame") -> "pl.DataFrame":

@@ -47,11 +47,8 @@ def scenarios(records: "pl.DataFrame") -> list[Scenario]:
 
 def _told_apart(titles: list[str], parts: "list[pl.DataFrame]") -> list[str]:
     """The titles, those that several configurations have with the fields in which these differ."""
-    texts = list(titles)
-    for title in dict.fromkeys(titles):
-        places = [i for i, other in enumerate(titles) if other == title]
-        for i, settings in zip(places, apart([json.loads(parts[i]["trained"][0]) for i in places]), strict=True):
-            texts[i] += f" · {settings}" * bool(settings)
+    settings = apart([json.loads(part["trained"][0]) for part in parts], titles)
+    texts = [title + f" · {one}" * bool(one) for title, one in zip(titles, settings, strict=True)]
     return [text if texts.count(text) == 1 else f"{text} · configuration {i + 1}" for i, text in enumerate(texts)]
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bdjax.results.apart import with_settings
 from bdjax.results.intervals import share_interval
-from bdjax.results.pool import GROUP, described, without_replaced
+from bdjax.results.pool import ALIKE, GROUP, described, without_replaced
 from bdjax.results.soundness import counted, remark, with_soundness
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def table(records: "pl.DataFrame") -> "pl.DataFrame":
     found = [verdict(*pair) for pair in kept.select("status", "trace").iter_rows()]
     if not any(found):
         return pl.DataFrame()
-    rows = described(_with_verdicts(kept, found))
+    rows = with_settings(described(_with_verdicts(kept, found)), ALIKE)
     judging = kept.filter([one is not None for one in found])["defense"].unique()
     rows = with_soundness(rows.filter(pl.col("defense").is_in(judging.to_list())))
     # What the defended network predicts says nothing of a verdict, which is about the network before.

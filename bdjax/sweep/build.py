@@ -17,7 +17,7 @@ from bdjax.sweep import editions, imported, misplaced
 from bdjax.sweep.cell import DefenseCell, Point, TrainCell
 from bdjax.train.poison import AUGMENT
 from bdjax.train.trainer import PREPARE_PER, SCHEDULES
-from bdjax.types import Attack, Defense, Model, Recipe
+from bdjax.types import Attack, DataSpec, Defense, Model, Recipe
 
 FIXED = ("second_batch", "prepare_per", "shared_trigger")  # fields of a recipe that say how an attack works
 SCHEMA = 1  # part of every hash: raise it when records stop being comparable
@@ -147,6 +147,13 @@ def describe(cell: TrainCell | DefenseCell, digest: str) -> dict[str, Any]:
     return described(cell, digest, model, attack, defended(cell, model))
 
 
+def _chosen_facts(spec: DataSpec) -> dict[str, Any]:
+    """What a user decides of a data set of one's own besides its pixels; that of a built-in one is given with its name."""
+    from bdjax.data import DATASETS
+
+    return {} if spec.name in DATASETS else {name: getattr(spec, name) for name in ("mean", "std", "flip", "pad")}
+
+
 def described(
     cell: TrainCell | DefenseCell, digest: str, model: Model, attack: Attack, defense: Defense | None = None
 ) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def described(
         network["source"] = model.source
     settings = {
         "schema": SCHEMA,
-        "dataset": {"name": model.spec.name, "digest": digest},
+        "dataset": {"name": model.spec.name, "digest": digest, **_chosen_facts(model.spec)},
         "model": editions.numbered(network, model.edition),
         "attack": editions.numbered(_method(train.attack, attack.config), attack.edition),
         "recipe": attack.recipe._asdict(),

@@ -1,7 +1,7 @@
 """Sections of other files that pages of the site show, so that they are written once.
 
-A page says ``<!-- from CONTRIBUTING.md: Add a defense -->`` on a line of its own, and that section stands there without its
-heading.
+A page says ``<!-- from CONTRIBUTING.md: Add a defense -->`` at the end of a line, and that section stands there, without its
+heading, instead of the line: what the line says besides is read where pages are not generated.
 """
 
 import posixpath
@@ -11,7 +11,7 @@ from pathlib import Path
 from docs.generators.repository import relinked
 
 ROOT = Path(__file__).parents[2]
-_SHOWN = re.compile(r"^<!-- from ([\w./-]+\.md): (.+) -->$", re.M)
+_SHOWN = re.compile(r"^.*<!-- from ([\w./-]+\.md): (.+) -->$", re.M)
 _FILE = re.compile(r'^```python\n"""(\w+): ', re.M)  # an example that is a whole file, named by the first word of its docstring
 
 

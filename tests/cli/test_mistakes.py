@@ -58,6 +58,7 @@ def test_what_stands_behind_two_dashes_is_no_flag(capsys):
 def test_a_file_in_the_old_place_is_one_line_with_the_right_command(capsys, name, words, right):
     line = refused(capsys, name, *words)
     assert line.endswith(f"the file comes right after the command: bdjax {name} {right}")
+    assert ("grid.py:FACTORY" in line) == ("--defense" in words)
 
 
 def test_a_file_after_a_flag_without_values_is_read(tmp_path, capsys):
@@ -158,3 +159,14 @@ def test_no_text_puts_a_value_into_a_command_without_quotes():
     for path in Path(bdjax.__file__).parent.rglob("*.py"):
         found = re.findall(rf"""f["'][^"'\n]*\bbdjax (?:{names})\b[^"'\n;]*\{{[^"'\n]*""", path.read_text())
         assert not found, f"{path}: {found}"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("shrink.py", "defense 'shrink.py' is a file: name the factory in it too, as in shrink.py:shrink"),
+        ("shrink", "One of your own is written path/to/file.py:factory."),
+    ],
+)
+def test_a_file_without_its_factory_says_how_it_is_written(capsys, given, said):
+    assert said in refused(capsys, "check", "--defense", given, "--dataset", "digits")

@@ -5,10 +5,11 @@ import json
 import polars as pl
 import pytest
 
-from bdjax.reporting import details, tables
+from bdjax.reporting import details, filters, tables
 from bdjax.results.apart import apart
 from bdjax.results.scenarios import scenarios
 from bdjax.results.sensitivity import swept
+from bdjax.results.views import views
 
 
 def config(strength=0.2, lr=0.1, **more):
@@ -68,6 +69,17 @@ def test_the_leaderboard_names_the_field_of_a_defense(two):
     assert {line[at].text for line in board.rows if line[name].text == "ft"} == {"epochs 5", "epochs 7"}
     assert {line[at].text for line in board.rows if line[name].text != "ft"} == {""}
     assert "variant" not in board.heads
+    chosen = filters.chosen(views(both), board, filters.facets(both))  # what the page shows where its reader chooses an attack
+    assert "settings" not in chosen["columns"] and len(next(iter(chosen["cells"].values()))) == len(board.rows)
+
+
+def test_two_states_of_a_users_file_are_two_rows_of_the_leaderboard(two):
+    sources = ("a" * 64, "b" * 64)
+    edited = [pl.col("config").str.replace('"name": "ft"', f'"name": "ft", "source": "{source}"') for source in sources]
+    both = pl.concat([two.with_columns(config=config) for config in edited])
+    board = tables.board(both)
+    at, name = board.heads.index("settings"), board.heads.index("defense")
+    assert {line[at].text for line in board.rows if line[name].text == "ft"} == {"source aaaaaaaa", "source bbbbbbbb"}
 
 
 def test_a_hyper_parameter_of_two_configurations_has_a_figure_for_each(two):

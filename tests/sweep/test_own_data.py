@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from bdjax.cli import main as cli
-from bdjax.data import from_arrays, write_arrays
+from bdjax.data import from_arrays, load, write_arrays
 from bdjax.results import member, recreate
 from bdjax.store import records
+from bdjax.sweep import expand
 from bdjax.sweep import run as sweep
 from bdjax.sweep.grid import Grid
+from bdjax.sweep.pending import work_of
 from tests.sweep.small import EXECUTION, HOW, refused
 
 RUN = [*EXECUTION, "--width", "4", "--epochs", "2", "--batch", "40", "--spc", "2", "--poison-ratio", "0.1", "--defense", "clp"]
@@ -202,3 +204,19 @@ def test_through_pytorch_and_back(results, folders, tmp_path, capsys, kind):
     moved = shutil.copytree(folder, tmp_path / "moved" / folder.name)
     done("run", "--imported", tmp_path / "in", "--dataset", moved, *keep, "--out", tmp_path / "out")
     assert "0 members to measure, 0 to defend" in capsys.readouterr().err
+
+
+def test_what_is_decided_of_a_data_set_is_part_of_the_experiment(folders, tmp_path):
+    """Crops, mirroring, mean and deviation change what is trained; the pixels alone do not say which were chosen."""
+
+    def cell(kind="images", **settings):
+        folder = shutil.copytree(folders[kind], tmp_path / str(len(list(tmp_path.iterdir()))) / "own")
+        known = json.loads((folder / "dataset.json").read_text()) if kind == "arrays" else {}
+        (folder / "dataset.json").write_text(json.dumps({**known, **settings}))
+        grid = Grid(dataset=(str(folder),), defense=("clp",), width=4)
+        (branch,) = expand.cells(grid)
+        return work_of(branch, load(str(folder)), grid).cell
+
+    assert cell() == cell() and len({cell(), cell(flip=True), cell(pad=3), cell(flip=True, pad=3)}) == 4
+    first, second = (cell("arrays", mean=[mean], std=[0.2]) for mean in (0.4, 0.5))
+    assert first != second
