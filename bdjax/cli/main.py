@@ -107,6 +107,7 @@ def _command(arguments: list[str]) -> int:
     commands = cast(dict[str, Callable[..., int]], COMMANDS)
     mistakes.look(arguments, commands)
     name = arguments[0].replace("_", "-") if arguments else ""
+    platforms.without_absent_tpu()
     if name in COMPUTING:
         keep_compilations()
     try:

@@ -109,20 +109,49 @@ def _output(axes: tuple[_Axis, _Axis], x: Array, kernel: Array) -> Array:
 
 
 def _input_gradient(axes: tuple[_Axis, _Axis], g: Array, kernel: Array) -> Array:
-    """Return the same multiply-adds on the output's cotangent, spread by the stride, with the kernel turned round."""
-    spread = []
-    for axis in axes:
-        before = axis.live - 1 - axis.low
-        after = axis.size + axis.low - 1 - axis.stride * (axis.out - 1)
-        spread.append((before, after, axis.stride - 1))
-    padded = _pad(g, *spread)
-    height, width = (axis.size for axis in axes)
-    last_i, last_j = (axis.live - 1 for axis in axes)
-    products = (
-        _times(padded[:, last_i - i : last_i - i + height, last_j - j : last_j - j + width], weight)
-        for i, j, weight in _live(axes, kernel)
-    )
-    return _total(products).astype(g.dtype)
+    """Return the same multiply-adds on the output's cotangent, with the kernel turned round.
+
+    With stride s every s-th position of the map sees the same taps and the others see others: each of the s² kinds of positions is
+    added up on its own, without the zeros that a cotangent spread by the stride would bring, and the kinds are put between each other.
+    """
+    rows, columns = axes
+    weights = {(i, j): weight for i, j, weight in _live(axes, kernel)}
+    before = [axis.live // axis.stride + 1 for axis in axes]  # rows of zeros: more than any tap reaches back or ahead
+    padded = _pad(g, *((low, low + axis.size - axis.out, 0) for axis, low in zip(axes, before, strict=True)))
+
+    def kind(down: int, right: int) -> Array:
+        terms = [
+            _times(padded[:, u : u + _count(rows), v : v + _count(columns)], weights[i, j])
+            for i, u in _reads(rows, down, before[0])
+            for j, v in _reads(columns, right, before[1])
+        ]
+        none = jnp.zeros((g.shape[0], _count(rows), _count(columns), g.shape[3]), at_least_float32(g.dtype))
+        return _total(iter(terms or [none])).astype(g.dtype)
+
+    lines = [_between([kind(down, right) for right in range(columns.stride)], 2) for down in range(rows.stride)]
+    return _between(lines, 1)[:, : rows.size, : columns.size]
+
+
+def _between(kinds: list[Array], axis: int) -> Array:
+    """Put arrays of one shape between each other along an axis: entry k of the result is entry k // s of array k % s, of s arrays."""
+    parts = []
+    for at, one in enumerate(kinds):
+        spread = [(at, len(kinds) - 1 - at, len(kinds) - 1) if i == axis else (0, 0, 0) for i in range(one.ndim)]
+        parts.append(lax.pad(one, jnp.zeros((), one.dtype), spread))
+    return functools.reduce(jnp.add, parts)  # of every sum all entries but one are 0
+
+
+def _count(axis: _Axis) -> int:
+    """Positions of one kind in one direction, of the first and largest kind."""
+    return -(-axis.size // axis.stride)
+
+
+def _reads(axis: _Axis, kind: int, before: int) -> Iterator[tuple[int, int]]:
+    """(tap, where in the padded cotangent the first position of that kind meets it): position p meets output (p + low - tap) / s."""
+    for tap_index in range(axis.live):
+        away = kind + axis.low - tap_index
+        if away % axis.stride == 0:
+            yield tap_index, before + away // axis.stride
 
 
 def _kernel_gradient(axes: tuple[_Axis, _Axis], x: Array, g: Array) -> Array:

@@ -8,7 +8,7 @@ platform by measurement and invisible to attacks and defenses.
 from bdjax.population.autotune.cache import Tuned
 from bdjax.population.autotune.candidates import named
 from bdjax.population.autotune.tune import cached, forms, tune
-from bdjax.population.execute import run
+from bdjax.population.execute import at_once, run
 from bdjax.population.execution import (
     LOOPS,
     MEASURED,
@@ -32,6 +32,7 @@ __all__ = [
     "Footprint",
     "Tuned",
     "adapt",
+    "at_once",
     "cached",
     "check",
     "concatenate",

@@ -30,9 +30,7 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
     """
     execution = check(execution or default_execution())
     total, done = size(stacked), 0
-    chunk = 1 if execution.strategy == "sequential" else min(execution.chunk or total, total)
-    if execution.devices > 1:
-        chunk = -(-chunk // execution.devices) * execution.devices
+    chunk = at_once(execution, total)
     results: list[Any] = []
     while done < total:
         index = np.minimum(
@@ -53,20 +51,28 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
     return concatenate(results)
 
 
-def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
-    """Run members that fit at once, with nothing to fall back on; the "sequential" strategy takes a stack of one."""
+def at_once(execution: Execution, total: int) -> int:
+    """Return how many of so many members run at once, over all devices; those of several devices are filled up."""
     if execution.strategy == "sequential":
+        return execution.devices
+    return -(-min(execution.chunk or total, total) // execution.devices) * execution.devices
+
+
+def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
+    """Run members that fit at once, with nothing to fall back on; the "sequential" strategy takes one for each device."""
+    batched = execution.strategy != "sequential"
+    if execution.devices > 1:
+        mesh = _mesh(execution.devices)
+        stacked = hosts.spread(stacked, mesh, PartitionSpec("members"))
+        shared = hosts.spread(shared, mesh, PartitionSpec())
+        return hosts.gather(compiled(function, batched, execution.devices, len(shared))(stacked, *shared))
+    if not batched:
         one = take(stacked, 0)
         out = (compiled(function, False, 1, len(shared)) if execution.loop == "scan" else function)(one, *shared)
         return stack([out])
     if execution.loop == "dispatch":
         return jax.vmap(function, in_axes=(0, *(None,) * len(shared)))(stacked, *shared)
-    if execution.devices > 1:
-        mesh = _mesh(execution.devices)
-        stacked = hosts.spread(stacked, mesh, PartitionSpec("members"))
-        shared = hosts.spread(shared, mesh, PartitionSpec())
-        return hosts.gather(compiled(function, True, execution.devices, len(shared))(stacked, *shared))
-    return compiled(function, True, execution.devices, len(shared))(stacked, *shared)
+    return compiled(function, True, 1, len(shared))(stacked, *shared)
 
 
 @functools.lru_cache(maxsize=8)
@@ -75,11 +81,23 @@ def _mesh(devices: int) -> Mesh:
     return jax.make_mesh((devices,), ("members",), axis_types=(AxisType.Auto,), devices=there[:devices])
 
 
+def _of_stacks_of_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    def alone(stacked: Any, *shared: Any) -> Any:
+        return stack([function(take(stacked, 0), *shared)])
+
+    return alone
+
+
 @functools.lru_cache(maxsize=32)
 def compiled(function: Callable[..., Any], batched: bool, devices: int, arguments: int) -> Callable[..., Any]:
-    """Return the jitted program; cached on the function, so that chunks and repeated calls compile once."""
+    """Return the jitted program; cached on the function, so that chunks and repeated calls compile once.
+
+    With several devices it takes a stack; each device runs its members batched, or else the one that it has.
+    """
     if batched:
         function = jax.vmap(function, in_axes=(0, *(None,) * arguments))
+    elif devices > 1:
+        function = _of_stacks_of_one(function)
     if devices > 1:
         # shard_map, not a sharded input of plain jit: the latter gathers all members inside every step.
         along, everywhere = PartitionSpec("members"), PartitionSpec()

@@ -85,8 +85,8 @@ def check(execution: Execution) -> Execution:
         raise UserError(
             f"devices must lie in 1 … {jax.local_device_count()}, the devices of this machine; given {execution.devices}"
         )
-    if execution.devices > 1 and (execution.loop != "scan" or execution.strategy == "sequential"):
-        raise UserError("several devices need loop 'scan' and a strategy other than 'sequential'; given " + repr(execution))
+    if execution.devices > 1 and execution.loop != "scan":
+        raise UserError("several devices need loop 'scan'; given " + repr(execution))
     return execution
 
 

@@ -1,6 +1,9 @@
-"""What to say when JAX cannot start the platform it was asked for."""
+"""Which platform JAX starts: none that is not there, and what to say when it cannot start the one it was asked for."""
 
 import difflib
+import glob
+import importlib.metadata
+import importlib.util
 import os
 import re
 
@@ -18,6 +21,20 @@ _FAILED = re.compile(r"(?:Unable to initialize backend|Unknown backend:?|Backend
 _AROUND = re.compile(r"^.*?Unable to initialize backend '[\w-]+': |\s*\((?:set JAX_PLATFORMS|you may need to un)[^)]*\)\s*$")
 _NOTHING = re.compile(r"no supported devices|No visible GPU|provides no devices|No TPU Platform")
 _VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+_TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")  # of the driver, on every machine with a TPU
+
+
+def without_absent_tpu() -> None:
+    """Let JAX compute on the CPU where the TPUs' library is installed, as their compiler, and no device but the CPU is there.
+
+    JAX would start the library all the same, which complains in six lines that it finds no TPU. Nothing is changed where the user
+    asks for a platform, where the machine has a TPU, and where another device's plug-in is installed.
+    """
+    asked = any(os.environ.get(name) for name in (*_VARIABLES, "JAX_FORCE_TPU_INIT")) or jax.config.jax_platforms
+    if asked or importlib.util.find_spec("libtpu") is None or any(glob.glob(files) for files in _TPU_FILES):
+        return
+    if not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("jax_plugins") is None:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def trouble(error: BaseException) -> str | None:

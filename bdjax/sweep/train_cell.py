@@ -65,8 +65,7 @@ def _start(attacked: Attacked, running: int, execution: Execution, title: str, p
     recipe, images = attacked.attack.recipe, len(attacked.dataset.train.labels)
     batch = min(recipe.batch, images)
     per_epoch = images // batch * batch
-    chunk = min(execution.chunk or max(running, 1), max(running, 1)) if execution.strategy != "sequential" else 1
-    chunks = -(-running // chunk)
+    chunks = -(-running // population.at_once(execution, max(running, 1)))
     # What fills up the last chunk does not count.
     progress.start("train", title, epochs=recipe.epochs, images=per_epoch * running // max(chunks, 1), chunks=chunks)
     return per_epoch

@@ -24,18 +24,23 @@ def _map(f: Callable[..., Any], *trees: Any) -> Any:
     return jax.tree.map(f, *trees)
 
 
+def _pick(tree: Any, batched: Any, member: int) -> Any:
+    """One member of a pytree in which the leaves marked in ``batched`` have an axis of members."""
+    return _map(lambda leaf, has: leaf[member] if has else leaf, tree, batched)
+
+
+def _together(outputs: list[Any]) -> tuple[Any, Any]:
+    stacked = _map(lambda *leaves: jnp.stack(leaves), *outputs)
+    return stacked, _map(lambda _: True, stacked)
+
+
 def _per_member(body: Callable[..., Any]) -> Callable[..., Any]:
     """``body`` such that ``vmap`` repeats it for every member instead of batching its operations."""
     repeated = jax.custom_batching.custom_vmap(body)
 
     @repeated.def_vmap
     def rule(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
-        def one(i: int) -> Any:
-            return body(*_map(lambda a, b: a[i] if b else a, list(args), batched))
-
-        outputs = [one(i) for i in range(size)]
-        stacked = _map(lambda *leaves: jnp.stack(leaves), *outputs)
-        return stacked, _map(lambda _: True, stacked)
+        return _together([body(*_pick(list(args), batched, i)) for i in range(size)])
 
     return repeated
 
@@ -47,6 +52,34 @@ def _member_body(body: Callable[..., Any], members: str) -> Callable[..., Any]:
     if members == "unrolled":
         return _per_member(body)
     raise ValueError(f"Loop.members must be 'batched' or 'unrolled', not {members!r}")
+
+
+@functools.lru_cache(maxsize=256)
+def _apart(body: Callable[..., Any], unroll: int) -> Callable[..., Any]:
+    """The scan of :func:`steps`, in which ``vmap`` repeats every step for every member and keeps their carries apart.
+
+    The members are taken out of their stack once before the loop and put together once after it. Where every step takes them out
+    and puts them together, an accelerator moves all parameters twice per step (benchmarks/results/accelerators_tpu.md).
+    """
+
+    def scan(shared: Any, carry: Any, xs: Any) -> Any:
+        return lax.scan(lambda c, x: (body(shared, c, x), None), carry, xs, unroll=unroll)[0]
+
+    scanned = jax.custom_batching.custom_vmap(scan)
+
+    @scanned.def_vmap
+    def rule(size: int, batched: Any, shared: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+        def split(index: int) -> list[Any]:
+            return [_pick((shared, carry, xs)[index], batched[index], i) for i in range(size)]
+
+        inputs, each = split(0), split(2)
+
+        def step(carries: list[Any], x: list[Any]) -> tuple[list[Any], None]:
+            return [body(*one) for one in zip(inputs, carries, x, strict=True)], None
+
+        return _together(lax.scan(step, split(1), each, unroll=unroll)[0])
+
+    return scanned
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,10 +135,12 @@ def steps(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any
       The last carry.
     """
     count = jax.tree.leaves(xs)[0].shape[0]
+    carry, unroll = _map(jnp.asarray, carry), min(loop.unroll, max(count, 1))
+    if loop.kind == "scan" and loop.members == "unrolled":
+        return _apart(body, unroll)(shared, carry, xs)
     body = _member_body(body, loop.members)
-    carry = _map(jnp.asarray, carry)
     if loop.kind == "scan":
-        return lax.scan(lambda c, x: (body(shared, c, x), None), carry, xs, unroll=min(loop.unroll, max(count, 1)))[0]
+        return lax.scan(lambda c, x: (body(shared, c, x), None), carry, xs, unroll=unroll)[0]
     if loop.kind != "dispatch":
         raise ValueError(f"Loop.kind must be 'scan' or 'dispatch', not {loop.kind!r}")
     carry, first = _owned(carry, shared)

@@ -16,6 +16,7 @@ from bdjax.train.loops import epochs, host_callback, steps
 from bdjax.train.optimisers import sgd
 from bdjax.train.poison import Poison, Rows, poison_set, poisoner
 from bdjax.train.schedules import cosine
+from bdjax.train.vectors import Packed, Packing
 from bdjax.types import Array, Attack, Float, Int, Key, Member, Model, Recipe, Split, UInt8, Variables
 
 SCHEDULES = ("cosine", "constant")
@@ -35,8 +36,8 @@ class Trained(NamedTuple):
 
 
 class _State(NamedTuple):
-    variables: Variables
-    momentum: Any
+    variables: dict[str, Packed]  # by collection
+    momentum: Any  # like the packed parameters
     trigger: Any
     step: Array
     alive: Array
@@ -87,11 +88,12 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
     if batch < 1 or recipe.epochs < 1:
         raise UserError(f"training needs at least 1 row and 1 epoch; given {rows} rows and {recipe.epochs} epochs")
     per_epoch = rows // batch
-    step = _step(model, attack)
+    packing = Packing(jax.eval_shape(model.init, jax.random.key(0)))
+    step = _step(model, attack, packing)
 
     @jax.jit
     def start(member: Member, labels: Int[Array, " n"], assets: Any) -> tuple[_State, Array, Array]:
-        variables = model.init(stream(member.key, Stream.INIT))
+        variables = packing.pack(model.init(stream(member.key, Stream.INIT)))
         poisoned, feasible = poison_set(attack, member, labels)
         trigger = first_trigger(attack, member, assets)
         momentum = sgd(recipe.momentum, recipe.weight_decay).init(variables["params"])
@@ -125,7 +127,7 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
             return state, loss
 
         state, losses = epochs(epoch, state, recipe.epochs, model.loop)
-        return Trained(state.variables, state.trigger, feasible, state.alive, state.stopped, losses)
+        return Trained(packing.unpack(state.variables), state.trigger, feasible, state.alive, state.stopped, losses)
 
     return train
 
@@ -138,13 +140,14 @@ def _learning_rate(recipe: Recipe, epoch: Int[Array, ""]) -> Float[Array, ""]:
     raise UserError(f"Recipe.schedule must be 'cosine' or 'constant', not {recipe.schedule!r}")
 
 
-def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _State]:
+def _step(model: Model, attack: Attack, packing: Packing) -> Callable[[_Shared, _State, Any], _State]:
     """One step of SGD on a batch with its poison; ``order`` = (rows i32[b], those of the second batch i32[b] or None)."""
     poison = poisoner(attack, model.spec)
     rule = sgd(attack.recipe.momentum, attack.recipe.weight_decay)
+    gradients = _gradients(model, attack, poison, packing)
 
     def step(shared: _Shared, state: _State, order: tuple[Array, Array | None]) -> _State:
-        gradient, trigger_gradient, (ce, statistics, trigger) = _gradients(model, attack, poison, shared.rows, state, order)
+        gradient, trigger_gradient, (ce, statistics, trigger) = gradients(shared.rows, state, order)
         finite = jnp.isfinite(ce)
         if attack.update:
             finite &= jnp.isfinite(optax.tree.norm(_floating(trigger_gradient)))
@@ -161,20 +164,28 @@ def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _Sta
     return step
 
 
-def _gradients(model: Model, attack: Attack, poison: Poison, rows: Rows, state: _State, order: tuple[Array, Array | None]) -> Any:
-    """(gradient of the parameters, of the trigger or None where it is not learned, (cross-entropy f[], statistics, trigger))."""
-    roles = Stream.AUGMENT, Stream.BATCH, Stream.NETWORK
-    augmenting, poisoning, network = (step_key(stream(rows.member.key, role), state.step) for role in roles)
+def _gradients(model: Model, attack: Attack, poison: Poison, packing: Packing) -> Callable[[Rows, _State, Any], Any]:
+    """Of a batch: (gradient of the packed parameters, of the trigger or None where it is not learned, what else it gives).
 
-    def loss(params: Any, trigger: Any) -> tuple[Array, Any]:
-        images, labels, extra, after = poison(rows, order, trigger, poisoning, augmenting)
-        out = model.apply({**state.variables, "params": params}, images, train=True, key=network)
-        ce = jnp.mean(cross_entropy(out.logits, labels))
-        return ce + extra, (ce, out.variables["batch_stats"], after)
+    The last is (cross-entropy f[], packed statistics, trigger).
+    """
 
-    wanted = (0, 1) if attack.update else (0,)
-    gradients, beside = jax.grad(loss, argnums=wanted, has_aux=True, allow_int=True)(state.variables["params"], state.trigger)
-    return gradients[0], gradients[1] if attack.update else None, beside
+    def gradients(rows: Rows, state: _State, order: tuple[Array, Array | None]) -> Any:
+        roles = Stream.AUGMENT, Stream.BATCH, Stream.NETWORK
+        augmenting, poisoning, network = (step_key(stream(rows.member.key, role), state.step) for role in roles)
+
+        def loss(params: Packed, trigger: Any) -> tuple[Array, Any]:
+            images, labels, extra, after = poison(rows, order, trigger, poisoning, augmenting)
+            variables = packing.unpack({**state.variables, "params": params})
+            out = model.apply(variables, images, train=True, key=network)
+            ce = jnp.mean(cross_entropy(out.logits, labels))
+            return ce + extra, (ce, packing.pack(out.variables)["batch_stats"], after)
+
+        wanted = (0, 1) if attack.update else (0,)
+        slope, beside = jax.grad(loss, argnums=wanted, has_aux=True, allow_int=True)(state.variables["params"], state.trigger)
+        return slope[0], slope[1] if attack.update else None, beside
+
+    return gradients
 
 
 def _floating(gradient: Any) -> list[Array]:

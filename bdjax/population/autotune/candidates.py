@@ -83,8 +83,7 @@ class Tuning:
                 self._try(execution)
 
     def _try(self, execution: Execution) -> None:
-        count = 1 if execution.strategy == "sequential" else min(execution.chunk or self.members, self.members)
-        count = -(-count // execution.devices) * execution.devices
+        count = execute.at_once(execution, self.members)
         row: dict[str, Any] = dict(execution=execution._asdict(), members=count, rate=None, compile_seconds=None)
         row["reason"] = self._obstacle(execution, count)
         if row["reason"] is None:
