@@ -40,12 +40,22 @@ def apart(settings: Sequence[Mapping[str, Any]], kinds: Iterable[Hashable] | Non
 
 
 def with_settings(records: "pl.DataFrame", alike: Sequence[str]) -> "pl.DataFrame":
-    """Records with ``settings``: what sets those apart that have the same values in the columns ``alike``, or ""."""
+    """Records with ``settings``: what sets those apart that have the same values in the columns ``alike``, or "".
+
+    Trainings are told apart whichever defenses ran on them, so that a defense that ran on one of two says on which.
+    """
     import polars as pl
 
     known = records.select(*alike, "config").unique(maintain_order=True)
     given = [{key: value for key, value in parsed(config).items() if key not in ELSEWHERE} for config in known["config"]]
-    known = known.with_columns(pl.Series("settings", apart(given, known.select(alike).iter_rows()), pl.String))
+    trained = [{key: value for key, value in one.items() if key != "defense"} for one in given]
+    defended = [{key: value for key, value in one.items() if key == "defense"} for one in given]
+    both = zip(
+        apart(trained, known.select(key for key in alike if key != "defense").iter_rows()),
+        apart(defended, known.select(alike).iter_rows()),
+        strict=True,
+    )
+    known = known.with_columns(pl.Series("settings", [", ".join(filter(None, texts)) for texts in both], pl.String))
     return records.join(known, on=[*alike, "config"], how="left", nulls_equal=True, maintain_order="left")
 
 

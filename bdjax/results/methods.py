@@ -52,7 +52,7 @@ def methods(records: "pl.DataFrame", spc: int | None, best: Sequence[str] = BEST
         with_tasks(described(judged(records, limits)).filter(kept))
         .group_by("defense", "profile", "variant", "hyper", "task", maintain_order=True)
         .agg(
-            pl.concat_str("attack", rule, ignore_nulls=True).first().alias("attack"),
+            pl.concat_str("attack_variant", rule, ignore_nulls=True).first().alias("attack"),
             (pl.col("seconds") / pl.col("members")).filter(ok).mean(),
             pl.col("knows_trigger", "knows_test").any(),
             *(pl.col(metric).filter(ok).drop_nulls().drop_nans() for metric in METRICS),
