@@ -1,10 +1,10 @@
 """What sets records apart that look alike: the fields in which their configurations differ, in the words of the flags."""
 
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bdjax.results.configs import differing, parsed
+from bdjax.results.configs import differing, from_configs, parsed, variant
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,7 +35,7 @@ def apart(settings: Sequence[Mapping[str, Any]], kinds: Iterable[Hashable] | Non
         flat = [_fields(settings[place]) for place in mine]
         moving = differing(flat)
         for place, one in zip(mine, flat, strict=True):
-            texts[place] = ", ".join(f"{name} {_value(one[name])}" for name in moving if name in one)
+            texts[place] = ", ".join(f"{name} {shown(one[name])}" for name in moving if name in one)
     return texts
 
 
@@ -66,6 +66,20 @@ def settings_of(rows: "pl.DataFrame") -> dict[tuple[str, str], str]:
     return dict(zip(known.rows(), apart(given, known["defense"]), strict=True))
 
 
+def runs_apart(records: "pl.DataFrame") -> "Iterator[tuple[str, pl.DataFrame]]":
+    """The records of each defense with each of its settings, one kind after another, with a title: "ft, lr 0.1".
+
+    The title names the hyper-parameters and static settings in which the records of one defense differ.
+    """
+    for part in records.partition_by("defense", maintain_order=True):
+        name = part["defense"][0].rpartition(":")[2]
+        variants = from_configs(part, variant).alias("variant")
+        parts = part.with_columns(variants).partition_by("variant", "hyper", maintain_order=True)
+        given = [{**(json.loads(one["variant"][0]) or {}), **json.loads(one["hyper"][0] or "{}")} for one in parts]
+        for text, one in zip(apart([{"defense": {"config": mine}} for mine in given]), parts, strict=True):
+            yield (f"{name}, {text}" if text else name), one.drop("variant")
+
+
 def _fields(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
     """The nested fields of a configuration by the names that are shown: those of a method alone, others after their part."""
     found: dict[str, Any] = {}
@@ -80,7 +94,8 @@ def _fields(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str
     return found
 
 
-def _value(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a configuration as titles, labels and tables print it: as flags take it, digests cut short."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from bdjax.reporting import details, filters, tables
-from bdjax.results.apart import apart
+from bdjax.results.apart import apart, runs_apart
 from bdjax.results.methods import methods
 from bdjax.results.scenarios import scenarios
 from bdjax.results.sensitivity import swept
@@ -120,3 +120,22 @@ def test_strengths_of_one_attack_are_columns_and_choices(two):
     printed = tables.full(two)
     (facet,) = [facet for facet in filters.facets(two) if facet.key == "attack"]
     assert {facet.place(about) for about in printed.about} == {0, 1} and "attack_variant" not in printed.columns
+
+
+def test_figures_of_runs_hold_one_setting_of_a_defense(two):
+    traced = two.filter((pl.col("defense") == "ft") & pl.col("cell").str.starts_with("0.5"))
+    traced = traced.with_columns(trace=pl.lit(json.dumps({"loss": [1.0, 0.5]})))
+    several = pl.concat([traced.with_columns(hyper=pl.lit(json.dumps({"lr": lr}))) for lr in (0.1, 0.2)])
+    (shown,) = scenarios(several)
+    drawn = list(details._courses(shown))
+    assert [one.caption.partition(" against ")[0] for one in drawn] == ["ft, lr 0.1", "ft, lr 0.2"]
+    assert len({one.slug for one in drawn}) == 2
+    (one,) = details._courses(scenarios(traced)[0])
+    assert one.caption.startswith("ft against ")
+
+
+def test_a_setting_reads_the_same_wherever_it_stands(two):
+    rows = two.filter((pl.col("defense") == "ft") & pl.col("cell").str.starts_with("0.5"))
+    both = pl.concat([_edited(rows, "defense", "best", value) for value in (True, False)])
+    assert {method.label for method in methods(both, 10)} == {"ft, best true", "ft, best false"}
+    assert {title for title, _ in runs_apart(both)} == {"ft, best true", "ft, best false"}
