@@ -6,8 +6,9 @@ from collections import Counter
 from statistics import mean
 from typing import Any, NamedTuple
 
-from bdjax.errors import UserError, command
+from bdjax.errors import command
 from bdjax.store import leases, location
+from bdjax.store.absent import no_folder
 from bdjax.store.leases import Lease
 from bdjax.store.location import Location
 from bdjax.sweep import editions, manifest
@@ -49,7 +50,8 @@ class Watch:
 
     def __init__(self, out: Location):
         if not location.is_folder(out / "sweeps"):
-            raise UserError(f"{out} is no folder of a sweep; start one with: {command('sweep', 'FILE.py', '--out', out)}")
+            start = f"quickstart, run and sweep begin one, for example with: {command('sweep', 'FILE.py', '--out', out)}"
+            raise no_folder(out, "a sweep", start)
         self.out = out
         self._files: dict[Location, tuple[Any, list[dict[str, Any]]]] = {}  # version of a file, and its rows
         self._cells: dict[str, list[dict[str, Any]]] = {}  # the rows of each cell at this look

@@ -93,7 +93,7 @@ def test_a_record_is_reproduced_and_its_defended_network_made_again(finished):
 def test_nothing_is_made_again_with_an_edited_file(finished, edited):
     out = finished[2]
     row = member.record(out, {"defense": "clp"})
-    with pytest.raises(UserError, match=r"mean something else here: model: .*tiny"):
+    with pytest.raises(UserError, match=r"tiny\.py:tiny was edited since the record .* was [0-9a-f]{8}, and is [0-9a-f]{8}: put"):
         again(out, row, images())
     with pytest.raises(UserError, match=r"tiny\.py:tiny was edited since the record was made; the network"):
         member.network(member.find(out, {"defense": "clp"}))
