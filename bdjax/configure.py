@@ -28,6 +28,12 @@ def configure(presets: Mapping[str, Config], config: Config | Mapping[str, Any] 
     Raises:
       UserError: an unknown profile or field, or a value of another type.
     """
+    if not isinstance(presets, Mapping):
+        alone = type(presets).__name__
+        raise UserError(
+            f"configure takes one configuration per profile, dict.fromkeys(PROFILES, {alone}()) with PROFILES of bdjax.types; "
+            f"{owner} gives it {alone}() instead"
+        )
     preset = presets[choose("profile", profile, presets)]
     if config is None:
         return preset

@@ -3,8 +3,22 @@
 import difflib
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 SHOWN = 24  # names listed in a message at most
+SYNONYMS = {  # what others call a thing, and what it is called here
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "wd": "weight_decay",
+    "scheduler": "schedule",
+    "seed": "seeds",
+    "poison_rate": "poison_ratio",
+    "poisoning_rate": "poison_ratio",
+    "samples_per_class": "spc",
+    "network": "model",
+}
 
 
 class UserError(ValueError):
@@ -43,10 +57,29 @@ def unknown(kind: str, given: object, allowed: Iterable[str]) -> UserError:
       allowed: the valid names.
     """
     names = [str(name) for name in allowed]
-    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(str(given), names)
+    hint = f" Did you mean {near!r}?" if near else ""
     shown = names if len(names) <= SHOWN else [*names[:SHOWN], f"… ({len(names)} in all)"]
     return UserError(f"unknown {kind} {given!r}; allowed: {', '.join(shown)}.{hint}")
+
+
+def nearest(given: str, names: Iterable[str], cutoff: float = 0.4) -> str | None:
+    """The name that was probably meant: another word for it, or the one that is spelled most like it; None where none is near."""
+    known = list(names)
+    synonym = SYNONYMS.get(given.lower().replace("-", "_"))
+    near = [synonym] if synonym in known else difflib.get_close_matches(given, known, n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def folder_like(path: str) -> str | None:
+    """The folder beside a path that is none whose name is spelled most like it; None where none is near."""
+    place = Path(path).expanduser()
+    try:
+        beside = [entry.name for entry in place.parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return None
+    near = nearest(place.name, beside, cutoff=0.6)
+    return None if near is None else str(place.parent / near)
 
 
 def choose(kind: str, given: str, table: Iterable[str]) -> str:

@@ -164,28 +164,58 @@ class Recipe(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """A backdoor attack as pure functions of one member; built by a factory ``badnets(spec, config=None, *, profile)``."""
+    """A backdoor attack as pure functions of one member; built by a factory ``badnets(spec, config=None, *, profile)``.
 
-    init: Callable[..., Any]  # (key, assets) -> trigger, any pytree
-    select: Callable[..., tuple[Array, Array]]  # (key, labels i32[n], count i32[]) -> (poisoned bool[n], feasible bool[])
-    stamp: Callable[..., Array]  # (trigger, key, images f32[b h w c] in [0, 1]) -> f32[b h w c], values k/255: at test time
-    relabel: Callable[[Array], Array]  # (labels i32[b]) -> i32[b]; test rows that count: relabel(y) != y
+    Five fields are needed, the others have a default. In the shapes n counts the training rows, b the rows of a batch, h w c are
+    height, width and channels; images are float32 in [0, 1] unless u8 is said. A hook runs compiled and for many members at once:
+    it uses ``jax.numpy``, has no Python ``if`` on an array, and draws from the key that it is given and from nothing else.
+
+    Attributes:
+      init: ``(key, assets) -> trigger``, a nested dict of arrays, {} where there is nothing to keep. Called once for each member
+        before it is trained; ``assets`` is what ``prepare`` returned, or None. With ``recipe.shared_trigger``, the default, all
+        members have one trigger, and the triggered copies of all images are computed once; a trigger that is drawn or learned
+        for each member needs ``Recipe(shared_trigger=False)``.
+      select: ``(key, labels i32[n], count i32[]) -> (poisoned bool[n], feasible bool[])``: the training rows that are poisoned.
+        Called once for each member; ``count`` is the poison ratio times n, rounded. Where ``feasible`` is False the member is
+        recorded as infeasible. Most attacks use what :func:`bdjax.attacks.selection.any_class` or ``one_class`` gives.
+      stamp: ``(trigger, key, images f32[b h w c]) -> f32[b h w c]``, values k/255: the images with the trigger. Called on the
+        test images to measure a network and, without ``train_stamp``, on training images; it stamps all that it is given, and
+        the caller takes those of poisoned rows.
+      relabel: ``(labels i32[b]) -> i32[b]``: what triggered images are to be called. Called on the labels of poisoned rows in
+        every batch, and on the test labels: test rows for which it changes nothing do not count for ASR.
+      recipe: how a network is trained with this attack; the user's own settings go before it.
+      config: the static configuration that it was built with; in the record and in the hash of the cell.
+      prepare: ``(key, Dataset) -> assets``, nested dicts of arrays, or None. Called before the population runs, once per data set
+        and kept on disk. Where ``recipe.prepare_per`` is "seed" it runs for a population of seeds: it must trace, and the images
+        of the data set are traced arrays. There an entry "stopped" i32[], the step at which something was not finite (-1 =
+        none), makes the members of that seed non-finite.
+      batch: ``(trigger, key, images f32[b h w c], labels i32[b], ratio f32[], other) -> (images, labels, loss f32[], trigger)``,
+        or None. Called in every training step instead of ``select`` and ``stamp``, for an attack that poisons anew in each batch:
+        ``loss`` is added to the classifier's, the trigger goes on to the next step, ``other`` is ``(images, labels)`` of a second
+        batch where ``recipe.second_batch`` asks for one, else None.
+      update: ``(trigger, gradient) -> trigger``, or None. Called in every training step for an attack whose trigger learns, with
+        the gradient of the whole loss with respect to the trigger.
+      train_stamp: like ``stamp``, called on training images; None = ``stamp``. For a trigger that is weaker or stronger in
+        training than at test time.
+      edition: raised when its results change, those of ``prepare`` included; part of the hash of every cell that it is in.
+      source: for an attack of the user's own, the sha256 of its file and of what that imports; set by its loader.
+      triggered: ``() -> Triggered``, or None. For an attack of which nothing but triggered test images is known: networks are
+        measured on them, and ``select``, ``stamp`` and ``relabel`` refuse.
+    """
+
+    init: Callable[..., Any]
+    select: Callable[..., tuple[Array, Array]]
+    stamp: Callable[..., Array]
+    relabel: Callable[[Array], Array]
     recipe: Recipe
-    config: Any = None  # the static configuration it was built with, for the record
+    config: Any = None
     prepare: Callable[..., Any] | None = None
-    # (key, Dataset) -> assets, nested dicts of arrays, before the population runs; kept on disk. Where Recipe.prepare_per is
-    # "seed" it runs for a population of seeds: it must trace, and the images of the data set are traced arrays. There an entry
-    # "stopped" i32[], the step at which something was not finite (-1 = none), makes the members of that seed non-finite
     batch: Callable[..., tuple[Array, Array, Array, Any]] | None = None
-    # (trigger, key, images f32[b h w c], labels i32[b], ratio f32[], other) -> (images, labels, loss f32[], trigger): poison
-    # inside the batch; `loss` is added to the classifier's; `other` = (images, labels) of the second batch, or None
-    update: Callable[..., Any] | None = None  # (trigger, gradient) -> trigger, the trigger's own optimiser
-    train_stamp: Callable[..., Array] | None = None  # like `stamp`, while training; None = `stamp`
-    edition: int = 1  # raised when its results change, those of `prepare` included; part of the hash of every cell it is in
-    source: str | None = None  # for an attack of the user's own: sha256 of its file and of what that imports, set by its loader
+    update: Callable[..., Any] | None = None
+    train_stamp: Callable[..., Array] | None = None
+    edition: int = 1
+    source: str | None = None
     triggered: Callable[[], Triggered] | None = None
-    # () -> triggered test images, for an attack of which nothing else is known: networks are measured on them, and `select`,
-    # `stamp` and `relabel` refuse. None: the attack makes its own from the test set
 
 
 class CleanSet(NamedTuple):
@@ -225,13 +255,26 @@ class Curve(NamedTuple):
 
 
 class Defense(NamedTuple):
-    """A backdoor defense; built by a factory ``ft(model, config=None, *, profile="corrected")``."""
+    """A backdoor defense; built by a factory ``ft(model, config=None, *, profile="corrected")``.
 
-    defend: Callable[..., Defended]  # (key, DefenderView, hyper) -> Defended
-    hyper: Any  # default NamedTuple of traced leaves
-    needs: frozenset[str]  # of {"clean", "triggered", "test_accuracy"}; empty = data-free
-    config: Any = None  # the static configuration it was built with, for the record
-    validation: bool = False  # draws validation rows from the first ranks (spec: FP, ANP, Grad-Prune)
-    curve: Curve | None = None  # for methods that prune more and more
-    keyed: bool = True  # False: another key changes nothing, or only the order in which the same numbers are added
-    edition: int = 1  # raised when its results change; part of the hash of every cell that it is in
+    Attributes:
+      defend: ``(key, DefenderView, hyper) -> Defended``, called once for each member, compiled and for many members at once:
+        it has no Python ``if`` on an array, and draws from ``key`` and from nothing else.
+      hyper: the default hyper-parameters, a NamedTuple whose leaves are arrays and may differ between members.
+      needs: what the view holds beside the variables, of {"clean", "triggered", "test_accuracy"}; empty = no data are needed.
+      config: the static configuration that it was built with; in the record and in the hash of the cell.
+      validation: some of the clean rows are for validation and not to train on: their ``role`` is 2 (FP, ANP, Grad-Prune).
+      curve: the pruning curve of a method that prunes more and more, or None.
+      keyed: False promises that another key changes nothing, or only the order in which the same numbers are added. A run does
+        not read it and draws for every seed all the same; the contract tests of a built-in defense hold it to the promise.
+      edition: raised when its results change; part of the hash of every cell that it is in.
+    """
+
+    defend: Callable[..., Defended]
+    hyper: Any
+    needs: frozenset[str]
+    config: Any = None
+    validation: bool = False
+    curve: Curve | None = None
+    keyed: bool = True
+    edition: int = 1

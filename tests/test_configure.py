@@ -71,3 +71,9 @@ def test_at_least():
     at_least("method", Config(epochs=1), epochs=1)
     with pytest.raises(UserError, match=r"method\.epochs must be at least 1; given 0"):
         at_least("method", Config(epochs=0), epochs=1)
+
+
+def test_one_configuration_alone_is_no_table_of_profiles():
+    alone = next(iter(PRESETS.values()))
+    with pytest.raises(UserError, match=r"one configuration per profile, dict\.fromkeys\(PROFILES, \w+\(\)\).*method gives it"):
+        configure(alone, None, "method", "corrected")

@@ -1,15 +1,18 @@
 """The public door: what `bdjax.` offers, that it is light, and that a grid takes one value or several."""
 
 import ast
+import copy
 import dataclasses
 import doctest
 import inspect
+import pickle
 import subprocess
 import sys
 
 import pytest
 
 import bdjax
+from bdjax.errors import UserError
 from bdjax.sweep.grid import AXES, Grid
 
 
@@ -56,3 +59,10 @@ def test_the_typed_signature_of_a_grid_has_its_fields():
 def test_it_runs_as_a_module(arguments, start):
     done = subprocess.run([sys.executable, "-m", "bdjax", *arguments], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(start)
+
+
+def test_a_field_that_a_grid_does_not_have_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"unknown field of Grid 'attak'; allowed: dataset, .* Did you mean 'attack'\?"):
+        Grid(attak="badnets")
+    one = Grid(attack="sig")
+    assert pickle.loads(pickle.dumps(one)) == one == copy.deepcopy(one)

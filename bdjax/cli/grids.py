@@ -29,7 +29,7 @@ QUICKSTART = Grid(
 
 
 def quickstart(*, out: Results = "bdjax-quickstart") -> int:
-    """A whole experiment on handwritten digits in a few minutes: 12 members, three defenses, table, figures, one HTML page.
+    """A whole experiment on handwritten digits in about a minute: 12 members, three defenses, table, figures, one HTML page.
 
     Args:
       out: folder of the results, or a URL such as gs://bucket/run; the same command resumes.

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_origin, get_type_hints
 
+from bdjax.cli import values
 from bdjax.errors import UserError, choose, command
 from bdjax.types import Recipe
 
@@ -46,6 +47,7 @@ def look(arguments: Sequence[str], commands: Commands) -> None:
         if flag not in known:
             raise _unknown(flag, name, commands)
     _once_each(given)
+    values.look(words, known)
 
 
 def flags(function: Callable[..., Any]) -> dict[str, Any]:
@@ -84,6 +86,8 @@ def _file_behind(name: str, words: list[str], known: Mapping[str, Any]) -> None:
     if len(words) < 2 or not words[0].startswith("--") or not words[-1].endswith(".py") or "=" in words[-1]:
         return
     flag = next(word for word in reversed(words) if word.startswith("--"))
+    if flag in OWN and words[-2] == flag:
+        return  # the only value of the flag: a file of one's own without its factory, which its own message says
     if _many(known.get(_flag(flag))):
         right = command(name, words[-1], *words[:-1])
         own = f" (one of your own is written {words[-1]}:FACTORY)" if _flag(flag) in OWN else ""

@@ -19,6 +19,7 @@ from bdjax.reporting.attack_sheet import Shown, attack_sheet
 from bdjax.results.learned import Learning, Named, Ready, Say, ready
 from bdjax.results.quality import Summary, quality, summary
 from bdjax.store.files import replacing
+from bdjax.sweep import trace
 from bdjax.sweep.build import asks_architecture
 from bdjax.sweep.expand import cells, check
 from bdjax.sweep.grid import Grid
@@ -141,6 +142,7 @@ def show(
     lines: list[Figures] = []
     drawn: list[Shown] = []
     for one in chosen:
+        trace.attack(one.cell, one.attack, loaded)
         attack = ready(one, loaded, learning, seed, grid.poison_ratio[0], execution, say)
         for title, triggered in _triggered(one.name.rpartition(":")[2], attack, pictures):
             lines.append(Figures(title, summary(quality(pictures, triggered))))

@@ -59,6 +59,13 @@ def kind(path: Path) -> Kind:
     for name, source in DATASETS.items():
         if source.rows is None and archives.complete(source, path):
             return Kind(place=path, packed=name)
+    if images:
+        (split,) = images
+        other = next(name for name in SPLITS if name != split)
+        raise UserError(
+            f"{path} holds {images[split]}/ and no {other}/: a data set of images needs {image_folder.NEEDS}, with the same "
+            f"classes in both; move a part of the images of each class into {path / other}/<class>/."
+        )
     there = sorted(entry.name for entry in path.iterdir())
     shown = ", ".join(there[:5]) + (f" and {len(there) - 5:,} more" if len(there) > 5 else "")
     raise UserError(f"{path} holds no data set: {_accepted()} {f'Found there: {shown}.' if there else 'The folder is empty.'}")

@@ -9,7 +9,7 @@ from bdjax.data.download import fetch
 from bdjax.data.reduce import reduced
 from bdjax.data.source import SPLITS, Source, check_facts, digest
 from bdjax.data.table import DATASETS
-from bdjax.errors import UserError, choose, unknown
+from bdjax.errors import UserError, choose, folder_like, nearest, unknown
 from bdjax.types import Dataset, DataSpec
 
 VIAS = ("archive", "tfds")
@@ -175,6 +175,9 @@ def _meant(name: str, data_dir: PathLike | None) -> tuple[str, PathLike | None]:
 def _folder(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.exists():
+        beside = folder_like(name)
+        if beside is not None and nearest(name, [*DATASETS, beside]) == beside:
+            raise UserError(f"dataset {name!r} is no built-in data set and no folder. Did you mean the folder {beside!r}?")
         raise UserError(f"{unknown('dataset', name, DATASETS)} A data set may also be the path of a folder; this is none.")
     return path
 

@@ -17,7 +17,7 @@ from bdjax.data.source import SPLITS, UNREADABLE, Listing, Row, file_sha256
 from bdjax.errors import UserError
 from bdjax.types import Dataset, DataSpec
 
-KEYS = ("name", "image_size", "channels", "value_range", "flip", "pad")
+KEYS = ("name", "image_size", "channels", "value_range", "flip", "pad", "class_names")
 DECODING = ("image_size", "channels", "value_range")  # of these, what decides the arrays
 VERSION = 2  # raised whenever the same files would give other arrays
 
@@ -175,5 +175,13 @@ def _spec(listing: Listing, given: dict[str, Any], noted: Mapping[str, Any], tak
         std=tuple(noted["std"]),
         flip=given.get("flip", listing.flip),
         pad=given.get("pad", min(h, w) // 8 if listing.pad is None else listing.pad),
-        class_names=listing.classes,
+        class_names=_class_names(listing, given),
     )
+
+
+def _class_names(listing: Listing, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the settings call the classes, in the order of their folders; else the names of the folders."""
+    names = tuple(given.get("class_names", listing.classes))
+    if len(names) != len(listing.classes):
+        raise UserError(f"{listing.folder}: class_names of {SETTINGS} has {len(names)} names for {len(listing.classes)} classes.")
+    return names

@@ -19,7 +19,7 @@ from bdjax.results.triggers import Trigger
 from bdjax.store import provenance
 from bdjax.store.files import replacing
 from bdjax.store.hashing import array_digest, plain
-from bdjax.sweep import build, goal
+from bdjax.sweep import build, goal, trace
 from bdjax.sweep.expand import Branch, cells
 from bdjax.sweep.grid import Grid
 from bdjax.train.experiment import stage
@@ -128,6 +128,7 @@ def _made(
     """The content of the folder, and what its manifest says of the trigger."""
     (seed,), (ratio,), attack, cell = grid.seeds, grid.poison_ratio, branch.attack, branch.train
     name = cell.attack.rpartition(":")[2]
+    trace.attack(cell, attack, loaded)
     staged = stage(attack, loaded, root(cell.root))
     trigger: Trigger | None = None
     known: dict[str, Any] = {}

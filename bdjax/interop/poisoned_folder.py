@@ -9,6 +9,7 @@ import numpy as np
 
 from bdjax.data import write_arrays
 from bdjax.data.images import portable
+from bdjax.data.poisoned_export import FORMAT, MANIFEST
 from bdjax.data.settings import SETTINGS
 from bdjax.errors import UserError
 from bdjax.results.poisoned import PoisonedSet
@@ -17,7 +18,7 @@ from bdjax.store.hashing import array_digest
 from bdjax.types import Dataset, DataSpec, Split, Triggered
 
 FORMS = ("images", "arrays")
-FORMAT, VERSION, MANIFEST, INDEX = "bdjax-poisoned-data", 1, "manifest.json", "index.csv"
+VERSION, INDEX = 1, "index.csv"
 TRIGGERED = "test_triggered"
 
 
@@ -134,6 +135,8 @@ def _write_images(folder: Path, content: Content) -> None:
     if content.train is not None:
         spec = content.spec
         settings = {"name": spec.name, "channels": spec.image_shape[2], "flip": spec.flip, "pad": spec.pad}
+        if spec.class_names:
+            settings["class_names"] = list(spec.class_names)
         (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """Methods and networks by name: an entry of a table, or ``path/to/file.py:factory`` for a user's own."""
 
+import ast
 import contextlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,7 +56,7 @@ def factory(kind: str, name: str, table: Mapping[str, Factory]) -> Factory:
     """
     if not is_path(name):
         if name.endswith(".py"):
-            raise UserError(f"{kind} {name!r} is a file: name the factory in it too, as in {name}:{Path(name).stem}")
+            raise _without_factory(kind, name)
         if name not in table:
             raise UserError(f"{unknown(kind, name, table)} One of your own is written path/to/file.py:factory.")
         return table[name]
@@ -67,6 +68,22 @@ def factory(kind: str, name: str, table: Mapping[str, Factory]) -> Factory:
         functions = [n for n, v in vars(loaded.module).items() if inspect.isfunction(v) and v.__module__ == own]
         raise unknown(f"factory in {path}", attribute, functions)
     return checked(kind, name, found, loaded)
+
+
+def _without_factory(kind: str, name: str) -> UserError:
+    """The error for a file alone, with the functions that it defines; nothing of it is run."""
+    try:
+        body = ast.parse(Path(name).read_bytes()).body
+    except OSError as error:
+        written = f"{name}:{Path(name).stem}"
+        why = error.strerror or type(error).__name__
+        return UserError(f"{kind} {name!r} is a file: name the factory in it too, as in {written}; it cannot be read: {why}")
+    except (SyntaxError, ValueError):
+        body = []
+    there = [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    which = f"it defines {', '.join(there)}" if there else "it defines no function that could be one"
+    written = f"{name}:{there[-1] if there else 'FACTORY'}"
+    return UserError(f"{kind} {name!r} is a file: name the factory in it too, as in {written}; {which}")
 
 
 def source_digest(name: str) -> str | None:

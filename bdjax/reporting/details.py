@@ -10,7 +10,7 @@ from bdjax.reporting.classes import OfScenario
 from bdjax.reporting.drawing import Drawing
 from bdjax.reporting.trajectory import trajectories
 from bdjax.results import by_class, traces
-from bdjax.results.apart import apart
+from bdjax.results.apart import apart, runs_apart
 from bdjax.results.configs import parsed
 from bdjax.results.scenarios import Scenario, slug
 from bdjax.results.triggers import Pictures, pictures
@@ -98,8 +98,7 @@ def _most_poisoned(rows: "pl.DataFrame") -> dict[str, Any]:
 
 def _pruning(shown: Scenario) -> Iterator[Drawing]:
     masked = shown.rows.filter(shown.rows["masks"].is_not_null() & (shown.rows["status"] == "ok"))
-    for rows in masked.partition_by("defense", maintain_order=True):
-        defense = rows["defense"][0].rpartition(":")[2]
+    for defense, rows in runs_apart(masked):
         curves = rows.filter([traces.pruning_curve(row) is not None for row in rows.to_dicts()])
         if not curves.is_empty():
             caption = f"{defense} against {shown.title}: accuracy while channels are pruned; one line per member, the median bold"
@@ -111,10 +110,9 @@ def _pruning(shown: Scenario) -> Iterator[Drawing]:
 
 def _trajectories(shown: Scenario) -> Iterator[Drawing]:
     """The rounds of methods that prune one filter at a time, with the most clean samples there are."""
-    for rows in shown.rows.filter(shown.rows["trace"].is_not_null()).partition_by("defense", maintain_order=True):
+    for defense, rows in runs_apart(shown.rows.filter(shown.rows["trace"].is_not_null())):
         most = _most_clean(rows)
         if any(traces.trajectory(row) for row in most.to_dicts()):
-            defense = rows["defense"][0].rpartition(":")[2]
             caption = (
                 f"{defense} against {shown.title}{_per_class(most)}: round by round, a line per member, a dot at what was kept"
             )
@@ -123,10 +121,9 @@ def _trajectories(shown: Scenario) -> Iterator[Drawing]:
 
 def _courses(shown: Scenario) -> Iterator[Drawing]:
     """What happened by epoch, per defense, with the most clean samples there are."""
-    for rows in shown.rows.filter(shown.rows["defense"] != "none").partition_by("defense", maintain_order=True):
+    for defense, rows in runs_apart(shown.rows.filter(shown.rows["defense"] != "none")):
         most = _most_clean(rows)
         if any(traces.courses(row) for row in most.to_dicts()):
-            defense = rows["defense"][0].rpartition(":")[2]
             caption = f"{defense} against {shown.title}{_per_class(most)}: by epoch; one line per member, the median bold"
             yield Drawing(f"course-{slug(defense)}-{shown.slug}", caption, tuned.course(most))
 
@@ -135,7 +132,7 @@ def _recovered(shown: Scenario, folder: Location) -> Iterator[Drawing]:
     """The triggers that were found, of the first seed at each ratio, with the most clean samples there are."""
     rows = shown.rows
     fine = rows.filter((rows["status"] == "ok") & rows["trace"].is_not_null() & (rows["defense"] != "none"))
-    for part in fine.partition_by("defense", maintain_order=True):
+    for defense, part in runs_apart(fine):
         most = _most_clean(part)
         members = []
         for row in most.sort("ratio", "seed").unique("ratio", keep="first", maintain_order=True).to_dicts():
@@ -147,7 +144,6 @@ def _recovered(shown: Scenario, folder: Location) -> Iterator[Drawing]:
             if found:
                 members.append((f"{ratio_title(row['ratio'])}\nseed {row['seed']}", found))
         if members:
-            defense = part["defense"][0].rpartition(":")[2]
             caption = (
                 f"{defense} against {shown.title}{_per_class(most)}: recovered triggers, the norm of each mask and its anomaly "
                 "index; flagged classes framed in colour"

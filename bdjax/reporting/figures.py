@@ -27,6 +27,7 @@ INK = "#333639"  # text and axes; the HTML page replaces it, and PAPER, by the c
 PAPER = "#fefefe"
 GREY = "#8f979e"
 KEY, LETTER = 0.6, 0.075  # inches of a legend: the mark of an entry, and a letter of it; about, and rather too much
+PANELS, LABELS = 6.8, 1.6  # inches of two panels side by side under their titles, and at least of the labels before them
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -84,11 +85,13 @@ def before_after(records: "pl.DataFrame") -> "Figure":
     ratios = sorted({row["ratio"] for row in rows})
     groups = [[row for row in rows if row["ratio"] == ratio] for ratio in ratios]
     heights = [0.32 * len(group) + 0.75 for group in groups]
-    figure, axes = panels_of(len(ratios), 2, (8.4, sum(heights) + 0.4), gridspec_kw={"height_ratios": heights}, sharex=True)
-    for (left, right), ratio, group in zip(axes, ratios, groups, strict=True):
+    labels = [_labels(group) for group in groups]
+    wide = PANELS + max(LABELS, LETTER * max(len(text) for texts in labels for text in texts))
+    figure, axes = panels_of(len(ratios), 2, (wide, sum(heights) + 0.4), gridspec_kw={"height_ratios": heights}, sharex=True)
+    for (left, right), ratio, group, texts in zip(axes, ratios, groups, labels, strict=True):
         _dumbbells(left, group, "acc", COLORS[0], f"{ratio_title(ratio)} · accuracy (ACC)")
         _dumbbells(right, group, "asr", COLORS[1], "attack success (ASR)")
-        left.set_yticks(range(len(group)), _labels(group))
+        left.set_yticks(range(len(group)), texts)
         right.set_yticks(range(len(group)), [""] * len(group))
     for axis in axes[-1]:
         axis.set_xlabel("percent of test images")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 FACETS = ("attack", "labels", "dataset", "model", "ratio", "spc", "defense")
+COLUMNS = {"attack": "attack_variant"}  # of a facet that does not stand in a column of its name
 LABELS = {
     "labels": "label rule",
     "dataset": "data set",
@@ -31,14 +32,14 @@ class Facet(NamedTuple):
 
     def place(self, about: dict[str, Any]) -> int:
         """The place of a row's value; -1 where the row serves every choice."""
-        value = about.get(self.key)
+        value = about.get(COLUMNS.get(self.key, self.key))
         return self.values.index(value) if value in self.values else -1
 
 
 def facets(records: "pl.DataFrame") -> list[Facet]:
     """The facets of a report; those with one value too, which the page leaves out."""
     rows = described(records)
-    return [Facet(key, tuple(sorted(set(rows[key].drop_nulls()) - {"none"}))) for key in FACETS]
+    return [Facet(key, tuple(sorted(set(rows[COLUMNS.get(key, key)].drop_nulls()) - {"none"}))) for key in FACETS]
 
 
 def choices(found: list[Facet]) -> list[dict[str, Any]]:

@@ -81,7 +81,8 @@ WORDS = (
     ),
     Word(
         "§",
-        "Does not answer the trigger that it is measured with: its ASR before a defense is that of a network without a backdoor.",
+        "Does not answer the trigger that it is measured with: its ASR before a defense is that of a network without a backdoor. "
+        "Or trained on exported data that were poisoned already. The note below the table says which.",
     ),
 )
 _SENTENCES = {form: word.sentence for word in WORDS for form in (word.forms or (word.name,))}

@@ -52,7 +52,7 @@ def notes(rows: "pl.DataFrame", limits: Limits) -> tuple[str, ...]:
 
 
 def marks(rows: "pl.DataFrame") -> list[str]:
-    """What the marks of pooled rows mean: † ‡ of what a defense knows, ¶ of an earlier edition, § of a doubtful trigger."""
+    """What the marks of pooled rows mean: † ‡ of what a defense knows, ¶ of an earlier edition, § of a warning in the records."""
     lines = []
     if rows["knows_trigger"].any():
         lines.append(note("†"))

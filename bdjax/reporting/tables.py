@@ -24,7 +24,7 @@ NAMES = {
     "lost": "not averaged",
     **{metric: f"{metric.upper()} %" for metric in METRICS_SHOWN},
 }
-HIDDEN = ("training", "variant")  # columns by which rows are grouped, whose values say nothing to a reader
+HIDDEN = ("training", "variant", "attack_variant")  # columns by which rows are grouped, whose values say nothing to a reader
 LAST = ("settings", "cell")  # columns that are shown only where two rows would look alike without them
 ALWAYS = ("attack", "ratio", "defense")
 NUMERIC = ("train_images", "width", "target", "ratio", "spc", HEADLINE, *METRICS_SHOWN, "n", "left_out", "tasks", "cost")

@@ -22,10 +22,23 @@ def method(kind: str, settings: Mapping[str, Any], table: Mapping[str, Any]) -> 
     """
     make = factory(kind, settings["name"], table)
     if source_digest(settings["name"]) != settings.get("source"):
-        raise UserError(
-            f"{settings['name']} was edited since the record was made; the network, its defense or the trigger would be another"
-        )
+        raise edited(settings, source_digest(settings["name"]))
     return make
+
+
+def edited(settings: Mapping[str, Any], now: str | None) -> UserError:
+    """The error for a user's file that is another one today than when the record was made.
+
+    Args:
+      settings: the part of the record's configuration that describes the method or network.
+      now: the hash of the file today.
+    """
+    there, here = (str(digest or "none")[:8] for digest in (settings.get("source"), now))
+    return UserError(
+        f"{settings['name']} was edited since the record was made; the network, its defense or the trigger would be another. The "
+        f"hash of the file and of what it imports was {there}, and is {here}: put the file back as it was, or run it again, "
+        "which makes records of its own"
+    )
 
 
 def network(settings: Mapping[str, Any], facts: DataSpec) -> Model:

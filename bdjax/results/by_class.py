@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bdjax import metrics
 from bdjax.metrics import Floats
+from bdjax.results.apart import shown
 from bdjax.results.configs import differing
 from bdjax.results.wording import name
 
@@ -81,7 +82,7 @@ def _of_defense(rows: "pl.DataFrame", trained: dict[Any, dict[str, Any]]) -> Ite
     settings = [json.loads(part["hyper"][0]) for part in parts]
     for part, mine in zip(parts, settings, strict=True):
         first = part.row(0, named=True)
-        values = [f"{leaf} {mine[leaf]:g}" for leaf in differing(settings) if leaf in mine]
+        values = [f"{leaf} {shown(mine[leaf])}" for leaf in differing(settings) if leaf in mine]
         bases = [trained.get((row["seed"], row["ratio"])) for row in part.iter_rows(named=True)]
         before = _sum([row[COLUMN] for row in bases if row]) if all(bases) else None
         title = ", ".join([name(first).rpartition(":")[2], *values])

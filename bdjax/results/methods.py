@@ -8,6 +8,7 @@ import numpy as np
 
 from bdjax.errors import UserError
 from bdjax.metrics import Floats
+from bdjax.results.apart import shown
 from bdjax.results.configs import differing
 from bdjax.results.mitigation import LIMITS, Limits, judged
 from bdjax.results.pool import described, with_tasks
@@ -52,7 +53,7 @@ def methods(records: "pl.DataFrame", spc: int | None, best: Sequence[str] = BEST
         with_tasks(described(judged(records, limits)).filter(kept))
         .group_by("defense", "profile", "variant", "hyper", "task", maintain_order=True)
         .agg(
-            pl.concat_str("attack", rule, ignore_nulls=True).first().alias("attack"),
+            pl.concat_str("attack_variant", rule, ignore_nulls=True).first().alias("attack"),
             (pl.col("seconds") / pl.col("members")).filter(ok).mean(),
             pl.col("knows_trigger", "knows_test").any(),
             *(pl.col(metric).filter(ok).drop_nulls().drop_nans() for metric in METRICS),
@@ -83,7 +84,7 @@ def _labels(keys: list[tuple[str, ...]], rows: list[dict[str, Any]]) -> list[str
         mine = {**(json.loads(variant) or {}), **json.loads(hyper)}
         others = [{**(json.loads(v) or {}), **json.loads(h)} for d, p, v, h in keys if (d, p) == (defense, rule)]
         moving = [leaf for leaf in differing(others) if leaf in mine]
-        values = [f"{leaf} {mine[leaf]:g}" if isinstance(mine[leaf], float) else f"{leaf} {mine[leaf]}" for leaf in moving]
+        values = [f"{leaf} {shown(mine[leaf])}" for leaf in moving]
         kind = [rule] if several and rule != "corrected" else []
         labels.append(", ".join([defense.rpartition(":")[2] + marks(row), *kind, *values]))
     return labels

@@ -3,10 +3,10 @@
 No run is dropped in silence: those that were infeasible, failed or diverged are counted beside the ones that are averaged.
 """
 
-import collections
 from typing import TYPE_CHECKING
 
 from bdjax.errors import UserError
+from bdjax.results import distinct
 from bdjax.results.apart import with_settings
 from bdjax.results.configs import depth, from_configs, labels, parsed, precision, trained, training, variant
 from bdjax.results.intervals import interquartile_mean
@@ -25,7 +25,7 @@ SHARE = "mitigated"  # of runs, each 1 or 0: pooled as a plain mean
 PREDICTED = ("one_class_before", "one_class")  # largest share of the clean test images predicted as one class
 STATUSES = ("ok", "infeasible", "failed", "non_finite")
 SCENARIO = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "attack", "labels", "target")
-GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "settings", "training", "cell")
+GROUP = (*SCENARIO, "ratio", "defense", "spc", "hyper", "settings", "training", "attack_variant", "cell")
 ALIKE = (*SCENARIO, "defense")  # records that agree in these are told apart by their settings
 SETTING = ("dataset", "train_images", "model", "width", "depth", "precision", "profile", "labels")
 BOARD = (*SETTING, "defense", "variant", "spc", "hyper")
@@ -41,7 +41,8 @@ def table(records: "pl.DataFrame", limits: Limits = LIMITS) -> "pl.DataFrame":
     Returns:
       The columns of :data:`GROUP` (``spc`` null where a defense needs no clean data, so that the row serves every spc;
       ``settings`` names the fields in which the static configurations of rows differ that agree in the columns before;
-      ``training`` is the same for a model and its defenses; ``cell`` keeps apart what differs in any other setting) and
+      ``training`` is the same for a model and its defenses; ``attack_variant`` is the attack with the settings in which those of
+      its name differ; ``cell`` keeps apart what differs in any other setting) and
       ``target_class``, the name of the target; ``runs`` and the count of each status (the ``ok`` ones are averaged); ``reason``,
       why the others were not, joined by "; ", and ``warning`` of the records (a trigger that an imported network does not
       answer); ``outdated``, the editions it was made with where these are no longer today's; ``knows_trigger`` and
@@ -168,8 +169,9 @@ def _counts(group: tuple[str, ...]) -> list["pl.Expr"]:
 
 
 def described(records: "pl.DataFrame") -> "pl.DataFrame":
-    """Records with every column of :data:`GROUP` but ``settings``: facts from the configurations, names that distinguish the data
-    sets, and ``outdated``: the editions of the methods behind a record where these are no longer today's, empty elsewhere."""
+    """Records with every column of :data:`GROUP` but ``settings``: facts from the configurations, names that distinguish data
+    sets, networks and attacks (:mod:`bdjax.results.distinct`), and ``outdated``: the editions of the methods behind a record
+    where these are no longer today's, empty elsewhere."""
     import polars as pl
 
     rules = from_configs(records, labels)
@@ -181,7 +183,9 @@ def described(records: "pl.DataFrame") -> "pl.DataFrame":
         pl.when(rules.eq_missing(ALL_TO_ALL)).then(None).otherwise(pl.col("target")).alias("target"),
         pl.col("target_class") if "target_class" in records.columns else pl.lit(None, pl.String).alias("target_class"),
         pl.col("warning") if "warning" in records.columns else pl.lit(None, pl.String).alias("warning"),
-        pl.Series("dataset", _distinct_names(records), pl.String),
+        pl.Series("dataset", distinct.datasets(records), pl.String),
+        pl.Series("model", distinct.networks(records), pl.String),
+        pl.Series("attack_variant", distinct.attacks(records), pl.String),
         from_configs(records, lambda config: editions.said(editions.changed(config))).alias("outdated"),
     )
 
@@ -207,13 +211,6 @@ def with_tasks(records: "pl.DataFrame") -> "pl.DataFrame":
     # Numbered in the order of their first rows, so that the bootstrap draws the same whatever else the process has read.
     task = task.cast(pl.Enum(task.unique(maintain_order=True)))
     return records.with_columns(from_configs(records, variant).alias("variant"), task.alias("task"))
-
-
-def _distinct_names(records: "pl.DataFrame") -> list[str]:
-    """Names of data sets, with the beginning of their hash where several of one name and size are there: users' own may be."""
-    rows = records.select("dataset", "train_images", "test_images", "data_digest").rows()
-    several = collections.Counter((name, *sizes) for name, *sizes, _ in set(rows))
-    return [f"{name} {digest[:8]}" if several[name, *sizes] > 1 and digest else name for name, *sizes, digest in rows]
 
 
 def _require_records(records: "pl.DataFrame") -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from bdjax.errors import UserError
 from bdjax.population import Execution, recorded_execution
+from bdjax.results.as_recorded import edited
 from bdjax.results.member import load
 from bdjax.results.recreate import same_images
 from bdjax.store import checkpoints, hashing, provenance, records
@@ -126,6 +127,10 @@ def _cell(row: Row, config: Mapping[str, Any], folder: str | None) -> TrainCell 
 def _same_settings(cell: TrainCell | DefenseCell, dataset: Dataset, config: Mapping[str, Any]) -> None:
     """Raise UserError where this version, or a method's file, understands the settings of the record otherwise."""
     now = build.describe(cell, dataset.digest)
+    for kind in editions.KINDS:
+        before, today = (one.get(kind) or {} for one in (config, now))
+        if before.get("source") != today.get("source"):
+            raise edited(before, today.get("source"))
     changed = sorted(key for key in {*now, *config} if now.get(key) != config.get(key))
     if changed:
         changes = "; ".join(f"{key}: {_short(config.get(key))}, now {_short(now.get(key))}" for key in changed)

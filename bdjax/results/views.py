@@ -1,5 +1,7 @@
 """The leaderboard of one attack alone, of one poison ratio alone, and of one attack at one ratio.
 
+An attack that ran with several settings, such as strengths, is a choice for each.
+
 The page of a report lets its readers choose an attack and a ratio; what it then shows is computed here, with the bootstrap of
 :mod:`bdjax.results.pool`.
 """
@@ -43,8 +45,8 @@ def views(records: "pl.DataFrame", limits: Limits = LIMITS, most_pairs: int = MO
     poisoned, clean = rows.filter(pl.col("ratio") > 0), rows.filter(pl.col("ratio") == 0)
     if poisoned.is_empty():
         return Views(pl.DataFrame(), True)
-    pairs = poisoned.select(*BOARD, "attack", "ratio").n_unique() <= most_pairs
-    attack, ratio = pl.col("attack"), pl.col("ratio")
+    pairs = poisoned.select(*BOARD, "attack_variant", "ratio").n_unique() <= most_pairs
+    attack, ratio = pl.col("attack_variant"), pl.col("ratio")
     no_attack, no_ratio = pl.lit(None, pl.String), pl.lit(None, pl.Float64)
     choices = [(attack, no_ratio), (no_attack, ratio), *([(attack, ratio)] if pairs else [])]
     parts = [poisoned.with_columns(one.alias(CHOICE[0]), other.alias(CHOICE[1])) for one, other in choices]

@@ -72,6 +72,18 @@ def writable(out: str | os.PathLike[str] | Location) -> Location:
     return place
 
 
+def probed(out: str | os.PathLike[str] | Location) -> Location:
+    """As :func:`writable`, but folders that were not there are not there afterwards either."""
+    place = location.locate(out)
+    made = [folder for folder in (place, *place.parents) if not folder.exists()] if isinstance(place, Path) else []
+    try:
+        return writable(place)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # another process has begun to write there
+                folder.rmdir()
+
+
 def replace_file(path: Location, data: bytes) -> None:
     """Write a file so that it is complete or absent; of several processes that run the same program, only the first one writes.
 

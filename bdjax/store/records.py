@@ -9,9 +9,10 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bdjax.errors import UserError, command
+from bdjax.errors import command
 from bdjax.population import hosts
 from bdjax.store import location
+from bdjax.store.absent import no_folder
 from bdjax.store.atomic import Corrupt, quarantine, replace_file, writing
 from bdjax.store.hashing import json_digest
 from bdjax.store.location import Location
@@ -217,5 +218,7 @@ def read(out: "str | Location") -> Any:
     """
     folder = location.locate(out)
     if not location.is_folder(folder):
-        raise UserError(f"{folder} is no folder of records; write one with: {command('sweep', 'FILE.py', '--out', folder)}")
+        raise no_folder(
+            folder, "records", f"quickstart, run and sweep write them, for example with: {command('run', '--out', folder)}"
+        )
     return _collect(folder)

@@ -57,7 +57,8 @@ def arrow_schema() -> Any:
     processed which trained the ``members`` of this row. ``one_class`` is the share of the clean test images that is predicted as
     the most predicted class, ``majority`` the share of the largest class among them. Of imported networks ``target_rate`` is the
     rate at which they call clean test images of other classes their attack label, before any defense, and ``warning`` says where
-    ASR is no higher than that (:mod:`bdjax.sweep.foreign_trigger`). ``by_class`` holds the counts of clean, correct, triggered,
+    ASR is no higher than that (:mod:`bdjax.sweep.foreign_trigger`); of networks trained on exported data it says that these were
+    poisoned already (:mod:`bdjax.data.poisoned_export`). ``by_class`` holds the counts of clean, correct, triggered,
     attacked and recovered images of every true class as JSON, a list of each.
     """
     import pyarrow as pa

@@ -37,7 +37,7 @@ def validate(
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> list[str]:
-    """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is created and probed.
+    """Check a grid and return what was found, in lines. Nothing is trained; the folder of results is probed, and not made.
 
     A line that begins with :data:`INFEASIBLE` is about members that a run would record as infeasible and not train.
 
@@ -49,7 +49,7 @@ def validate(
     """
     branches = expand.select(expand.cells(grid), only or {}, limit)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
-    folder = atomic.writable(out)
+    folder = atomic.probed(out)
     lines = [f"names and settings: {len(branches)} training cells, {sum(len(b.defenses) for b in branches)} defense cells"]
     works, asked, ready = [], [], Ready()
     for branch in branches:

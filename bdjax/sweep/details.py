@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from bdjax.errors import UserError, choose
+from bdjax.errors import UserError
 from bdjax.plugins.load import factory
 from bdjax.store.hashing import plain
+from bdjax.sweep import misplaced
 from bdjax.sweep.build import FIXED
 from bdjax.sweep.comments import comments, paragraph, summary
 from bdjax.types import PROFILES, Attack, DataSpec, Defense
@@ -32,6 +33,7 @@ def details(kind: str, name: str) -> dict[str, Any]:
     Raises:
       UserError: an unknown name, or a method that cannot be built.
     """
+    misplaced.named("dataset" if kind == "datasets" else TITLES[kind], name)
     made = {"attacks": _attack, "defenses": _defense, "models": _model, "datasets": _dataset}[kind](name)
     return {"kind": TITLES[kind], "name": name, **made}
 
@@ -78,7 +80,7 @@ def _model(name: str) -> dict[str, Any]:
     from bdjax.models import MODELS
     from bdjax.models.build import shapes
 
-    make = MODELS[choose("model", name, MODELS)]
+    make = factory("model", name, MODELS)
     model = make(_spec(COMMON))
     given = inspect.signature(make).parameters
     settings = [{"name": "width", "comment": "channels of the first stage", "default": model.width}]

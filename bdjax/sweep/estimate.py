@@ -243,13 +243,17 @@ def lines(found: Overview) -> list[str]:
         text += [f"  infeasible, and not counted: {reason}" for reason in cell.infeasible]
         text.append(f"  memory: {_memory(cell)}")
         text.append(f"  execution: {cell.origin}: {population.named(cell.execution)}")
-        rate = "not measured" if cell.rate is None else f"{cell.rate:,.0f} images/s ({cell.measured})"
+        rate = "images per second not measured" if cell.rate is None else f"{cell.rate:,.0f} images/s ({cell.measured})"
         text.append(f"  training: {rate}{_hours(cell.hours)}")
         for run in cell.defenses:
             spc = "" if run.spc is None else f", spc {run.spc}"
             seen = "not estimated" if run.images is None else f"at least {run.images:,} images{_hours(run.hours)}"
             text.append(f"  {run.defense}{spc}: {run.members} members, {seen}")
-    total = "unknown, for want of a measured rate" if found.training_hours is None else f"{found.training_hours:.3g} device-hours"
+    total = (
+        "hours not known: images per second are measured without --no-tune"
+        if found.training_hours is None
+        else f"{found.training_hours:.3g} device-hours"
+    )
     text.append(f"training in all: {found.images:,} images, {total}")
     if found.defense_hours is not None and found.defense_cells > found.not_estimated:
         text.append(f"defenses in all: at least {found.defense_hours:.3g} device-hours, as if at the rate of training")
@@ -262,7 +266,7 @@ def lines(found: Overview) -> list[str]:
 def _memory(cell: Training) -> str:
     small = f"{size_text(cell.parameter_bytes)} of parameters and momentum"
     if cell.member_bytes is None or cell.members_per_device is None:
-        return f"per member {small}; activations not known"
+        return f"per member {small}, activations not counted"
     return f"per member {size_text(cell.member_bytes)} ({small}); {cell.members_per_device:,} members fit a device"
 
 

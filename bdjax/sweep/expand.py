@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from bdjax.attacks.table import IMAGES_ONLY
 from bdjax.errors import UserError, choose, quoted, unknown
-from bdjax.plugins.load import is_path, spelled
+from bdjax.plugins.load import factory, is_path, spelled
 from bdjax.store.hashing import canonical
-from bdjax.sweep import build, imported_grid
+from bdjax.sweep import build, imported_grid, misplaced
 from bdjax.sweep.cell import DefenseCell, TrainCell
 from bdjax.sweep.grid import AXES as GRID_AXES
 from bdjax.sweep.grid import Grid
@@ -47,11 +47,14 @@ def check(grid: Grid) -> Grid:
         _distinct(axis, values)
     _distinct("defense", grid.defense)
     _distinct("spc", grid.spc)
+    for kind in ("dataset", "model", "attack", "defense"):
+        for name in getattr(grid, kind):
+            misplaced.named(kind, name)
     for dataset in grid.dataset:
         known(dataset)
     for model in grid.model:
         if not is_path(model):
-            choose("model", model, MODELS)
+            factory("model", model, MODELS)
     choose("precision", grid.precision, PRECISIONS)
     choose("profile", grid.profile, PROFILES)
     for ratio in grid.poison_ratio:

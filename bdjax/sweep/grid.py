@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bdjax.errors import choose
+
 AXES = ("dataset", "model", "attack", "defense", "poison_ratio", "spc", "seeds")  # one value or several each
 
 
@@ -94,6 +96,15 @@ class Grid:
             imported: str | None = ...,
             about: str = ...,
         ) -> None: ...
+
+    else:
+
+        def __new__(cls, *_: Any, **given: Any) -> "Grid":
+            """Refuse a field that does not exist, with the nearest one."""
+            fields = [field.name for field in dataclasses.fields(cls)]
+            for name in given:
+                choose("field of Grid", name, fields)
+            return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Make every axis a tuple; what is in it is checked when the grid is used."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from bdjax.plugins.load import source_digest
 from bdjax.store import location
 from bdjax.store.atomic import replace_file
 from bdjax.store.hashing import canonical, short_hash
@@ -24,6 +25,7 @@ class Asked(NamedTuple):
     spc: int | None
     members: tuple[str, ...]  # their hashes
     earlier: tuple[str, ...] = ()  # hashes of this cell with earlier editions of its methods
+    sources: tuple[tuple[str, str], ...] = ()  # the files of the user's own that it names, and their hashes
 
 
 def write(out: Location, works: Sequence[Work], leases: Leases) -> None:
@@ -42,8 +44,12 @@ def write(out: Location, works: Sequence[Work], leases: Leases) -> None:
         facts = (work.dataset.spec.name, train.model, train.attack)
         cells.append([work.cell, *facts, "none", None, named(work.points)])
         cells += [[run.name, *facts, run.cell.defense, run.cell.spc, named(run.points)] for run in work.defenses]
+    own = {name: source_digest(name) for _, _, model, attack, defense, *_ in cells for name in (model, attack, defense)}
+    sources = {name: digest for name, digest in own.items() if digest is not None}
     earlier = {name: list(hashes) for work in works for name, hashes in work.earlier.items()}
-    text = canonical({"cells": cells, "sets": sets, **({"earlier": earlier} if earlier else {})})
+    text = canonical(
+        {"cells": cells, "sets": sets, **{key: value for key, value in (("earlier", earlier), ("sources", sources)) if value}}
+    )
     name = short_hash(text)
     path = out / "sweeps" / f"{name}.json"
     with leases.lease(name) as granted:  # so that what a process leaves that dies here is cleaned up by the next
@@ -64,7 +70,9 @@ def read(out: Location) -> list[Asked]:
             sweep = json.loads(content)
             for values in sweep["cells"]:
                 earlier = tuple(sweep.get("earlier", {}).get(values[0], ()))
-                asked = Asked._make([*values[:-1], tuple(sweep["sets"][values[-1]]), earlier])
+                hashes = sweep.get("sources", {})
+                own = tuple((name, hashes[name]) for name in values[2:5] if name in hashes)
+                asked = Asked._make([*values[:-1], tuple(sweep["sets"][values[-1]]), earlier, own])
                 before = found.get(asked.cell)
                 members = dict.fromkeys((*(before.members if before else ()), *asked.members))
                 found[asked.cell] = asked._replace(members=tuple(members))

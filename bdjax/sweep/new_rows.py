@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from bdjax.data.poisoned_export import already_poisoned
 from bdjax.population import Execution
 from bdjax.store import provenance
 from bdjax.store.hashing import canonical, short_hash
@@ -53,6 +54,7 @@ def row_of(attacked: Attacked, point: Point, config: Mapping[str, Any], **fields
         device=provenance.device(),
         data_digest=dataset.digest,
         trigger_digest=attacked.trigger_digest,
+        warning=(already_poisoned(train_cell.dataset) or None) if train_cell.imported is None else None,
     )
     return blank(**{**common, **fields})
 

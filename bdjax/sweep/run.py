@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from bdjax.data import sizes
+from bdjax.data.poisoned_export import already_poisoned
 from bdjax.data.room import size_text
 from bdjax.errors import UserError
 from bdjax.plugins.load import settled
@@ -107,6 +108,9 @@ def load(grid: Grid, name: str, data_dir: str | None) -> Dataset:
     from bdjax.data import load as load_data
 
     dataset = load_data(name, data_dir, train_images=grid.train_images, test_images=grid.test_images)
+    note = already_poisoned(name) if grid.imported is None else ""
+    if note and hosts.is_leader():
+        print(f"bdjax: note: {note}", file=sys.stderr, flush=True)
     needed, limit = sum(split.images.nbytes for split in (dataset.train, dataset.test)), device_memory()
     if needed > limit:
         raise UserError(

@@ -7,7 +7,9 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from bdjax.errors import UserError, command
+from bdjax.plugins.load import source_digest
 from bdjax.store import leases, location
+from bdjax.store.absent import no_folder
 from bdjax.store.leases import Lease
 from bdjax.store.location import Location
 from bdjax.sweep import editions, manifest
@@ -15,7 +17,13 @@ from bdjax.sweep.manifest import Asked
 from bdjax.sweep.progress import clock
 
 KEPT = ("member", "status", "seconds", "compile_seconds", "created", "config")  # what is read of a record
-STATES = ("done", "failed", "outdated", "running", "waiting")  # outdated: made with another edition of a method
+STATES = (
+    "done",
+    "failed",
+    "outdated",
+    "running",
+    "waiting",
+)  # outdated: of another edition, or of a file since edited
 
 
 class Cell(NamedTuple):
@@ -26,6 +34,7 @@ class Cell(NamedTuple):
     statuses: dict[str, int]  # of its members that have a record
     seconds: float | None  # wall time of its calls, compilation included; None = it has no record
     lease: Lease | None  # of the process that works on it
+    edited: str = ""  # the file of the user's own that was edited before the cell was finished, which so is made no more
     changed: str = ""  # which editions its records were made with, where these are no longer today's
 
 
@@ -49,7 +58,8 @@ class Watch:
 
     def __init__(self, out: Location):
         if not location.is_folder(out / "sweeps"):
-            raise UserError(f"{out} is no folder of a sweep; start one with: {command('sweep', 'FILE.py', '--out', out)}")
+            start = f"quickstart, run and sweep begin one, for example with: {command('sweep', 'FILE.py', '--out', out)}"
+            raise no_folder(out, "a sweep", start)
         self.out = out
         self._files: dict[Location, tuple[Any, list[dict[str, Any]]]] = {}  # version of a file, and its rows
         self._cells: dict[str, list[dict[str, Any]]] = {}  # the rows of each cell at this look
@@ -71,7 +81,7 @@ class Watch:
             if cell.seconds is not None:
                 seen.setdefault(cell.asked.defense, []).append(cell.seconds)
         known = {kind: mean(seconds) for kind, seconds in seen.items()}
-        left = [cell for cell in cells if cell.state in ("outdated", "running", "waiting")]
+        left = [cell for cell in cells if cell.state in ("outdated", "running", "waiting") and not cell.edited]
         any_kind = mean(known.values()) if known else None
         total = None if any_kind is None else sum(known.get(cell.asked.defense, any_kind) for cell in left)
         return Status(tuple(cells), total if left else 0.0, replaced)
@@ -90,16 +100,16 @@ class Watch:
         calls = {(row["created"], row["seconds"], row["compile_seconds"]) for row in rows if row["seconds"] is not None}
         seconds = sum(spent + (compiling or 0.0) for _, spent, compiling in calls) if calls else None
         found = leases.read(self.out / "claims" / f"{asked.cell}.json") if asked.cell in self._leased else None
-        lease, changed = found[1] if found else None, self._changed(asked.cell)
+        lease, changed, edited = found[1] if found else None, self._changed(asked.cell), ""
         if lease is not None and not leases.holder_is_dead(lease):
             state = "running"
         elif changed:
             state, lease = "outdated", None
         elif len(best) < len(asked.members):
-            state, lease = "waiting", None
+            state, lease = "outdated" if (edited := _edited(asked)) else "waiting", None
         else:
             state, lease = "failed" if "failed" in best.values() else "done", None
-        return Cell(asked, state, dict(Counter(best.values())), seconds, lease, changed)
+        return Cell(asked, state, dict(Counter(best.values())), seconds, lease, edited, changed)
 
     def _read(self) -> None:
         """Read the records that are new or changed."""
@@ -165,10 +175,25 @@ def notes(status: Status) -> list[str]:
         bad = {status: count for status, count in cell.statuses.items() if status != "ok"}
         if bad:
             lines.append(f"not ok: {name}: " + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in bad.items()))
-    old = Counter(cell.changed for cell in status.cells if cell.state == "outdated")
+    old = Counter(cell.changed for cell in status.cells if cell.state == "outdated" and not cell.edited)
     lines += [f"outdated: {_cells(count)} {text}: the same command makes them again" for text, count in old.items()]
+    edited = Counter(cell.edited for cell in status.cells if cell.edited)
+    lines += [
+        f"outdated: {_cells(count)} of {name} before it was edited: they are made no more" for name, count in edited.items()
+    ]
     again = Counter(status.replaced)
     return lines + [f"not counted: {_cells(count)} {text}: they were asked for again" for text, count in again.items()]
+
+
+def _edited(asked: Asked) -> str:
+    """The first file of the user's own that is another one now than when a cell was asked for; "" where none is, or is here."""
+    for name, before in asked.sources:
+        try:
+            if source_digest(name) != before:
+                return name
+        except UserError:  # it is not here: nothing is known of it
+            continue
+    return ""
 
 
 def _cells(count: int) -> str:

@@ -38,7 +38,8 @@ def source(uri: str) -> str:
 def destination(path: str) -> str:
     """Where a file of the repository lies in the site."""
     if path.startswith("docs/"):
-        return path.removeprefix("docs/")
+        path = path.removeprefix("docs/")
+        return f"{path.removesuffix('.ipynb')}.md" if path.endswith(".ipynb") else path  # a notebook becomes a page
     return f"{PLACE}{path}.md" if _shown(path) else f"{PLACE}{path}"
 
 

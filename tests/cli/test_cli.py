@@ -228,7 +228,7 @@ def test_check_reports_what_it_found(capsys, tmp_path):
     text = capsys.readouterr().out
     for part in ("match their hash", "16x16x3 to 10 classes", "is writable", "compile buckets", "members fit"):
         assert part in text
-    assert not (tmp_path / "out" / "records").exists()
+    assert not (tmp_path / "out").exists()  # nothing is left behind
 
 
 def test_report_without_records_is_one_line(capsys, tmp_path):

@@ -11,6 +11,7 @@ from bdjax.cli import main as cli
 from bdjax.data import DATASETS
 from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS
+from tests.examples import written
 from tests.sweep.small import refused
 
 PLUGIN = '''"""A defense of the user's own."""
@@ -160,3 +161,9 @@ def test_in_a_pipe_a_row_is_one_line_whatever_the_environment_says(capsys, monke
     for name, value in {"COLUMNS": "40", "FORCE_COLOR": "1", "TERM": "xterm"}.items():
         monkeypatch.setenv(name, value)
     assert told(capsys, *words) == plain
+
+
+def test_a_network_of_a_file_is_shown_in_full(capsys, tmp_path):
+    path = written(tmp_path, "tiny") / "tiny.py"
+    text = told(capsys, "models", f"{path}:tiny")
+    assert "2 convolutions, 2 norms" in text and re.search(r"^  width  ", text, re.M)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import bdjax
-from bdjax.cli import grids
+from bdjax.cli import grids, mistakes, values
 from bdjax.cli import main as cli
 from bdjax.sweep import check, estimate
 from tests.sweep.small import refused
@@ -108,7 +108,19 @@ def test_the_three_commands_take_a_file_or_none_in_the_same_way(tmp_path, asked,
         ("--hyper ft.epochs=10,20", "ft.epochs is a setting, one for all members, and no population axis: --config ft.epochs=10"),
         ("--hyper badnets.size=4", "a setting, the same for all members: --config badnets.size=4"),
         ("--hyper recipe.lr=0.1", "a setting, the same for all members: --config recipe.lr=0.1"),
-        ("--config badnets.lr=0.1", "is a field of the training, not of the attack: --config badnets.recipe.lr=0.1"),
+        ("--config badnets.lr=0.1", "lr is a field of the training, not of the attack badnets: --config badnets.recipe.lr=0.1"),
+        ("--config badnets.learning_rate=0.1", "not of the attack badnets: --config badnets.recipe.lr=0.1"),
+        ("--config ft.learning_rate=0.1", "ft.lr is a population axis, not a setting: --hyper ft.lr=0.1"),
+        ("--config recipe.learning_rate=0.1", "Did you mean 'lr'?"),
+        ("--seeds 0,1", "separate several values by spaces: --seeds 0 1; given '0,1'"),
+        ("--poison-ratio=0,0.1", "separate several values by spaces: --poison-ratio 0 0.1"),
+        ("--attack badnets,sig", "separate several values by spaces: --attack badnets sig"),
+        ("--seeds one", "--seeds takes a whole number, or several separated by spaces: --seeds 0 1; given 'one'"),
+        ("--epochs many", "--epochs takes a whole number; given 'many'"),
+        ("--target square", "--target takes the number of a class, counted from 0; given 'square'"),
+        ("--attack ft", "'ft' is a defense, not an attack: --defense ft"),
+        ("--defense badnets", "'badnets' is an attack, not a defense: --attack badnets"),
+        ("--model cifar10", "'cifar10' is a data set, not a model: --dataset cifar10"),
         ("--config ft.ephocs=3", "Did you mean 'epochs'?"),
         ("--config recipe.momentun=0", "Did you mean 'momentum'?"),
         ("--hyper ft.momentun=0", "Did you mean 'momentum'?"),
@@ -139,7 +151,7 @@ FOLDER = "it's  here"
     ("words", "printed"),
     [
         (["status", FOLDER], ["bdjax", "sweep", "FILE.py", "--out", FOLDER]),
-        (["report", FOLDER], ["bdjax", "sweep", "FILE.py", "--out", FOLDER]),
+        (["report", FOLDER], ["bdjax", "run", "--out", FOLDER]),
         (["reproduce", FOLDER], ["bdjax", "run", "--out", FOLDER]),
         (["cite", "empty one"], ["bdjax", "run", "--out", "empty one"]),
         (["report", "empty one"], ["bdjax", "run", "--out", "empty one"]),
@@ -170,3 +182,30 @@ def test_no_text_puts_a_value_into_a_command_without_quotes():
 )
 def test_a_file_without_its_factory_says_how_it_is_written(capsys, given, said):
     assert said in refused(capsys, "check", "--defense", given, "--dataset", "digits")
+
+
+@pytest.mark.parametrize("flag", ["--model", "--attack", "--defense"])
+def test_a_file_without_its_factory_names_what_it_defines(capsys, tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("raise SystemExit\ndef _part(): ...\ndef thing(spec): ...\n")
+    kind = flag.removeprefix("--")
+    said = refused(capsys, "check", flag, "mine.py")
+    assert f"{kind} 'mine.py' is a file: name the factory in it too, as in mine.py:thing; it defines thing" in said
+
+
+def test_a_folder_that_is_not_there_names_the_one_beside_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("shapes", "results-a"):
+        (tmp_path / name).mkdir()
+    said = refused(capsys, "report", "result-a")
+    assert "result-a does not exist, so it is no folder of records. Did you mean 'results-a'? Quickstart, run and sweep" in said
+    assert "dataset 'shape' is no built-in data set and no folder. Did you mean the folder 'shapes'?" in refused(
+        capsys, "check", "--dataset", "shape"
+    )
+    assert "Did you mean 'cifar10'?" in refused(capsys, "check", "--dataset", "cifar01")
+
+
+def test_numbers_and_names_that_are_right_are_let_through():
+    known = mistakes.flags(cli.COMMANDS["run"])
+    line = "--seeds 0 1 --poison-ratio 1e-1 0 --epochs=5 --attack a,b.py:c --data-dir x,y --no-tuned"
+    values.look(line.split(), known)

@@ -158,7 +158,7 @@ def _put(path, text):
         (lambda pets: (pets / "train" / "cow").mkdir(), "class 'cow' lies in train/ and not in test/"),
         (lambda pets: shutil.rmtree(pets / "train" / "cat"), "class 'cat' lies in test/ and not in train/"),
         (lambda pets: [file.unlink() for file in (pets / "test" / "cat").iterdir()], "test/cat holds no image"),
-        (lambda pets: shutil.rmtree(pets / "test"), "holds no data set: needed are train/<class>/<image> and test/"),
+        (lambda pets: shutil.rmtree(pets / "test"), r"holds train/ and no test/: .* needs train/<class>/<image> and test/"),
         (
             lambda pets: [shutil.rmtree(pets / s / c) for s in ("train", "test") for c in CLASSES[1:]],
             "at least 2 classes; train/ holds 1",
@@ -238,3 +238,9 @@ def test_a_file_that_is_no_folder_and_no_archive(pets):
             UserError, match=r"README\.txt is a file, and no archive whose layout is known; unpack it and name the fold"
         ):
             call(str(pets / "README.txt"))
+
+
+def test_a_folder_without_a_test_folder_says_what_is_missing(pets):
+    shutil.rmtree(pets / "test")
+    with pytest.raises(UserError, match=r"holds train/ and no test/: .*test/<class>/<image>.*move a part of the images of each"):
+        load(str(pets))

@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
 
+import bdjax
 from bdjax.cli.main import main
 from bdjax.data import load, write_arrays
+from bdjax.data.poisoned_export import already_poisoned
 from bdjax.errors import UserError
 from bdjax.interop.export_data import export_data
+from bdjax.reporting.tables import markdown
 from bdjax.results import member, recreate
 from bdjax.results.learned import Learning
 from bdjax.store.hashing import array_digest
@@ -237,3 +241,32 @@ def test_a_learned_trigger_comes_from_a_run(tmp_path):
     np.testing.assert_array_equal(found["test_triggered_images"], want.images)
     np.testing.assert_array_equal(found["test_triggered_rows"], want.index)
     assert known["trigger_digest"] == trained.row["trigger_digest"] and known["trigger"] == "cnn, seed 2"
+
+
+def test_a_run_on_exported_data_says_that_they_are_poisoned(written, tmp_path, capsys):
+    names = ("red", "green", "blue", "grey")
+    folder = shutil.copytree(written["images"], tmp_path / "named")
+    settings = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**settings, "class_names": names}))
+    assert load(str(folder)).spec.class_names == names
+    said = f"tiny-badnets-0.1-3 is an exported training set in which badnets has poisoned {manifest(folder)['poisoned']} images"
+    cell = Grid(dataset=str(folder), model="cnn", width=4, poison_ratio=0, defense=(), epochs=1, batch=20)
+    frame = bdjax.run(cell, tmp_path / "out")
+    assert said in capsys.readouterr().err and said in frame["warning"][0]
+    assert f"§ {said}" in markdown(frame)
+
+
+def test_names_of_classes_go_with_the_pictures(tiny_dataset, tmp_path):
+    spec = tiny_dataset.spec._replace(name="named", class_names=("red", "green", "blue", "grey"))
+    place = write_arrays(tmp_path / "named", tiny_dataset._replace(spec=spec))
+    made = export_data(grid(str(place)), tmp_path / "out", form="images").path
+    assert load(str(made)).spec.class_names == spec.class_names
+    (made / "dataset.json").write_text('{"class_names": ["red"]}')
+    with pytest.raises(UserError, match=r"class_names of dataset\.json has 1 names for 4 classes"):
+        load(str(made))
+
+
+def test_other_folders_are_not_taken_for_poisoned(tiny, tmp_path):
+    assert already_poisoned(tiny) == already_poisoned("digits") == ""
+    (tmp_path / "manifest.json").write_text("[1]")
+    assert already_poisoned(str(tmp_path)) == ""

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from bdjax.reporting import details, filters, tables
-from bdjax.results.apart import apart
+from bdjax.results.apart import apart, runs_apart
+from bdjax.results.methods import methods
 from bdjax.results.scenarios import scenarios
 from bdjax.results.sensitivity import swept
 from bdjax.results.views import views
@@ -89,3 +90,52 @@ def test_a_hyper_parameter_of_two_configurations_has_a_figure_for_each(two):
     assert one.settings == "" and len(one.lines) == 2
     first, second = swept(pl.concat([several, _edited(several, "defense", "epochs", 7)]))
     assert {first.settings, second.settings} == {"epochs 5", "epochs 7"} and first.title.endswith(first.settings)
+
+
+def test_two_states_of_a_networks_file_are_two_networks(two):
+    one = two.filter(pl.col("cell").str.starts_with("0.5"))
+    sources = ("a" * 64, "b" * 64)
+    states = [one.with_columns(config=_named("model", source, pl.col("config"))) for source in sources]
+    both = pl.concat([states[0], states[1].filter(pl.col("defense").is_in(["none", "ft"]))])
+    board = tables.board(both)
+    assert {line[board.heads.index("model")].text for line in board.rows} == {"cnn aaaaaaaa", "cnn bbbbbbbb"}
+    assert set(tables.table(both)["model"]) == {"cnn aaaaaaaa", "cnn bbbbbbbb"}  # also where one of them met a defense alone
+    assert [facet.values for facet in filters.facets(both) if facet.key == "model"] == [("cnn aaaaaaaa", "cnn bbbbbbbb")]
+
+
+def _named(part, source, config):
+    return config.str.replace(f'"{part}": {{', f'"{part}": {{"source": "{source}", ', literal=True)
+
+
+def test_a_defense_of_one_training_alone_says_which(two):
+    pooled = tables.table(two.filter((pl.col("defense") != "fp") | pl.col("cell").str.starts_with("0.5")))
+    assert set(pooled.filter(pl.col("defense") == "fp")["settings"]) == {"strength 0.5"}
+
+
+def test_strengths_of_one_attack_are_columns_and_choices(two):
+    names = ("badnets, strength 0.25", "badnets, strength 0.5")
+    assert {name for method in methods(two, 10) for name in method.attacks.values()} == {*names}
+    assert [facet.values for facet in filters.facets(two) if facet.key == "attack"] == [names]
+    assert set(views(two).rows["chosen_attack"].drop_nulls()) == {*names}
+    printed = tables.full(two)
+    (facet,) = [facet for facet in filters.facets(two) if facet.key == "attack"]
+    assert {facet.place(about) for about in printed.about} == {0, 1} and "attack_variant" not in printed.columns
+
+
+def test_figures_of_runs_hold_one_setting_of_a_defense(two):
+    traced = two.filter((pl.col("defense") == "ft") & pl.col("cell").str.starts_with("0.5"))
+    traced = traced.with_columns(trace=pl.lit(json.dumps({"loss": [1.0, 0.5]})))
+    several = pl.concat([traced.with_columns(hyper=pl.lit(json.dumps({"lr": lr}))) for lr in (0.1, 0.2)])
+    (shown,) = scenarios(several)
+    drawn = list(details._courses(shown))
+    assert [one.caption.partition(" against ")[0] for one in drawn] == ["ft, lr 0.1", "ft, lr 0.2"]
+    assert len({one.slug for one in drawn}) == 2
+    (one,) = details._courses(scenarios(traced)[0])
+    assert one.caption.startswith("ft against ")
+
+
+def test_a_setting_reads_the_same_wherever_it_stands(two):
+    rows = two.filter((pl.col("defense") == "ft") & pl.col("cell").str.starts_with("0.5"))
+    both = pl.concat([_edited(rows, "defense", "best", value) for value in (True, False)])
+    assert {method.label for method in methods(both, 10)} == {"ft, best true", "ft, best false"}
+    assert {title for title, _ in runs_apart(both)} == {"ft, best true", "ft, best false"}

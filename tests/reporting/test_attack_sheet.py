@@ -13,6 +13,7 @@ from bdjax.attacks.table import ATTACKS
 from bdjax.cli.show_attack import _rows, markdown, show, show_attack
 from bdjax.data import load
 from bdjax.errors import UserError
+from bdjax.interop.export_data import export_data
 from bdjax.keys import Stream, member_key, root, stream
 from bdjax.population import Execution
 from bdjax.reporting import html
@@ -335,3 +336,22 @@ def test_a_learned_trigger_is_not_made_from_settings(file):
     cell = TrainCell("digits", 100, None, "cnn", None, f"{file}:learned", {}, {}, "corrected", 0, 0)
     with pytest.raises(UserError, match="learns its trigger"):
         unlearned(build.attacked(cell)[1], load("digits", train_images=100), 0, 0)
+
+
+def test_a_stamp_of_other_numbers_is_refused_with_its_place(tmp_path):
+    path = tmp_path / "bytes.py"
+    path.write_text(
+        SOURCE
+        + """
+
+def in_bytes(spec, config=None, *, profile="corrected"):
+    def stamp(trigger, key, images):
+        return jnp.round(255 * images).astype(jnp.uint8)
+
+    return badnets(spec, config, profile=profile)._replace(stamp=stamp)
+"""
+    )
+    with pytest.raises(UserError, match=r"bytes\.py, line \d+: stamp returns uint8\[.*; it has to be float32\["):
+        show((f"{path}:in_bytes",), "digits", out=tmp_path / "sheet.png")
+    with pytest.raises(UserError, match="stamp returns uint8"):
+        export_data(Grid(dataset="digits", attack=f"{path}:in_bytes", poison_ratio=0.1), tmp_path / "out")

@@ -121,3 +121,11 @@ def test_settings_of_matplotlib_stay_as_they_were(records):
     before = dict(mpl.rcParams)
     figures.before_after(records)
     assert dict(mpl.rcParams) == before
+
+
+def test_long_names_of_defenses_leave_room_for_the_headings(records):
+    long = "my_folder/my_defense.py:finetune_with_a_name_of_many_words_and_more"
+    figure = figures.before_after(records.with_columns(defense=pl.col("defense").replace("ft", long)).head(20))
+    figure.draw_without_rendering()
+    first, second = (axis._left_title.get_window_extent() for axis in figure.axes[:2])
+    assert first.x1 < second.x0

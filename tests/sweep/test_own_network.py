@@ -15,7 +15,8 @@ from bdjax.results import member, recreate
 from bdjax.results.cite import cite
 from bdjax.results.reproduce import again
 from bdjax.store import import_folder, records
-from bdjax.sweep import build, editions, expand, imported, status
+from bdjax.store.leases import Leases
+from bdjax.sweep import build, editions, expand, imported, manifest, pending, status
 from bdjax.sweep.grid import Grid
 from tests.examples import written
 from tests.sweep.small import go, images, refused
@@ -93,11 +94,24 @@ def test_a_record_is_reproduced_and_its_defended_network_made_again(finished):
 def test_nothing_is_made_again_with_an_edited_file(finished, edited):
     out = finished[2]
     row = member.record(out, {"defense": "clp"})
-    with pytest.raises(UserError, match=r"mean something else here: model: .*tiny"):
+    with pytest.raises(UserError, match=r"tiny\.py:tiny was edited since the record .* was [0-9a-f]{8}, and is [0-9a-f]{8}: put"):
         again(out, row, images())
     with pytest.raises(UserError, match=r"tiny\.py:tiny was edited since the record was made; the network"):
         member.network(member.find(out, {"defense": "clp"}))
     assert editions.changed(row["config"]) == ()  # whether its defense has another edition is not known
+
+
+def test_cells_of_a_file_that_was_edited_are_outdated_and_not_waiting(finished, tmp_path, edited):
+    file = finished[0] / "tiny.py"
+    (branch,) = expand.cells(finished[1])
+    with Leases(tmp_path) as mine:
+        manifest.write(tmp_path, [pending.work_of(branch, images(), finished[1])], mine)
+    assert {cell.state for cell in status.Watch(tmp_path).look().cells} == {"waiting"}
+    now = file.read_text()
+    file.write_text(now + "\n# edited again\n")
+    found = status.Watch(tmp_path).look()
+    assert {cell.state for cell in found.cells} == {"outdated"} and found.left == 0
+    assert f"outdated: 2 cells of {finished[1].model[0]} before it was edited: they are made no more" in status.notes(found)
 
 
 def test_its_weights_go_to_a_state_dict_and_come_back_by_their_addresses(finished):
