@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.defenses.table import DEFENSES
+from bdjax.keys import Stream, stream
 from bdjax.models import PRECISIONS, by_name
 from bdjax.population import Execution, adapt, members
 from bdjax.train.evaluate import evaluator
 from bdjax.train.experiment import Data, Subject, draw_clean
 from bdjax.types import DefenderView, Model
-from bdjax.keys import Stream, stream
 from benchmarks.measure import Network, badnets_on, synthetic, training_of
 
 CLASSES, STEPS = 10, 8
@@ -31,8 +31,8 @@ def program(work: str, about: Network, execution: Execution, dtype: str, spc: in
     """What one member runs.
 
     Args:
-      work: "train" (batches of ``about.batch`` rows under BadNets), "evaluate" (the same number of rows per step), or a defense by
-        its name, which gets ``spc`` samples of each of 10 classes.
+      work: "train" (batches of ``about.batch`` rows under BadNets), "evaluate" (as many rows per step), or a defense by its
+        name, which gets ``spc`` samples of each of 10 classes.
       about: the network.
       execution: the form.
       dtype: of activations and convolutions.

@@ -3,11 +3,11 @@
     pip install libtpu
     python -m benchmarks.accelerators --out benchmarks/results/accelerators_v5e --kind v5e
 
-Every row is one program: a training in batches of 128 rows, an evaluation of 512, or a defense on the clean samples of 10 classes.
-"Mcycles" is the compiler's own estimate of the cycles of one step, per member: the figure it schedules by, good for comparing forms
-on one kind of device, and no measured time. "beside one" sets it against one network after another; "share of peak" is what the
-convolutions and matrix products need of it on the matrix units alone. The columns after it say where the cycles go. Finished rows
-are kept and not compiled again; every row is compiled in a process of its own, which is ended after ``--limit`` seconds.
+Every row is one program: a training in batches of 128 rows, an evaluation of 512, or a defense on clean samples of 10 classes.
+"Mcycles" is the compiler's own estimate of the cycles of one step, per member: the figure it schedules by, good for comparing
+forms on one kind of device, and no measured time. "beside one" sets it against one network after another; "share of peak" is
+what the convolutions and matrix products need of it on the matrix units alone. The columns after it say where the cycles go.
+Finished rows are kept and not compiled again; each is compiled in a process of its own, which is ended after ``--limit`` seconds.
 
 With ``--chips`` the program is sharded over so many devices of a larger topology, and "collectives" counts the instructions in
 which they wait for each other: there must be none.
@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from bdjax.models import by_name
 from bdjax.population import Execution, estimated, targets
+from bdjax.population.chips import TPUS
 from benchmarks.accelerator_programs import WORKS, for_members, program
 from benchmarks.measure import Network, forward_macs, network, synthetic, write
 
@@ -54,7 +54,7 @@ KINDS = {
 def main() -> None:
     """Compile what is asked for, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=list(targets.TPUS), default="v5e")
+    parser.add_argument("--kind", choices=list(TPUS), default="v5e")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="name:width:size:batch")
     parser.add_argument("--works", nargs="+", choices=WORKS, default=["train"])
     parser.add_argument("--forms", nargs="+", default=["sequential/native", "vmap/native"], help="strategy/lowering")
@@ -112,7 +112,8 @@ def measured(about: dict[str, Any]) -> dict[str, Any]:
     strategy, lowering = about["form"].split("/")
     execution, net = Execution(strategy, lowering, "scan"), network(about["network"])
     net = net._replace(batch=512) if about["work"] == "evaluate" else net
-    function, shapes = for_members(program(about["work"], net, execution, about["dtype"], about["spc"]), execution, about["members"])
+    one = program(about["work"], net, execution, about["dtype"], about["spc"])
+    function, shapes = for_members(one, execution, about["members"])
     start = time.perf_counter()
     compiled = _lowered(function, shapes, about).compile()
     took = time.perf_counter() - start
@@ -138,9 +139,8 @@ def _lowered(function: Any, shapes: tuple[Any, ...], about: dict[str, Any]) -> A
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
     if about["chips"] == 1:
-        return jax.jit(function).lower(*put(shapes, SingleDeviceSharding(targets.device(about["kind"]))))
-    devices = targets.sharing(about["kind"], about["chips"])
-    mesh = Mesh(np.array(devices), ("members",), axis_types=(AxisType.Auto,))
+        return jax.jit(function).lower(*put(shapes, SingleDeviceSharding(targets.topology(about["kind"])[0])))
+    mesh = targets.mesh(targets.slice_of(about["kind"], about["chips"]))
     along, everywhere = PartitionSpec("members"), PartitionSpec()
     specs = (along, *(everywhere,) * (len(shapes) - 1))
     sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=along, check_vma=False)
@@ -162,7 +162,7 @@ def _matrix_cycles(about: dict[str, Any], net: Network) -> float:
     rows = {"train": net.batch, "evaluate": 2 * net.batch}.get(about["work"], min(net.batch, 10 * about["spc"]))
     model = by_name(net.name, synthetic(1, 1, net.size).spec, width=net.width)
     passes = 1 if about["work"] == "evaluate" else 3
-    return 2 * passes * rows * forward_macs(model, net.size) / targets.TPUS[about["kind"]].per_cycle
+    return 2 * passes * rows * forward_macs(model, net.size) / TPUS[about["kind"]].per_cycle
 
 
 def beside_one(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

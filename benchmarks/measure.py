@@ -18,6 +18,7 @@ import optax
 import bdjax
 from bdjax.attacks.table import ATTACKS
 from bdjax.keys import root
+from bdjax.population.multiplications import forward_macs as forward_macs
 from bdjax.train.experiment import Data, preparation, stage
 from bdjax.train.trainer import Trained, trainer
 from bdjax.types import Attack, Dataset, DataSpec, Member, Model, Split
@@ -102,29 +103,6 @@ def matmul_ceiling(size: int, dtype: Any, repeats: int = 10) -> float:
     a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     product = jax.jit(lambda a: a @ a)
     return 2 * size**3 / min(seconds(lambda: product(a), repeats)[1])
-
-
-def forward_macs(model: Model, size: int) -> int:
-    """Multiply-accumulates of one image's forward pass: those of convolutions and matrix products, padding included."""
-    native = model.rebuild(lowering="native")
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    variables = jax.eval_shape(native.init, jax.random.key(0))
-    return _macs(jax.make_jaxpr(lambda v, x: native.apply(v, x).logits)(variables, image).jaxpr)
-
-
-def _macs(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        name, kernel = equation.primitive.name, [v.aval.shape for v in equation.invars]
-        if name == "conv_general_dilated":
-            channels = equation.params["dimension_numbers"].rhs_spec[0]
-            total += equation.outvars[0].aval.size * int(np.prod(kernel[1])) // kernel[1][channels]
-        elif name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += equation.outvars[0].aval.size * int(np.prod([kernel[0][i] for i in contracted]))
-        inner = [getattr(p, "jaxpr", p) for p in equation.params.values()]
-        total += sum(_macs(p) for p in inner if hasattr(p, "eqns"))
-    return total
 
 
 def machine() -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _plans(batch: int, key: Key, epoch: Int[Array, ""], clean: CleanSet) -> Any:
 def _closed(state: State, hyper: Any) -> tuple[State, Float[Array, ""]]:
     """The state after a pass, with fresh momentum, and the mean loss."""
     state, means = descent.close(state)
-    return state._replace(optimiser=SGD(hyper).init(state.variables["params"])), means[0]
+    return descent.restarted(state, SGD, hyper), means[0]
 
 
 def _step(model: Model, config: Config, attack: str | None) -> Callable[..., State]:

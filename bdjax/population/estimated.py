@@ -12,7 +12,9 @@ CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 SOURCE = re.compile(r'op_name="([^"]*)"')
 LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-CALL = re.compile(r" (?:call|conditional)\(.*(?:to_apply=|branch_computations=\{|true_computation=)(.*?)(?:\}|, metadata|, backend|$)")
+CALL = re.compile(
+    r" (?:call|conditional)\(.*(?:to_apply=|branch_computations=\{|true_computation=)(.*?)(?:\}|, metadata|, backend|$)"
+)
 CONSTANT = re.compile(r"%([\w.\-]+) = s32\[\][^ ]* constant\((\d+)\)")
 COLLECTIVE = re.compile(
     r"%((?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)[\w.\-]*) = "
@@ -93,8 +95,11 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _runs(lines: dict[str, list[str]], name: str, times: int | None = 1, looped: bool = False) -> Iterator[tuple[str, int | None, bool]]:
-    """(computation, how often it runs, whether it is in a loop) for those that run on their own, not inside of a fusion."""
+Runs = Iterator[tuple[str, int | None, bool]]  # (computation, how often it runs, whether it is in a loop)
+
+
+def _runs(lines: dict[str, list[str]], name: str, times: int | None = 1, looped: bool = False) -> Runs:
+    """The computations that run on their own, not inside of a fusion."""
     yield name, times, looped
     for line in lines[name]:
         loop = LOOP.search(line)
@@ -102,8 +107,8 @@ def _runs(lines: dict[str, list[str]], name: str, times: int | None = 1, looped:
             trips = _trips(lines[loop[1]])
             inner = None if times is None or trips is None else times * trips
             yield from _runs(lines, loop[2], inner, True)
-        elif CALL.search(line):
-            for called in re.findall(r"%([\w.\-]+)", CALL.search(line)[1]):
+        elif (call := CALL.search(line)) is not None:
+            for called in re.findall(r"%([\w.\-]+)", call[1]):
                 yield from _runs(lines, called, times, looped)
 
 

@@ -1,40 +1,29 @@
-"""Devices that are not here: what is known of them, and their own compilers, which run on any x86-64 Linux machine.
+"""Devices that are not here: their own compilers run on any x86-64 Linux machine.
 
-A TPU's compiler is the wheel ``libtpu``. It compiles exactly what the device would run, says how much memory that needs, and
-carries its own estimate of the cycles of every instruction (:mod:`bdjax.population.estimated`).
+A TPU's compiler is the wheel ``libtpu``, a GPU's comes with JAX's plug-in for CUDA. They compile exactly what the device would
+run and say how much memory that needs; a TPU's carries its own estimate of the cycles of every instruction
+(:mod:`bdjax.population.estimated`).
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import re
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
 from bdjax.errors import UserError, choose
+from bdjax.population.chips import CHIPS, TPUS, Chip
 
-INSTALL = "pip install libtpu"
-
-
-class Chip(NamedTuple):
-    """A kind of device, as JAX counts devices, from the makers' data sheets."""
-
-    topology: str  # the smallest the compiler knows
-    accelerator: str  # what a machine of that topology is called
-    memory: int  # bytes of a device
-    peak: float  # bf16 FLOP/s of a device
-    per_cycle: int  # bf16 FLOP that its matrix units do in a cycle; the clock is peak / per_cycle
-    cores: int  # that the number in the name of a slice counts, of a device
-
-
-# What the matrix units do in a cycle was checked with the compiler: a product of two 8192 x 8192 bf16 matrices takes 86 to 93 % of
-# it (v4 and v5e: 131,072; v5p: 262,144; v6e: 70 % of 524,288).
-TPUS = {
-    "v4": Chip("v4:2x2x1", "v4-8", 17_200_000_000, 1.375e14, 131_072, 1),
-    "v5e": Chip("v5e:2x2", "v5litepod-4", 17_200_000_000, 1.97e14, 131_072, 1),
-    "v5p": Chip("v5p:2x2x1", "v5p-8", 103_000_000_000, 4.59e14, 262_144, 2),
-    "v6e": Chip("v6e:2x2", "v6e-4", 34_400_000_000, 9.2e14, 524_288, 1),
+WHEELS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}  # any of them
+INSTALL = {
+    "tpu": "pip install libtpu",
+    "cuda": "pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12 nvidia-nvshmem-cu12",
 }
-PLATFORMS = ("tpu",)
 
 
 class Target(NamedTuple):
@@ -48,56 +37,100 @@ class Target(NamedTuple):
     @property
     def chip(self) -> Chip:
         """What is known of one device."""
-        return TPUS[self.kind]
+        return CHIPS[self.platform][self.kind]
 
     @property
-    def clock(self) -> float:
-        """Cycles of a second."""
-        return self.chip.peak / self.chip.per_cycle
+    def sharding(self) -> Any:
+        """Where the arguments of a program are that is compiled for one device."""
+        if self.platform == "tpu":
+            return SingleDeviceSharding(topology(self.kind)[0])
+        return NamedSharding(Mesh(np.array([_gpu(self.kind)]), ("one",)), PartitionSpec())
 
 
 def parse(text: str) -> Target:
-    """A target from its text, ``platform:kind-size``; the size is that in the name of a slice: of chips, or (v4, v5p) of cores.
+    """A target from its text, ``platform:kind-number`` or ``platform:kind``, which is one device.
+
+    The number is that in the name of a TPU slice, of chips or (v4, v5p) of cores, or the number of GPUs.
 
     Raises:
-      UserError: a platform, a kind or a size that is not known.
+      UserError: a platform, a kind or a number that is not known.
     """
-    found = re.fullmatch(r"([a-z]+):([a-z0-9]+)-([0-9]+)", text)
+    found = re.fullmatch(r"([a-z]+):([a-z0-9]+)(?:-([0-9]+))?", text)
     if not found:
-        raise UserError(f"a target is platform:kind-size, as in tpu:v5e-8; given {text!r}")
-    platform, kind, size = found[1], found[2], int(found[3])
-    choose("target platform", platform, PLATFORMS)
-    choose("TPU kind", kind, tuple(TPUS))
-    cores = TPUS[kind].cores
+        raise UserError(f"a target is platform:kind-number, as in tpu:v5e-8 or cuda:h200-8; given {text!r}")
+    platform, kind = found[1], found[2]
+    choose("target platform", platform, CHIPS)
+    choose(f"kind of {platform} devices", kind, CHIPS[platform])
+    cores = CHIPS[platform][kind].cores
+    size = int(found[3]) if found[3] else cores
     if size < cores or size % cores:
-        raise UserError(f"the size of a {kind} counts {cores} cores of each device; given {size}")
+        raise UserError(f"the number of a {kind} slice counts {cores} cores of each device; given {size}")
     return Target(text, platform, kind, size // cores)
 
 
-@functools.lru_cache(maxsize=8)
-def device(kind: str) -> Any:
-    """The first device of the smallest topology of a kind, for the shardings of what is compiled for it."""
-    return topology(kind)[0]
+def required(platform: str) -> None:
+    """Raise UserError where the compiler of a platform is not installed."""
+    if not any(importlib.util.find_spec(name) for name in WHEELS[platform]):
+        names = {"tpu": "TPUs", "cuda": "CUDA devices"}
+        raise UserError(f"the compiler of {names[platform]} is not installed; install it with: {INSTALL[platform]}")
+
+
+def version(platform: str) -> str:
+    """The version of a platform's compiler; raises UserError where it is not installed."""
+    required(platform)
+    for name in WHEELS[platform]:
+        try:
+            return f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"{WHEELS[platform][0]}, version not known"
 
 
 @functools.lru_cache(maxsize=8)
 def topology(kind: str, shape: str | None = None) -> tuple[Any, ...]:
-    """The devices of a topology, by the compiler; ``shape`` is one that it knows ("v5e:4x4"), None = the smallest of the kind.
+    """The devices of a TPU topology, by the compiler; ``shape`` is one that it knows ("v5e:4x4"), None = the kind's smallest.
 
     Raises:
       UserError: the compiler is not installed.
     """
     from jax.experimental import topologies
 
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"the compiler of TPUs is not installed; {INSTALL}")
+    required("tpu")
     chip = TPUS[kind]
     given = {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": chip.accelerator,
+        "TPU_ACCELERATOR_TYPE": chip.machine,
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else processes at the same time fail on a lock file
     }
-    for name, value in given.items():
-        os.environ.setdefault(name, value)
-    return tuple(topologies.get_topology_desc(platform="tpu", topology_name=shape or chip.topology).devices)
+    os.environ.update({name: os.environ.get(name, value) for name, value in given.items()})
+    return tuple(topologies.get_topology_desc(platform="tpu", topology_name=shape or chip.compiler).devices)
+
+
+def slice_of(kind: str, devices: int) -> tuple[Any, ...]:
+    """The devices of the slice of a kind that has so many.
+
+    Raises:
+      UserError: there is none, or the compiler is not installed.
+    """
+    flat, cubic = {4: "2x2", 8: "2x4", 16: "4x4"}, {4: "2x2x1", 8: "2x2x2", 16: "2x2x4"}
+    shapes = cubic if TPUS[kind].compiler.count("x") == 2 else flat
+    for shape in shapes.values():
+        found = topology(kind, f"{kind}:{shape}")
+        if len(found) == devices:
+            return found
+    raise UserError(f"no slice of {kind} of at most 16 chips has {devices} devices")
+
+
+@functools.lru_cache(maxsize=8)
+def _gpu(kind: str) -> Any:
+    from jax.experimental import topologies
+
+    required("cuda")
+    found = topologies.get_topology_desc(platform="cuda", target_config=CHIPS["cuda"][kind].compiler, topology="1x1x1")
+    return found.devices[0]
+
+
+def mesh(devices: tuple[Any, ...]) -> Mesh:
+    """A mesh over devices of a topology along which members are spread."""
+    return Mesh(np.array(devices), ("members",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from bdjax import population
 from bdjax.data.clean_subset import rows_per_class
-from bdjax.data.room import size_text
-from bdjax.population import Execution, Tuned
+from bdjax.population import Execution, Tuned, foreseen, targets
 from bdjax.sweep import build, expand, feasible, goal
 from bdjax.sweep.cell import DefenseCell
 from bdjax.sweep.execution import Chosen, chosen, origin, over, training_batch
@@ -30,6 +29,17 @@ class Measuring(NamedTuple):
     budget: float = 60.0  # seconds per model and batch
     refresh: bool = False  # measure also what is in the cache
     memory: bool = True  # compile the training of one and two members to learn what a member needs
+
+
+class Rated(NamedTuple):
+    """How fast a network trains."""
+
+    choice: Chosen
+    origin: str  # of the execution
+    rate: float | None  # images per second, over all devices of the execution; None = not known
+    measured: str  # when, or by what it is estimated, or why not
+    memory: tuple[int, int] | None = None  # bytes of a member, and the members that fit a device; None = not asked yet
+    compile_seconds: float | None = None
 
 
 class DefensePlan(NamedTuple):
@@ -59,11 +69,12 @@ class Training(NamedTuple):
     execution: Execution
     origin: str  # of the execution
     rate: float | None  # training images per second, over all devices of the execution; None = not measured
-    measured: str  # when, or why not
+    measured: str  # when, or by what it is estimated, or why not
     hours: float | None  # device-hours of training
     defenses: tuple[DefensePlan, ...]
     goal: str  # what triggered images are to be called
     infeasible: tuple[str, ...]  # why members at some ratios would be recorded and not trained; they are not counted
+    compile_seconds: float | None = None  # of the training program for a target, on this machine
 
 
 class Overview(NamedTuple):
@@ -80,6 +91,8 @@ class Overview(NamedTuple):
     not_estimated: int  # defense cells without an estimate
     cells: tuple[Training, ...]
     about: str = ""  # what the grid has to say about the number of experiments
+    target: str = ""  # the devices that it is planned for; "" = those of this machine
+    price: float | None = None  # of a device-hour, as the user gave it
 
 
 def overview(
@@ -92,6 +105,8 @@ def overview(
     limit: int | None = None,
     data_dir: str | None = None,
     say: Callable[[str], None] | None = None,
+    target: str | None = None,
+    price: float | None = None,
 ) -> Overview:
     """Count what a grid asks for and estimate what it takes; no data are read and nothing that is already recorded is subtracted.
 
@@ -108,14 +123,17 @@ def overview(
       limit: number of cells at most.
       data_dir: folder of the data archives, which show which edition of a data set is at hand.
       say: hears one line per measurement.
+      target: devices that are not here, such as "tpu:v5e-8": nothing is measured, their compiler says what a training needs (see
+        :mod:`bdjax.population.foreseen`); None = this machine's.
+      price: of a device-hour, in any currency.
 
     Raises:
-      UserError: a mistake in the grid or the execution.
+      UserError: a mistake in the grid, the execution or the target; a compiler that is not installed.
     """
-    measuring = measuring or Measuring()
+    measuring, devices = measuring or Measuring(), None if target is None else targets.parse(target)
     branches = expand.select(expand.cells(grid), only or {}, limit)
     asked = len(grid.seeds) * len(grid.poison_ratio)
-    rated: dict[Any, tuple[Chosen, Tuned | None]] = {}
+    rated: dict[Any, Rated] = {}
     needs: dict[Any, tuple[int, int] | None] = {}
     cells = []
     for branch in branches:
@@ -123,32 +141,36 @@ def overview(
         rows = sizes_of(grid, cell.dataset, data_dir)
         batch = training_batch(attack, rows[0])
         if (work := (cell.dataset, cell.model, batch)) not in rated:
-            rated[work] = _rated(branch, rows[0], asked, execution, tuned, measuring, say)
-        choice, found = rated[work]
-        kind = (*work, choice.execution.lowering, cell.attack if attack.batch else attack.recipe.augment)
-        if measuring.memory and kind not in needs and cell.imported is None:
-            needs[kind] = _bytes(model, attack, rows, choice.execution)
+            if devices is not None:
+                rated[work] = _foreseen(model, devices, batch, rows, say)
+            else:
+                rated[work] = _rated(branch, rows[0], asked, execution, tuned, measuring, say)
+        here = rated[work]
+        kind = (*work, here.choice.execution.lowering, cell.attack if attack.batch else attack.recipe.augment)
+        if here.memory is not None:
+            needs[kind] = here.memory
+        elif measuring.memory and kind not in needs and cell.imported is None:
+            needs[kind] = _bytes(model, attack, rows, here.choice.execution)
         idle = [] if cell.imported else [feasible.idle(attack, cell.attack, ratio, rows[0]) for ratio in grid.poison_ratio]
         infeasible = tuple(reason for reason in idle if reason)
         members = asked - len(grid.seeds) * len(infeasible)
         epochs = attack.recipe.epochs if cell.imported is None else 0
         images = epochs * (rows[0] // batch * batch) * members
-        hours = None if found is None else choice.execution.devices / found.rate / 3600
+        hours = None if here.rate is None else here.choice.execution.devices / here.rate / 3600
         defenses = tuple(
             _defense_plan(one, defense, model, grid, members, hours)
             for one, defense in zip(branch.defenses, branch.built, strict=True)
         )
-        measured = "not measured" if found is None else f"measured on {found.date}"
         each, fitting = needs.get(kind) or (None, None)
         cells.append(
             Training(
                 model.spec.name, cell.model, model.width, cell.attack, batch, epochs, members, images,
-                member_bytes(model), each, fitting, choice.execution, origin(choice),
-                None if found is None else found.rate, measured,
+                member_bytes(model), each, fitting, here.choice.execution, here.origin, here.rate, here.measured,
                 None if hours is None else hours * images, defenses, goal.in_words(attack, cell.target, model.spec), infeasible,
+                here.compile_seconds,
             )
         )  # fmt: skip
-    return _total(cells)._replace(about=grid.about)
+    return _total(cells)._replace(about=grid.about, target=target or "", price=price)
 
 
 def _total(cells: Sequence[Training]) -> Overview:
@@ -177,7 +199,7 @@ def _rated(
     tuned: bool,
     measuring: Measuring,
     say: Callable[[str], None] | None,
-) -> tuple[Chosen, Tuned | None]:
+) -> Rated:
     """The execution a cell will run with, and the measurement of its rate."""
     cell, model, attack = branch.train, branch.model, branch.attack
     batch = training_batch(attack, rows)
@@ -191,11 +213,31 @@ def _rated(
 
     if tuned and not execution:
         found = measure(None)
-        return over(found, model, None), found
+        return _of_tuning(over(found, model, None), found)
     choice = chosen(model, attack, rows, members, execution, tuned=tuned)
     if choice.tuned is not None and choice.execution == choice.tuned.execution and not measuring.refresh:
-        return choice, choice.tuned
-    return choice, measure([choice.execution])  # what the user set is what has to be measured
+        return _of_tuning(choice, choice.tuned)
+    return _of_tuning(choice, measure([choice.execution]))  # what the user set is what has to be measured
+
+
+def _of_tuning(choice: Chosen, found: Tuned | None) -> Rated:
+    measured = "not measured" if found is None else f"measured on {found.date}"
+    return Rated(choice, origin(choice), None if found is None else found.rate, measured)
+
+
+def _foreseen(
+    model: Model, target: targets.Target, batch: int, rows: tuple[int, int], say: Callable[[str], None] | None
+) -> Rated:
+    """The same for devices that are not here, by their compiler, with the execution that is the default there."""
+    found = foreseen.foresee(model, target, batch=batch, say=say)
+    execution = found.execution._replace(devices=target.devices)
+    images = 2 * sum(rows) * math.prod(model.spec.image_shape)  # with their triggered copies
+    memory = found.member_bytes, foreseen.fitting(found, target, images)
+    measured = f"{'at most: ' if found.bound else ''}{found.about}"
+    rate = found.rate * target.devices
+    return Rated(Chosen(execution), f"default of {target.kind}", rate, measured, memory, found.compile_seconds)
+
+
 
 
 def _bytes(model: Model, attack: Attack, rows: tuple[int, int], execution: Execution) -> tuple[int, int] | None:
@@ -225,50 +267,3 @@ def _defense_plan(
     if isinstance(epochs, int) and cell.spc is not None:
         images = epochs * rows_per_class(cell.spc, defense.validation)[0] * model.spec.classes * defended
     return DefensePlan(cell.defense, cell.spc, defended, images, None if hours is None or images is None else hours * images)
-
-
-def lines(found: Overview) -> list[str]:
-    """A plan as text."""
-    text = [
-        f"{found.training_cells} training cells, {found.defense_cells} defense cells: {found.compile_buckets} compile buckets",
-        f"{found.members:,} members to {'train' if found.images else 'measure'}, "
-        f"{found.experiments:,} experiments (a member under a defense)",
-        *([found.about] if found.about else []),
-    ]
-    for cell in found.cells:
-        name = f"{cell.dataset} / {cell.model} / {cell.attack}"
-        trained = f"{cell.epochs} epochs of batch {cell.batch}, {cell.images:,} images" if cell.epochs else "imported"
-        work = f"{cell.members} members, {trained}"
-        text.append(f"{name}: width {cell.width}, {cell.goal}, {work}")
-        text += [f"  infeasible, and not counted: {reason}" for reason in cell.infeasible]
-        text.append(f"  memory: {_memory(cell)}")
-        text.append(f"  execution: {cell.origin}: {population.named(cell.execution)}")
-        rate = "images per second not measured" if cell.rate is None else f"{cell.rate:,.0f} images/s ({cell.measured})"
-        text.append(f"  training: {rate}{_hours(cell.hours)}")
-        for run in cell.defenses:
-            spc = "" if run.spc is None else f", spc {run.spc}"
-            seen = "not estimated" if run.images is None else f"at least {run.images:,} images{_hours(run.hours)}"
-            text.append(f"  {run.defense}{spc}: {run.members} members, {seen}")
-    total = (
-        "hours not known: images per second are measured without --no-tune"
-        if found.training_hours is None
-        else f"{found.training_hours:.3g} device-hours"
-    )
-    text.append(f"training in all: {found.images:,} images, {total}")
-    if found.defense_hours is not None and found.defense_cells > found.not_estimated:
-        text.append(f"defenses in all: at least {found.defense_hours:.3g} device-hours, as if at the rate of training")
-    if found.not_estimated:
-        text.append(f"not estimated: {found.not_estimated} defense cells, whose configuration names no epochs")
-    text.append("compilation and evaluation come on top; nothing that is already recorded is subtracted")
-    return text
-
-
-def _memory(cell: Training) -> str:
-    small = f"{size_text(cell.parameter_bytes)} of parameters and momentum"
-    if cell.member_bytes is None or cell.members_per_device is None:
-        return f"per member {small}, activations not counted"
-    return f"per member {size_text(cell.member_bytes)} ({small}); {cell.members_per_device:,} members fit a device"
-
-
-def _hours(hours: float | None) -> str:
-    return "" if hours is None else f", {hours:.3g} device-hours"

@@ -9,19 +9,25 @@ import jax.numpy as jnp
 
 from bdjax.train.evaluate import finite
 from bdjax.train.optimisers import Optimiser
+from bdjax.train.vectors import Packed, pack
 from bdjax.types import Array, Bool, Float, Variables
 
 
 class State(NamedTuple):
     """A network while it is tuned."""
 
-    variables: Variables
-    optimiser: Any  # its state
+    packed: dict[str, Packed]  # its variables, by collection
+    memory: Packed  # the optimiser's state
     step: Array  # i32[]: batches with at least one row so far
     alive: Array  # bool[]: loss and gradients stayed finite
     stopped: Array  # i32[]: the step at which they did not; -1 = none
     total: Array  # f32[1 + j]: sums of the loss and of what is measured beside it in this epoch
     batches: Array  # i32[]: non-empty batches of this epoch
+
+    @property
+    def variables(self) -> Variables:
+        """The network's variables."""
+        return {name: one.tree for name, one in self.packed.items()}
 
 
 def begin(optimiser: Optimiser, variables: Variables, hyper: Any, measured: int) -> State:
@@ -34,7 +40,13 @@ def begin(optimiser: Optimiser, variables: Variables, hyper: Any, measured: int)
       measured: j, how many numbers are averaged beside the loss.
     """
     counters = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.zeros(1 + measured, jnp.float32), jnp.int32(0)
-    return State(dict(variables), optimiser(hyper).init(variables["params"]), *counters)
+    packed = {name: pack(tree) for name, tree in variables.items()}
+    return State(packed, pack(optimiser(hyper).init(variables["params"])), *counters)
+
+
+def restarted(state: State, optimiser: Optimiser, hyper: Any) -> State:
+    """The same network with an optimiser that remembers nothing."""
+    return state._replace(memory=pack(optimiser(hyper).init(state.variables["params"])))
 
 
 def descend(
@@ -62,12 +74,13 @@ def descend(
       project: applied to the new parameters.
       learned: further new variables by collection, such as ``batch_stats``.
     """
-    params = state.variables["params"]
-    direction, memory = optimiser(hyper).update(gradient, state.optimiser, params)
+    params = state.packed["params"].tree
+    direction, memory = optimiser(hyper).update(gradient, state.memory.tree, params)
     params = jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction)
     if project is not None:
         params = project(params)
-    taken = {"variables": {**state.variables, "params": params, **(learned or {})}, "optimiser": memory}
+    changed = {name: pack(tree) for name, tree in {"params": params, **(learned or {})}.items()}
+    taken = {"packed": {**state.packed, **changed}, "memory": pack(memory)}
     new = advance(state, jnp.isfinite(values[0]) & finite(gradient), values, taken)._replace(batches=state.batches + 1)
     return jax.tree.map(lambda a, b: jnp.where(jnp.sum(mask) > 0, a, b), new, state)
 

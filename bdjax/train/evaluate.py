@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.data.augment import to_float, to_uint8
+from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import steps
 from bdjax.types import Array, Attack, Bool, Int, Key, Model, UInt8, Variables
 
@@ -112,6 +113,11 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
 
 
 def finite(tree: chex.ArrayTree) -> Bool[Array, ""]:
-    """Whether every floating leaf of a tree is finite everywhere."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack(leaves))
+    """Whether every floating leaf of a tree is finite everywhere.
+
+    A product with 0 is 0, or NaN where a number is not finite, and so is the sum of such products: an accelerator adds it up
+    while it computes the leaf, where a test of every number reads the leaf once more.
+    """
+    floating = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    sums = [jnp.sum(leaf.astype(at_least_float32(leaf.dtype)) * 0) for leaf in floating]
+    return jnp.all(jnp.stack([total == 0 for total in sums]))

@@ -16,7 +16,7 @@ from bdjax.train.loops import epochs, host_callback, steps
 from bdjax.train.optimisers import sgd
 from bdjax.train.poison import Poison, Rows, poison_set, poisoner
 from bdjax.train.schedules import cosine
-from bdjax.train.vectors import Packed, Packing
+from bdjax.train.vectors import Packed, pack
 from bdjax.types import Array, Attack, Float, Int, Key, Member, Model, Recipe, Split, UInt8, Variables
 
 SCHEDULES = ("cosine", "constant")
@@ -36,7 +36,7 @@ class Trained(NamedTuple):
 
 
 class _State(NamedTuple):
-    variables: dict[str, Packed]  # by collection
+    packed: dict[str, Packed]  # the variables, by collection
     momentum: Any  # like the packed parameters
     trigger: Any
     step: Array
@@ -88,16 +88,15 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
     if batch < 1 or recipe.epochs < 1:
         raise UserError(f"training needs at least 1 row and 1 epoch; given {rows} rows and {recipe.epochs} epochs")
     per_epoch = rows // batch
-    packing = Packing(jax.eval_shape(model.init, jax.random.key(0)))
-    step = _step(model, attack, packing)
+    step = _step(model, attack)
 
     @jax.jit
     def start(member: Member, labels: Int[Array, " n"], assets: Any) -> tuple[_State, Array, Array]:
-        variables = packing.pack(model.init(stream(member.key, Stream.INIT)))
+        packed = {name: pack(tree) for name, tree in model.init(stream(member.key, Stream.INIT)).items()}
         poisoned, feasible = poison_set(attack, member, labels)
         trigger = first_trigger(attack, member, assets)
-        momentum = sgd(recipe.momentum, recipe.weight_decay).init(variables["params"])
-        state = _State(variables, momentum, trigger, jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.float32(0))
+        momentum = sgd(recipe.momentum, recipe.weight_decay).init(packed["params"])
+        state = _State(packed, momentum, trigger, jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.float32(0))
         return state, poisoned, feasible
 
     @jax.jit
@@ -127,7 +126,8 @@ def trainer(model: Model, attack: Attack, rows: int, report: Report | None = Non
             return state, loss
 
         state, losses = epochs(epoch, state, recipe.epochs, model.loop)
-        return Trained(packing.unpack(state.variables), state.trigger, feasible, state.alive, state.stopped, losses)
+        variables = {name: one.tree for name, one in state.packed.items()}
+        return Trained(variables, state.trigger, feasible, state.alive, state.stopped, losses)
 
     return train
 
@@ -140,11 +140,11 @@ def _learning_rate(recipe: Recipe, epoch: Int[Array, ""]) -> Float[Array, ""]:
     raise UserError(f"Recipe.schedule must be 'cosine' or 'constant', not {recipe.schedule!r}")
 
 
-def _step(model: Model, attack: Attack, packing: Packing) -> Callable[[_Shared, _State, Any], _State]:
+def _step(model: Model, attack: Attack) -> Callable[[_Shared, _State, Any], _State]:
     """One step of SGD on a batch with its poison; ``order`` = (rows i32[b], those of the second batch i32[b] or None)."""
     poison = poisoner(attack, model.spec)
     rule = sgd(attack.recipe.momentum, attack.recipe.weight_decay)
-    gradients = _gradients(model, attack, poison, packing)
+    gradients = _gradients(model, attack, poison)
 
     def step(shared: _Shared, state: _State, order: tuple[Array, Array | None]) -> _State:
         gradient, trigger_gradient, (ce, statistics, trigger) = gradients(shared.rows, state, order)
@@ -152,10 +152,10 @@ def _step(model: Model, attack: Attack, packing: Packing) -> Callable[[_Shared, 
         if attack.update:
             finite &= jnp.isfinite(optax.tree.norm(_floating(trigger_gradient)))
             trigger = attack.update(trigger, trigger_gradient)
-        direction, momentum = rule.update(gradient, state.momentum, state.variables["params"])
-        params = jax.tree.map(lambda p, d: p - shared.lr.astype(p.dtype) * d, state.variables["params"], direction)
+        direction, momentum = rule.update(gradient, state.momentum, state.packed["params"])
+        params = jax.tree.map(lambda p, d: p - shared.lr.astype(p.dtype) * d, state.packed["params"], direction)
         learned = {
-            "variables": {**state.variables, "params": params, "batch_stats": statistics},
+            "packed": {**state.packed, "params": params, "batch_stats": statistics},
             "momentum": momentum,
             "trigger": trigger,
         }
@@ -164,7 +164,7 @@ def _step(model: Model, attack: Attack, packing: Packing) -> Callable[[_Shared, 
     return step
 
 
-def _gradients(model: Model, attack: Attack, poison: Poison, packing: Packing) -> Callable[[Rows, _State, Any], Any]:
+def _gradients(model: Model, attack: Attack, poison: Poison) -> Callable[[Rows, _State, Any], Any]:
     """Of a batch: (gradient of the packed parameters, of the trigger or None where it is not learned, what else it gives).
 
     The last is (cross-entropy f[], packed statistics, trigger).
@@ -176,13 +176,13 @@ def _gradients(model: Model, attack: Attack, poison: Poison, packing: Packing) -
 
         def loss(params: Packed, trigger: Any) -> tuple[Array, Any]:
             images, labels, extra, after = poison(rows, order, trigger, poisoning, augmenting)
-            variables = packing.unpack({**state.variables, "params": params})
+            variables = {name: one.tree for name, one in {**state.packed, "params": params}.items()}
             out = model.apply(variables, images, train=True, key=network)
             ce = jnp.mean(cross_entropy(out.logits, labels))
-            return ce + extra, (ce, packing.pack(out.variables)["batch_stats"], after)
+            return ce + extra, (ce, pack(out.variables["batch_stats"]), after)
 
         wanted = (0, 1) if attack.update else (0,)
-        slope, beside = jax.grad(loss, argnums=wanted, has_aux=True, allow_int=True)(state.variables["params"], state.trigger)
+        slope, beside = jax.grad(loss, argnums=wanted, has_aux=True, allow_int=True)(state.packed["params"], state.trigger)
         return slope[0], slope[1] if attack.update else None, beside
 
     return gradients

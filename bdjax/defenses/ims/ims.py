@@ -178,7 +178,7 @@ def _stage(model: Model, config: Config, *, perturbed: bool) -> Callable[..., An
             return run_steps(round_, now, ((span.first + now.made)[None], span.pulled[None]), shared, loop)
 
         worst = jnp.asarray(jnp.inf, at_least_float32(free["masks"].dtype))
-        fresh = state._replace(optimiser=ADAMW(shared.hyper).init(free))
+        fresh = descent.restarted(state, ADAMW, shared.hyper)
         last = jax.lax.while_loop(going, step, _Progress(fresh, history, jnp.int32(0), worst, jnp.int32(0)))
         return last.state, last.history, rounds.at[span.number].set(last.made)
 

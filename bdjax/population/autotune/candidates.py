@@ -51,7 +51,7 @@ class Tuning:
         self.measured: list[Candidate] = []
         self.kept = activation_bytes(model.rebuild(lowering="native"), batch)
         self.steps = min(max(WORK // self.kept, STEPS[0]), STEPS[1])
-        self.attack, self.split, self.triggered = _work(model, batch, self.steps)
+        self.attack, self.split, self.triggered = patch_work(model, batch, self.steps)
 
     def spent(self) -> float:
         """Return the seconds since the beginning."""
@@ -153,7 +153,7 @@ def named(execution: Execution) -> str:
     return text + f", {execution.devices} devices" * (execution.devices > 1)
 
 
-def _work(model: Model, batch: int, steps: int) -> tuple[Attack, Split, Array]:
+def patch_work(model: Model, batch: int, steps: int) -> tuple[Attack, Split, Array]:
     """Return a patch in the corner of a tenth of random images; the speed of a step does not depend on what they show."""
 
     def select(key: Key, labels: Array, count: Array) -> tuple[Array, Array]:

@@ -1,0 +1,120 @@
+"""What training costs on devices that are not here, by their own compiler: images per second, memory and compile time.
+
+Of a TPU the images per second follow from the compiler's own estimate of a step's cycles (:mod:`bdjax.population.estimated`).
+A GPU's compiler has no such estimate: there the figure is a bound that no run exceeds, the time of the multiplications alone.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jaxlib
+
+import bdjax
+from bdjax.data.atomic import OWNER_ONLY, replace_file
+from bdjax.data.cache import cache_root, written_in
+from bdjax.population import estimated, targets
+from bdjax.population.autotune.cache import compute_dtype
+from bdjax.population.autotune.candidates import patch_work
+from bdjax.population.execution import Execution, adapt, default_execution
+from bdjax.population.memory import MEMORY_SHARE, program_bytes
+from bdjax.population.multiplications import forward_macs
+from bdjax.population.stacks import members as stack_of
+from bdjax.train.trainer import trainer
+from bdjax.types import Model
+
+STEPS = 2  # of the training that is compiled: a loop, whose body counts once
+PASSES = 3  # forward, gradient of the activations, gradient of the parameters
+TOGETHER = 4  # members of the program that is compiled where they run side by side; a step's cost is in proportion from there on
+
+
+class Foreseen(NamedTuple):
+    """The training of one network on one device of a kind, as its compiler sees it."""
+
+    execution: Execution  # that it was compiled for
+    rate: float  # images per second of one device, over all its members
+    bound: bool  # the rate is a bound from the data sheet, not an estimate of the compiler
+    member_bytes: int  # of one member on the device
+    compile_seconds: float  # on this machine
+    about: str  # what the figures come from
+
+
+def foresee(model: Model, target: targets.Target, *, batch: int, say: Callable[[str], None] | None = None) -> Foreseen:
+    """Compile the training of a network for a target and read what it costs; kept in the cache.
+
+    Args:
+      model: network, adapted or not.
+      target: the devices.
+      batch: rows of a training step.
+      say: hears a line before something is compiled.
+
+    Raises:
+      UserError: the target's compiler is not installed, or the cache cannot be written.
+    """
+    execution = default_execution(target.platform, model.name, model.width)._replace(devices=1)
+    key = {
+        "kind": target.kind,
+        "compiler": targets.version(target.platform),
+        "model": model.name if model.source is None else f"{model.name} {model.source}",
+        "width": model.width,
+        "depth": model.depth,
+        "image": list(model.spec.image_shape),
+        "classes": model.spec.classes,
+        "batch": batch,
+        "dtype": compute_dtype(model),
+        "execution": execution._asdict(),
+        "versions": [jax.__version__, jaxlib.__version__, bdjax.__version__],
+    }
+    file = cache_root() / "foreseen" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
+    if file.is_file() and (kept := json.loads(file.read_bytes()))["key"] == key:
+        return Foreseen(execution, **kept["found"])
+    if say is not None:
+        say(f"{model.name}, batch {batch}: compiling for {target.kind}")
+    found = _compiled(adapt(model, execution), execution, target, batch)
+    with written_in(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"key": key, "found": {k: v for k, v in found._asdict().items() if k != "execution"}})
+        replace_file(file, text.encode(), mode=OWNER_ONLY)
+    return found
+
+
+def _compiled(model: Model, execution: Execution, target: targets.Target, batch: int) -> Foreseen:
+    rows, count = batch * STEPS, 1 if execution.strategy == "sequential" else TOGETHER
+    attack, split, triggered = patch_work(model, batch, STEPS)
+    train = trainer(model, attack, rows)
+    stack, _ = stack_of(range(count), [0.1], rows)
+
+    def function(member: Any, split: Any, triggered: Any) -> Any:
+        return train(member, split, triggered, None)
+
+    run: Callable[..., Any] = function
+    if count == 1:
+        stack = jax.tree.map(lambda leaf: leaf[0], stack)
+    else:
+        run = jax.vmap(function, in_axes=(0, None, None))
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=target.sharding), (stack, split, triggered))
+    start = time.perf_counter()
+    program = jax.jit(run).lower(*shapes).compile()
+    took = time.perf_counter() - start
+    shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((split, triggered)))
+    total = program_bytes(program)
+    seconds, bound, about = _seconds_of_a_step(program, model, batch, count, target)
+    return Foreseen(execution, count * batch / seconds, bound, max(total - shared, 1) // count, took, about)
+
+
+def _seconds_of_a_step(program: Any, model: Model, batch: int, count: int, target: targets.Target) -> tuple[float, bool, str]:
+    """(seconds of a step of all members of a program, whether that is a bound, where it comes from)."""
+    chip = target.chip
+    if target.platform == "tpu":
+        cycles = estimated.cost(program.as_text()).step.cycles
+        return cycles / chip.clock, False, f"the compiler estimates {cycles:,} cycles of a step at {chip.clock / 1e9:.2f} GHz"
+    flop = 2 * PASSES * count * batch * forward_macs(model, model.spec.image_shape[0])
+    return flop / chip.peak, True, f"its multiplications at the data sheet's {chip.peak / 1e12:,.0f} TFLOP/s"
+
+
+def fitting(found: Foreseen, target: targets.Target, shared: int) -> int:
+    """How many members fit a device beside ``shared`` bytes of images."""
+    return max((int(target.chip.memory * MEMORY_SHARE) - shared) // found.member_bytes, 0)
