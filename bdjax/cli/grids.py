@@ -44,6 +44,7 @@ def run(
     *,
     data_dir: DataDir = None,
     out: Results = "bdjax-results",
+    tune: bool = True,
     report: bool = False,
 ) -> int:
     """Train one backdoored population and run every defense named on it; resumes what is in the folder.
@@ -54,9 +55,10 @@ def run(
       limits: what counts as mitigated in the table.
       data_dir: folder of the data archives.
       out: folder of the results, or a URL such as gs://bucket/run.
+      tune: where the plan is longer than ten minutes, measure first what is fastest on a device of which nothing is remembered.
       report: also write figures and the HTML page.
     """
-    return _run(grid_of(scenario), out, data_dir, executed, limits, page=report, strict=True)
+    return _run(grid_of(scenario), out, data_dir, executed, limits, page=report, strict=True, tune=tune)
 
 
 def sweep(
@@ -69,6 +71,7 @@ def sweep(
     limits: Limits,
     data_dir: DataDir = None,
     out: Results = "bdjax-results",
+    tune: bool = True,
     ray: Annotated[str | None, flag("ADDRESS", "no cluster")] = None,
     workers: Annotated[int | None, flag("INT", "one per GPU or TPU, or per two cores")] = None,
     coordinator: Annotated[str | None, flag("HOST:PORT", "this process runs its cells alone")] = None,
@@ -88,6 +91,7 @@ def sweep(
       limits: what counts as mitigated in the table.
       data_dir: folder of the data archives.
       out: folder of the results, or a URL such as gs://bucket/run.
+      tune: where the plan is longer than ten minutes, measure first what is fastest on a device of which nothing is remembered.
       ray: address of a Ray cluster whose machines all see the folder of results: "auto", HOST:PORT or "local".
       workers: on the Ray cluster at once.
       coordinator: makes this one of several processes that run each cell together, its members over all their devices: HOST:PORT
@@ -105,7 +109,7 @@ def sweep(
     if workers is not None and ray is None:
         raise UserError("--workers are those of a Ray cluster: name it with --ray")
     kept = pairs(cells.only, "--only")
-    return _run(grid, out, data_dir, executed, limits, only=kept, limit=cells.limit(), ray=ray, workers=workers)
+    return _run(grid, out, data_dir, executed, limits, only=kept, limit=cells.limit(), ray=ray, workers=workers, tune=tune)
 
 
 def plan(

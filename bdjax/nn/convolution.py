@@ -121,4 +121,4 @@ def _members_unrolled(f: Callable[[Array, Array], Array], *, merge_first: bool) 
 
 def lowering_here() -> str:
     """Return the lowering of networks that belong to an attack and not to a ``Model``: that of the default executions."""
-    return "mixed" if jax.default_backend() == "cpu" else "unrolled"
+    return {"cpu": "mixed", "tpu": "native"}.get(jax.default_backend(), "unrolled")

@@ -11,7 +11,6 @@ from bdjax.population.autotune.tune import cached, forms, tune
 from bdjax.population.execute import at_once, run
 from bdjax.population.execution import (
     LOOPS,
-    MEASURED,
     STRATEGIES,
     Execution,
     adapt,
@@ -26,7 +25,6 @@ from bdjax.population.stacks import concatenate, members, size, stack, take, uns
 
 __all__ = [
     "LOOPS",
-    "MEASURED",
     "STRATEGIES",
     "Execution",
     "Footprint",

@@ -28,22 +28,32 @@ class Execution(NamedTuple):
 
 # Measured on two CPU cores (benchmarks/results/population_scaling_cpu_*.md): one member's whole training in one compiled program,
 # one member after another, is as fast as any population in one program, and compiles once for any number of members.
-# Accelerators are not measured yet: a compiled scan, as many members as fit, on all local devices.
-MEASURED = {
-    ("cpu", ""): Execution("sequential", "mixed", "scan"),
-    ("", ""): Execution("vmap", "unrolled", "scan"),
-}
+CPU = Execution("sequential", "mixed", "scan")
+
+# By the estimates of a TPU's compiler (benchmarks/results/accelerators_v5e.md) members side by side take fewer cycles than one at a
+# time where channels are few, and more where the first stage has 64. GPUs are not measured yet: there the rule is the same, with
+# convolutions that are repeated per member, as the gradient of a grouped one is reported to be slow (jax-ml/jax#13800).
+WIDE = 64  # channels of the first stage from which members run one after another
+NARROW = {"tpu": Execution("vmap", "native", "scan"), "gpu": Execution("vmap", "unrolled", "scan")}
+APART = Execution("sequential", "native", "scan")
 
 
-def default_execution(platform: str | None = None, model: str = "") -> Execution:
-    """Return the default of a platform ("cpu", "gpu", "tpu"; None = the one in use) and a model's name ("" = any other model)."""
+def default_execution(platform: str | None = None, model: Model | str = "") -> Execution:
+    """Return the default of a platform for a network.
+
+    Args:
+      platform: "cpu", "gpu", "tpu"; None = the one in use. Any other has the default of a GPU.
+      model: the network, or its name, which stands for a narrow one.
+    """
     platform = platform or jax.default_backend()
-    for entry in ((platform, model), (platform, ""), ("", "")):
-        if entry in MEASURED:
-            if hosts.is_multiprocess():
-                return MEASURED["", ""]._replace(lowering=MEASURED[entry].lowering, devices=jax.device_count())
-            return MEASURED[entry] if platform == "cpu" else MEASURED[entry]._replace(devices=jax.local_device_count())
-    raise AssertionError("the last entry fits everything")
+    if platform == "cpu":
+        found = CPU
+    else:
+        width = 0 if isinstance(model, str) else model.width
+        found = APART if width >= WIDE else NARROW.get(platform, NARROW["gpu"])
+    if hosts.is_multiprocess():
+        return found._replace(devices=jax.device_count())
+    return found if platform == "cpu" else found._replace(devices=jax.local_device_count())
 
 
 def recorded_execution(fields: Mapping[str, Any]) -> Execution:
@@ -56,7 +66,7 @@ def recorded_execution(fields: Mapping[str, Any]) -> Execution:
     return execution._replace(strategy="sequential") if execution.strategy == "loop" else execution
 
 
-def resolve(execution: Execution | Mapping[str, Any] | None, model: str) -> Execution:
+def resolve(execution: Execution | Mapping[str, Any] | None, model: Model | str) -> Execution:
     """Return the execution of a model: a whole one as it is, single fields on top of the default, None = the default.
 
     Raises:

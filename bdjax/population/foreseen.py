@@ -54,7 +54,7 @@ def foresee(model: Model, target: targets.Target, *, batch: int, say: Callable[[
     Raises:
       UserError: the target's compiler is not installed, or the cache cannot be written.
     """
-    execution = default_execution(target.platform, model.name, model.width)._replace(devices=1)
+    execution = default_execution(target.platform, model)._replace(devices=1)
     key = {
         "kind": target.kind,
         "compiler": targets.version(target.platform),

@@ -84,7 +84,7 @@ def ready(
 
 def _trained_here(one: Named, dataset: Dataset, seed: int, ratio: float, execution: Execution | None, say: Say) -> Trigger:
     model, attack = attacked(one.cell)
-    how = execution or population.resolve({"chunk": 0, "devices": 1}, model.name)
+    how = execution or population.resolve({"chunk": 0, "devices": 1}, model)
     data = staged(attack, dataset, one.cell.root)
     stacked = one_prepared(attack, dataset, data, seed, ratio, one.cell.root, say)
     function = attack_member(population.adapt(model, how), attack, len(dataset.train.labels))

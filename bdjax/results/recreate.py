@@ -65,8 +65,8 @@ def defend(trained: Trained, model: Model, dataset: Dataset, folder: str | None 
 def _execution(row: Row, model: Model) -> Execution:
     """That of the record, for one member; what is fast on one kind of device may be very slow on another."""
     if row["device"] != provenance.device():
-        return resolve({"chunk": 0, "devices": 1}, model.name)
-    return resolve(recorded_execution(json.loads(row["execution"]))._replace(chunk=0, devices=1), model.name)
+        return resolve({"chunk": 0, "devices": 1}, model)
+    return resolve(recorded_execution(json.loads(row["execution"]))._replace(chunk=0, devices=1), model)
 
 
 def triggered(trained: Trained, dataset: Dataset, folder: str | None = None) -> Triggered:

@@ -238,8 +238,6 @@ def _foreseen(
     return Rated(Chosen(execution), f"default of {target.kind}", rate, measured, memory, found.compile_seconds)
 
 
-
-
 def _bytes(model: Model, attack: Attack, rows: tuple[int, int], execution: Execution) -> tuple[int, int] | None:
     """Bytes per member of the compiled training, and the members that fit a device; None where assets are prepared first."""
     if attack.prepare is not None:

@@ -41,15 +41,15 @@ def chosen(
       UserError: it cannot run here.
     """
     if isinstance(execution, Execution) or not tuned:
-        return Chosen(resolve(execution, model.name))
+        return Chosen(resolve(execution, model))
     return over(cached(model, training_batch(attack, rows), members=members), model, execution)
 
 
 def over(found: Tuned | None, model: Model, fields: Mapping[str, Any] | None) -> Chosen:
     """Single fields on top of what was tuned, or of the model's default where nothing was."""
     if found is None:
-        return Chosen(resolve(fields, model.name))
-    return Chosen(resolve(found.execution._replace(**(fields or {})), model.name), found)
+        return Chosen(resolve(fields, model))
+    return Chosen(resolve(found.execution._replace(**(fields or {})), model), found)
 
 
 def origin(choice: Chosen) -> str:

@@ -15,7 +15,7 @@ from bdjax.store import atomic, location
 from bdjax.store import records as store
 from bdjax.store.leases import TIMEOUT, Leases
 from bdjax.store.location import Location
-from bdjax.sweep import expand, manifest, outdated
+from bdjax.sweep import expand, first_tuning, manifest, outdated
 from bdjax.sweep.cell import member_hash
 from bdjax.sweep.defend_cell import clean_reason
 from bdjax.sweep.execution import Chosen, chosen
@@ -37,6 +37,7 @@ def run(
     data_dir: str | None = None,
     execution: Execution | Mapping[str, Any] | None = None,
     tuned: bool = True,
+    tune: bool = True,
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
     strict: bool = False,
@@ -56,6 +57,8 @@ def run(
         platform and the model.
       tuned: use the execution that :func:`bdjax.population.autotune.tune.tune` cached for a cell's model, batch and this
         machine, if any.
+      tune: where nothing is remembered of this device, nothing of ``execution`` is given and the plan is longer than ten minutes,
+        measure first which execution is fastest, for at most a minute (see :mod:`bdjax.sweep.first_tuning`).
       only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.expand.select`).
       limit: number of cells to run at most.
       strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
@@ -85,6 +88,8 @@ def run(
             ready.look(work.branch, work.dataset)
     if not hosts.is_leader():  # one of several processes that run the same: the first one speaks
         stream = io.StringIO()
+    if tune and tuned and not execution:
+        choices = first_tuning.tuned(found, choices, lambda line: print(line, file=stream or sys.stderr, flush=True))
     for line in [*summary(found, choices), *(outdated.lines(works, out) if any(one.kinds() for one in found) else ())]:
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if one.kinds()]

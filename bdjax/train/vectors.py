@@ -45,7 +45,8 @@ class Packed:
     @classmethod
     def tree_unflatten(cls, layout: _Layout, buffers: Any) -> "Packed":
         """The inverse of :meth:`tree_flatten`."""
-        return cls(*buffers, layout)
+        vectors, others = buffers
+        return cls(vectors, others, layout)
 
     @property
     def tree(self) -> Any:
@@ -54,9 +55,7 @@ class Packed:
         for dtype in self._layout.dtypes:
             sizes = [math.prod(shape) for shape, of in self._layout.leaves if len(shape) <= 1 and of == dtype]
             vectors[dtype] = iter(lax.split(self.vectors[dtype], sizes))
-        parts = [
-            next(vectors[of]).reshape(shape) if len(shape) <= 1 else next(others) for shape, of in self._layout.leaves
-        ]
+        parts = [next(vectors[of]).reshape(shape) if len(shape) <= 1 else next(others) for shape, of in self._layout.leaves]
         return jax.tree.unflatten(self._layout.structure, parts)
 
 

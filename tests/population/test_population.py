@@ -38,6 +38,7 @@ EXECUTIONS = {
     "unrolled patches scan": Execution("unrolled", "patches", "scan"),
     "loop dispatch": Execution("sequential", "native", "dispatch"),
     "loop scan": Execution("sequential", "patches", "scan"),
+    "one for each device": Execution("sequential", "native", "scan", devices=2),
     "chunks of dispatched steps": Execution("vmap", "unrolled", "dispatch", unroll=2, chunk=2),
 }
 FIRST = ("vmap patches scan", "map scan", "unrolled scan", "loop dispatch")  # each strategy, and dispatched steps
@@ -139,7 +140,6 @@ def test_members_are_a_product_with_host_counts():
         Execution(unroll=0),
         Execution(devices=99),
         Execution(loop="dispatch", devices=2),
-        Execution(strategy="sequential", devices=2),
     ],
 )
 def test_executions_that_cannot_run_are_refused(execution):
@@ -147,10 +147,13 @@ def test_executions_that_cannot_run_are_refused(execution):
         check(execution)
 
 
-def test_defaults_can_run_here():
+def test_defaults_can_run_here(tiny_dataset):
     assert check(default_execution()) == Execution("sequential", "mixed", "scan")
     assert check(default_execution(model="cnn")) == default_execution()
-    assert default_execution("gpu", "cnn").loop == "scan"
+    for platform, lowering in (("tpu", "native"), ("gpu", "unrolled")):
+        narrow, wide = (default_execution(platform, cnn(tiny_dataset.spec, width)) for width in (16, 64))
+        assert narrow == Execution("vmap", lowering, devices=jax.local_device_count()) == default_execution(platform, "cnn")
+        assert wide == Execution("sequential", "native", devices=jax.local_device_count())
     assert resolve(None, "cnn") == default_execution(model="cnn")
     assert resolve({"chunk": 3}, "cnn") == default_execution(model="cnn")._replace(chunk=3)
     assert resolve(Execution(), "cnn") == Execution()

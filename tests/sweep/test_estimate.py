@@ -14,9 +14,9 @@ from bdjax.store import hashing
 from bdjax.sweep import build, estimate, expand, summary
 from bdjax.sweep import run as sweep
 from bdjax.sweep.estimate import Measuring, overview
-from bdjax.sweep.plan_text import lines
 from bdjax.sweep.execution import chosen
 from bdjax.sweep.grid import Grid
+from bdjax.sweep.plan_text import lines
 from tests.sweep import small
 
 GRID = Grid(

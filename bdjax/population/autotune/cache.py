@@ -21,7 +21,7 @@ from bdjax.errors import UserError
 from bdjax.population.execution import Execution, check, recorded_execution
 from bdjax.types import Model
 
-LISTS = 1  # version of the lists of candidates and of how they are measured: raise it and everything is measured anew
+LISTS = 2  # version of the lists of candidates and of how they are measured: raise it and everything is measured anew
 
 LEFT_OUT = "no time:"  # how the reason of a candidate begins for which the budget was too small
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import jax
 
 from bdjax.errors import UserError
-from bdjax.nn.convolution import LOWERINGS
 from bdjax.population.autotune import cache
 from bdjax.population.autotune.cache import Tuned
 from bdjax.population.autotune.candidates import Tuning
@@ -17,7 +16,8 @@ from bdjax.types import Model
 # Members at once (per device); forms are compared at the first that fits. Unrolled forms compile in proportion to it.
 CHUNKS = {"cpu": (4, 8, 16, 1), "": (16, 64, 4, 1)}
 
-# The forms compared on a CPU, those that compile fast first; on accelerators, every lowering in a compiled scan.
+# The forms compared, best first: on a CPU those that compile fast, on a TPU by the estimates of its compiler
+# (benchmarks/results/accelerators_v5e.md), on a GPU by what is reported of grouped convolutions (jax-ml/jax#13800).
 _CPU = (
     ("sequential", "mixed", "scan"),
     ("vmap", "mixed", "scan"),
@@ -27,20 +27,30 @@ _CPU = (
 )
 
 
-def forms(model: str = "") -> tuple[Execution, ...]:
-    """Return the executions worth comparing on this platform, without their chunks; the default comes first.
+_TPU = (("vmap", "native", "scan"), ("sequential", "native", "scan"), ("vmap", "unrolled", "scan"))
+_GPU = (
+    ("vmap", "unrolled", "scan"),
+    ("sequential", "native", "scan"),
+    ("vmap", "native", "scan"),
+    ("unrolled", "native", "scan"),
+    ("vmap", "patches", "scan"),
+)
+
+
+def forms(model: Model | str = "", platform: str | None = None) -> tuple[Execution, ...]:
+    """Return the executions worth comparing, without their chunks; the default comes first.
 
     Args:
-      model: a model's name, which decides the default.
+      model: the network, or its name, which decides the default.
+      platform: "cpu", "gpu", "tpu"; None = the one in use. Any other is compared as a GPU.
     """
-    count = jax.local_device_count()
-    if jax.default_backend() == "cpu":
+    count, platform = jax.local_device_count(), platform or jax.default_backend()
+    if platform == "cpu":
         found = [Execution(*form) for form in _CPU]
         found += [Execution("vmap", "mixed", "scan", devices=count)] * (count > 1)
     else:
-        found = [Execution("vmap", lowering, "scan", devices=count) for lowering in LOWERINGS]
-        found += [Execution("sequential", "native", "scan"), Execution("vmap", "unrolled", "dispatch")]
-    return tuple(dict.fromkeys([default_execution(model=model)._replace(chunk=0), *found]))
+        found = [Execution(*form, devices=count) for form in (_TPU if platform == "tpu" else _GPU)]
+    return tuple(dict.fromkeys([default_execution(platform, model)._replace(chunk=0), *found]))
 
 
 def cached(
@@ -112,7 +122,7 @@ def tune(
         tuning.measure(listed)
     else:
         sizes = tuning.fitting(_chunks())
-        tuning.measure(tuning.with_chunk(form, sizes[0]) for form in forms(model.name))
+        tuning.measure(tuning.with_chunk(form, sizes[0]) for form in forms(model))
         tuning.measure(tuning.with_chunk(form, size) for form in tuning.fast_forms() for size in sizes[1:])
     winner = tuning.finish()
     found = Tuned(
