@@ -18,6 +18,7 @@ from bdjax.keys import Stream, stream
 from bdjax.models import MODELS, PRECISIONS
 from bdjax.models.cnn import cnn
 from bdjax.nn.convolution import LOWERINGS
+from bdjax.nn.normalisation import batch_norm
 from bdjax.population import Execution
 from bdjax.reporting.tables import markdown
 from bdjax.results.pool import table
@@ -224,3 +225,26 @@ def test_records_and_tables_tell_the_precision(tmp_path):
     assert sorted(pooled["precision"]) == ["bfloat16", "float32"] and set(pooled["runs"]) == {1}
     printed = markdown(frame)
     assert "| precision |" in printed and "| bfloat16 |" in printed
+
+
+def test_batch_norm_of_bfloat16_is_as_near_to_exact_as_its_inputs_allow():
+    """Moments and gradients without a pivot, and with two factors per channel, lose no more than bfloat16 itself rounds."""
+    generator = np.random.default_rng(3)
+    x = jnp.asarray(generator.normal(5, 2, (16, 8, 8, 4)), BF16)  # a mean that is far from 0
+    g, scale, bias = generator.normal(size=x.shape), np.array([0.5, 1, 2, 3]), np.zeros(4)
+
+    def slope(x, dtype):
+        running = {"mean": jnp.zeros(4, dtype), "var": jnp.ones(4, dtype)}
+
+        def y(x):
+            return batch_norm(x, None, running, jnp.asarray(scale, dtype), jnp.asarray(bias, dtype), 1e-5, 0.1)[0]
+
+        value, back = jax.vjp(y, x)
+        return value, back(jnp.asarray(jnp.asarray(g, BF16), x.dtype))[0]
+
+    narrow = slope(x, jnp.float32)
+    with jax.enable_x64(True):
+        exact = slope(x.astype(jnp.float64), jnp.float64)
+    for mine, true in zip(narrow, exact, strict=True):
+        assert mine.dtype == BF16
+        np.testing.assert_allclose(np.asarray(mine, np.float64), true, rtol=2**-8, atol=2**-9)

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from bdjax.errors import UserError
+from bdjax.nn import depthwise as forms
 from bdjax.nn.depthwise import DepthwiseConv, depthwise, live_taps
 from bdjax.nn.initial import Drawer
 from bdjax.nn.layers import Pass
@@ -182,3 +183,12 @@ def test_shapes_that_do_not_fit_are_refused():
     for size, window, stride, padding in ((2, 5, 1, 1), (4, 3, 1, 3), (0, 3, 1, 1), (4, 3, 0, 1)):
         with pytest.raises(UserError, match="window"):
             live_taps(size, window, stride, padding)
+
+
+@pytest.mark.parametrize(("height", "width", "window", "stride", "padding"), FIRST)
+def test_the_kernel_gradients_of_a_cpu_and_of_an_accelerator_agree(height, width, window, stride, padding):
+    axes = tuple(forms._axis(size, window, stride, padding) for size in (height, width))
+    with jax.enable_x64(True):
+        x, kernel = (v[0] for v in arrays(height, width, window))
+        g = jnp.asarray(np.random.default_rng(1).normal(size=ours(x, kernel, stride, padding).shape))
+        np.testing.assert_allclose(forms._taps_at_once(axes, x, g), forms._taps_by_rows(axes, jnp.asarray(x), g), rtol=1e-12)

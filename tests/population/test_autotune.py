@@ -202,11 +202,13 @@ def test_mistakes_are_one_line(model, fields, message):
     assert "\n" not in str(error.value)
 
 
-def test_the_lists_begin_with_the_default_and_can_run_here(monkeypatch):
+def test_the_lists_begin_with_the_default_and_can_run_here():
     for name in ("cnn", "preactresnet18"):
         listed = forms(name)
         assert listed[0] == default_execution(model=name)._replace(chunk=0) and len(set(listed)) == len(listed)
         assert all(population.check(form) == form for form in listed)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert {form.lowering for form in forms("cnn")} >= {"native", "unrolled", "patches"}
-    assert {form.devices for form in forms("cnn")} == {1, jax.local_device_count()}
+    for platform, least in (("gpu", {"native", "unrolled", "patches"}), ("tpu", {"native", "unrolled"})):
+        listed = forms("cnn", platform)
+        assert listed[0] == default_execution(platform, "cnn") and {form.lowering for form in listed} >= least
+        assert {form.strategy for form in listed} >= {"vmap", "sequential"}
+        assert {form.devices for form in listed} == {jax.local_device_count()}
