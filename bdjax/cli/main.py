@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from bdjax import __version__
-from bdjax.cli import complaints, mistakes, stopping, terminal
+from bdjax.cli import complaints, device_target, mistakes, stopping, terminal
 from bdjax.cli.examples import EXAMPLES
 from bdjax.cli.export_data import export_data
 from bdjax.cli.folder import reproduce, status
@@ -101,6 +101,7 @@ def _ended(arguments: list[str]) -> int:
 def _command(arguments: list[str]) -> int:
     import tyro
 
+    arguments = device_target.apart(arguments)
     if arguments == ["--version"]:
         print(f"bdjax {__version__}")
         return 0
