@@ -1,4 +1,4 @@
-"""``--target`` of ``bdjax plan`` is the class that triggered images are called, as everywhere, or devices such as ``tpu:v5e-8``."""
+"""``--target`` of ``bdjax plan``: the class that triggered images are called, as everywhere, or devices such as ``tpu:v5e-8``."""
 
 from collections.abc import Sequence
 

@@ -12,6 +12,7 @@ class Chip(NamedTuple):
     machine: str = ""  # what a TPU's compiler calls a machine of that topology
     per_cycle: int = 0  # bf16 FLOP that a TPU's matrix units do in a cycle
     cores: int = 1  # that the number in the name of a slice counts, of a device
+    bandwidth: float = 0.0  # bytes per second to and from a GPU's memory
 
     @property
     def clock(self) -> float:
@@ -19,9 +20,11 @@ class Chip(NamedTuple):
         return self.peak / self.per_cycle
 
 
-def _nvidia(name: str, major: int, cores: int, memory: int, bandwidth: float, cache: int, clock: float, shared: int) -> str:
-    """A GPU as XLA's compiler wants it described (``xla/stream_executor/device_description.proto``), in text."""
-    return (
+def _nvidia(
+    name: str, major: int, cores: int, memory: int, peak: float, bandwidth: float, cache: int, clock: float, shared: int
+) -> Chip:
+    """A GPU, described in text as XLA's compiler wants it (``xla/stream_executor/device_description.proto``)."""
+    text = (
         "gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 "
         f"shared_memory_per_core: {shared} threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: 128 "
         f"block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {int(bandwidth)} "
@@ -30,6 +33,7 @@ def _nvidia(name: str, major: int, cores: int, memory: int, bandwidth: float, ca
         "registers_per_core_limit: 65536 registers_per_block_limit: 65536 } "
         f'platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }} device_description_str: "NVIDIA {name}"'
     )
+    return Chip(memory, peak, text, bandwidth=bandwidth)
 
 
 # What the matrix units do in a cycle was checked with the compiler: a product of two 8192 x 8192 bf16 matrices is to reach 86 to
@@ -41,8 +45,8 @@ TPUS = {
     "v6e": Chip(34_400_000_000, 9.2e14, "v6e:2x2", "v6e-4", 524_288),
 }
 GPUS = {
-    "a100": Chip(85_000_000_000, 3.12e14, _nvidia("A100", 8, 108, 85_000_000_000, 2.039e12, 41_943_040, 1.41, 167_936)),
-    "h100": Chip(85_500_000_000, 9.89e14, _nvidia("H100", 9, 132, 85_500_000_000, 3.35e12, 52_428_800, 1.98, 233_472)),
-    "h200": Chip(151_397_597_184, 9.89e14, _nvidia("H200", 9, 132, 151_397_597_184, 4.8e12, 52_428_800, 1.98, 233_472)),
+    "a100": _nvidia("A100", 8, 108, 85_000_000_000, 3.12e14, 2.039e12, 41_943_040, 1.41, 167_936),
+    "h100": _nvidia("H100", 9, 132, 85_500_000_000, 9.89e14, 3.35e12, 52_428_800, 1.98, 233_472),
+    "h200": _nvidia("H200", 9, 132, 151_397_597_184, 9.89e14, 4.8e12, 52_428_800, 1.98, 233_472),
 }
 CHIPS = {"tpu": TPUS, "cuda": GPUS}

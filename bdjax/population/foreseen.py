@@ -1,7 +1,8 @@
 """What training costs on devices that are not here, by their own compiler: images per second, memory and compile time.
 
 Of a TPU the images per second follow from the compiler's own estimate of a step's cycles (:mod:`bdjax.population.estimated`).
-A GPU's compiler has no such estimate: there the figure is a bound that no run exceeds, the time of the multiplications alone.
+A GPU's compiler has no such estimate: there the figure is a bound, the longer of the times that the multiplications take and that
+the activations take which are written for the gradient and read again.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from bdjax.population import estimated, targets
 from bdjax.population.autotune.cache import compute_dtype
 from bdjax.population.autotune.candidates import patch_work
 from bdjax.population.execution import Execution, adapt, default_execution
-from bdjax.population.memory import MEMORY_SHARE, program_bytes
+from bdjax.population.memory import MEMORY_SHARE, activation_bytes, program_bytes
 from bdjax.population.multiplications import forward_macs
 from bdjax.population.stacks import members as stack_of
 from bdjax.train.trainer import trainer
@@ -111,8 +112,10 @@ def _seconds_of_a_step(program: Any, model: Model, batch: int, count: int, targe
     if target.platform == "tpu":
         cycles = estimated.cost(program.as_text()).step.cycles
         return cycles / chip.clock, False, f"the compiler estimates {cycles:,} cycles of a step at {chip.clock / 1e9:.2f} GHz"
-    flop = 2 * PASSES * count * batch * forward_macs(model, model.spec.image_shape[0])
-    return flop / chip.peak, True, f"its multiplications at the data sheet's {chip.peak / 1e12:,.0f} TFLOP/s"
+    computing = 2 * PASSES * batch * forward_macs(model, model.spec.image_shape[0]) / chip.peak
+    moving = 2 * activation_bytes(model, batch) / chip.bandwidth
+    what = "multiplications" if computing > moving else "activations"
+    return count * max(computing, moving), True, f"its {what} at the rates of the data sheet"
 
 
 def fitting(found: Foreseen, target: targets.Target, shared: int) -> int:

@@ -24,6 +24,15 @@ _VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")  # of the driver, on every machine with a TPU
 
 
+def on_the_cpu() -> None:
+    """Let JAX start the CPU alone, unless the user asks for a platform: compiling for devices that are not here needs no other.
+
+    A plug-in whose device is not there would not start, and JAX would not know its compiler.
+    """
+    if not any(os.environ.get(name) for name in _VARIABLES):
+        jax.config.update("jax_platforms", "cpu")
+
+
 def without_absent_tpu() -> None:
     """Let JAX compute on the CPU where the TPUs' library is installed, as their compiler, and no device but the CPU is there.
 

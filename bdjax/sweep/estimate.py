@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bdjax import population
 from bdjax.data.clean_subset import rows_per_class
-from bdjax.population import Execution, Tuned, foreseen, targets
+from bdjax.population import Execution, Tuned, foreseen, platforms, targets
 from bdjax.sweep import build, expand, feasible, goal
 from bdjax.sweep.cell import DefenseCell
 from bdjax.sweep.execution import Chosen, chosen, origin, over, training_batch
@@ -131,6 +131,8 @@ def overview(
       UserError: a mistake in the grid, the execution or the target; a compiler that is not installed.
     """
     measuring, devices = measuring or Measuring(), None if target is None else targets.parse(target)
+    if devices is not None:
+        platforms.on_the_cpu()
     branches = expand.select(expand.cells(grid), only or {}, limit)
     asked = len(grid.seeds) * len(grid.poison_ratio)
     rated: dict[Any, Rated] = {}
