@@ -3,8 +3,8 @@
     pip install libtpu      # for TPUs; for CUDA what `bdjax plan --target cuda:h200` names
     python -m benchmarks.survey_plans --targets tpu:v5e-8 tpu:v5p-8 cuda:h200-8 --out benchmarks/results/survey_plans
 
-One row for every target, data set and network, of all its attacks: estimates of the target's compiler, and for GPUs bounds from the
-data sheet. Rows are written as they are made, and what was compiled is kept in the cache, so that the same command goes on.
+One row for every target, data set and network, of all its attacks: estimates of the target's compiler, and for GPUs bounds from
+the data sheet. Rows are written as they are made, and what was compiled is kept in the cache: the same command goes on.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def main() -> None:
 
 
 NOTES = (
-    "Estimates: nothing here was measured. `img/s` of one device, `at most` where it is a bound from the data sheet; hours are device-"
-    "hours as if a defense ran at the rate of training, of those whose configuration names their epochs, without compilation and "
-    "evaluation; `compile s` is one training program on the machine of the table."
+    "Estimates: nothing here was measured. `img/s` is that of one device, a bound from the data sheet where `at most` is True. "
+    "Hours are device-hours, without compilation and evaluation; those of defenses are at the rate of training, of the defenses "
+    "whose configuration names its epochs. `compile s` is one training program on the machine of the table."
 )
 
 
