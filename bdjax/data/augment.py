@@ -78,7 +78,7 @@ def _selected(pad: int, flip: bool, images: Array, down: Array, right: Array, mi
     """Crop and mirror by choosing among the 2 pad + 1 shifted copies, one axis after the other: no gather, whole registers.
 
     A TPU's compiler estimates a fourth of the cycles of gathers for 8 members, two fifths for one
-    (benchmarks/results/augment_tpu.md).
+    (benchmarks/results/accelerators_v5e.md).
     """
     for axis, offset in ((1, down), (2, right)):
         border = [(pad, pad) if i == axis else (0, 0) for i in range(4)]

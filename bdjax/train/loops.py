@@ -58,8 +58,8 @@ def _member_body(body: Callable[..., Any], members: str) -> Callable[..., Any]:
 def _apart(body: Callable[..., Any], unroll: int) -> Callable[..., Any]:
     """The scan of :func:`steps`, in which ``vmap`` repeats every step for every member and keeps their carries apart.
 
-    The members are taken out of their stack once before the loop and put together once after it. Where every step takes them out
-    and puts them together, an accelerator moves all parameters twice per step (benchmarks/results/accelerators_tpu.md).
+    The members are taken out of their stack once before the loop and put together once after it, not in every step, in which an
+    accelerator would move all their parameters twice.
     """
 
     def scan(shared: Any, carry: Any, xs: Any) -> Any:
