@@ -1,6 +1,7 @@
 """Time the ways to crop and flip a batch: what `bdjax.data.augment.crop_flip` rests on.
 
-Run: python benchmarks/augment.py
+Run: python -m benchmarks.augment
+     python -m benchmarks.augment --kind v5e      what a TPU's compiler estimates instead (pip install libtpu)
 
 2 CPU cores shared with other work, jax 0.10.2, uint8, best of 9 after one warm-up call, ms per call, alone / inside a scan:
 
@@ -10,16 +11,27 @@ Run: python benchmarks/augment.py
 | 8 x 64 | 0.33 / 1.15 | 0.44 / 1.10 | 0.69 / 0.76 | 3.66 / 3.89 | 7.05 / 6.63 |
 | 8 x 128 | 0.58 / 2.52 | 0.84 / 1.11 | 0.66 / 2.13 | 8.99 / 11.24 | 13.81 / 13.32 |
 
-All are small beside a training step. Two gathers stay: on a CPU steps are dispatched, not scanned.
+All are small beside a training step, and two gathers stay on a CPU.
+
+Estimated by the TPU's compiler libtpu 0.0.52 (v5e, jax 0.10.2): cycles per member of a batch of 128, its result in bfloat16.
+
+| members | two gathers | selections | slices | one gather | one-hot products | shifts by bits |
+|---|---|---|---|---|---|---|
+| 1 | 234,222 | 93,961 | 1,368,336 | 1,129,040 | 123,716 | 139,789 |
+| 8 | 185,198 | 43,524 | 804,346 | 85,654 | 58,564 | 91,101 |
 """
 
+import argparse
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 
-from bdjax.data.augment import crop_flip
+from bdjax.data import augment
+from bdjax.population import estimated, targets
+from bdjax.population.chips import TPUS
 from bdjax.types import Array, Key
 
 PAD = 4
@@ -40,8 +52,15 @@ def _padded(images: Array) -> Array:
 
 
 def two_gathers(key: Key, images: Array) -> Array:
-    """What the package does."""
-    return crop_flip(key, images, PAD, True)
+    """What the package does on a CPU."""
+    down, right, mirrored = (draw.reshape(-1, 1) for draw in _draws(key, images.shape[0]))
+    return augment._gathered(PAD, images, down, right, mirrored)
+
+
+def selections(key: Key, images: Array) -> Array:
+    """What the package does on an accelerator: a choice among shifted copies, one axis after the other."""
+    down, right, mirrored = (draw.reshape(-1, 1) for draw in _draws(key, images.shape[0]))
+    return augment._selected(PAD, True, images, down, right, mirrored)
 
 
 def slices(key: Key, images: Array) -> Array:
@@ -101,14 +120,38 @@ def _best(call: Callable[[Array, Array], Array], keys: Key, images: Array, repea
     return min(times) * 1e3
 
 
+WAYS = (two_gathers, selections, slices, one_gather, one_hot_products, shifts_by_bits)
+
+
+def estimate(kind: str) -> None:
+    """Print the cycles per member that a TPU's compiler estimates for each way, its result turned into bfloat16."""
+    device = SingleDeviceSharding(targets.topology(kind)[0])
+    for members, b in ((1, 128), (8, 128)):
+        images = jax.ShapeDtypeStruct((members, b, 32, 32, 3), jnp.uint8, sharding=device)
+        keys = jax.ShapeDtypeStruct((members, 2), jnp.uint32, sharding=device)
+        for way in WAYS:
+
+            def one(words: Array, batch: Array, way: Callable[[Key, Array], Array] = way) -> Array:
+                return augment.to_float(way(jax.random.wrap_key_data(words), batch)).astype(jnp.bfloat16)
+
+            text = jax.jit(jax.vmap(one)).lower(keys, images).compile().as_text()
+            print(f"{members} x {b:3d}  {way.__name__:17s} {estimated.cost(text).total / members:9,.0f} cycles", flush=True)
+
+
 def main() -> None:
-    """Print one line per way: ms per call for a population outside a loop, and per step of a scan."""
+    """Print one line per way: ms per call for a population outside a loop, and per step of a scan; or a TPU's estimates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=list(TPUS), help="of a TPU, whose compiler is asked; default: time it here")
+    args = parser.parse_args()
+    if args.kind:
+        estimate(args.kind)
+        return
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, uint8 [members, b, 32, 32, 3], ms per call, best of 9")
     for members, b in ((1, 64), (8, 64), (8, 128)):
         images = jax.random.randint(jax.random.key(1), (members, b, 32, 32, 3), 0, 256, jnp.int32).astype(jnp.uint8)
         keys = jax.random.split(jax.random.key(0), members)
         expected = jax.vmap(two_gathers)(keys, images)
-        for way in (two_gathers, slices, one_gather, one_hot_products, shifts_by_bits):
+        for way in WAYS:
             mapped = jax.vmap(way)
             alone = jax.jit(mapped)
             looped = jax.jit(

@@ -77,8 +77,7 @@ def _gathered(pad: int, images: Array, down: Array, right: Array, mirrored: Arra
 def _selected(pad: int, flip: bool, images: Array, down: Array, right: Array, mirrored: Array) -> Array:
     """Crop and mirror by choosing among the 2 pad + 1 shifted copies, one axis after the other: no gather, whole registers.
 
-    A TPU's compiler estimates a fourth of the cycles of gathers for 8 members, two fifths for one
-    (benchmarks/results/accelerators_v5e.md).
+    A TPU's compiler estimates a fourth of the cycles of gathers for 8 members, two fifths for one (benchmarks/augment.py).
     """
     for axis, offset in ((1, down), (2, right)):
         border = [(pad, pad) if i == axis else (0, 0) for i in range(4)]
