@@ -125,9 +125,10 @@ def _population(
 def _alone(suite: Suite, args: argparse.Namespace, model: Model, data: Data, name: str, form: Execution) -> None:
     """Measure a call for every network, of a program for one network that is compiled before."""
     form = form._replace(strategy="sequential", chunk=0)
+    compilation = 0.0 if (model, name, form) in _KEPT else suite.compile_seconds(form, 1)
     function, defense = _ready(args, model, name, form)
     images = images_of(name, defense, args.spc * CLASSES, CLASSES)
-    needed = suite.compile_seconds(form, 1) + suite.work_seconds((ALONE + 1) * images, form)
+    needed = compilation + suite.work_seconds((ALONE + 1) * images, form)
 
     def measure() -> dict[str, Any]:
         subjects = _subjects(args, model, data, defense, ALONE)
