@@ -29,6 +29,7 @@ else:  # jaxtyping comes with the extra "test"; without it an annotation says no
 
 Array = jax.Array
 Key = jax.Array
+ArrayTree = Any  # arrays in nested dicts, lists and (named) tuples
 Variables = Mapping[str, Any]  # {"params", "batch_stats"} and, where a defense adds them, {"bounds", "plug", "plug_stats"}
 Masks = dict[str, Array]  # {address: keep factors f32[d]}
 PROFILES = ("corrected", "reference")

@@ -1,145 +1,78 @@
-"""The standing suite for an accelerator: training, evaluation and defense throughput, with utilisation.
+"""What one lent GPU is to tell in a quarter of an hour, in the order of its worth.
 
-    python -m benchmarks.gpu_suite --out benchmarks/results/gpu_suite_h200
+    python -m benchmarks.gpu_suite --data-dir DATA --out benchmarks/results/gpu_suite_h200
 
-Imports jax, flax, optax and numpy only. Every finished row is written at once, so a run that is cut short keeps what it measured.
-Utilisation (MFU) = 6 x forward multiply-accumulates x images/s over the measured FLOP/s of a large matrix product in the same
-dtype.
+1. The headline: training, by the three likeliest forms and the number of members, beside PyTorch (torch.compile, autocast,
+   channels-last) in the same run.
+2. Defenses of many networks at once on a few clean rows, beside one network at a time and, for FT, PyTorch.
+3. CIFAR-10 with the rest of the time: BadNets, WaNet and no attack, seed by seed, then six repairs with 10 and 100 samples per
+   class.
+
+Every row is written as it is measured. What the rest of the time will not hold, by what was measured so far, is a row that says
+so, and so is what fails. Imports jax, flax, optax and numpy, and pyarrow and Pillow for the archives; PyTorch runs in a process
+of its own where it is installed. An archive is decoded once and then kept in the cache, so `bdjax data prepare` beforehand saves
+its time.
 """
 
 import argparse
 import shlex
 import sys
-import time
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
-from bdjax.attacks.table import ATTACKS
 from bdjax.defenses.table import DEFENSES
-from bdjax.models import MODELS, by_name
-from bdjax.population import Execution, adapt, members, run, size
-from bdjax.train.evaluate import evaluator
-from bdjax.train.experiment import Subject, attack_member, defend_member
-from benchmarks.measure import attacked_by, badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, training_of, write
+from bdjax.models import MODELS, PRECISIONS
+from benchmarks.gpu_cifar import cifar
+from benchmarks.gpu_defenses import defenses
+from benchmarks.gpu_headline import VARIANTS, headline
+from benchmarks.gpu_rows import Suite
 
-LOWERINGS = ("unrolled", "native", "patches", "mixed")
+NOTES = (
+    "MFU = 6 x forward multiply-accumulates x images/s over the measured FLOP/s of a large matrix product in the same dtype. "
+    "Weights are float32 on both sides; the dtype is that of activations (PyTorch: autocast). Rates leave out the first "
+    "call, which compiles; the seconds of real training and repairs hold it. ACC, ASR and RA are fractions of the test images."
+)
+PARTS = {"headline": (headline, 4 / 14), "defenses": (defenses, 5 / 14), "cifar": (cifar, 1.0)}  # shares of the minutes
 
 
 def main() -> None:
-    """Measure, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(MODELS), default="preactresnet18")
-    parser.add_argument("--width", type=int, help="channels of the first stage; default: the network's own")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 8, 16, 32])
-    parser.add_argument("--lowerings", nargs="+", choices=LOWERINGS, default=list(LOWERINGS))
-    parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
-    parser.add_argument("--matmul", type=int, default=8192, help="side of the matrix product that sets the ceiling")
-    parser.add_argument("--spc", type=int, default=10)
-    parser.add_argument("--minutes", type=float, default=9.0, help="start no new measurement after this long")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    suite = Suite(args)
-    suite.ceilings()
-    for dtype in args.dtypes:
-        for count in args.members:
-            for lowering in args.lowerings:
-                suite.attempt("train", dtype, lowering, count, suite.train)
-            suite.attempt("evaluate", dtype, args.lowerings[0], count, suite.evaluate)
-    for name in ATTACKS:
-        for count in args.members:
-            suite.attempt(
-                f"attack {name}", args.dtypes[0], args.lowerings[0], count, lambda *a, name=name: suite.attacked(name, *a)
-            )
-    for name in DEFENSES:
-        for count in args.members:
-            suite.attempt(
-                f"defense {name}", args.dtypes[0], args.lowerings[0], count, lambda *a, name=name: suite.defend(name, *a)
-            )
+    """Measure, part by part."""
+    args = parser().parse_args()
+    suite = Suite(args.out, f"python -m benchmarks.gpu_suite {shlex.join(sys.argv[1:])}", NOTES, args.minutes)
+    for name in args.parts:
+        measure, share = PARTS[name]
+        with suite.part(name, share * args.minutes):
+            measure(suite, args)
 
 
-class Suite:
-    """Rows as they are measured."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.rows, self.start = args, [], time.perf_counter()
-        self.command = f"python -m benchmarks.gpu_suite {shlex.join(sys.argv[1:])}"
-        self.dataset = synthetic(args.batch * args.steps, 2048)
-        self.attack, self.data = badnets_on(self.dataset, epochs=1, batch=args.batch)
-        self.network = by_name(args.model, self.dataset.spec, width=args.width)
-        self.macs = forward_macs(self.network, self.dataset.spec.image_shape[0])
-        self.ceiling: dict[str, float] = {}
-
-    def note(self, **row: object) -> None:
-        self.rows.append(row)
-        write(self.args.out, self.command, self.rows)
-        print(row, flush=True)
-
-    def ceilings(self) -> None:
-        for dtype in self.args.dtypes:
-            self.ceiling[dtype] = matmul_ceiling(self.args.matmul, jnp.dtype(dtype))
-            self.note(what="matmul ceiling", dtype=dtype, **{"TFLOP/s": self.ceiling[dtype] / 1e12})
-
-    def attempt(self, what, dtype, lowering, count, measure) -> None:
-        """One measurement; a failure (out of memory, say) is a row, not the end."""
-        about = {"what": what, "dtype": dtype, "lowering": lowering, "members": count}
-        if time.perf_counter() - self.start > 60 * self.args.minutes:
-            print("skipped for time:", about, flush=True)
-            return
-        try:
-            self.note(**about, **measure(dtype, lowering, count))
-        except jax.errors.JaxRuntimeError as error:
-            self.note(**about, failed=str(error).splitlines()[0][:160])
-
-    def model(self, dtype: str, lowering: str):
-        execution = Execution("vmap", lowering, "scan")
-        network = self.network.rebuild(dtype=jnp.bfloat16 if dtype == "bfloat16" else None)
-        return adapt(network, execution), execution
-
-    def train(self, dtype: str, lowering: str, count: int) -> dict[str, float]:
-        model, execution = self.model(dtype, lowering)
-        rows = self.args.batch * self.args.steps
-        function = training_of(model, self.attack, rows)
-        stack, _ = members(range(count), [0.1], rows)
-
-        first, later = seconds(lambda: run(function, stack, (self.data,), execution), 3)
-        rate = count * rows / min(later)
-        return {"img/s": rate, "MFU": 6 * self.macs * rate / self.ceiling[dtype], "first call s": first}
-
-    def attacked(self, name: str, dtype: str, lowering: str, count: int) -> dict[str, float]:
-        model, execution = self.model(dtype, lowering)
-        attack, data, assets = attacked_by(name, self.dataset, epochs=1, batch=self.args.batch)
-        rows = len(self.dataset.train.labels)
-        stack, _ = members(range(count), [0.1], rows)
-        stack = stack._replace(assets=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), assets))
-        function = training_of(model, attack, rows)
-        first, later = seconds(lambda: run(function, stack, (data,), execution), 3)
-        return {"img/s": count * rows / min(later), "first call s": first}
-
-    def evaluate(self, dtype: str, lowering: str, count: int) -> dict[str, float]:
-        model, execution = self.model(dtype, lowering)
-        evaluate = evaluator(model, batch=1024)
-        variables = jax.vmap(model.init)(jax.random.split(jax.random.key(0), count))
-
-        def function(one, data):
-            return evaluate(one, data.test)
-
-        first, later = seconds(lambda: run(function, variables, (self.data,), execution), 3)
-        return {"img/s": count * 2 * len(self.dataset.test.labels) / min(later), "first call s": first}
-
-    def defend(self, name: str, dtype: str, lowering: str, count: int) -> dict[str, float]:
-        model, execution = self.model(dtype, lowering)
-        rows = self.args.batch * self.args.steps
-        defense = DEFENSES[name](model)
-        stack, _ = members(range(count), [0.1], rows, spc=self.args.spc, hyper=defense.hyper)
-        trained, _ = run(attack_member(model, self.attack, rows), stack, (self.data,), execution)
-        subjects = Subject(stack, trained.variables, trained.trigger)
-        function = defend_member(model, self.attack, defense, self.args.spc)
-        first, later = seconds(lambda: run(function, subjects, (self.data,), execution), 1)
-        return {"experiments/min": 60 * size(stack) / min(later), "first call s": first}
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--minutes", type=float, default=14.0, help="start nothing that is expected to end later")
+    made.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    made.add_argument("--model", choices=sorted(MODELS), default="preactresnet18")
+    made.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    made.add_argument("--dtype", choices=tuple(PRECISIONS), default="bfloat16", help="of the activations")
+    made.add_argument("--batch", type=int, default=128)
+    made.add_argument("--matmul", type=int, default=8192, help="side of the matrix product that sets the ceiling")
+    made.add_argument("--size", type=int, default=32, help="side of the random images, in pixels")
+    made.add_argument("--steps", type=int, default=20, help="of a timed training")
+    made.add_argument("--members", type=int, nargs="+", default=[1, 8, 32], help="of the headline")
+    made.add_argument("--torch-variants", nargs="*", choices=tuple(VARIANTS), default=["compiled"])
+    made.add_argument("--population", type=int, default=64, help="networks that are defended")
+    made.add_argument("--chunk", type=int, default=8, help="of them at once, where they run side by side")
+    made.add_argument("--spc", type=int, default=10, help="clean rows per class of the timed defenses")
+    made.add_argument("--defenses", nargs="+", choices=tuple(DEFENSES), default=["ft", "fp", "nc", "anp", "i_bau"])
+    made.add_argument("--dataset", default="cifar10", help="a data set or a folder, as bdjax reads them")
+    made.add_argument("--data-dir", help="folder of the archives; default: the environment's BDJAX_DATA_DIR")
+    made.add_argument("--train-images", type=int, help="default: all")
+    made.add_argument("--test-images", type=int, help="default: all")
+    made.add_argument("--epochs", type=int, default=15, help="of training on real images")
+    made.add_argument("--seeds", type=int, default=3)
+    repairs = ["ft", "fp", "clp", "nad", "anp", "grad_prune"]
+    made.add_argument("--repairs", nargs="+", choices=repairs, default=repairs, help="defenses on real images")
+    made.add_argument("--repair-spc", type=int, nargs="+", default=[10, 100])
+    made.add_argument("--out", type=Path, required=True)
+    return made
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from bdjax.defenses.tuning import Batch, Gradient, cross_entropy_gradient, tuner
 from bdjax.errors import choose
 from bdjax.train.optimisers import SGD, Optimiser
 from bdjax.train.schedules import cosine_by_epoch
-from bdjax.types import Array, Defended, DefenderView, Defense, Float, Key, Model, Variables
+from bdjax.types import Array, ArrayTree, Defended, DefenderView, Defense, Float, Key, Model, Variables
 
 VARIANTS = ("full", "head_only")
 
@@ -119,7 +118,7 @@ def fst(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     return Defense(defend, FSTHyper(np.float32(lr), np.float32(alpha)), frozenset({"clean"}), config)
 
 
-def redrawn(key: Key, params: chex.ArrayTree, heads: tuple[str, ...], copies: float, first: str) -> dict[str, Any]:
+def redrawn(key: Key, params: ArrayTree, heads: tuple[str, ...], copies: float, first: str) -> dict[str, Any]:
     """``params`` with new linear layers at ``heads``, weights and biases from U(-b, b), b = 1/sqrt(fan-in).
 
     Kernels are f[fan-in, d], biases f[d]. Where the layer at ``first`` stands for ``copies`` times as many inputs, they count in
@@ -139,7 +138,7 @@ def redrawn(key: Key, params: chex.ArrayTree, heads: tuple[str, ...], copies: fl
     return tree.replace(params, new)
 
 
-def rescaled(params: chex.ArrayTree, old: Mapping[str, Array]) -> dict[str, Any]:
+def rescaled(params: ArrayTree, old: Mapping[str, Array]) -> dict[str, Any]:
     """``params`` with every matrix at the paths of ``old`` {path: f[n d]} brought to the Frobenius norm it has there."""
     values = {}
     for path, before in old.items():

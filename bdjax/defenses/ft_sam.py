@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ from bdjax.defenses.tuning import Batch, Gradient, tuner
 from bdjax.errors import choose
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.schedules import cosine_by_epoch, cosine_by_step
-from bdjax.types import Array, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
+from bdjax.types import Array, ArrayTree, Defended, DefenderView, Defense, Float, Int, Key, Model, Variables
 
 SMALLEST = 1e-12  # added to the norm that divides the perturbation
 
@@ -108,7 +107,7 @@ def smoothed_divergence(logits: Float[Array, "b k"], labels: Int[Array, " b"], s
     return jnp.sum(entropy - target * jax.nn.log_softmax(logits), -1)
 
 
-def perturbation(params: chex.ArrayTree, slope: chex.ArrayTree, rho: Float[Array, ""], adaptive: bool) -> Any:
+def perturbation(params: ArrayTree, slope: ArrayTree, rho: Float[Array, ""], adaptive: bool) -> Any:
     """The step of length ``rho`` towards a larger loss, as a tree like ``params``; ``slope`` is their gradient."""
     size = jnp.abs if adaptive else jnp.ones_like
     scaled = jax.tree.map(lambda p, g: size(p) * g, params, slope)

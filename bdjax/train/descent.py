@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from bdjax.train.evaluate import finite
 from bdjax.train.optimisers import Optimiser
 from bdjax.train.vectors import Packed, pack
-from bdjax.types import Array, Bool, Float, Variables
+from bdjax.types import Array, ArrayTree, Bool, Float, Variables
 
 
 class State(NamedTuple):
@@ -54,7 +53,7 @@ def descend(
     optimiser: Optimiser,
     hyper: Any,
     lr: Float[Any, ""],
-    gradient: chex.ArrayTree,
+    gradient: ArrayTree,
     values: Float[Array, " _"],
     mask: Float[Array, " b"],
     *,

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from bdjax.data.augment import to_float, to_uint8
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.loops import steps
-from bdjax.types import Array, Attack, Bool, Int, Key, Model, UInt8, Variables
+from bdjax.types import Array, ArrayTree, Attack, Bool, Int, Key, Model, UInt8, Variables
 
 # Rows per step. On a CPU 128 rows of 32x32 images stay in its cache: 1.3 times as fast as 512, 2.4 times as 2048
 # (benchmarks/results/scaling_cpu.md); accelerators are not measured yet.
@@ -112,7 +111,7 @@ def evaluator(model: Model, attack: Attack | None = None, batch: int | None = No
     return evaluate
 
 
-def finite(tree: chex.ArrayTree) -> Bool[Array, ""]:
+def finite(tree: ArrayTree) -> Bool[Array, ""]:
     """Whether every floating leaf of a tree is finite everywhere.
 
     A product with 0 is 0, or NaN where a number is not finite, and so is the sum of such products: an accelerator adds it up

@@ -12,14 +12,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from bdjax import tree
-from bdjax.types import Array, Float, Model
+from bdjax.types import Array, ArrayTree, Float, Model
 
 DECAYS, EPS = (0.9, 0.999), 1e-8  # PyTorch's defaults: (β1, β2) and ε of Adam
 
@@ -30,24 +29,24 @@ Optimiser = Callable[[Any], optax.GradientTransformation]
 class SGDState(NamedTuple):
     """The state of :func:`sgd`."""
 
-    buffer: chex.ArrayTree  # like the parameters: the running sum of gradients
+    buffer: ArrayTree  # like the parameters: the running sum of gradients
 
 
 class AdamState(NamedTuple):
     """The state of :func:`adam` and :func:`adamw`."""
 
     count: Array  # type: ignore[assignment]  # i32[]: steps taken
-    mean: chex.ArrayTree  # like the parameters: running mean of the gradient
-    square: chex.ArrayTree  # like the parameters: running mean of its square
+    mean: ArrayTree  # like the parameters: running mean of the gradient
+    square: ArrayTree  # like the parameters: running mean of its square
 
 
 class AMSGradState(NamedTuple):
     """The state of :func:`amsgrad`."""
 
     count: Array  # type: ignore[assignment]  # i32[]: steps taken
-    largest: chex.ArrayTree  # like the parameters: the largest ``square`` so far
-    mean: chex.ArrayTree  # as in :class:`AdamState`
-    square: chex.ArrayTree
+    largest: ArrayTree  # like the parameters: the largest ``square`` so far
+    mean: ArrayTree  # as in :class:`AdamState`
+    square: ArrayTree
 
 
 def sgd(momentum: float | Float[Any, ""], weight_decay: float | Float[Any, ""]) -> optax.GradientTransformation:

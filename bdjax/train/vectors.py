@@ -9,12 +9,11 @@ of PreActResNet-18 on a TPU 144 of 231 parts were of this kind. Side by side the
 import math
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bdjax.types import Array
+from bdjax.types import Array, ArrayTree
 
 
 class _Layout(NamedTuple):
@@ -59,7 +58,7 @@ class Packed:
         return jax.tree.unflatten(self._layout.structure, parts)
 
 
-def pack(tree: chex.ArrayTree) -> Packed:
+def pack(tree: ArrayTree) -> Packed:
     """Put the vectors of a pytree side by side."""
     leaves, structure = jax.tree.flatten(tree)
     layout = _Layout(structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
