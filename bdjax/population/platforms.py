@@ -30,7 +30,7 @@ def without_absent_tpu() -> None:
     JAX would start the library all the same, which complains in six lines that it finds no TPU. Nothing is changed where the user
     asks for a platform, where the machine has a TPU, and where another device's plug-in is installed.
     """
-    asked = any(os.environ.get(name) for name in (*_VARIABLES, "JAX_FORCE_TPU_INIT")) or jax.config.read("jax_platforms")
+    asked = any(os.environ.get(name) for name in (*_VARIABLES, "JAX_FORCE_TPU_INIT")) or jax.config.jax_platforms  # type: ignore[attr-defined]
     if asked or importlib.util.find_spec("libtpu") is None or any(glob.glob(files) for files in _TPU_FILES):
         return
     if not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("jax_plugins") is None:
