@@ -30,9 +30,9 @@ class Execution(NamedTuple):
 # one member after another, is as fast as any population in one program, and compiles once for any number of members.
 CPU = Execution("sequential", "mixed", "scan")
 
-# By the estimates of a TPU's compiler (benchmarks/results/accelerators_v5e.md) members side by side take fewer cycles than one at a
-# time where channels are few, and more where the first stage has 64. GPUs are not measured yet: there the rule is the same, with
-# convolutions that are repeated per member, as the gradient of a grouped one is reported to be slow (jax-ml/jax#13800).
+# A TPU's compiler estimates that members side by side take fewer cycles than one at a time where channels are few, and more where
+# the first stage has 64 (benchmarks/results/accelerators_v5e.md). GPUs are not measured yet: there the rule is the same, with
+# convolutions repeated per member, as the gradient of a grouped one is reported to be slow (jax-ml/jax#13800).
 WIDE = 64  # channels of the first stage from which members run one after another
 NARROW = {"tpu": Execution("vmap", "native", "scan"), "gpu": Execution("vmap", "unrolled", "scan")}
 APART = Execution("sequential", "native", "scan")
