@@ -77,7 +77,7 @@ def pytest_xdist_make_scheduler(config, log):
     return Sharing(config, log)
 
 
-GROUPS = ("slow", "real_data", "torch", "browser", "s3")
+GROUPS = ("slow", "real_data", "torch", "browser", "s3", "tpu_compiler")
 
 
 # Files whose few tests take a minute and more: begun first, so that no process works on one of them alone when all else is done.
@@ -88,6 +88,7 @@ LONG = (
     "test_against_pytorch.py",
     "test_real_archives.py",
     "test_hosts.py",
+    "test_tpu_compiler.py",
 )
 
 
@@ -99,6 +100,8 @@ def pytest_collection_modifyitems(items):
         without["real_data"] = "BDJAX_DATA_DIR is not set"
     if importlib.util.find_spec("torch") is None:
         without["torch"] = "torch is not installed"
+    if not os.environ.get("BDJAX_LIBTPU"):
+        without["tpu_compiler"] = "BDJAX_LIBTPU is not set"
     for item in items:
         groups = [group for group in GROUPS if item.get_closest_marker(group)]
         item.user_properties += [("group", group) for group in groups]

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-CLASS, DEVICES = "--target", "--target-devices"
+CLASS, DEVICES = "--target", "--hardware"
 
 
 def apart(arguments: Sequence[str]) -> list[str]:
-    """Return a command line in which ``--target tpu:v5e-8`` of ``plan`` is written ``--target-devices tpu:v5e-8``."""
+    """Return a command line in which ``--target tpu:v5e-8`` of ``plan`` is written ``--hardware tpu:v5e-8``."""
     given = list(arguments)
     if not given or given[0] != "plan":
         return given

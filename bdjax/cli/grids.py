@@ -124,7 +124,7 @@ def plan(
     budget: Annotated[float | None, flag("SECONDS", "60")] = None,
     refresh: bool = False,
     memory: bool = True,
-    target_devices: Annotated[str | None, flag("PLATFORM:KIND-NUMBER", "this machine")] = None,
+    hardware: Annotated[str | None, flag("PLATFORM:KIND-NUMBER", "this machine")] = None,
     price: Annotated[float | None, flag("FLOAT", "no bill")] = None,
     json: bool = False,
 ) -> int:
@@ -142,7 +142,7 @@ def plan(
       budget: seconds of measuring per model and batch.
       refresh: measure also what is in the cache.
       memory: compile the training of one and of two members to learn what a member needs.
-      target_devices: devices that are not here, such as tpu:v5e-8 or cuda:h200-8: their compiler estimates, nothing is measured.
+      hardware: devices that are not here, such as tpu:v5e-8 or cuda:h200-8: their compiler estimates, nothing is measured.
         --target tpu:v5e-8 is the same.
       price: of a device-hour, in any currency.
       json: as JSON.
@@ -151,8 +151,8 @@ def plan(
     from bdjax.sweep.estimate import Measuring, overview
     from bdjax.sweep.plan_text import lines
 
-    if target_devices is not None and (budget is not None or refresh or execution_of(executed)):
-        raise UserError("--target-devices measures nothing: --budget, --refresh and the flags of an execution do not go with it")
+    if hardware is not None and (budget is not None or refresh or execution_of(executed)):
+        raise UserError("--hardware measures nothing: --budget, --refresh and the flags of an execution do not go with it")
     if not tune and (refresh or budget is not None):
         raise UserError("--no-tune measures nothing: --refresh and --budget do not go with it")
     found = overview(
@@ -164,7 +164,7 @@ def plan(
         limit=cells.limit(),
         data_dir=data_dir,
         say=lambda line: print(line, file=sys.stderr, flush=True),
-        target=target_devices,
+        target=hardware,
         price=price,
     )
     print(encoding.dumps(plain(found), indent=2) if json else "\n".join(lines(found)))

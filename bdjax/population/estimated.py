@@ -16,8 +16,11 @@ CALL = re.compile(
     r" (?:call|conditional)\(.*(?:to_apply=|branch_computations=\{|true_computation=)(.*?)(?:\}|, metadata|, backend|$)"
 )
 CONSTANT = re.compile(r"%([\w.\-]+) = s32\[\][^ ]* constant\((\d+)\)")
+# By what an instruction does: its name may be that of JAX's function, as in "%psum.3 = f32[8] all-reduce(…)".
 COLLECTIVE = re.compile(
-    r"%((?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)[\w.\-]*) = "
+    r"^ +(?:ROOT )?%?([\w.\-]+) = .*? "
+    r"(?:all-reduce|all-gather|(?:ragged-)?all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\(",
+    re.MULTILINE,
 )
 
 

@@ -57,14 +57,15 @@ def parse(text: str) -> Target:
     """
     found = re.fullmatch(r"([a-z]+):([a-z0-9]+)(?:-([0-9]+))?", text)
     if not found:
-        raise UserError(f"a target is platform:kind-number, as in tpu:v5e-8 or cuda:h200-8; given {text!r}")
+        raise UserError(f"hardware is written platform:kind-number, as in tpu:v5e-8 or cuda:h200-8; given {text!r}")
     platform, kind = found[1], found[2]
-    choose("target platform", platform, CHIPS)
+    choose("platform of hardware", platform, CHIPS)
     choose(f"kind of {platform} devices", kind, CHIPS[platform])
     cores = CHIPS[platform][kind].cores
     size = int(found[3]) if found[3] else cores
     if size < cores or size % cores:
-        raise UserError(f"the number of a {kind} slice counts {cores} cores of each device; given {size}")
+        counts = "devices" if cores == 1 else f"cores, {cores} of each device"
+        raise UserError(f"the number behind {kind} counts {counts}, and is at least {cores}; given {size}")
     return Target(text, platform, kind, size // cores)
 
 

@@ -55,7 +55,8 @@ def _bill(found: Overview) -> list[str]:
         count = targets.parse(found.target).devices
         said.append(f"in all at least {hours:,.3g} device-hours, {hours / count / 24:,.3g} days of {count} devices")
     if found.price is not None:
-        said.append(f"at {found.price:g} a device-hour: {hours * found.price:,.2f}")
+        bill = hours * found.price
+        said.append(f"at {found.price:g} a device-hour: " + (f"{bill:,.0f}" if bill >= 100 else f"{bill:.3g}"))
     return said
 
 

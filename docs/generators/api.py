@@ -35,7 +35,7 @@ ROOMS = {
     "population": ("population",),
     "store": ("store.records", "store.rows", "store.location", "store.leases", "store.checkpoints", "store.hashing"),
     "plugins": ("plugins",),
-    "sweep": ("sweep.grid", "sweep.run", "sweep.check", "sweep.estimate", "sweep.status", "sweep.ray"),
+    "sweep": ("sweep.grid", "sweep.run", "sweep.check", "sweep.estimate", "sweep.first_tuning", "sweep.status", "sweep.ray"),
     "results": ("results",),
     "interop": ("interop",),
 }

@@ -14,6 +14,7 @@ from bdjax.cli.scenario import grid_of
 from bdjax.data import DATASETS
 from bdjax.errors import UserError
 from bdjax.sweep import expand
+from tests.docs.gcloud import parsed
 from tests.docs.pages import TOP, blocks, generated, written
 
 LANGUAGES = {"python", "console", "bash", "text", "json", "bibtex"}
@@ -91,6 +92,8 @@ def understand(words, parse, build=True):
     elif name in ("python", "python3", "sbatch", "bash"):
         file = next(word for word in rest if not word.startswith("-"))
         assert (TOP / file).is_file(), words
+    elif name == "gcloud":
+        parsed(rest)
     elif name == "pip":
         asked = [extra for word in rest if (found := re.search(r"(?:^\.|bdjax)\[(.+)\]", word)) for extra in found[1].split(",")]
         assert rest[0] == "install" and set(asked) <= EXTRAS, words

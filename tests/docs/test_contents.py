@@ -14,7 +14,7 @@ from docs.generators.methods import TABLES
 from tests.docs.pages import TOP, generated, written
 
 WORDS = ["member", "population", "cell", "profile", "spc", "ACC", "ASR", "RA", "ARR", "DER", "mitigated", "lowering", "strategy"]
-WORDS += ["edition", "record", "lease", "seed"]
+WORDS += ["edition", "record", "lease", "seed", "hardware", "estimate"]
 PARTS = ("**Paper.**", "**Costs.**", "**Needs**", "## What differs", "## Where it is checked", "```bibtex")
 MOST = 900
 
