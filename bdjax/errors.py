@@ -78,7 +78,7 @@ def folder_like(path: str) -> str | None:
         beside = [entry.name for entry in place.parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     except OSError:
         return None
-    near = nearest(place.name, beside, cutoff=0.6)
+    near = nearest(place.name, beside, cutoff=0.75)
     return None if near is None else str(place.parent / near)
 
 

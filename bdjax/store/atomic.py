@@ -75,7 +75,7 @@ def writable(out: str | os.PathLike[str] | Location) -> Location:
 def probed(out: str | os.PathLike[str] | Location) -> Location:
     """As :func:`writable`, but folders that were not there are not there afterwards either."""
     place = location.locate(out)
-    made = [folder for folder in (place, *place.parents) if not folder.exists()] if isinstance(place, Path) else []
+    made = [folder for folder in (place, *place.parents) if not os.path.exists(folder)] if isinstance(place, Path) else []
     try:
         return writable(place)
     finally:

@@ -148,6 +148,10 @@ WRONG = {
     ),
     "a part of a folder": (
         lambda p: layouts.write(p, {"train/a/0.png": b"", "notes.txt": b""}),
+        r"holds train/ and no test/: .* move a part of the images of each class into",
+    ),
+    "something else": (
+        lambda p: layouts.write(p, {"notes.txt": b""}),
         r"holds no data set: .* Found there: notes",
     ),
     "a lost batch": (
