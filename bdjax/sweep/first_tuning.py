@@ -95,11 +95,11 @@ def _images(one: Pending) -> int:
     """Images that the pending trainings and the defenses whose configuration names its epochs see."""
     branch, rows = one.branch, len(one.dataset.train.labels)
     seen = branch.attack.recipe.epochs * rows * sum(len(points) for points in one.training)
-    built = dict(zip(branch.defenses, branch.built, strict=True))
     for run in one.defenses:
-        epochs, spc = getattr(built[run.cell].config, "epochs", None), run.cell.spc
+        defense = branch.built[branch.defenses.index(run.cell)]
+        epochs, spc = getattr(defense.config, "epochs", None), run.cell.spc
         if isinstance(epochs, int) and spc is not None:
-            kept = rows_per_class(spc, built[run.cell].validation)[0]
+            kept = rows_per_class(spc, defense.validation)[0]
             seen += epochs * kept * branch.model.spec.classes * len(run.points)
     return seen
 

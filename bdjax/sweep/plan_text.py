@@ -23,6 +23,10 @@ def lines(found: Overview) -> list[str]:
         text += [f"  infeasible, and not counted: {reason}" for reason in cell.infeasible]
         text.append(f"  memory: {_memory(cell)}")
         text.append(f"  execution: {cell.origin}: {population.named(cell.execution)}")
+        if found.target and cell.members % cell.execution.devices:
+            text.append(
+                f"  devices: {cell.members} members do not fill {cell.execution.devices}; the time of idle ones is not counted"
+            )
         rate = "images per second not measured" if cell.rate is None else f"{cell.rate:,.0f} images/s ({cell.measured})"
         text.append(f"  training: {rate}{_hours(cell.hours)}")
         if cell.compile_seconds is not None:

@@ -82,6 +82,7 @@ def test_a_plan_for_a_slice_says_what_training_takes(cache):
     assert speed and int(speed[1].replace(",", "")) > 1000
     assert re.search(r"memory: per member .+ of parameters and momentum\); [\d,]+ members fit a device\n", done.stdout)
     assert "execution: default of v5e: vmap/native/scan, 8 devices\n" in done.stdout
+    assert "devices: 2 members do not fill 8; the time of idle ones is not counted\n" in done.stdout
     assert re.search(r"in all at least \S+ device-hours, \S+ days of 8 devices\nat 1\.2 a device-hour: [\d.e+-]+\n", done.stdout)
 
 
