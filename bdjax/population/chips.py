@@ -38,7 +38,7 @@ def _nvidia(
 
 # What the matrix units do in a cycle was checked with the compiler: a product of two 8192 x 8192 bf16 matrices is to reach 86 to
 # 93 % of it, on v6e 70 %.
-TPUS = {
+TPUS = {  # a device of v4 is one of a chip's two cores, as its compiler counts them here
     "v4": Chip(17_200_000_000, 1.375e14, "v4:2x2x1", "v4-8", 131_072),
     "v5e": Chip(17_200_000_000, 1.97e14, "v5e:2x2", "v5litepod-4", 131_072),
     "v5p": Chip(103_000_000_000, 4.59e14, "v5p:2x2x1", "v5p-8", 262_144, 2),
