@@ -7,7 +7,7 @@ from bdjax.attacks.table import ATTACKS
 from bdjax.cli import main as cli
 from bdjax.data import spec
 from bdjax.errors import UserError
-from bdjax.sweep import estimate, feasible, goal
+from bdjax.sweep import estimate, feasible, goal, plan_text
 from bdjax.sweep.grid import Grid
 from tests.sweep.small import DATA, EXECUTION, go
 
@@ -66,7 +66,7 @@ def test_a_plan_says_so_and_does_not_count_the_members():
     badnets, wanet = found.cells
     assert (badnets.members, len(badnets.infeasible), wanet.members, len(wanet.infeasible)) == (4, 1, 4, 1)
     assert found.members == 8 and {defend.members for defend in badnets.defenses} == {4}
-    text = "\n".join(estimate.lines(found))
+    text = "\n".join(plan_text.lines(found))
     assert "infeasible, and not counted: badnets poisons no row at ratio 0.0003" in text and "target 0, 4 members" in text
     longer = estimate.overview(Grid(attack=("wanet",), poison_ratio=(0.0003,)), measuring=estimate.Measuring(False, memory=False))
     assert not longer.cells[0].infeasible  # one is expected over 100 epochs
