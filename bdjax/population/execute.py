@@ -58,21 +58,26 @@ def at_once(execution: Execution, total: int) -> int:
     return -(-min(execution.chunk or total, total) // execution.devices) * execution.devices
 
 
-def call(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution) -> Any:
-    """Run members that fit at once, with nothing to fall back on; the "sequential" strategy takes one for each device."""
+def call(
+    function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution, *, donate: bool = False
+) -> Any:
+    """Run members that fit at once, with nothing to fall back on; the "sequential" strategy takes one for each device.
+
+    With ``donate`` the result may take the buffers of ``stacked``, which is not to be used any more.
+    """
     batched = execution.strategy != "sequential"
     if execution.devices > 1:
         mesh = _mesh(execution.devices)
         stacked = hosts.spread(stacked, mesh, PartitionSpec("members"))
         shared = hosts.spread(shared, mesh, PartitionSpec())
-        return hosts.gather(compiled(function, batched, execution.devices, len(shared))(stacked, *shared))
+        return hosts.gather(compiled(function, batched, execution.devices, len(shared), donate)(stacked, *shared))
     if not batched:
         one = take(stacked, 0)
-        out = (compiled(function, False, 1, len(shared)) if execution.loop == "scan" else function)(one, *shared)
+        out = (compiled(function, False, 1, len(shared), donate) if execution.loop == "scan" else function)(one, *shared)
         return stack([out])
     if execution.loop == "dispatch":
         return jax.vmap(function, in_axes=(0, *(None,) * len(shared)))(stacked, *shared)
-    return compiled(function, True, 1, len(shared))(stacked, *shared)
+    return compiled(function, True, 1, len(shared), donate)(stacked, *shared)
 
 
 @functools.lru_cache(maxsize=8)
@@ -89,7 +94,9 @@ def _of_stacks_of_one(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=32)
-def compiled(function: Callable[..., Any], batched: bool, devices: int, arguments: int) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], batched: bool, devices: int, arguments: int, donate: bool = False
+) -> Callable[..., Any]:
     """Return the jitted program; cached on the function, so that chunks and repeated calls compile once.
 
     With several devices it takes a stack; each device runs its members batched, or else the one that it has.
@@ -104,4 +111,4 @@ def compiled(function: Callable[..., Any], batched: bool, devices: int, argument
         function = jax.shard_map(
             function, mesh=_mesh(devices), in_specs=(along, *(everywhere,) * arguments), out_specs=along, check_vma=False
         )
-    return jax.jit(function, compiler_options=compiler_options.options())
+    return jax.jit(function, donate_argnums=0 if donate else (), compiler_options=compiler_options.options())

@@ -183,6 +183,34 @@ def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int
     return carry, _map(lambda *leaves: jnp.stack(leaves), *ys)
 
 
+def span(
+    body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, record: Any, first: Any, count: Any, loop: Loop
+) -> tuple[Any, Any]:
+    """A part of :func:`epochs`: ``body`` for epochs ``first`` … ``first + count - 1``, and their ``y`` in ``record``.
+
+    One compiled program serves every part, as both numbers are traced; ``body`` computes what it computes in :func:`epochs`.
+
+    Args:
+      body: ``(carry, epoch i32[]) -> (carry, y)``.
+      carry: pytree of arrays.
+      record: like ``y`` with all epochs on axis 0.
+      first, count: i32[]; numbers where ``loop.kind`` is "dispatch".
+      loop: how to execute.
+    """
+
+    def step(e: Any, both: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, record = both
+        e = jnp.asarray(e, jnp.int32)
+        carry, y = body(carry, e)
+        return carry, _map(lambda all_of, one: all_of.at[e].set(one), record, y)
+
+    if loop.kind == "scan":
+        return lax.fori_loop(first, first + count, step, (_map(jnp.asarray, carry), record))
+    for e in range(int(first), int(first) + int(count)):
+        carry, record = step(e, (carry, record))
+    return carry, record
+
+
 def inner(count: int, step: Callable[[Any, Any], Any], carry: Any, loop: Loop) -> Any:
     """``lax.fori_loop(0, count, step, carry)`` inside a body of :func:`steps`.
 
