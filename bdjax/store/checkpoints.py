@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,24 +51,41 @@ def save(out: Location, cell: str, name: str, stored: Stored) -> Location:
       UserError: the folder cannot be written or the disk is full.
     """
     path = folder(out, cell, name)
-    if not hosts.is_leader():
-        return path
-    if not isinstance(path, Path):
-        with tempfile.TemporaryDirectory(prefix="bdjax-") as made, writing(Path(made)):
-            remote_checkpoints.save(path, _write(Path(made), stored), stored.members)
-        return path
-    path = path.absolute()
-    with writing(path), atomic.replacing(path, sync_files=False) as temporary:
-        temporary.mkdir()
-        manifest = checkpoint_manifest.describe(stored.members, _write(temporary, stored))
-        atomic.replace_file(temporary / checkpoint_manifest.NAME, checkpoint_manifest.encode(manifest))
+    if hosts.is_leader():
+        save_tree(path, stored.members, {"variables": stored.variables, "trigger": dict(enumerated(stored.trigger))})
     return path
 
 
-def _write(into: Path, stored: Stored) -> Path:
+def enumerated(leaves: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield leaves with their numbers as names, as trees on disk have them."""
+    return ((str(i), leaf) for i, leaf in enumerate(leaves))
+
+
+def save_tree(path: Location, members: Sequence[str], tree: Any) -> None:
+    """Store a tree of host arrays in a folder, replacing what lay there.
+
+    Args:
+      path: the folder.
+      members: whose arrays they are.
+      tree: nested dictionaries of arrays.
+
+    Raises:
+      UserError: the folder cannot be written or the disk is full.
+    """
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory(prefix="bdjax-") as made, writing(Path(made)):
+            remote_checkpoints.save(path, _write(Path(made), tree), members)
+        return
+    path = path.absolute()
+    with writing(path), atomic.replacing(path, sync_files=False) as temporary:
+        temporary.mkdir()
+        manifest = checkpoint_manifest.describe(members, _write(temporary, tree))
+        atomic.replace_file(temporary / checkpoint_manifest.NAME, checkpoint_manifest.encode(manifest))
+
+
+def _write(into: Path, tree: Any) -> Path:
     """Write the files of a checkpoint into a folder of this machine; return the folder below it that holds them."""
-    state = {"variables": stored.variables, "trigger": {str(i): leaf for i, leaf in enumerate(stored.trigger)}}
-    state = jax.tree.map(np.asarray, state)
+    state = jax.tree.map(np.asarray, tree)
     _reserve(into / "room", sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     with _no_traces(), _checkpointer() as checkpointer:
         checkpointer.save(into / checkpoint_manifest.STATE, state)
@@ -113,7 +130,7 @@ def find(out: Location, cell: str) -> dict[str, tuple[str, int]]:
     quarantined. A file of the right size that was changed is found by :func:`load`.
     """
     found: dict[str, tuple[str, int]] = {}
-    for path in _checkpoints(out / "models" / cell):
+    for path in complete(out / "models" / cell):
         try:
             members = checkpoint_manifest.members_of(path)
             found.update({member: (path.name, i) for i, member in enumerate(members)})
@@ -122,7 +139,8 @@ def find(out: Location, cell: str) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _checkpoints(base: Location) -> Sequence[Location]:
+def complete(base: Location) -> Sequence[Location]:
+    """Return the folders of the complete checkpoints below a folder, in the order of their names."""
     if not isinstance(base, Path):
         return remote_checkpoints.complete(base)
     return sorted(p for p in base.iterdir() if _is_checkpoint(p)) if base.is_dir() else []
@@ -161,10 +179,24 @@ def load(out: Location, cell: str, places: Sequence[tuple[str, int]]) -> Stored:
 
 def _restore(path: Location) -> Stored:
     """Read one checkpoint; raises Corrupt where it is damaged or gone."""
+    members, state = load_tree(path)
+    return Stored(members, state["variables"], in_order(state["trigger"]))
+
+
+def load_tree(path: Location) -> tuple[tuple[str, ...], Any]:
+    """Return the members and the tree of what :func:`save_tree` stored in a folder.
+
+    Raises:
+      Corrupt: it is damaged or gone.
+      UserError: the store cannot be reached.
+    """
     with _local_copy(path) as (members, files), _checkpointer() as checkpointer:
-        state = jax.tree.map(np.asarray, checkpointer.restore(files))
-    leaves = state["trigger"] or {}
-    return Stored(tuple(members), state["variables"], tuple(leaves[str(i)] for i in range(len(leaves))))
+        return tuple(members), jax.tree.map(np.asarray, checkpointer.restore(files))
+
+
+def in_order(leaves: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    """Return the leaves of :func:`enumerated` in their order; an empty tree is None on disk."""
+    return tuple((leaves or {})[str(i)] for i in range(len(leaves or {})))
 
 
 @contextlib.contextmanager
