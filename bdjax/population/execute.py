@@ -29,15 +29,37 @@ def run(function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...] = ()
       The results, stacked on axis 0 in the members' order.
     """
     execution = check(execution or default_execution())
-    total, done = size(stacked), 0
-    chunk = at_once(execution, total)
+    return in_chunks(lambda members, done, results: call(function, members, shared, execution), stacked, execution)
+
+
+def in_chunks(
+    run_chunk: Callable[[Any, int, Any], Any],
+    stacked: Any,
+    execution: Execution,
+    chunk: int = 0,
+    done: int = 0,
+) -> Any:
+    """Run a stack of members part by part; a chunk for which the memory is not enough is halved, which is said on stderr.
+
+    Args:
+      run_chunk: ``(members, members done, their results or ()) -> results`` of as many members as run at once.
+      stacked: pytree with the members on axis 0 of every leaf.
+      execution: decides how many run at once.
+      chunk: how many run at once where that is known; 0 = as ``execution`` says.
+      done: how many of the first members are left out.
+
+    Returns:
+      The results of the others, stacked on axis 0 in the members' order.
+    """
+    total = size(stacked)
     results: list[Any] = []
+    chunk = chunk or at_once(execution, total)
     while done < total:
         index = np.minimum(
             np.arange(done, done + chunk), total - 1
         )  # the last chunk is filled up, so that it compiles nothing new
         try:
-            out = call(function, take(stacked, index), shared, execution)
+            out = run_chunk(take(stacked, index), done, concatenate(results) if results else ())
             jax.block_until_ready(out)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= execution.devices or hosts.is_multiprocess():

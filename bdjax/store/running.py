@@ -10,25 +10,17 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from bdjax.population import hosts
+from bdjax.population.snapshots import Snapshot
 from bdjax.store import checkpoints, objects
 from bdjax.store.atomic import Corrupt, quarantine
 from bdjax.store.location import Location
 
 KEPT = 2
-
-
-class Snapshot(NamedTuple):
-    """A population between two segments, on the host."""
-
-    at_once: int  # members that run together
-    finished: int  # members whose results are there
-    rounds: int  # that the running members have behind them
-    state: tuple[np.ndarray, ...]  # leaves of the running members' state
-    results: tuple[np.ndarray, ...]  # leaves of the results of the finished ones; empty where none is
 
 
 class Keeper:
@@ -41,7 +33,7 @@ class Keeper:
       members: hashes of the members.
     """
 
-    def __init__(self, out: Location, cell: str, name: str, members: Sequence[str]) -> None:
+    def __init__(self, out: Location, cell: str, name: str, members: Sequence[str] = ()) -> None:
         self.base: Any = out / "running" / cell / name
         self.members = tuple(members)
         self._writing: threading.Thread | None = None
@@ -53,6 +45,8 @@ class Keeper:
         Raises:
           UserError: the one before could not be written.
         """
+        if not hosts.is_leader():
+            return
         self.wait()
         self._writing = threading.Thread(target=self._write, args=(snapshot,), name="bdjax-snapshot")
         self._writing.start()
@@ -68,6 +62,9 @@ class Keeper:
 
     def latest(self) -> Snapshot | None:
         """Return the newest snapshot that is not damaged; None where there is none of these members."""
+        return hosts.broadcast(self._latest() if hosts.is_leader() else None)
+
+    def _latest(self) -> Snapshot | None:
         for path in reversed(self._there()):
             try:
                 members, tree = checkpoints.load_tree(path)
@@ -85,7 +82,8 @@ class Keeper:
         """Remove all snapshots: the cell is finished."""
         with contextlib.suppress(Exception):  # what could not be written is not needed any more
             self.wait()
-        _remove(self.base)
+        if hosts.is_leader():
+            _remove(self.base)
 
     def _write(self, snapshot: Snapshot) -> None:
         tree = {

@@ -15,10 +15,11 @@ from bdjax.types import Split
 from tests.toy import patch_attack
 
 ROWS, EPOCHS = 160, 5
-STACK = members([0, 5], [0.1], ROWS)[0]
+STACK = members([0, 5, 9], [0.1], ROWS)[0]
 FORMS = {
     "side by side": Execution("vmap", "patches", "scan"),
-    "every step repeated": Execution("unrolled", "native", "scan"),
+    "in chunks": Execution("map", "native", "scan", chunk=2),
+    "every step repeated": Execution("unrolled", "native", "scan", chunk=2),
     "one after another": Execution("sequential", "native", "scan"),
     "one on each of two devices": Execution("sequential", "native", "scan", devices=2),
     "side by side on two devices": Execution("vmap", "native", "scan", devices=2),
@@ -27,14 +28,31 @@ FORMS = {
 
 
 class InTurns(Pace):
-    """Segments of given lengths."""
+    """Segments of these lengths, again and again."""
 
     def __init__(self, *lengths):
         super().__init__()
         self.lengths = list(lengths)
 
     def rounds(self, left):
-        return min(self.lengths.pop(0), left)
+        self.lengths.append(self.lengths.pop(0))
+        return min(self.lengths[-1], left)
+
+
+class Kept:
+    """A keeper in memory; a run that is to be "killed" ends after so many snapshots."""
+
+    def __init__(self, killed_after=0, last=None):
+        self.killed_after, self.last, self.seen = killed_after, last, []
+
+    def keep(self, snapshot):
+        self.last = snapshot
+        self.seen.append(snapshot[:3])
+        if len(self.seen) == self.killed_after:
+            raise KeyboardInterrupt
+
+    def latest(self):
+        return self.last
 
 
 def setting(dataset, execution):
@@ -49,45 +67,35 @@ def same(one, other):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_same_bits_wherever_it_is_cut(form, tiny_dataset):
-    execution = FORMS[form]
-    whole, parts, data = setting(tiny_dataset, execution)
-    stack = STACK if execution.devices > 1 or execution.strategy != "sequential" else jax.tree.map(lambda x: x[:1], STACK)
-    kept = {}
-
-    def between(state, done):
-        kept[done] = jax.device_get(jax.tree.map(words, state))
-
-    found = run_segments(parts, stack, (data,), execution, pace=InTurns(1, 3, 9), between=between)
-    assert list(kept) == [1, 4]
-    near(found, run(whole, stack, (data,), execution))  # another program: the compiler may round otherwise
-    for done, state in kept.items():  # as after a process was killed there
-        state = jax.tree.map(jnp.asarray, state)
-        like = jax.eval_shape(jax.vmap(lambda m: parts.begin(m, data)), stack)
-        state = jax.tree.map(of_words, like, state)
-        again = run_segments(parts, stack, (data,), execution, pace=InTurns(9), between=between, state=state, done=done)
-        same(again, found)
-
-
 def near(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), jax.device_get(one), jax.device_get(other))
 
 
-def words(leaf):
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_bits_wherever_it_is_cut_and_killed(form, tiny_dataset):
+    execution = FORMS[form]
+    whole, parts, data = setting(tiny_dataset, execution)
+    undisturbed = Kept()
+    found = run_segments(parts, STACK, (data,), execution, keeper=undisturbed, pace=InTurns(1, 3))
+    near(found, run(whole, STACK, (data,), execution))  # another program: the compiler may round otherwise
+    same(found, run_segments(parts, STACK, (data,), execution, pace=InTurns(99)))
+    for after in (1, len(undisturbed.seen)):
+        killed = Kept(killed_after=after)
+        with pytest.raises(KeyboardInterrupt):
+            run_segments(parts, STACK, (data,), execution, keeper=killed, pace=InTurns(1, 3))
+        again = Kept(last=killed.last)
+        same(found, run_segments(parts, STACK, (data,), execution, keeper=again, pace=InTurns(2)))
+        assert len(again.seen) < len(undisturbed.seen)
 
 
-def of_words(like, leaf):
-    return jax.random.wrap_key_data(leaf) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else leaf
-
-
-def test_a_segment_grows_to_its_seconds_from_one_round():
-    pace = Pace(60)
+def test_a_segment_grows_to_its_seconds_from_one_round_and_with_the_cost_of_keeping():
+    pace = Pace()
     assert pace.rounds(100) == 1
-    pace.took(1, 20)
-    assert pace.rounds(100) == 3 and pace.rounds(2) == 2
-    pace.took(3, 30)
-    assert pace.rounds(100) == 6
+    pace.took(1, 0.5)
+    assert pace.rounds(100) == 10 and pace.rounds(2) == 2
+    pace.kept(0.2)  # a hundredth of 20 seconds
+    assert pace.rounds(100) == 40
+    pace.kept(100)
+    assert pace.rounds(1000) == 120
     pace.took(6, 600)
     assert pace.rounds(100) == 1

@@ -1,0 +1,61 @@
+"""A running population on the host: its leaves as plain arrays, and back onto the devices."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Snapshot(NamedTuple):
+    """A population between two segments, on the host."""
+
+    at_once: int  # members that run together
+    finished: int  # members whose results are there
+    rounds: int  # that the running members have behind them
+    state: tuple[np.ndarray, ...]  # leaves of the running members' state
+    results: tuple[np.ndarray, ...]  # leaves of the results of the finished ones; empty where none is
+
+
+class Keeper(Protocol):
+    """Who keeps snapshots."""
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot; it may be written beside what is computed next."""
+
+    def latest(self) -> Snapshot | None:
+        """Return the newest snapshot; None where there is none."""
+
+
+def leaves(tree: Any) -> tuple[np.ndarray, ...]:
+    """Return the leaves of a tree on the host, keys as their words."""
+    return tuple(np.asarray(jax.device_get(_words(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def tree(like: Any, found: Sequence[np.ndarray]) -> Any:
+    """Return the tree whose :func:`leaves` these are.
+
+    Args:
+      like: a tree of the same structure and dtypes, of shapes.
+      found: its leaves.
+
+    Raises:
+      ValueError: they are not those of such a tree.
+    """
+    shapes, structure = jax.tree.flatten(like)
+    if len(shapes) != len(found):
+        raise ValueError(f"{len(found)} leaves for a tree of {len(shapes)}")
+    return jax.tree.unflatten(structure, [_leaf(shape, leaf) for shape, leaf in zip(shapes, found, strict=True)])
+
+
+def _words(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _leaf(like: Any, found: np.ndarray) -> Any:
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(found))
+    if like.dtype != found.dtype:
+        raise ValueError(f"a leaf of {found.dtype} where {like.dtype} is expected")
+    return jnp.asarray(found)
