@@ -29,7 +29,8 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from bdjax.models import by_name
 from bdjax.population import Execution, estimated, targets
 from bdjax.population.chips import TPUS
-from benchmarks.accelerator_programs import WORKS, for_members, program
+from bdjax.population.memory import program_bytes
+from benchmarks.accelerator_programs import WORKS, Program, for_members, program
 from benchmarks.measure import Network, forward_macs, network, synthetic, write
 
 NETWORKS = (
@@ -117,7 +118,7 @@ def measured(about: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     compiled = _lowered(function, shapes, about).compile()
     took = time.perf_counter() - start
-    cost, memory = estimated.cost(compiled.as_text()), compiled.memory_analysis()
+    cost, total, fixed = estimated.cost(compiled.as_text()), program_bytes(compiled), shared_bytes(about["work"], one)
     each = 1 if strategy == "sequential" else about["members"] // about["chips"]
     cycles = cost.step.cycles / each
     return {
@@ -126,10 +127,18 @@ def measured(about: dict[str, Any]) -> dict[str, Any]:
         **{kind: part / each / 1e6 for kind, part in by_kind(cost.step).items()},
         "once Mcycles": cost.once / each / 1e6,
         "parts": len(cost.step.instructions),
-        "GB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes) / 1e9,
+        "fixed MB": fixed / 1e6,
+        "MB/member": (total - fixed) / each / 1e6,
         "compile s": took,
         "collectives": len(cost.collectives),
     }
+
+
+def shared_bytes(work: str, one: Program) -> int:
+    """Bytes of the images that all members of a program read; what it does not read is not in it."""
+    data = one.shared[0]
+    read = {"train": (data.train, data.triggered), "evaluate": data.test}.get(work, data.train)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(read))
 
 
 def _lowered(function: Any, shapes: tuple[Any, ...], about: dict[str, Any]) -> Any:
