@@ -40,7 +40,7 @@ GROUPS = [group for group in GROUPS if {default(group[2]), "sequential/native"} 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: f"{group[0]} {group[2]} {group[1]}")
 def test_no_default_is_slower_than_one_at_a_time(group):
-    # One exception: PreActResNet-18 of width 16 is evaluated with the form it is trained with, which costs 7 % of that small part.
+    # One exception: PreActResNet-18 of width 16 is evaluated in the form of its training, which costs 7 % of that small part.
     slack = 1.08 if group[0] == "evaluate" else 1
     found = of(group)
     assert found[default(group[2])] <= slack * found["sequential/native"]
