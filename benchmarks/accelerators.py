@@ -30,8 +30,9 @@ from bdjax.models import by_name
 from bdjax.population import Execution, estimated, targets
 from bdjax.population.chips import TPUS
 from bdjax.population.memory import program_bytes
+from bdjax.population.multiplications import PASSES, forward_macs
 from benchmarks.accelerator_programs import WORKS, Program, for_members, program
-from benchmarks.measure import Network, forward_macs, network, synthetic, write
+from benchmarks.measure import Network, network, synthetic, write
 
 NETWORKS = (
     "cnn:16:32:128",
@@ -170,7 +171,7 @@ def _matrix_cycles(about: dict[str, Any], net: Network) -> float:
     """Cycles that the multiplications of a step take with the matrix units always full: three times the forward pass to train."""
     rows = {"train": net.batch, "evaluate": 2 * net.batch}.get(about["work"], min(net.batch, 10 * about["spc"]))
     model = by_name(net.name, synthetic(1, 1, net.size).spec, width=net.width)
-    passes = 1 if about["work"] == "evaluate" else 3
+    passes = 1 if about["work"] == "evaluate" else PASSES
     return 2 * passes * rows * forward_macs(model, net.size) / TPUS[about["kind"]].per_cycle
 
 
