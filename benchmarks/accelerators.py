@@ -29,8 +29,10 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from bdjax.models import by_name
 from bdjax.population import Execution, estimated, targets
 from bdjax.population.chips import TPUS
-from benchmarks.accelerator_programs import WORKS, for_members, program
-from benchmarks.measure import Network, forward_macs, network, synthetic, write
+from bdjax.population.memory import program_bytes
+from bdjax.population.multiplications import PASSES, forward_macs
+from benchmarks.accelerator_programs import WORKS, Program, for_members, program
+from benchmarks.measure import Network, network, synthetic, write
 
 NETWORKS = (
     "cnn:16:32:128",
@@ -117,7 +119,7 @@ def measured(about: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     compiled = _lowered(function, shapes, about).compile()
     took = time.perf_counter() - start
-    cost, memory = estimated.cost(compiled.as_text()), compiled.memory_analysis()
+    cost, total, fixed = estimated.cost(compiled.as_text()), program_bytes(compiled), shared_bytes(about["work"], one)
     each = 1 if strategy == "sequential" else about["members"] // about["chips"]
     cycles = cost.step.cycles / each
     return {
@@ -126,10 +128,18 @@ def measured(about: dict[str, Any]) -> dict[str, Any]:
         **{kind: part / each / 1e6 for kind, part in by_kind(cost.step).items()},
         "once Mcycles": cost.once / each / 1e6,
         "parts": len(cost.step.instructions),
-        "GB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes) / 1e9,
+        "fixed MB": fixed / 1e6,
+        "MB/member": (total - fixed) / each / 1e6,
         "compile s": took,
         "collectives": len(cost.collectives),
     }
+
+
+def shared_bytes(work: str, one: Program) -> int:
+    """Bytes of the images that all members of a program read; what it does not read is not in it."""
+    data = one.shared[0]
+    read = {"train": (data.train, data.triggered), "evaluate": data.test}.get(work, data.train)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(read))
 
 
 def _lowered(function: Any, shapes: tuple[Any, ...], about: dict[str, Any]) -> Any:
@@ -161,7 +171,7 @@ def _matrix_cycles(about: dict[str, Any], net: Network) -> float:
     """Cycles that the multiplications of a step take with the matrix units always full: three times the forward pass to train."""
     rows = {"train": net.batch, "evaluate": 2 * net.batch}.get(about["work"], min(net.batch, 10 * about["spc"]))
     model = by_name(net.name, synthetic(1, 1, net.size).spec, width=net.width)
-    passes = 1 if about["work"] == "evaluate" else 3
+    passes = 1 if about["work"] == "evaluate" else PASSES
     return 2 * passes * rows * forward_macs(model, net.size) / TPUS[about["kind"]].per_cycle
 
 

@@ -29,8 +29,9 @@ import jax
 from bdjax.defenses.table import DEFENSES
 from bdjax.models import MODELS, PRECISIONS
 from bdjax.population import Execution, default_execution
+from bdjax.population.multiplications import forward_macs
 from benchmarks.bdjax_contestants import CLASSES, network, ours
-from benchmarks.measure import badnets_on, forward_macs, synthetic, write
+from benchmarks.measure import badnets_on, synthetic, write
 from benchmarks.population_scaling import EXECUTIONS
 
 VARIANTS = {

@@ -10,10 +10,11 @@ from bdjax.models import PRECISIONS
 from bdjax.models.table import by_name
 from bdjax.population import Execution, adapt, forms, members, named, run
 from bdjax.population.execute import call
+from bdjax.population.multiplications import forward_macs
 from bdjax.types import Model
 from benchmarks.gpu_rows import Suite
 from benchmarks.gpu_torch import START, beside
-from benchmarks.measure import badnets_on, forward_macs, matmul_ceiling, seconds, synthetic, training_of
+from benchmarks.measure import badnets_on, matmul_ceiling, seconds, synthetic, training_of
 
 FORMS = 3  # the likeliest
 VARIANTS = {"compiled": "torch.compile", "eager": "eager"}

@@ -18,7 +18,6 @@ import optax
 import bdjax
 from bdjax.attacks.table import ATTACKS
 from bdjax.keys import root
-from bdjax.population.multiplications import forward_macs as forward_macs
 from bdjax.train.experiment import Data, preparation, stage
 from bdjax.train.trainer import Trained, trainer
 from bdjax.types import Attack, Dataset, DataSpec, Member, Model, Split

@@ -2,13 +2,12 @@
 
 import collections
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_origin, get_type_hints
 
 from bdjax.cli import values
-from bdjax.errors import UserError, choose, command
+from bdjax.errors import UserError, choose, command, nearest
 from bdjax.types import Recipe
 
 Commands = Mapping[str, Callable[..., int]]
@@ -102,14 +101,14 @@ def _many(kind: Any) -> bool:
 def _unknown(flag: str, name: str, commands: Commands) -> UserError:
     known = flags(commands[name])
     field = flag[2:].replace("-", "_")
-    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+    near = nearest(flag, known, cutoff=0.6)
     others = [other for other in commands if flag in flags(commands[other])]
     if "--config" in known and field in Recipe._fields and field not in FLAGGED:
         hint = f" It is a field of the training: --config recipe.{field}=VALUE."
     elif others:
         hint = f" It is a flag of {_listed(f'bdjax {other}' for other in others)}."
     else:
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = f" Did you mean {near!r}?" if near else ""
     return UserError(f"unknown flag {flag!r} of bdjax {name}; {command(name, '--help')} lists them.{hint}")
 
 

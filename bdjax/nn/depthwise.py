@@ -177,11 +177,7 @@ def _taps_by_rows(axes: tuple[_Axis, _Axis], x: Array, g: Array) -> Float[Array,
 
 
 def _taps_at_once(axes: tuple[_Axis, _Axis], x: Array, g: Array) -> Float[Array, "_ _ c"]:
-    """Reduce the products of every tap as they are made, which an accelerator does in one pass.
-
-    A TPU's compiler estimates an eighth less for a step of MobileNetV3-Large than with :func:`_taps_by_rows`
-    (benchmarks/results/accelerators_v5e.md).
-    """
+    """Reduce the products of every tap as they are made, which an accelerator does in one pass."""
     rows, columns = axes
     padded = _pad(x, *((axis.low, axis.high, 0) for axis in axes))
     down, right = (axis.stride * (axis.out - 1) + 1 for axis in axes)

@@ -89,8 +89,7 @@ def _moments(x: Float[Array, "b ... d"], weight: Float[Any, "b ... 1"] | None) -
 
     Moments of float32 and wider are taken about the :func:`pivot`. Those of bfloat16 are taken about 0: that rounds the variance
     by some 2^-24 of the squared mean, less than the activations, rounded to 8 bits, have in them already, and an accelerator
-    then sums while it convolves, where a pivot costs two further passes: a tenth of a step of PreActResNet-18
-    (benchmarks/results/accelerators_v5e.md).
+    then sums while it convolves, where a pivot costs two further passes.
     """
     axes = tuple(range(x.ndim - 1))
     about = jnp.zeros(x.shape[-1], at_least_float32(x.dtype)) if x.dtype == jnp.bfloat16 else pivot(x, weight)

@@ -12,23 +12,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jaxlib
 
-import bdjax
 from bdjax.data.atomic import OWNER_ONLY, replace_file
 from bdjax.data.cache import cache_root, written_in
 from bdjax.population import estimated, targets
-from bdjax.population.autotune.cache import compute_dtype
+from bdjax.population.autotune.cache import work_key
 from bdjax.population.autotune.candidates import patch_work
 from bdjax.population.execution import Execution, adapt, default_execution
 from bdjax.population.memory import MEMORY_SHARE, activation_bytes, program_bytes
-from bdjax.population.multiplications import forward_macs
+from bdjax.population.multiplications import PASSES, forward_macs
 from bdjax.population.stacks import members as stack_of
 from bdjax.train.trainer import trainer
 from bdjax.types import Model
 
 STEPS = 2  # of the training that is compiled: a loop, whose body counts once
-PASSES = 3  # forward, gradient of the activations, gradient of the parameters
 TOGETHER = 4  # members of the program that is compiled where they run side by side; a step's cost is in proportion from there on
 
 
@@ -59,15 +56,8 @@ def foresee(model: Model, target: targets.Target, *, batch: int, say: Callable[[
     key = {
         "kind": target.kind,
         "compiler": targets.version(target.platform),
-        "model": model.name if model.source is None else f"{model.name} {model.source}",
-        "width": model.width,
-        "depth": model.depth,
-        "image": list(model.spec.image_shape),
-        "classes": model.spec.classes,
-        "batch": batch,
-        "dtype": compute_dtype(model),
         "execution": execution._asdict(),
-        "versions": [jax.__version__, jaxlib.__version__, bdjax.__version__],
+        **work_key(model, batch),
     }
     file = cache_root() / "foreseen" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
     if file.is_file() and (kept := json.loads(file.read_bytes()))["key"] == key:

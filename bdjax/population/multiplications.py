@@ -8,6 +8,8 @@ import numpy as np
 
 from bdjax.types import Model
 
+PASSES = 3  # of a training step: forward, gradient of the activations, gradient of the parameters
+
 
 def forward_macs(model: Model, size: int) -> int:
     """Multiply-accumulates of one image's forward pass: those of convolutions and matrix products, padding included."""

@@ -1,6 +1,5 @@
 """Which platform JAX starts: none that is not there, and what to say when it cannot start the one it was asked for."""
 
-import difflib
 import glob
 import importlib.metadata
 import importlib.util
@@ -8,6 +7,8 @@ import os
 import re
 
 import jax
+
+from bdjax.errors import nearest
 
 KNOWN = ("cpu", "cuda", "gpu", "rocm", "tpu")
 _CUDA = 'install it with: pip install "jax[cuda13]" (or cuda12)'
@@ -76,8 +77,8 @@ def _reason(name: str, text: str) -> tuple[str, str]:
     if "list of known backends" in text or text.startswith("Unknown backend"):
         if name in KNOWN:
             return "this JAX has no plug-in for it", _PLUG_IN.get(name, "install one")
-        near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.4)
-        return "there is no such platform", (f"did you mean {near[0]!r}? " if near else "") + f"known are {', '.join(KNOWN)}"
+        near = nearest(name, KNOWN)
+        return "there is no such platform", (f"did you mean {near!r}? " if near else "") + f"known are {', '.join(KNOWN)}"
     if "libtpu" in text and "open" in text:
         return "libtpu, its library, is not installed", _PLUG_IN["tpu"]
     message = " ".join(_AROUND.sub("", text).split())[:240].rstrip(".")

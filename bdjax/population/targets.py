@@ -114,9 +114,8 @@ def slice_of(kind: str, devices: int) -> tuple[Any, ...]:
     Raises:
       UserError: there is none, or the compiler is not installed.
     """
-    flat, cubic = {4: "2x2", 8: "2x4", 16: "4x4"}, {4: "2x2x1", 8: "2x2x2", 16: "2x2x4"}
-    shapes = cubic if TPUS[kind].compiler.count("x") == 2 else flat
-    for shape in shapes.values():
+    flat, cubic = ("2x2", "2x4", "4x4"), ("2x2x1", "2x2x2", "2x2x4")
+    for shape in cubic if TPUS[kind].compiler.count("x") == 2 else flat:
         found = topology(kind, f"{kind}:{shape}")
         if len(found) == devices:
             return found

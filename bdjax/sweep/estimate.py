@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import population
-from bdjax.data.clean_subset import rows_per_class
 from bdjax.population import Execution, Tuned, foreseen, platforms, targets
 from bdjax.sweep import build, expand, feasible, goal
 from bdjax.sweep.cell import DefenseCell
 from bdjax.sweep.execution import Chosen, chosen, origin, over, training_batch
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
+from bdjax.sweep.images import tuning_images
 from bdjax.sweep.run import sizes_of
 from bdjax.sweep.summary import member_bytes
 from bdjax.train.evaluate import EvalSet
@@ -263,7 +263,6 @@ def _defense_plan(
     cell: DefenseCell, defense: Defense, model: Model, grid: Grid, members: int, hours: float | None
 ) -> DefensePlan:
     defended = members * len(build.hyper_points(defense, grid.hyper.get(cell.defense, {}), cell.defense))
-    epochs, images = getattr(defense.config, "epochs", None), None
-    if isinstance(epochs, int) and cell.spc is not None:
-        images = epochs * rows_per_class(cell.spc, defense.validation)[0] * model.spec.classes * defended
+    each = tuning_images(cell, defense, model.spec.classes)
+    images = None if each is None else each * defended
     return DefensePlan(cell.defense, cell.spc, defended, images, None if hours is None or images is None else hours * images)

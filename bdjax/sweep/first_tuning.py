@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import population
-from bdjax.data.clean_subset import rows_per_class
 from bdjax.population import hosts
-from bdjax.population.multiplications import forward_macs
+from bdjax.population.multiplications import PASSES, forward_macs
 from bdjax.sweep.execution import Chosen, over, training_batch
+from bdjax.sweep.images import tuning_images
 from bdjax.sweep.pending import Pending
 from bdjax.types import Model
 
 LONG = 600.0  # seconds: a plan that is shorter is not worth measuring for
 MOST, SHARE = 60.0, 0.05  # seconds of measuring at most, and their share of the plan
 LEAST = 5.0  # seconds: a network whose share of the measuring is smaller runs by default
-PASSES = 3  # over a network, per image that it learns
 SIDE, UTILISATION = 2048, 0.3  # of the matrix product that shows how fast the device is, and the share of that a training reaches
 
 Say = Callable[[str], None]
@@ -97,10 +96,7 @@ def _images(one: Pending) -> int:
     seen = branch.attack.recipe.epochs * rows * sum(len(points) for points in one.training)
     for run in one.defenses:
         defense = branch.built[branch.defenses.index(run.cell)]
-        epochs, spc = getattr(defense.config, "epochs", None), run.cell.spc
-        if isinstance(epochs, int) and spc is not None:
-            kept = rows_per_class(spc, defense.validation)[0]
-            seen += epochs * kept * branch.model.spec.classes * len(run.points)
+        seen += (tuning_images(run.cell, defense, branch.model.spec.classes) or 0) * len(run.points)
     return seen
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bdjax.train.evaluate import finite
 from bdjax.train.optimisers import Optimiser
-from bdjax.train.vectors import Packed, pack
+from bdjax.train.vectors import Packed, pack, pack_all, unpack_all
 from bdjax.types import Array, ArrayTree, Bool, Float, Variables
 
 
@@ -26,7 +26,7 @@ class State(NamedTuple):
     @property
     def variables(self) -> Variables:
         """The network's variables."""
-        return {name: one.tree for name, one in self.packed.items()}
+        return unpack_all(self.packed)
 
 
 def begin(optimiser: Optimiser, variables: Variables, hyper: Any, measured: int) -> State:
@@ -39,7 +39,7 @@ def begin(optimiser: Optimiser, variables: Variables, hyper: Any, measured: int)
       measured: j, how many numbers are averaged beside the loss.
     """
     counters = jnp.int32(0), jnp.bool_(True), jnp.int32(-1), jnp.zeros(1 + measured, jnp.float32), jnp.int32(0)
-    packed = {name: pack(tree) for name, tree in variables.items()}
+    packed = pack_all(variables)
     return State(packed, pack(optimiser(hyper).init(variables["params"])), *counters)
 
 
@@ -78,7 +78,7 @@ def descend(
     params = jax.tree.map(lambda p, d: p - lr.astype(p.dtype) * d, params, direction)
     if project is not None:
         params = project(params)
-    changed = {name: pack(tree) for name, tree in {"params": params, **(learned or {})}.items()}
+    changed = pack_all({"params": params, **(learned or {})})
     taken = {"packed": {**state.packed, **changed}, "memory": pack(memory)}
     new = advance(state, jnp.isfinite(values[0]) & finite(gradient), values, taken)._replace(batches=state.batches + 1)
     return jax.tree.map(lambda a, b: jnp.where(jnp.sum(mask) > 0, a, b), new, state)

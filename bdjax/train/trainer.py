@@ -16,7 +16,7 @@ from bdjax.train.loops import epochs, host_callback, span, steps
 from bdjax.train.optimisers import sgd
 from bdjax.train.poison import Poison, Rows, poison_set, poisoner
 from bdjax.train.schedules import cosine
-from bdjax.train.vectors import Packed, pack
+from bdjax.train.vectors import Packed, pack, pack_all, unpack_all
 from bdjax.types import Array, Attack, Float, Int, Key, Member, Model, Recipe, Split, UInt8, Variables
 
 SCHEDULES = ("cosine", "constant")
@@ -118,7 +118,7 @@ def training(model: Model, attack: Attack, rows: int, report: Report | None = No
 
     @jax.jit
     def start(member: Member, labels: Int[Array, " n"], assets: Any) -> tuple[_State, Array, Array]:
-        packed = {name: pack(tree) for name, tree in model.init(stream(member.key, Stream.INIT)).items()}
+        packed = pack_all(model.init(stream(member.key, Stream.INIT)))
         poisoned, feasible = poison_set(attack, member, labels)
         trigger = first_trigger(attack, member, assets)
         momentum = sgd(recipe.momentum, recipe.weight_decay).init(packed["params"])
@@ -162,8 +162,7 @@ def training(model: Model, attack: Attack, rows: int, report: Report | None = No
 
     def end(running: Running) -> Trained:
         state = running.state
-        variables = {name: one.tree for name, one in state.packed.items()}
-        return Trained(variables, state.trigger, running.feasible, state.alive, state.stopped, running.losses)
+        return Trained(unpack_all(state.packed), state.trigger, running.feasible, state.alive, state.stopped, running.losses)
 
     def train(member: Member, data: Split, triggered: UInt8[Array, "n h w c"] | None, assets: Any) -> Trained:
         running = begin(member, data, assets)
@@ -217,7 +216,7 @@ def _gradients(model: Model, attack: Attack, poison: Poison) -> Callable[[Rows, 
 
         def loss(params: Packed, trigger: Any) -> tuple[Array, Any]:
             images, labels, extra, after = poison(rows, order, trigger, poisoning, augmenting)
-            variables = {name: one.tree for name, one in {**state.packed, "params": params}.items()}
+            variables = unpack_all({**state.packed, "params": params})
             out = model.apply(variables, images, train=True, key=network)
             ce = jnp.mean(cross_entropy(out.logits, labels))
             return ce + extra, (ce, pack(out.variables["batch_stats"]), after)

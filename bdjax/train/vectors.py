@@ -1,12 +1,12 @@
 """All vectors of a network side by side in one buffer while it is trained.
 
 A network has few large kernels and many short vectors: scales, biases and running statistics of its norms, or masks of a defense.
-A step treats every leaf on its own, and an accelerator pays the start of a program part for each, however short it is: of a step
-of PreActResNet-18 on a TPU 144 of 231 parts were of this kind. Side by side the same sums take one part
-(benchmarks/results/accelerators_v5e.md).
+A step treats every leaf on its own, and an accelerator pays the start of a program part for each, however short it is. Side by
+side the same sums take one part.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +56,16 @@ class Packed:
             vectors[dtype] = iter(lax.split(self.vectors[dtype], sizes))
         parts = [next(vectors[of]).reshape(shape) if len(shape) <= 1 else next(others) for shape, of in self._layout.leaves]
         return jax.tree.unflatten(self._layout.structure, parts)
+
+
+def pack_all(variables: Mapping[str, ArrayTree]) -> dict[str, Packed]:
+    """Pack every collection of some variables."""
+    return {name: pack(tree) for name, tree in variables.items()}
+
+
+def unpack_all(packed: Mapping[str, Packed]) -> dict[str, Any]:
+    """Return the variables whose collections these are; the inverse of :func:`pack_all`."""
+    return {name: one.tree for name, one in packed.items()}
 
 
 def pack(tree: ArrayTree) -> Packed:

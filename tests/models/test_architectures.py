@@ -13,7 +13,7 @@ from bdjax.models.efficientnet import efficientnet_b3
 from bdjax.models.mobilenet import mobilenet_v3_large
 from bdjax.models.preact_resnet import preactresnet18
 from bdjax.models.vgg import vgg19_bn
-from benchmarks.measure import forward_macs
+from bdjax.population.multiplications import forward_macs
 from benchmarks.shapes import layers
 from tests.later import some_later
 from tests.networks import INVERTED, PUBLISHED, WIDTHS, shapes, spec

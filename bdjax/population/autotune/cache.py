@@ -52,6 +52,15 @@ def tuning_key(model: Model, batch: int, candidates: Sequence[Execution] | None)
         "device": processor() if device.platform == "cpu" else device.device_kind,
         "devices": jax.local_device_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **work_key(model, batch),
+        "lists": LISTS,
+        "candidates": None if candidates is None else [execution._asdict() for execution in candidates],
+    }
+
+
+def work_key(model: Model, batch: int) -> dict[str, Any]:
+    """Return what a training step is, on any machine, as JSON values: the network, its batch and the versions that compile it."""
+    return {
         "model": model.name if model.source is None else f"{model.name} {model.source}",
         "width": model.width,
         "depth": model.depth,
@@ -62,8 +71,6 @@ def tuning_key(model: Model, batch: int, candidates: Sequence[Execution] | None)
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "bdjax": bdjax.__version__,
-        "lists": LISTS,
-        "candidates": None if candidates is None else [execution._asdict() for execution in candidates],
     }
 
 
