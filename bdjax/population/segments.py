@@ -1,92 +1,163 @@
 """A long computation of a population in segments, between which the host keeps what is there.
 
-Every segment is the same compiled program, called with another offset; the state stays on the devices and its buffers are reused.
-A run that was killed goes on at the last snapshot and ends with the same bits as one that was not.
+A segment is some rounds of a stage of the function (:mod:`bdjax.train.cuts`): the same compiled program, called with another
+offset; what it works on stays on the devices and its buffers are reused. A run that was killed goes on at the last snapshot and
+ends with the same bits as one that was not.
 """
 
+import functools
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax.population import execute, snapshots
-from bdjax.population.execution import Execution
+from bdjax.population.execution import Execution, check, default_execution
 from bdjax.population.snapshots import Keeper, Snapshot
 from bdjax.population.stacks import concatenate, size, take
-from bdjax.train.segmented import Segmented
+from bdjax.population.stopwatch import Stopwatch
+from bdjax.train import cuts
+from bdjax.train.cuts import Cut, Part, Reached
 
-SECONDS = 5.0, 60.0  # of a segment: the least and the most
-COST = 0.01  # of a segment that keeping its end may take
+SECONDS = 5.0, 60.0  # between two snapshots: the least and the most
+COST = 0.01  # of the time between two snapshots that keeping one may take
 
 
 class Pace:
-    """How many rounds the next segment has: one at first, then as many as fill its seconds at the rate of the last one.
+    """How many rounds the next segment has, and whether its end is kept.
 
-    Segments are short where keeping what is there costs little, and grow to a minute where it costs much.
+    A segment has as many rounds as fill its seconds at the rate of the last one. Where keeping costs little they are few, and they
+    grow to a minute where it costs much; what is over before is never kept.
+
+    Args:
+      seconds: between two snapshots; None = as said above.
     """
 
-    def __init__(self) -> None:
-        self._seconds, self._rate = SECONDS[0], 0.0
+    def __init__(self, seconds: float | None = None) -> None:
+        self._fixed = seconds is not None
+        self._seconds, self._rate, self._since = SECONDS[0] if seconds is None else seconds, 0.0, 0.0
 
     def rounds(self, left: int) -> int:
         """Of the next segment, at least one."""
-        return max(1, min(left, int(self._seconds * self._rate)))
+        return max(1, min(left, int((self._seconds - self._since) * self._rate)))
 
     def took(self, rounds: int, seconds: float) -> None:
-        """A segment took so long."""
+        """A segment took so long, without compiling."""
         self._rate = rounds / max(seconds, 1e-6)
+        self._since += seconds
+
+    @property
+    def due(self) -> bool:
+        """Whether what is there is to be kept."""
+        return self._since >= 0.8 * self._seconds
 
     def kept(self, seconds: float) -> None:
-        """The host was busy for so long with keeping its end."""
-        self._seconds = min(max(SECONDS[0], seconds / COST), SECONDS[1])
+        """The host was busy for so long with keeping it."""
+        self._since = 0.0
+        if not self._fixed:
+            self._seconds = min(max(SECONDS[0], seconds / COST), SECONDS[1])
+
+
+class Running(NamedTuple):
+    """Members between two segments."""
+
+    before: tuple[Any, ...]  # (carry, records) of the stages that are over
+    carry: Any  # of the stage they are in
+    records: Any  # of its rounds so far, on the host; None where there are none
+    rounds: int  # of this stage
+
+
+class _Stage:
+    """A stage of a function of one member, as programs."""
+
+    def __init__(self, function: Callable[..., Any], number: int) -> None:
+        self.function, self.number = function, number
+        self.length: int | None = None  # in rounds, once it was entered; None = there is no such stage, the function ends
+
+    def enter(self, held: Any, *shared: Any) -> Any:
+        """``((one, before), *shared)`` -> the carry with which the stage begins, or the function's result."""
+        one, before = held
+        try:
+            with cuts.set_to(Cut(before, None)):
+                result = self.function(one, *shared)
+        except Reached as reached:
+            self.length = reached.length
+            return reached.value
+        self.length = None
+        return result
+
+    def advance(self, held: Any, first: Any, count: Any, *shared: Any) -> Any:
+        """``((one, before, carry), first, count, *shared)`` -> (the same after these rounds, their records)."""
+        one, before, carry = held
+        try:
+            with cuts.set_to(Cut(before, Part(carry, first, count))):
+                self.function(one, *shared)
+        except Reached as reached:
+            return (one, before, reached.value[0]), reached.value[1]
+        raise AssertionError("the function ended before its stage")
+
+
+@functools.lru_cache(maxsize=8)
+def _stages(function: Callable[..., Any]) -> dict[int, _Stage]:
+    """The stages of a function that were met, so that a program is compiled once."""
+    return {}
+
+
+def _stage(function: Callable[..., Any], number: int) -> _Stage:
+    met = _stages(function)
+    if number not in met:
+        met[number] = _Stage(function, number)
+    return met[number]
 
 
 def run(
-    work: Segmented,
+    function: Callable[..., Any],
     stacked: Any,
-    shared: tuple[Any, ...],
-    execution: Execution,
+    shared: tuple[Any, ...] = (),
+    execution: Execution | None = None,
     *,
     keeper: Keeper | None = None,
     pace: Pace | None = None,
 ) -> Any:
-    """Run a computation of one member for all members, as :func:`bdjax.population.execute.run` does, segment by segment.
+    """Run a function of one member for all members, as :func:`bdjax.population.execute.run` does, segment by segment.
 
     Args:
-      work: what one member computes.
+      function: of one member.
       stacked: pytree with the members on axis 0 of every leaf.
       shared: what all members read.
-      execution: how.
-      keeper: gets a snapshot after every segment and after every chunk of members, and gives the one to go on from; None =
-        nothing is kept.
+      execution: how; None = :func:`bdjax.population.execution.default_execution`.
+      keeper: gets snapshots, and gives the one to go on from; None = nothing is kept.
       pace: decides the length of the segments; None = :class:`Pace`.
 
     Returns:
       The results, stacked on axis 0 in the members' order.
     """
+    execution = check(execution or default_execution())
     kept, pace = None if keeper is None else keeper.latest(), pace or Pace()
-    at_once, finished = (0, 0) if kept is None else kept[:2]
-    going_on = None
-    if kept is not None:
-        begin = jax.vmap(work.begin, in_axes=(0, *(None,) * len(shared)))
-        like = jax.eval_shape(begin, take(stacked, [0] * at_once), *shared)
-        going_on = snapshots.tree(like, kept.state), kept.rounds
-    before = () if kept is None else kept.results
+    going_on = None if kept is None else _restored(function, stacked, shared, execution, kept)
+    at_once, finished, before = (0, 0, ()) if kept is None else (kept.at_once, kept.finished, kept.results)
 
-    def chunk(members: Any, done: int, results: Any) -> Any:
-        nonlocal going_on
-        (state, rounds), going_on = going_on or (None, 0), None
-        so_far = _joined(before, snapshots.leaves(results))
+    with Stopwatch() as watch:
 
-        def keep(state: Any, rounds: int) -> None:
-            if keeper is not None:
-                keeper.keep(Snapshot(size(members), done, rounds, snapshots.leaves(state), so_far))
+        def chunk(members: Any, done: int, results: Any) -> Any:
+            nonlocal going_on
+            start, going_on = going_on, None
 
-        return _through(work, members, shared, execution, pace, keep, state, rounds)
+            def keep(now: Running) -> None:
+                if keeper is None or not pace.due:
+                    return
+                began, seconds = time.perf_counter(), watch.seconds + (kept.seconds if kept else 0.0)
+                so_far = _joined(before, snapshots.leaves(results))
+                position = size(members), done, len(now.before), now.rounds
+                keeper.keep(Snapshot(*position, seconds, snapshots.leaves(now[:3]), so_far))
+                pace.kept(time.perf_counter() - began)
 
-    rest = execute.in_chunks(chunk, stacked, execution, at_once, finished)
+            return _through(function, members, shared, execution, pace, watch, keep, start)
+
+        rest = execute.in_chunks(chunk, stacked, execution, at_once, finished)
     return concatenate([snapshots.tree(rest, before), rest]) if before else rest
 
 
@@ -98,17 +169,82 @@ def _joined(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _through(
-    work: Segmented, members: Any, shared: Any, execution: Execution, pace: Pace, keep: Any, state: Any, rounds: int
+    function: Callable[..., Any],
+    members: Any,
+    shared: tuple[Any, ...],
+    execution: Execution,
+    pace: Pace,
+    watch: Stopwatch,
+    keep: Callable[[Running], None],
+    start: Running | None,
 ) -> Any:
     """Run members that fit at once from where they are to their end."""
-    if state is None:
-        state = execute.call(work.begin, members, shared, execution)
-    while rounds < work.length:
-        count, start = pace.rounds(work.length - rounds), time.perf_counter()
+    now = start
+    while True:
+        before = () if now is None else now.before
+        stage = _stage(function, len(before))
+        if now is None or now.carry is None:
+            begun = execute.call(stage.enter, (members, before), shared, execution)
+            if stage.length is None:
+                return begun
+            now = Running(before, begun, None, 0)
+        now = _advanced(stage, members, now, shared, execution, pace, watch, keep)
+
+
+def _advanced(
+    stage: _Stage,
+    members: Any,
+    now: Running,
+    shared: tuple[Any, ...],
+    execution: Execution,
+    pace: Pace,
+    watch: Stopwatch,
+    keep: Callable[[Running], None],
+) -> Running:
+    """Run a stage to its end, which is the beginning of what comes after it."""
+    held = (members, now.before, now.carry)
+    records, rounds = now.records, now.rounds
+    while rounds < stage.length:
+        count, start = pace.rounds(stage.length - rounds), watch.seconds
         part = jnp.int32(rounds), jnp.int32(count), *shared
-        state = jax.block_until_ready(execute.call(work.advance, state, part, execution, donate=True))
-        pace.took(count, time.perf_counter() - start)
-        rounds, start = rounds + count, time.perf_counter()
-        keep(state, rounds)
-        pace.kept(time.perf_counter() - start)
-    return execute.call(work.end, state, shared, execution)
+        held, new = jax.block_until_ready(execute.call(stage.advance, held, part, execution, donate=True))
+        pace.took(count, watch.seconds - start)
+        records, rounds = _written(records, jax.device_get(new), rounds, count), rounds + count
+        if rounds < stage.length:
+            keep(Running(held[1], held[2], records, rounds))
+    return Running((*held[1], (held[2], records)), None, None, 0)
+
+
+def _written(records: Any, new: Any, first: int, count: int) -> Any:
+    """Records with those of some rounds; the leaves are [members, rounds, ...]."""
+    if records is None:
+        return new
+
+    def one(old: np.ndarray, part: np.ndarray) -> np.ndarray:
+        old = np.array(old)
+        old[:, first : first + count] = part[:, first : first + count]
+        return old
+
+    return jax.tree.map(one, records, new)
+
+
+def _restored(
+    function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution, kept: Snapshot
+) -> Running:
+    """What a snapshot holds, on the device: its structure is found by tracing the stages up to where it was taken."""
+
+    def seen(program: Callable[..., Any], held: Any, *others: Any) -> Any:
+        if execution.loop == "dispatch":  # its steps cannot be traced, and one round costs little
+            return execute.call(program, held, (*others, *shared), execution)
+        along = (0, *(None,) * (len(others) + len(shared)))
+        return jax.eval_shape(jax.vmap(program, in_axes=along), held, *others, *shared)
+
+    members = take(stacked, np.zeros(kept.at_once, np.int32))
+    before: tuple[Any, ...] = ()
+    while True:
+        stage = _stage(function, len(before))
+        carry = seen(stage.enter, (members, before))
+        records = seen(stage.advance, (members, before, carry), jnp.int32(0), jnp.int32(1))[1]
+        if len(before) == kept.stage:
+            return Running(*snapshots.tree((before, carry, records), kept.state), kept.rounds)
+        before = (*before, (carry, records))

@@ -13,7 +13,9 @@ class Snapshot(NamedTuple):
 
     at_once: int  # members that run together
     finished: int  # members whose results are there
-    rounds: int  # that the running members have behind them
+    stage: int  # of the function, that the running members are in
+    rounds: int  # of it that they have behind them
+    seconds: float  # that all of this took, without compiling
     state: tuple[np.ndarray, ...]  # leaves of the running members' state
     results: tuple[np.ndarray, ...]  # leaves of the results of the finished ones; empty where none is
 

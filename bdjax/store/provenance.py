@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bdjax.population.autotune.cache import processor
+from bdjax.population.stopwatch import Stopwatch
 
 PACKAGES = ("bdjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -70,29 +70,7 @@ class Timed(NamedTuple):
 
 
 def timed(function: Callable[[], Any]) -> Timed:
-    """Call a function; measure its wall time apart from the time JAX spends on tracing, lowering and compiling (or its cache)."""
-    spans: list[tuple[float, float]] = []
-
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            end = time.perf_counter()
-            spans.append((end - duration_secs, end))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    start = time.perf_counter()
-    try:
+    """Call a function; measure its wall time apart from the time of tracing and compiling."""
+    with Stopwatch() as watch:
         result = jax.block_until_ready(function())
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    wall = time.perf_counter() - start
-    spent = min(_union(spans), wall)
-    return Timed(result, wall - spent, spent)
-
-
-def _union(spans: list[tuple[float, float]]) -> float:
-    """Return the length covered by intervals that may nest: tracing one function traces the functions it calls."""
-    total, last = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, last))
-        last = max(last, end)
-    return total
+    return Timed(result, watch.seconds, watch.compile_seconds)

@@ -14,8 +14,7 @@ from bdjax.data import clean_subset
 from bdjax.keys import Stream, stream
 from bdjax.train.assets import prepared
 from bdjax.train.evaluate import Counts, EvalSet, apply_trigger, evaluator, finite
-from bdjax.train.segmented import Segmented
-from bdjax.train.trainer import Report, Running, Trained, trainer, training
+from bdjax.train.trainer import Report, Trained, trainer
 from bdjax.types import (
     Array,
     Attack,
@@ -124,24 +123,6 @@ def attack_member(model: Model, attack: Attack, rows: int, report: Report | None
         return trained, evaluate(trained.variables, data.test, trained.trigger, stream(member.key, Stream.TRIGGER))
 
     return run
-
-
-def attack_segments(model: Model, attack: Attack, rows: int, report: Report | None = None) -> Segmented:
-    """:func:`attack_member` in segments of epochs; what all members read is the :class:`Data`."""
-    parts, evaluate = training(model, attack, rows, report), evaluator(model, attack)
-
-    def begin(member: Member, data: Data) -> Running:
-        return parts.begin(member, data.train, data.assets)
-
-    def advance(running: Running, first: Array, count: Array, data: Data) -> Running:
-        return parts.advance(running, first, count, data.train, data.triggered)
-
-    def end(running: Running, data: Data) -> tuple[Trained, Counts]:
-        trained = parts.end(running)
-        key = stream(running.member.key, Stream.TRIGGER)
-        return trained, evaluate(trained.variables, data.test, trained.trigger, key)
-
-    return Segmented(begin, advance, end, parts.epochs)
 
 
 def draw_clean(

@@ -16,8 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
 
+from bdjax.train import cuts
+from bdjax.train.cuts import Part
 from bdjax.types import Array, Int, Loop
+
+BLOCK = 50  # steps between which a population cannot be kept
 
 
 def _map(f: Callable[..., Any], *trees: Any) -> Any:
@@ -161,8 +166,23 @@ def leading(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, count: In
     return lax.fori_loop(0, count, lambda i, c: body(shared, c, _map(lambda a: a[i], xs)), _map(jnp.asarray, carry))
 
 
+def rounds(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any, loop: Loop) -> Any:
+    """:func:`steps` for a loop that may take minutes: a population may be kept between its blocks of up to :data:`BLOCK` steps."""
+    cut = cuts.current()
+    if cut is None:
+        return steps(body, carry, xs, shared, loop)
+    count = jax.tree.leaves(xs)[0].shape[0]
+    size = max(n for n in range(1, min(count, BLOCK) + 1) if count % n == 0)
+    blocks = _map(lambda x: x.reshape(count // size, size, *x.shape[1:]), xs)
+
+    def block(carry: Any, number: Int[Array, ""]) -> tuple[Any, None]:
+        return steps(body, carry, _map(lambda x: x[number], blocks), shared, loop), None
+
+    return epochs(block, carry, count // size, loop)[0]
+
+
 def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int, loop: Loop) -> tuple[Any, Any]:
-    """Apply ``body``, which itself calls :func:`steps`, for epochs 0 … ``count`` - 1.
+    """Apply ``body``, which itself calls :func:`steps`, for epochs 0 … ``count`` - 1; a population may be kept between two of them.
 
     Args:
       body: ``(carry, epoch i32[]) -> (carry, y)``.
@@ -173,6 +193,9 @@ def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int
     Returns:
       The last carry, and the ``y`` of all epochs stacked on axis 0.
     """
+    cut = cuts.current()
+    if cut is not None:
+        return cut.stage(_map(jnp.asarray, carry), count, lambda part: _part(body, part, count, loop))
     if loop.kind == "scan":
         return lax.scan(body, carry, jnp.arange(count, dtype=jnp.int32))
     ys, epoch = [], None
@@ -183,32 +206,64 @@ def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int
     return carry, _map(lambda *leaves: jnp.stack(leaves), *ys)
 
 
-def span(
-    body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, record: Any, first: Any, count: Any, loop: Loop
-) -> tuple[Any, Any]:
-    """A part of :func:`epochs`: ``body`` for epochs ``first`` … ``first + count - 1``, and their ``y`` in ``record``.
-
-    One compiled program serves every part, as both numbers are traced; ``body`` computes what it computes in :func:`epochs`.
+def until(going: Callable[[Any], Array], body: Callable[[Any], Any], carry: Any, most: int) -> Any:
+    """``lax.while_loop(going, body, carry)`` that ends by itself within ``most`` rounds; a population may be kept between two.
 
     Args:
-      body: ``(carry, epoch i32[]) -> (carry, y)``.
+      going: ``(carry) -> bool[]``; false once and for all when it is false.
+      body: ``(carry) -> carry``.
       carry: pytree of arrays.
-      record: like ``y`` with all epochs on axis 0.
-      first, count: i32[]; numbers where ``loop.kind`` is "dispatch".
-      loop: how to execute.
+      most: rounds, at most.
+    """
+    cut = cuts.current()
+    if cut is None:
+        return lax.while_loop(going, body, carry)
+
+    def advance(part: Part) -> tuple[Any, None]:
+        def more(now: tuple[Any, Any]) -> Array:
+            return (now[0] < part.count) & going(now[1])
+
+        return lax.while_loop(more, lambda now: (now[0] + 1, body(now[1])), (jnp.int32(0), part.carry))[1], None
+
+    return cut.stage(_map(jnp.asarray, carry), most, advance)[0]
+
+
+def _part(body: Callable[[Any, Array], tuple[Any, Any]], part: Part, count: int, loop: Loop) -> tuple[Any, Any]:
+    """Some epochs: their carry, and the ``y`` of all epochs on axis 0, which is 0 for those of other parts.
+
+    One compiled program serves every part, as first and count are traced.
     """
 
-    def step(e: Any, both: tuple[Any, Any]) -> tuple[Any, Any]:
-        carry, record = both
-        e = jnp.asarray(e, jnp.int32)
-        carry, y = body(carry, e)
-        return carry, _map(lambda all_of, one: all_of.at[e].set(one), record, y)
+    def kept(record: Any, e: Any, y: Any) -> Any:
+        return _map(lambda all_of, one: all_of.at[e].set(one), record, y)
+
+    def empty(y: Any) -> Any:
+        return _map(lambda one: jnp.zeros((count, *one.shape), one.dtype), y)
 
     if loop.kind == "scan":
-        return lax.fori_loop(first, first + count, step, (_map(jnp.asarray, carry), record))
-    for e in range(int(first), int(first) + int(count)):
-        carry, record = step(e, (carry, record))
+        epoch, like = _traced(body, part.carry, jnp.int32(0))
+
+        def step(e: Any, both: tuple[Any, Any]) -> tuple[Any, Any]:
+            carry, y = epoch(both[0], e)
+            return carry, kept(both[1], e, y)
+
+        return lax.fori_loop(part.first, part.first + part.count, step, (part.carry, empty(like[1])))
+    carry, record = part.carry, None
+    for e in range(int(part.first), int(part.first) + int(part.count)):
+        carry, y = body(carry, jnp.int32(e))
+        record = kept(empty(y) if record is None else record, e, y)
     return carry, record
+
+
+def _traced(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
+    """A function that is traced once, here, and what it returns, as shapes: the second call costs no second tracing."""
+    program, like = jax.make_jaxpr(function, return_shape=True)(*args)
+    flat, structure = jaxpr_as_fun(program), jax.tree.structure(like)
+
+    def again(*args: Any) -> Any:
+        return jax.tree.unflatten(structure, flat(*jax.tree.leaves(args)))
+
+    return again, like
 
 
 def inner(count: int, step: Callable[[Any, Any], Any], carry: Any, loop: Loop) -> Any:

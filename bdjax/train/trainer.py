@@ -12,7 +12,7 @@ from bdjax.errors import UserError
 from bdjax.keys import Stream, step_key, stream
 from bdjax.nn.normalisation import at_least_float32
 from bdjax.train.descent import advance
-from bdjax.train.loops import epochs, host_callback, span, steps
+from bdjax.train.loops import epochs, host_callback, steps
 from bdjax.train.optimisers import sgd
 from bdjax.train.poison import Poison, Rows, poison_set, poisoner
 from bdjax.train.schedules import cosine
@@ -50,26 +50,6 @@ class _Shared(NamedTuple):
     lr: Array  # f32[]
 
 
-class Running(NamedTuple):
-    """A training that has not come to its end."""
-
-    member: Member
-    state: Any
-    poisoned: Array  # bool[n]
-    feasible: Array  # bool[]
-    losses: Array  # f32[epochs]; 0 of epochs to come
-
-
-class Training(NamedTuple):
-    """The training of one member, whole or in parts: ``train`` does what ``begin``, ``advance`` and ``end`` do together."""
-
-    train: Callable[..., Trained]  # (member, train: Split, triggered: u8[n h w c] | None, assets) -> Trained
-    begin: Callable[..., Running]  # (member, train: Split, assets) -> Running
-    advance: Callable[..., Running]  # (running, first i32[], count i32[], train: Split, triggered) -> Running
-    end: Callable[..., Trained]  # (running) -> Trained
-    epochs: int
-
-
 def poison_count(ratio: float, rows: int) -> int:
     """Number of poisoned rows, round(ratio * rows) in float64, half to even. ``ratio`` refers to ALL training rows."""
     return int(np.round(np.float64(ratio) * rows))
@@ -87,11 +67,6 @@ def cross_entropy(logits: Float[Array, "b k"], labels: Int[Any, " b"]) -> Float[
 
 
 def trainer(model: Model, attack: Attack, rows: int, report: Report | None = None) -> Callable[..., Trained]:
-    """Build the training of one member as one function, the ``train`` of :func:`training`."""
-    return training(model, attack, rows, report).train
-
-
-def training(model: Model, attack: Attack, rows: int, report: Report | None = None) -> Training:
     """Build the training of one member.
 
     Args:
@@ -101,8 +76,7 @@ def training(model: Model, attack: Attack, rows: int, report: Report | None = No
       report: host function ``(epoch i32[m], loss f32[m], alive bool[m])`` called once per epoch, or None.
 
     Returns:
-      The training, whole: ``train(member, train: Split, triggered: u8[n h w c] | None, assets) -> Trained``; and its parts, of
-      which ``advance`` trains epochs ``first`` … ``first + count - 1``. ``assets`` is what the attack prepared
+      ``train(member, train: Split, triggered: u8[n h w c] | None, assets) -> Trained``. ``assets`` is what the attack prepared
       for the data set; what it prepares per seed comes with the member. ``triggered`` holds the triggered copies of all rows, for
       attacks whose trigger is the same for all members and acts before the augmentation.
 
@@ -138,38 +112,23 @@ def training(model: Model, attack: Attack, rows: int, report: Report | None = No
     def close(state: _State) -> tuple[_State, Float[Array, ""]]:
         return state._replace(total=jnp.float32(0)), state.total / per_epoch
 
-    def begin(member: Member, data: Split, assets: Any) -> Running:
+    def train(member: Member, data: Split, triggered: UInt8[Array, "n h w c"] | None, assets: Any) -> Trained:
         if data.labels.shape[0] != rows:
             raise UserError(f"this trainer was built for {rows} rows; given {data.labels.shape[0]}")
         state, poisoned, feasible = start(member, data.labels, assets)
-        return Running(member, state, poisoned, feasible, jnp.zeros(recipe.epochs, jnp.float32))
 
-    def an_epoch(running: Running, data: Split, triggered: UInt8[Array, "n h w c"] | None) -> Callable[..., Any]:
         def epoch(state: _State, e: Int[Array, ""]) -> tuple[_State, Float[Array, ""]]:
-            order, lr = plan(running.member.key, e)
-            shared = _Shared(Rows(data.images, data.labels, triggered, running.poisoned, running.member), lr)
+            order, lr = plan(member.key, e)
+            shared = _Shared(Rows(data.images, data.labels, triggered, poisoned, member), lr)
             state, loss = close(steps(step, state, order, shared, model.loop))
             if report is not None:
                 host_callback(report, e, loss, state.alive)
             return state, loss
 
-        return epoch
+        state, losses = epochs(epoch, state, recipe.epochs, model.loop)
+        return Trained(unpack_all(state.packed), state.trigger, feasible, state.alive, state.stopped, losses)
 
-    def advance(running: Running, first: Any, count: Any, data: Split, triggered: Any) -> Running:
-        epoch = an_epoch(running, data, triggered)
-        state, losses = span(epoch, running.state, running.losses, first, count, model.loop)
-        return running._replace(state=state, losses=losses)
-
-    def end(running: Running) -> Trained:
-        state = running.state
-        return Trained(unpack_all(state.packed), state.trigger, running.feasible, state.alive, state.stopped, running.losses)
-
-    def train(member: Member, data: Split, triggered: UInt8[Array, "n h w c"] | None, assets: Any) -> Trained:
-        running = begin(member, data, assets)
-        state, losses = epochs(an_epoch(running, data, triggered), running.state, recipe.epochs, model.loop)
-        return end(running._replace(state=state, losses=losses))
-
-    return Training(train, begin, advance, end, recipe.epochs)
+    return train
 
 
 def _learning_rate(recipe: Recipe, epoch: Int[Array, ""]) -> Float[Array, ""]:

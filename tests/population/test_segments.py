@@ -10,7 +10,7 @@ from bdjax.population import Execution, adapt, members, run
 from bdjax.population.segments import Pace
 from bdjax.population.segments import run as run_segments
 from bdjax.train.evaluate import EvalSet
-from bdjax.train.experiment import Data, attack_member, attack_segments
+from bdjax.train.experiment import Data, attack_member
 from bdjax.types import Split
 from tests.toy import patch_attack
 
@@ -28,7 +28,9 @@ FORMS = {
 
 
 class InTurns(Pace):
-    """Segments of these lengths, again and again."""
+    """Segments of these lengths, again and again, each of which is kept."""
+
+    due = True
 
     def __init__(self, *lengths):
         super().__init__()
@@ -47,7 +49,7 @@ class Kept:
 
     def keep(self, snapshot):
         self.last = snapshot
-        self.seen.append(snapshot[:3])
+        self.seen.append(snapshot[:4])
         if len(self.seen) == self.killed_after:
             raise KeyboardInterrupt
 
@@ -60,7 +62,7 @@ def setting(dataset, execution):
     attack = attack._replace(recipe=attack.recipe._replace(epochs=EPOCHS))
     train, test = (Split(jnp.asarray(s.images), jnp.asarray(s.labels)) for s in (dataset.train, dataset.test))
     data = Data(train, None, EvalSet(test.images, test.labels, None, attack.relabel(test.labels)), None)
-    return attack_member(model, attack, ROWS), attack_segments(model, attack, ROWS), data
+    return attack_member(model, attack, ROWS), data
 
 
 def same(one, other):
@@ -74,28 +76,37 @@ def near(one, other):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_bits_wherever_it_is_cut_and_killed(form, tiny_dataset):
     execution = FORMS[form]
-    whole, parts, data = setting(tiny_dataset, execution)
+    train, data = setting(tiny_dataset, execution)
     undisturbed = Kept()
-    found = run_segments(parts, STACK, (data,), execution, keeper=undisturbed, pace=InTurns(1, 3))
-    near(found, run(whole, STACK, (data,), execution))  # another program: the compiler may round otherwise
-    same(found, run_segments(parts, STACK, (data,), execution, pace=InTurns(99)))
+    found = run_segments(train, STACK, (data,), execution, keeper=undisturbed, pace=InTurns(1, 3))
+    near(found, run(train, STACK, (data,), execution))  # another program: the compiler may round otherwise
+    same(found, run_segments(train, STACK, (data,), execution, pace=InTurns(99)))
     for after in (1, len(undisturbed.seen)):
         killed = Kept(killed_after=after)
         with pytest.raises(KeyboardInterrupt):
-            run_segments(parts, STACK, (data,), execution, keeper=killed, pace=InTurns(1, 3))
+            run_segments(train, STACK, (data,), execution, keeper=killed, pace=InTurns(1, 3))
         again = Kept(last=killed.last)
-        same(found, run_segments(parts, STACK, (data,), execution, keeper=again, pace=InTurns(2)))
+        same(found, run_segments(train, STACK, (data,), execution, keeper=again, pace=InTurns(2)))
         assert len(again.seen) < len(undisturbed.seen)
 
 
 def test_a_segment_grows_to_its_seconds_from_one_round_and_with_the_cost_of_keeping():
     pace = Pace()
-    assert pace.rounds(100) == 1
+    assert pace.rounds(100) == 1 and not pace.due
     pace.took(1, 0.5)
-    assert pace.rounds(100) == 10 and pace.rounds(2) == 2
+    assert pace.rounds(100) == 9 and pace.rounds(2) == 2 and not pace.due
+    pace.took(9, 4.5)
+    assert pace.due
     pace.kept(0.2)  # a hundredth of 20 seconds
-    assert pace.rounds(100) == 40
+    assert pace.rounds(100) == 40 and not pace.due
     pace.kept(100)
     assert pace.rounds(1000) == 120
     pace.took(6, 600)
-    assert pace.rounds(100) == 1
+    assert pace.rounds(100) == 1 and pace.due
+
+
+def test_a_given_time_between_two_snapshots_stays():
+    pace = Pace(2.0)
+    pace.took(10, 1.0)
+    pace.kept(1.0)
+    assert pace.rounds(100) == 20
