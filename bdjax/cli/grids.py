@@ -4,7 +4,7 @@ import json as encoding
 import sys
 from typing import Annotated, Any
 
-from bdjax.cli.flags import Cells, DataDir, Executed, GridFile, Results, Scenario, execution_of, flag
+from bdjax.cli.flags import Cells, CheckpointEvery, DataDir, Executed, GridFile, Results, Scenario, execution_of, flag
 from bdjax.cli.report import report as write_report
 from bdjax.cli.scenario import grid_of, pairs
 from bdjax.errors import UserError, command
@@ -45,6 +45,7 @@ def run(
     data_dir: DataDir = None,
     out: Results = "bdjax-results",
     tune: bool = True,
+    checkpoint_every: CheckpointEvery = None,
     report: bool = False,
 ) -> int:
     """Train one backdoored population and run every defense named on it; resumes what is in the folder.
@@ -56,9 +57,11 @@ def run(
       data_dir: folder of the data archives.
       out: folder of the results, or a URL such as gs://bucket/run.
       tune: where the plan is longer than ten minutes, measure first what is fastest on a device of which nothing is remembered.
+      checkpoint_every: seconds between two checkpoints of a cell that runs, from which a killed run goes on.
       report: also write figures and the HTML page.
     """
-    return _run(grid_of(scenario), out, data_dir, executed, limits, page=report, strict=True, tune=tune)
+    options = {"strict": True, "tune": tune, "checkpoint_every": checkpoint_every}
+    return _run(grid_of(scenario), out, data_dir, executed, limits, page=report, **options)
 
 
 def sweep(
@@ -72,6 +75,7 @@ def sweep(
     data_dir: DataDir = None,
     out: Results = "bdjax-results",
     tune: bool = True,
+    checkpoint_every: CheckpointEvery = None,
     ray: Annotated[str | None, flag("ADDRESS", "no cluster")] = None,
     workers: Annotated[int | None, flag("INT", "one per GPU or TPU, or per two cores")] = None,
     coordinator: Annotated[str | None, flag("HOST:PORT", "this process runs its cells alone")] = None,
@@ -92,6 +96,7 @@ def sweep(
       data_dir: folder of the data archives.
       out: folder of the results, or a URL such as gs://bucket/run.
       tune: where the plan is longer than ten minutes, measure first what is fastest on a device of which nothing is remembered.
+      checkpoint_every: seconds between two checkpoints of a cell that runs, from which a killed run goes on.
       ray: address of a Ray cluster whose machines all see the folder of results: "auto", HOST:PORT or "local".
       workers: on the Ray cluster at once.
       coordinator: makes this one of several processes that run each cell together, its members over all their devices: HOST:PORT
@@ -109,7 +114,8 @@ def sweep(
     if workers is not None and ray is None:
         raise UserError("--workers are those of a Ray cluster: name it with --ray")
     kept = pairs(cells.only, "--only")
-    return _run(grid, out, data_dir, executed, limits, only=kept, limit=cells.limit(), ray=ray, workers=workers, tune=tune)
+    options = {"only": kept, "limit": cells.limit(), "tune": tune, "checkpoint_every": checkpoint_every}
+    return _run(grid, out, data_dir, executed, limits, ray=ray, workers=workers, **options)
 
 
 def plan(

@@ -17,7 +17,7 @@ from bdjax.keys import step_key
 from bdjax.train import descent
 from bdjax.train.descent import State
 from bdjax.train.loops import inner
-from bdjax.train.loops import steps as run_steps
+from bdjax.train.loops import rounds as run_rounds
 from bdjax.train.optimisers import SGD
 from bdjax.train.trainer import cross_entropy
 from bdjax.types import Array, Defended, DefenderView, Defense, Float, Int, Key, Masks, Model, Variables
@@ -108,7 +108,7 @@ def anp(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
         hyper = jax.tree.map(jnp.asarray, hyper)
         carry, rows, (drawing, network, judging), limits, trips, validation = start(key, view, hyper)
         shared = (drawing, network, view.variables, view.clean, rows, hyper)
-        state, history = run_steps(iteration, carry, trips, shared, model.loop)
+        state, history = run_rounds(iteration, carry, trips, shared, model.loop)
         grid = in_grid(state.variables["params"])
         correct = correct_by_level(judging, view.variables, view.clean, validation, grid, limits)
         test = view.test_accuracy if config.judged_by_test else None

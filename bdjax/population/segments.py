@@ -29,8 +29,8 @@ COST = 0.01  # of the time between two snapshots that keeping one may take
 class Pace:
     """How many rounds the next segment has, and whether its end is kept.
 
-    A segment has as many rounds as fill its seconds at the rate of the last one. Where keeping costs little they are few, and they
-    grow to a minute where it costs much; what is over before is never kept.
+    A segment has as many rounds as fill its seconds at the rate of the last one. Where keeping costs little they are few, and
+    they grow to a minute where it costs much; what is over before is never kept.
 
     Args:
       seconds: between two snapshots; None = as said above.
@@ -121,6 +121,7 @@ def run(
     *,
     keeper: Keeper | None = None,
     pace: Pace | None = None,
+    kept: Snapshot | None = None,
 ) -> Any:
     """Run a function of one member for all members, as :func:`bdjax.population.execute.run` does, segment by segment.
 
@@ -129,14 +130,18 @@ def run(
       stacked: pytree with the members on axis 0 of every leaf.
       shared: what all members read.
       execution: how; None = :func:`bdjax.population.execution.default_execution`.
-      keeper: gets snapshots, and gives the one to go on from; None = nothing is kept.
+      keeper: gets snapshots; None = nothing is kept.
       pace: decides the length of the segments; None = :class:`Pace`.
+      kept: the snapshot to go on from, one of the same function and members; None = from the beginning.
 
     Returns:
       The results, stacked on axis 0 in the members' order.
+
+    Raises:
+      Misfit: the snapshot is one of something else.
     """
     execution = check(execution or default_execution())
-    kept, pace = None if keeper is None else keeper.latest(), pace or Pace()
+    pace = pace or Pace()
     going_on = None if kept is None else _restored(function, stacked, shared, execution, kept)
     at_once, finished, before = (0, 0, ()) if kept is None else (kept.at_once, kept.finished, kept.results)
 
@@ -188,7 +193,7 @@ def _through(
             if stage.length is None:
                 return begun
             now = Running(before, begun, None, 0)
-        now = _advanced(stage, members, now, shared, execution, pace, watch, keep)
+        members, now = _advanced(stage, members, now, shared, execution, pace, watch, keep)
 
 
 def _advanced(
@@ -200,8 +205,8 @@ def _advanced(
     pace: Pace,
     watch: Stopwatch,
     keep: Callable[[Running], None],
-) -> Running:
-    """Run a stage to its end, which is the beginning of what comes after it."""
+) -> tuple[Any, Running]:
+    """Run a stage to its end, which is the beginning of what comes after it; the members' own buffers were reused too."""
     held = (members, now.before, now.carry)
     records, rounds = now.records, now.rounds
     while rounds < stage.length:
@@ -212,7 +217,7 @@ def _advanced(
         records, rounds = _written(records, jax.device_get(new), rounds, count), rounds + count
         if rounds < stage.length:
             keep(Running(held[1], held[2], records, rounds))
-    return Running((*held[1], (held[2], records)), None, None, 0)
+    return held[0], Running((*held[1], (held[2], records)), None, None, 0)
 
 
 def _written(records: Any, new: Any, first: int, count: int) -> Any:

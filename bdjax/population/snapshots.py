@@ -20,14 +20,15 @@ class Snapshot(NamedTuple):
     results: tuple[np.ndarray, ...]  # leaves of the results of the finished ones; empty where none is
 
 
+class Misfit(ValueError):
+    """A snapshot of something else."""
+
+
 class Keeper(Protocol):
     """Who keeps snapshots."""
 
     def keep(self, snapshot: Snapshot) -> None:
         """Keep a snapshot; it may be written beside what is computed next."""
-
-    def latest(self) -> Snapshot | None:
-        """Return the newest snapshot; None where there is none."""
 
 
 def leaves(tree: Any) -> tuple[np.ndarray, ...]:
@@ -43,11 +44,11 @@ def tree(like: Any, found: Sequence[np.ndarray]) -> Any:
       found: its leaves.
 
     Raises:
-      ValueError: they are not those of such a tree.
+      Misfit: they are not those of such a tree.
     """
     shapes, structure = jax.tree.flatten(like)
     if len(shapes) != len(found):
-        raise ValueError(f"{len(found)} leaves for a tree of {len(shapes)}")
+        raise Misfit(f"{len(found)} leaves for a tree of {len(shapes)}")
     return jax.tree.unflatten(structure, [_leaf(shape, leaf) for shape, leaf in zip(shapes, found, strict=True)])
 
 
@@ -58,6 +59,6 @@ def _words(leaf: Any) -> Any:
 def _leaf(like: Any, found: np.ndarray) -> Any:
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(found))
-    if like.dtype != found.dtype:
-        raise ValueError(f"a leaf of {found.dtype} where {like.dtype} is expected")
+    if (like.dtype, like.shape[1:]) != (found.dtype, found.shape[1:]):
+        raise Misfit(f"a leaf of {found.dtype}{list(found.shape)} where {like.dtype}{list(like.shape)} is expected")
     return jnp.asarray(found)

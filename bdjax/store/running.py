@@ -5,15 +5,16 @@ leaves of the state on the devices and of the results of members that have come 
 are kept; a damaged one is quarantined, and the one before counts. The folder goes when the cell is finished.
 """
 
-import contextlib
 import shutil
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bdjax.errors import first_line
 from bdjax.population import hosts
 from bdjax.population.snapshots import Snapshot
 from bdjax.store import checkpoints, objects
@@ -22,29 +23,48 @@ from bdjax.store.location import Location
 
 KEPT = 2
 
+_OPEN: "weakref.WeakSet[Keeper]" = weakref.WeakSet()  # of this process, for one that ends without leaving their blocks
+
+
+def finish_all() -> None:
+    """Wait until all that this process keeps is written, just before it ends."""
+    for keeper in list(_OPEN):
+        keeper.wait()
+
 
 class Keeper:
     """Writes and reads the snapshots of a cell and member set; writing goes on beside the computation, one at a time.
+
+    A context manager, at whose end everything is written. What cannot be written is said, and ends nothing: the work goes on, and
+    the next snapshot may succeed.
 
     Args:
       out: folder of the sweep.
       cell: hash of the cell.
       name: hash of the member set.
       members: hashes of the members.
+      say: gets a line about what could not be written or read.
     """
 
-    def __init__(self, out: Location, cell: str, name: str, members: Sequence[str] = ()) -> None:
-        self.base: Any = out / "running" / cell / name
-        self.members = tuple(members)
+    def __init__(
+        self, out: Location, cell: str, name: str, members: Sequence[str] = (), say: Callable[[str], None] = print
+    ) -> None:
+        self.cell: Any = out / "running" / cell
+        self.base: Any = self.cell / name
+        self.members, self.say = tuple(members), say
+        self.earlier = 0.0  # seconds of the work that the snapshot holds from which this run went on
         self._writing: threading.Thread | None = None
-        self._failed: BaseException | None = None
+
+    def __enter__(self) -> "Keeper":
+        _OPEN.add(self)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.wait()
+        _OPEN.discard(self)
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Begin to write a snapshot, once the one before is written.
-
-        Raises:
-          UserError: the one before could not be written.
-        """
+        """Begin to write a snapshot, once the one before is written."""
         if not hosts.is_leader():
             return
         self.wait()
@@ -52,25 +72,30 @@ class Keeper:
         self._writing.start()
 
     def wait(self) -> None:
-        """Wait until everything is written; raises UserError where something could not be."""
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
-        if self._failed is not None:
-            failed, self._failed = self._failed, None
-            raise failed
+        """Wait until everything is written."""
+        writing = self._writing
+        if writing is not None:
+            writing.join()
 
     def latest(self) -> Snapshot | None:
         """Return the newest snapshot that is not damaged; None where there is none of these members."""
-        return hosts.broadcast(self._latest() if hosts.is_leader() else None)
+        found: Snapshot | None = hosts.broadcast(self._latest() if hosts.is_leader() else None)
+        self.earlier = 0.0 if found is None else found.seconds
+        return found
+
+    def refuse(self, reason: str) -> None:
+        """Begin anew: the newest snapshot does not fit."""
+        self.earlier = 0.0
+        self.say(f"what an earlier run kept of this cell does not fit, and is made again: {reason}")
+        self.clear()
 
     def _latest(self) -> Snapshot | None:
         for path in reversed(self._there()):
             try:
                 members, tree = checkpoints.load_tree(path)
-                at_once, finished, rounds = (int(number) for number in tree["numbers"])
+                at_once, finished, stage, rounds = (int(number) for number in tree["position"])
                 state, results = (checkpoints.in_order(tree[part]) for part in ("state", "results"))
-                found = Snapshot(at_once, finished, rounds, state, results)
+                found = Snapshot(at_once, finished, stage, rounds, float(tree["seconds"]), state, results)
             except (Corrupt, KeyError, TypeError, ValueError) as reason:
                 quarantine(path, str(reason))
                 continue
@@ -79,24 +104,25 @@ class Keeper:
         return None
 
     def clear(self) -> None:
-        """Remove all snapshots: the cell is finished."""
-        with contextlib.suppress(Exception):  # what could not be written is not needed any more
-            self.wait()
+        """Remove all that is kept of the cell: it is finished."""
+        self.wait()
         if hosts.is_leader():
-            _remove(self.base)
+            _remove(self.cell)
 
     def _write(self, snapshot: Snapshot) -> None:
         tree = {
-            "numbers": np.array(snapshot[:3], np.int64),
+            "position": np.array(snapshot[:4], np.int64),
+            "seconds": np.float64(snapshot.seconds),
             "state": dict(checkpoints.enumerated(snapshot.state)),
             "results": dict(checkpoints.enumerated(snapshot.results)),
         }
+        name = f"{snapshot.finished:06d}-{snapshot.stage:03d}-{snapshot.rounds:06d}"
         try:
-            checkpoints.save_tree(self.base / f"{snapshot.finished:06d}-{snapshot.rounds:06d}", self.members, tree)
+            checkpoints.save_tree(self.base / name, self.members, tree)
             for old in self._there()[:-KEPT]:
                 _remove(old)
-        except BaseException as error:
-            self._failed = error
+        except Exception as error:  # a full disk or an unreachable store must not end the work
+            self.say(f"this cell could not be kept as it is now: {first_line(error)}; the work goes on")
 
     def _there(self) -> list[Location]:
         """Folders of the complete snapshots, the newest last."""

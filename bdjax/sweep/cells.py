@@ -33,9 +33,18 @@ class Attacked(NamedTuple):
     attack: Attack
     execution: Execution
     trigger_digest: str | None  # of the triggered test images, where all members share the trigger
+    checkpoint_every: float | None = None  # seconds between two checkpoints while a cell runs; None = by what they cost
 
 
-def place(cell: TrainCell, model: Model, attack: Attack, name: str, dataset: Dataset, execution: Execution) -> Attacked:
+def place(
+    cell: TrainCell,
+    model: Model,
+    attack: Attack,
+    name: str,
+    dataset: Dataset,
+    execution: Execution,
+    checkpoint_every: float | None = None,
+) -> Attacked:
     """Put a training cell on the device.
 
     Args:
@@ -44,10 +53,11 @@ def place(cell: TrainCell, model: Model, attack: Attack, name: str, dataset: Dat
       name: its hash.
       dataset: its images on the host.
       execution: how its populations run.
+      checkpoint_every: seconds between two checkpoints of a cell that runs; None = by what they cost.
     """
     data = stage(attack, dataset, root(cell.root))
     digest = None if data.test.triggered is None else array_digest([data.test.triggered])
-    return Attacked(cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest)
+    return Attacked(cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest, checkpoint_every)
 
 
 def members_of(attacked: Attacked, points: Sequence[Point], spc: int = 0) -> Member:

@@ -14,7 +14,8 @@ from bdjax.store import arrays, checkpoints, provenance
 from bdjax.store.hashing import canonical
 from bdjax.store.location import Location
 from bdjax.store.rows import Row, encoded_masks, measured
-from bdjax.sweep import build
+from bdjax.store.running import Keeper
+from bdjax.sweep import build, kept
 from bdjax.sweep.cell import DefenseCell, Point, member_hash, set_hash
 from bdjax.sweep.cells import Attacked, attempted, finished, fitted, members_of, not_finite
 from bdjax.sweep.new_rows import defense_row, timing
@@ -61,21 +62,25 @@ def defend(
         mine, their = [rows[i] for i in running], [bases[i] for i in running]
         hashes = [base["member"] for base in their]
         subjects = _subjects(attacked, defense, cell.spc or 0, [points[i] for i in running], hashes, stored)
-        ran = attempted(lambda: _run(attacked, cell, defense, subjects), mine, out, name, members)
+        keeper = Keeper(out, name, members, [row["member"] for row in mine], progress.say)
+        ran = attempted(lambda: _run(attacked, cell, defense, subjects, keeper, progress), mine, out, name, members)
         if ran is not None:
             call, execution = ran
             _fill(jax.device_get(call.result), mine, their, out, name, title, progress)
             for row in mine:
                 row.update(timing(call, len(running), execution))
     finished(rows, f"{title}: ", out, name, members, progress)
+    Keeper(out, name, members).clear()
 
 
-def _run(attacked: Attacked, cell: DefenseCell, defense: Defense, subjects: Subject) -> tuple[provenance.Timed, Execution]:
+def _run(
+    attacked: Attacked, cell: DefenseCell, defense: Defense, subjects: Subject, keeper: Keeper, progress: Progress
+) -> tuple[provenance.Timed, Execution]:
     """Defend and measure the members, as many at once as fit; with the execution that was used."""
     spc = cell.spc or 0
     execution = fitted(lambda m: defend_member(m, attacked.attack, build.defended(cell, m), spc), attacked, subjects)
     function = defend_member(attacked.model, attacked.attack, defense, spc)
-    return provenance.timed(lambda: population.run(function, subjects, (attacked.data,), execution)), execution
+    return kept.run(function, subjects, attacked, execution, keeper, progress), execution
 
 
 def _fill(

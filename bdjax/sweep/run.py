@@ -42,6 +42,7 @@ def run(
     limit: int | None = None,
     strict: bool = False,
     timeout: float = TIMEOUT,
+    checkpoint_every: float | None = None,
     stream: TextIO | None = None,
 ) -> Any:
     """Run what of a grid has no record yet and return its records; the same call resumes after any interruption.
@@ -63,6 +64,8 @@ def run(
       limit: number of cells to run at most.
       strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
       timeout: seconds after which a cell is taken over from a process that no longer gives signs of life.
+      checkpoint_every: seconds between two checkpoints of a cell that runs, from which a killed run goes on; None = at least 5
+        and at most 60, as many as make them cost a hundredth.
       stream: where progress is printed; None = stderr.
 
     Returns:
@@ -72,6 +75,8 @@ def run(
     Raises:
       UserError: a mistake in the grid, missing data, a folder that cannot be written.
     """
+    if checkpoint_every is not None and not checkpoint_every > 0:
+        raise UserError(f"checkpoint-every {checkpoint_every:g} is not allowed; it is a number of seconds above 0")
     out, branches = location.locate(out), expand.select(expand.cells(grid), only or {}, limit)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
@@ -97,7 +102,7 @@ def run(
     with progress, Leases(out, timeout=timeout, say=progress.say) as leases:
         if hosts.is_leader():
             manifest.write(out, works, leases)
-        work_off(unfinished, out, tries, leases, progress)
+        work_off(unfinished, out, tries, leases, progress, checkpoint_every)
     records = store.read(out)
     cells = [cell for work in works for cell in (work.cell, *(run.name for run in work.defenses))]
     members = [member_hash(point) for work in works for point in all_points(work)]

@@ -10,18 +10,18 @@ import numpy as np
 
 from bdjax import population
 from bdjax.attacks import slots
-from bdjax.population import Execution, segments
-from bdjax.store import checkpoints, provenance
+from bdjax.population import Execution
+from bdjax.store import checkpoints
 from bdjax.store.hashing import array_digest, canonical
 from bdjax.store.location import Location
 from bdjax.store.rows import Row, measured
 from bdjax.store.running import Keeper
-from bdjax.sweep import build, feasible
+from bdjax.sweep import build, feasible, kept
 from bdjax.sweep.cell import Point, set_hash
 from bdjax.sweep.cells import Attacked, attempted, finished, fitted, members_of, not_finite
 from bdjax.sweep.new_rows import row_of, timing
 from bdjax.sweep.progress import Progress
-from bdjax.train.experiment import attack_member, attack_segments
+from bdjax.train.experiment import attack_member
 from bdjax.train.poison import poison_set
 from bdjax.types import Array, Member
 
@@ -50,11 +50,11 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
         execution = fitted(lambda model: attack_member(model, attack, images), attacked, stacked)
     per_epoch = _start(attacked, len(running), execution, title, progress)
     if running:
-        work = attack_segments(attacked.model, attack, images, progress.epoch)
+        function = attack_member(attacked.model, attack, images, progress.epoch)
         mine = [rows[i] for i in running]
-        keeper = Keeper(out, attacked.name, members, [row["member"] for row in mine])
-        run = functools.partial(segments.run, work, stacked, (attacked.data,), execution, keeper=keeper)
-        call = attempted(lambda: provenance.timed(run), mine, out, attacked.name, members)
+        keeper = Keeper(out, attacked.name, members, [row["member"] for row in mine], progress.say)
+        run = functools.partial(kept.run, function, stacked, attacked, execution, keeper, progress)
+        call = attempted(run, mine, out, attacked.name, members)
         if call is not None:
             _store(attacked, stacked, call, mine, out, members, title, progress)
             for row in mine:

@@ -28,7 +28,12 @@ def agreed(work: Work, out: Location, tries: Tries) -> Pending:
 
 
 def work_off(
-    unfinished: Sequence[tuple[Work, Execution]], out: Location, tries: Tries, leases: Leases, progress: Progress
+    unfinished: Sequence[tuple[Work, Execution]],
+    out: Location,
+    tries: Tries,
+    leases: Leases,
+    progress: Progress,
+    checkpoint_every: float | None = None,
 ) -> None:
     """Work on every cell that nobody else works on until none is left; wait where others are at work.
 
@@ -38,10 +43,11 @@ def work_off(
       tries: which failed members are tried again.
       leases: of this process.
       progress: hears of everything.
+      checkpoint_every: seconds between two checkpoints of a cell that runs; None = by what they cost.
     """
     wait = POLL[0]
     while True:
-        moved = [_advance(work, out, execution, tries, leases, progress) for work, execution in unfinished]
+        moved = [_advance(work, out, execution, tries, leases, progress, checkpoint_every) for work, execution in unfinished]
         left = [(pair, kinds) for pair in unfinished if (kinds := agreed(pair[0], out, tries).kinds())]
         unfinished, kinds = [pair for pair, _ in left], [kind for _, some in left for kind in some]
         if not unfinished:
@@ -56,13 +62,21 @@ def work_off(
         wait = min(2 * wait, POLL[1])
 
 
-def _advance(work: Work, out: Location, execution: Execution, tries: Tries, leases: Leases, progress: Progress) -> bool:
+def _advance(
+    work: Work,
+    out: Location,
+    execution: Execution,
+    tries: Tries,
+    leases: Leases,
+    progress: Progress,
+    checkpoint_every: float | None,
+) -> bool:
     """Make what is pending of a branch and nobody else is making; return whether there was anything."""
     found, branch = agreed(work, out, tries), work.branch
 
     @functools.cache
     def attacked() -> Attacked:
-        return place(branch.train, branch.model, branch.attack, work.cell, work.dataset, execution)
+        return place(branch.train, branch.model, branch.attack, work.cell, work.dataset, execution, checkpoint_every)
 
     moved = False
     if found.training:

@@ -2,17 +2,20 @@
 
 A method calls its long loops with :func:`bdjax.train.loops.epochs`, :func:`~bdjax.train.loops.rounds` or
 :func:`~bdjax.train.loops.until`. While a population runs in segments (:mod:`bdjax.population.segments`) the outermost of these
-loops, in the order in which they are called, are its *stages*: the function is traced up to a stage, through some rounds of it, or
-from there to the next one, and what the stages before gave is handed in instead of being computed again. What lies between two
+loops, in the order in which they are called, are its *stages*: the function is traced up to a stage, through some of its rounds,
+or from there to the next one, and what the stages before gave is handed in instead of being computed again. What lies between two
 stages is computed anew in every part, so long work belongs into a loop.
 
-A stage must be called where the method's own trace is, not inside a ``jit``, ``vmap`` or ``cond`` of the method.
+Only loops that are called in the function's own trace are stages: those inside a ``jit``, ``vmap``, ``cond`` or another loop of a
+method run whole, as a part of what is around them.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
+
+from jax.extend.core import get_opaque_trace_state
 
 
 class Part(NamedTuple):
@@ -23,7 +26,7 @@ class Part(NamedTuple):
     count: Any  # i32[]
 
 
-class Reached(Exception):  # noqa: N818  (it leaves a function on purpose; nothing is wrong)
+class Reached(Exception):
     """The function came to where it is cut."""
 
     def __init__(self, value: Any, length: int) -> None:
@@ -41,6 +44,12 @@ class Cut:
 
     def __init__(self, before: Sequence[tuple[Any, Any]], part: Part | None) -> None:
         self.before, self.part, self._seen = before, part, 0
+        self._trace = get_opaque_trace_state()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the trace that is cut."""
+        return bool(get_opaque_trace_state() == self._trace)
 
     def stage(self, carry: Any, length: int, advance: Callable[[Part], tuple[Any, Any]]) -> tuple[Any, Any]:
         """Return what a stage gave that is over.
@@ -66,8 +75,9 @@ _current: ContextVar[Cut | None] = ContextVar("cut", default=None)
 
 
 def current() -> Cut | None:
-    """Return the cut of the function that is being called; None where it runs whole."""
-    return _current.get()
+    """Return the cut of the function that is being called here; None where it runs whole."""
+    cut = _current.get()
+    return cut if cut is not None and cut.is_here else None
 
 
 @contextlib.contextmanager

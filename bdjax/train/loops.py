@@ -167,7 +167,7 @@ def leading(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, count: In
 
 
 def rounds(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: Any, loop: Loop) -> Any:
-    """:func:`steps` for a loop that may take minutes: a population may be kept between its blocks of up to :data:`BLOCK` steps."""
+    """:func:`steps` for a loop that may take minutes: a population can be kept between blocks of up to :data:`BLOCK` steps."""
     cut = cuts.current()
     if cut is None:
         return steps(body, carry, xs, shared, loop)
@@ -182,7 +182,7 @@ def rounds(body: Callable[[Any, Any, Any], Any], carry: Any, xs: Any, shared: An
 
 
 def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int, loop: Loop) -> tuple[Any, Any]:
-    """Apply ``body``, which itself calls :func:`steps`, for epochs 0 … ``count`` - 1; a population may be kept between two of them.
+    """Apply ``body``, which itself calls :func:`steps`, for epochs 0 … ``count`` - 1; a population can be kept between two.
 
     Args:
       body: ``(carry, epoch i32[]) -> (carry, y)``.

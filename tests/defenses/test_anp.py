@@ -224,7 +224,7 @@ def test_thresholds_include_the_masks_that_lie_at_them(network, known, clean, mo
     module = sys.modules["bdjax.defenses.anp"]
     monkeypatch.setattr(module, "rounded", lambda masks: given)
     monkeypatch.setattr(module, "curve", lambda *built: lambda *asked: jnp.asarray(right))
-    monkeypatch.setattr(module, "run_steps", lambda step, carry, *rest: carry)
+    monkeypatch.setattr(module, "run_rounds", lambda step, carry, *rest: carry)
     found = jax.jit(anp(network, SHORT).defend)(KEY, DefenderView(known, clean(3, 3)), ANPHyper())
     # The network as it is, 0, 0.05 (500 goes), 0.1 (501 and 1000 too) ... 0.45 (4500 too) ... 0.9 (9000 too, 9001 stays).
     assert found.trace.pruned.tolist() == [0, 2, 4, *[6] * 7, *[22] * 9, 24] and len(found.trace.pruned) == 20

@@ -9,6 +9,7 @@ from bdjax.models.cnn import cnn
 from bdjax.population import Execution, adapt, members, run
 from bdjax.population.segments import Pace
 from bdjax.population.segments import run as run_segments
+from bdjax.population.snapshots import Misfit
 from bdjax.train.evaluate import EvalSet
 from bdjax.train.experiment import Data, attack_member
 from bdjax.types import Split
@@ -44,17 +45,14 @@ class InTurns(Pace):
 class Kept:
     """A keeper in memory; a run that is to be "killed" ends after so many snapshots."""
 
-    def __init__(self, killed_after=0, last=None):
-        self.killed_after, self.last, self.seen = killed_after, last, []
+    def __init__(self, killed_after=0):
+        self.killed_after, self.last, self.seen = killed_after, None, []
 
     def keep(self, snapshot):
         self.last = snapshot
         self.seen.append(snapshot[:4])
         if len(self.seen) == self.killed_after:
             raise KeyboardInterrupt
-
-    def latest(self):
-        return self.last
 
 
 def setting(dataset, execution):
@@ -85,9 +83,21 @@ def test_the_same_bits_wherever_it_is_cut_and_killed(form, tiny_dataset):
         killed = Kept(killed_after=after)
         with pytest.raises(KeyboardInterrupt):
             run_segments(train, STACK, (data,), execution, keeper=killed, pace=InTurns(1, 3))
-        again = Kept(last=killed.last)
-        same(found, run_segments(train, STACK, (data,), execution, keeper=again, pace=InTurns(2)))
+        again = Kept()
+        same(found, run_segments(train, STACK, (data,), execution, keeper=again, pace=InTurns(2), kept=killed.last))
         assert len(again.seen) < len(undisturbed.seen)
+
+
+def test_a_snapshot_of_something_else_is_refused(tiny_dataset):
+    execution = FORMS["side by side"]
+    train, data = setting(tiny_dataset, execution)
+    killed = Kept(killed_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_segments(train, STACK, (data,), execution, keeper=killed, pace=InTurns(1, 3))
+    state = killed.last.state
+    for other in (state[:-1], (state[0][..., None], *state[1:]), (state[0].astype(np.float64), *state[1:])):
+        with pytest.raises(Misfit):
+            run_segments(train, STACK, (data,), execution, kept=killed.last._replace(state=other))
 
 
 def test_a_segment_grows_to_its_seconds_from_one_round_and_with_the_cost_of_keeping():

@@ -1,9 +1,7 @@
 """Snapshots of a running population: two are kept, a damaged one falls back to the one before, a finished cell leaves none."""
 
 import numpy as np
-import pytest
 
-from bdjax.errors import UserError
 from bdjax.store.running import KEPT, Keeper, Snapshot
 
 
@@ -41,7 +39,7 @@ def test_the_newest_of_two_comes_back(tmp_path):
 
 def test_a_damaged_one_falls_back_to_the_one_before(tmp_path):
     kept(tmp_path, snapshot(1), snapshot(2))
-    newest = tmp_path / "running" / "cell" / "set" / "000000-000002"
+    newest = tmp_path / "running" / "cell" / "set" / "000000-000-000002"
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -55,10 +53,18 @@ def test_a_finished_cell_leaves_nothing(tmp_path):
     assert keeper(tmp_path).latest() is None and not (tmp_path / "running" / "cell" / "set").exists()
 
 
-def test_what_cannot_be_written_is_said_at_the_next_chance(tmp_path):
+def test_what_cannot_be_written_is_said_and_ends_nothing(tmp_path):
     (tmp_path / "running").write_text("no folder")
-    writing = keeper(tmp_path)
-    writing.keep(snapshot(1))
-    with pytest.raises(UserError, match="cannot write"):
-        writing.wait()
-    writing.wait()  # said once
+    said = []
+    with Keeper(tmp_path, "cell", "set", ("a", "b"), said.append) as writing:
+        writing.keep(snapshot(1))
+    assert len(said) == 1 and "cannot write" in said[0], said
+
+
+def test_one_that_does_not_fit_is_removed_and_said(tmp_path):
+    kept(tmp_path, snapshot(1))
+    said = []
+    again = Keeper(tmp_path, "cell", "set", ("a", "b"), said.append)
+    assert again.latest() is not None and again.earlier == 1.5
+    again.refuse("3 leaves for a tree of 4")
+    assert again.latest() is None and again.earlier == 0 and "3 leaves" in said[0]

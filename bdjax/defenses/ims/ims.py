@@ -1,7 +1,7 @@
 """IMS: soft masks that keep the clean task, while the network of the inverse masks loses it and keeps to the backdoor."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,8 @@ from bdjax.nn.normalisation import at_least_float32
 from bdjax.train import descent
 from bdjax.train.descent import State
 from bdjax.train.loops import steps as run_steps
-from bdjax.types import Array, Bool, CleanSet, Defended, DefenderView, Defense, Float, Int, Key, Loop, Masks, Model, Variables
+from bdjax.train.loops import until
+from bdjax.types import Array, Bool, CleanSet, Defended, DefenderView, Defense, Float, Int, Key, Masks, Model, Variables
 
 
 class Config(NamedTuple):
@@ -102,47 +103,38 @@ def ims(model: Model, config: Config | Mapping[str, Any] | None = None, *, profi
     config = configure(PRESETS, config, "ims", profile)
     at_least("ims", config, start_rounds=1, search_rounds=0, settle_rounds=0, batch=1, inner_steps=1, patience=0)
     lengths = config.start_rounds, config.search_rounds, config.settle_rounds
-    first_rounds = (0, lengths[0], lengths[0] + lengths[1])
-    number, first, length = (np.array(each, np.int32) for each in ((0, 1, 2), first_rounds, lengths))
-    spans = _Span(number, first, length, np.array([1, 0, 1], np.float32))
-    perturbed = [number for number in (1, 2) if lengths[number]]
-    start, search = _stage(model, config, perturbed=False), _stage(model, config, perturbed=True)
+    start, search = _stages(model, config, (0,)), _stages(model, config, [number for number in (1, 2) if lengths[number]])
 
     @jax.jit
-    def defend(key: Key, view: DefenderView, hyper: IMSHyper) -> Defended:
+    def begin(key: Key, view: DefenderView, hyper: Any) -> tuple[_Shared, tuple[State, Array, Array]]:
         assert view.clean is not None
-        hyper = jax.tree.map(jnp.asarray, hyper)
-        channels = _channels(model, view.variables)
-        ones = jnp.concatenate(list(channels.values()))
-        shared = _Shared(stream(key, Stream.ORDER), view.variables, view.clean, hyper)
+        ones = jnp.concatenate(list(_channels(model, view.variables).values()))
         state = descent.begin(ADAMW, {"params": {"masks": ones, "selections": ones}}, hyper, measured=0)
         history = jnp.full((len(BY_ROUND), sum(lengths)), jnp.nan, jnp.float32)
-        carry = start(shared, (state, history, jnp.zeros(3, jnp.int32)), jax.tree.map(lambda x: jnp.asarray(x[0]), spans))
-        if perturbed:
-            carry = run_steps(search, carry, jax.tree.map(lambda x: jnp.asarray(x[perturbed]), spans), shared, Loop())
+        shared = _Shared(stream(key, Stream.ORDER), view.variables, view.clean, hyper)
+        return shared, (state, history, jnp.zeros(3, jnp.int32))
+
+    @jax.jit
+    def end(variables: Variables, carry: tuple[State, Array, Array], hyper: Any) -> Defended:
         state, history, rounds = carry
         free = state.variables["params"]
         keep, _ = factors(free, hyper.slope)
-        masks = split(jnp.round(keep) if config.hard_mask else keep, channels)
-        params = tree.scale_convs(view.variables["params"], masks)
+        masks = split(jnp.round(keep) if config.hard_mask else keep, _channels(model, variables))
+        params = tree.scale_convs(variables["params"], masks)
         last = [free[name].astype(jnp.float32) for name in ("masks", "selections")]
         after = {"rounds": rounds, "masks": last[0], "selections": last[1], "alive": state.alive, "stopped": state.stopped}
         trace = IMSTrace(**dict(zip(BY_ROUND, history, strict=True)), **after)
-        return Defended({**view.variables, "params": params}, masks, trace)
+        return Defended({**variables, "params": params}, masks, trace)
+
+    def defend(key: Key, view: DefenderView, hyper: IMSHyper) -> Defended:
+        hyper = jax.tree.map(jnp.asarray, hyper)
+        shared, carry = begin(key, view, hyper)
+        return end(view.variables, search(shared, start(shared, carry)), hyper)
 
     return Defense(defend, IMSHyper(), frozenset({"clean"}), config)
 
 
 BY_ROUND = IMSTrace._fields[:7]  # what the trace has of every round
-
-
-class _Span(NamedTuple):
-    """A stage."""
-
-    number: Any  # i32[]
-    first: Any  # i32[]: its first round
-    length: Any  # i32[]: its rounds at most
-    pulled: Any  # f32[]: 1 with the pull on the selections, 0 without
 
 
 class _Shared(NamedTuple):
@@ -155,34 +147,46 @@ class _Shared(NamedTuple):
 class _Progress(NamedTuple):
     state: State
     history: Array  # f32[BY_ROUND, rounds of all stages]
-    made: Array  # i32[]: rounds of this stage
-    best: Array  # f[]: loss of the last round that made progress
+    rounds: Array  # i32[3]: made in each stage
+    stage: Array  # i32[]: which of those that run
+    best: Array  # f[]: loss of the last round of this stage that made progress
     missed: Array  # i32[]: rounds since then
 
 
-def _stage(model: Model, config: Config, *, perturbed: bool) -> Callable[..., Any]:
-    """``stage(shared, (state, history, rounds i32[3]), span) -> (state, history, rounds)``.
+def _stages(model: Model, config: Config, numbers: Sequence[int]) -> Callable[..., Any]:
+    """``stages(shared, carry) -> carry`` of stages, one after another; the carry is (state, history, rounds i32[3]).
 
     How many rounds there are depends on the data: a while-loop, whose rounds are steps of a scan whatever the model's loop is.
     """
-    loop, round_ = model.loop._replace(kind="scan"), _round(model, config, perturbed)
+    all_lengths = np.array([config.start_rounds, config.search_rounds, config.settle_rounds], np.int32)
+    chosen = np.array(numbers, np.int32)
+    first, length = (np.cumsum(all_lengths, dtype=np.int32) - all_lengths)[chosen], all_lengths[chosen]
+    pulled = np.array([1, 0, 1], np.float32)[chosen]
+    loop, round_ = model.loop._replace(kind="scan"), _round(model, config, perturbed=0 not in numbers)
 
-    def stage(shared: _Shared, carry: tuple[State, Array, Array], span: _Span) -> tuple[State, Array, Array]:
-        state, history, rounds = carry
-        free = state.variables["params"]
+    def going(now: _Progress) -> Bool[Array, ""]:
+        return (now.stage < len(numbers)) & now.state.alive
 
-        def going(now: _Progress) -> Bool[Array, ""]:
-            return (now.made < span.length) & (now.missed <= config.patience) & now.state.alive
+    def step(shared: _Shared, now: _Progress) -> _Progress:
+        number = jnp.asarray(chosen)[now.stage]
+        at = jnp.asarray(first)[now.stage] + now.rounds[number]
+        now = run_steps(round_, now, (at[None], jnp.asarray(pulled)[now.stage][None]), shared, loop)
+        now = now._replace(rounds=now.rounds.at[number].add(1))
+        over = (now.rounds[number] >= jnp.asarray(length)[now.stage]) | (now.missed > config.patience)
+        return jax.tree.map(functools.partial(jnp.where, over), opened(shared, now), now)
 
-        def step(now: _Progress) -> _Progress:
-            return run_steps(round_, now, ((span.first + now.made)[None], span.pulled[None]), shared, loop)
+    def opened(shared: _Shared, now: _Progress) -> _Progress:
+        fresh = descent.restarted(now.state, ADAMW, shared.hyper)
+        return _Progress(fresh, now.history, now.rounds, now.stage + 1, jnp.full_like(now.best, jnp.inf), jnp.int32(0))
 
-        worst = jnp.asarray(jnp.inf, at_least_float32(free["masks"].dtype))
-        fresh = descent.restarted(state, ADAMW, shared.hyper)
-        last = jax.lax.while_loop(going, step, _Progress(fresh, history, jnp.int32(0), worst, jnp.int32(0)))
-        return last.state, last.history, rounds.at[span.number].set(last.made)
+    def stages(shared: _Shared, carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
+        if not numbers:
+            return carry
+        worst = jnp.asarray(jnp.inf, at_least_float32(carry[0].variables["params"]["masks"].dtype))
+        now = opened(shared, _Progress(*carry, jnp.int32(-1), worst, jnp.int32(0)))
+        return until(going, functools.partial(step, shared), now, int(length.sum()))[:3]
 
-    return stage
+    return stages
 
 
 def _channels(model: Model, variables: Variables) -> Masks:
@@ -238,6 +242,6 @@ def _round(model: Model, config: Config, perturbed: bool) -> Callable[[_Shared, 
         state = descent.descend(now.state, ADAMW, hyper, hyper.lr, gradient, value[None], mask, project=clipped)
         better = value < hyper.progress.astype(value.dtype) * now.best
         best, missed = jnp.where(better, value, now.best), jnp.where(better, 0, now.missed + 1)
-        return _Progress(state, now.history.at[:, number].set(values), now.made + 1, best, missed)
+        return now._replace(state=state, history=now.history.at[:, number].set(values), best=best, missed=missed)
 
     return round_
