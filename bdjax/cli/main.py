@@ -16,7 +16,7 @@ from bdjax.cli.report import cite, compare_masks, pruning_curve, report, verdict
 from bdjax.cli.show_attack import show_attack
 from bdjax.cli.torch import export_torch, import_torch
 from bdjax.errors import UserError
-from bdjax.population import platforms
+from bdjax.population import hosts, platforms
 from bdjax.population.compilations import keep_compilations
 
 COMMANDS = {
@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with terminal.printable(), complaints.one_line_each(), stopping.answered(line, watched=argv is None) as stop:
         try:
             return _ended(arguments)
+        except hosts.Preempted:
+            stop.number = signal.SIGTERM
+            hosts.end_together()
+            return stop.leave()
         except KeyboardInterrupt:
             return stop.leave()
 

@@ -3,8 +3,9 @@
 Python delivers a signal to its main thread between two of its own instructions, and a compiled program is one instruction. So a
 thread of ours hears of the signal too, through the descriptor that Python's handler writes to. Where the main thread can be
 interrupted it is, and leaves as from any error. Where it is not within :data:`ANSWER` seconds, or does not come to an end within
-:data:`UNWIND`, or where the signal comes twice, the thread gives the cells of this process back and ends the process: what is
-stored is complete or absent at any moment, as after ``kill -9``.
+:data:`UNWIND`, the thread waits until the last finished segment of the running cell is written, gives the cells of this process
+back and ends the process; where the signal comes twice it does not wait. What is stored is complete or absent at any moment, as
+after ``kill -9``.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from types import FrameType
 from typing import Any
 
 ANSWER = 2.0  # seconds in which the main thread may begin to leave
-UNWIND = 10.0  # seconds in which it must have left
+UNWIND = 8.0  # seconds in which it must have left
+SAVE = 5.0  # seconds for what is just being written of a running cell
 GIVE_BACK = 1.5  # seconds for giving back what the process holds
 _CALLBACKS = tuple(os.path.join("jax", "_src", name) for name in ("callback.py", "debugging.py"))
 
@@ -36,7 +38,7 @@ class Stop:
         self.number: int | None = None  # of the signal
         self.watching = False
         self._raised = False
-        self._leaving = threading.Lock()
+        self._leaving, self._ending = threading.Lock(), threading.Lock()
 
     @property
     def code(self) -> int:
@@ -54,10 +56,12 @@ class Stop:
     def watch(self, reader: socket.socket, numbers: set[int]) -> None:
         """Hear of signals beside the main thread; ends when the other end of ``reader`` is closed."""
         began: float | None = None
+        leaving = False
         while True:
-            left = None if began is None else began + (UNWIND if self._raised else ANSWER) - time.monotonic()
+            left = None if began is None or leaving else began + (UNWIND if self._raised else ANSWER) - time.monotonic()
             if left is not None and left <= 0:
-                self.leave()
+                threading.Thread(target=self.leave, daemon=True).start()
+                leaving, left = True, None
             reader.settimeout(left)
             try:
                 heard = reader.recv(1)
@@ -68,7 +72,7 @@ class Stop:
             if heard[0] not in numbers:
                 continue
             if began is not None:  # the second one
-                self.leave()
+                self._end()
             self.number, began = self.number or heard[0], time.monotonic()
 
     def leave(self) -> int:
@@ -78,9 +82,14 @@ class Stop:
             return self.code
         if not self._leaving.acquire(blocking=False):
             threading.Event().wait()  # the other thread is about to end the process
-        giving = threading.Thread(target=_give_back, daemon=True)
-        giving.start()
-        giving.join(GIVE_BACK)
+        _for(SAVE, _finish)
+        return self._end()
+
+    def _end(self) -> int:
+        """Give back what others would wait for, say so and end the process."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()
+        _for(GIVE_BACK, _give_back)
         shown = "\x1b[?25h\r\x1b[K" if sys.stderr.isatty() else ""  # the cursor, which a progress bar hides
         with contextlib.suppress(OSError):  # straight to the descriptor: the main thread may hold the stream
             os.write(2, f"{shown}{self.line}\n".encode())
@@ -93,6 +102,19 @@ def _in_callback(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _for(seconds: float, what: Callable[[], None]) -> None:
+    """Do something, but wait for it only so long."""
+    thread = threading.Thread(target=what, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _finish() -> None:
+    """Write what is just being written of running cells."""
+    if "bdjax.store.running" in sys.modules:
+        sys.modules["bdjax.store.running"].finish_all()
 
 
 def _give_back() -> None:

@@ -81,18 +81,26 @@ def at_once(execution: Execution, total: int) -> int:
 
 
 def call(
-    function: Callable[..., Any], stacked: Any, shared: tuple[Any, ...], execution: Execution, *, donate: bool = False
+    function: Callable[..., Any],
+    stacked: Any,
+    shared: tuple[Any, ...],
+    execution: Execution,
+    *,
+    donate: bool = False,
+    stay: bool = False,
 ) -> Any:
     """Run members that fit at once, with nothing to fall back on; the "sequential" strategy takes one for each device.
 
-    With ``donate`` the result may take the buffers of ``stacked``, which is not to be used any more.
+    With ``donate`` the result may take the buffers of ``stacked``, which is not to be used any more. With ``stay`` a result over
+    the devices of several processes stays there (:func:`bdjax.population.hosts.gather`), and may be ``stacked`` of the next call.
     """
     batched = execution.strategy != "sequential"
     if execution.devices > 1:
         mesh = _mesh(execution.devices)
         stacked = hosts.spread(stacked, mesh, PartitionSpec("members"))
         shared = hosts.spread(shared, mesh, PartitionSpec())
-        return hosts.gather(compiled(function, batched, execution.devices, len(shared), donate)(stacked, *shared))
+        out = compiled(function, batched, execution.devices, len(shared), donate)(stacked, *shared)
+        return out if stay else hosts.gather(out)
     if not batched:
         one = take(stacked, 0)
         out = (compiled(function, False, 1, len(shared), donate) if execution.loop == "scan" else function)(one, *shared)

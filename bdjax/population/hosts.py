@@ -6,6 +6,7 @@ can know (what a folder holds, how much memory is free) the first one broadcasts
 Source: JAX's documentation of multi-controller programs, ``jax.distributed``.
 """
 
+import contextlib
 import pickle
 from typing import Any
 
@@ -59,13 +60,44 @@ def broadcast(value: Any) -> Any:
     return pickle.loads(np.asarray(broadcast_one_to_all(padded)).tobytes())
 
 
+class Preempted(KeyboardInterrupt):
+    """One of the processes of this run is about to be taken away, and all of them have agreed to end here."""
+
+
+def preempted(number: int) -> bool:
+    """Return whether one of several processes was told to end, as all of them find at the same number.
+
+    JAX hears of SIGTERM in each of them, and lets them agree on the number at which they end together.
+
+    Args:
+      number: grows by one with every call, in every process alike.
+    """
+    if not is_multiprocess():
+        return False
+    from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+    try:
+        return bool(reached_preemption_sync_point(number))
+    except RuntimeError:  # the service was switched off by its flag
+        return False
+
+
+def end_together() -> None:
+    """Leave the other processes once all of them have called this, so that none takes the others' end for a failure."""
+    if is_multiprocess():
+        with contextlib.suppress(RuntimeError):
+            jax.distributed.shutdown()
+
+
 def spread(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """Return arrays that every process has in full as arrays over the mesh."""
+    """Return arrays that every process has in full as arrays over the mesh; those that are so already stay as they are."""
     sharding = NamedSharding(mesh, spec)
     if not is_multiprocess():
         return jax.device_put(tree, sharding)
 
     def one(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             words = one(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
@@ -81,4 +113,9 @@ def gather(tree: Any) -> Any:
         return tree
     from jax.experimental.multihost_utils import process_allgather
 
-    return jax.tree.map(lambda leaf: process_allgather(leaf, tiled=True), tree)
+    def one(leaf: Any) -> Any:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(one, tree)

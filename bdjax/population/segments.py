@@ -6,6 +6,7 @@ ends with the same bits as one that was not.
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.population import execute, snapshots
+from bdjax.population import execute, hosts, snapshots
 from bdjax.population.execution import Execution, check, default_execution
 from bdjax.population.snapshots import Keeper, Snapshot
 from bdjax.population.stacks import concatenate, size, take
@@ -66,7 +67,7 @@ class Running(NamedTuple):
 
     before: tuple[Any, ...]  # (carry, records) of the stages that are over
     carry: Any  # of the stage they are in
-    records: Any  # of its rounds so far, on the host; None where there are none
+    records: Any  # of its rounds so far; None where there are none
     rounds: int  # of this stage
 
 
@@ -145,6 +146,7 @@ def run(
     going_on = None if kept is None else _restored(function, stacked, shared, execution, kept)
     at_once, finished, before = (0, 0, ()) if kept is None else (kept.at_once, kept.finished, kept.results)
 
+    numbers = itertools.count()
     with Stopwatch() as watch:
 
         def chunk(members: Any, done: int, results: Any) -> Any:
@@ -152,13 +154,14 @@ def run(
             start, going_on = going_on, None
 
             def keep(now: Running) -> None:
-                if keeper is None or not pace.due:
-                    return
-                began, seconds = time.perf_counter(), watch.seconds + (kept.seconds if kept else 0.0)
-                so_far = _joined(before, snapshots.leaves(results))
-                position = size(members), done, len(now.before), now.rounds
-                keeper.keep(Snapshot(*position, seconds, snapshots.leaves(now[:3]), so_far))
-                pace.kept(time.perf_counter() - began)
+                ending = hosts.preempted(next(numbers))
+                if keeper is not None and (ending or hosts.broadcast(pace.due)):
+                    began, seconds = time.perf_counter(), watch.seconds + (kept.seconds if kept else 0.0)
+                    so_far, state = _joined(before, snapshots.leaves(results)), snapshots.leaves(hosts.gather(now[:3]))
+                    keeper.keep(Snapshot(size(members), done, len(now.before), now.rounds, seconds, state, so_far))
+                    pace.kept(time.perf_counter() - began)
+                if ending:
+                    raise hosts.Preempted
 
             return _through(function, members, shared, execution, pace, watch, keep, start)
 
@@ -189,9 +192,9 @@ def _through(
         before = () if now is None else now.before
         stage = _stage(function, len(before))
         if now is None or now.carry is None:
-            begun = execute.call(stage.enter, (members, before), shared, execution)
+            begun = execute.call(stage.enter, (members, before), shared, execution, stay=True)
             if stage.length is None:
-                return begun
+                return hosts.gather(begun)
             now = Running(before, begun, None, 0)
         members, now = _advanced(stage, members, now, shared, execution, pace, watch, keep)
 
@@ -210,25 +213,23 @@ def _advanced(
     held = (members, now.before, now.carry)
     records, rounds = now.records, now.rounds
     while rounds < stage.length:
-        count, start = pace.rounds(stage.length - rounds), watch.seconds
+        count, start = hosts.broadcast(pace.rounds(stage.length - rounds)), watch.seconds
         part = jnp.int32(rounds), jnp.int32(count), *shared
-        held, new = jax.block_until_ready(execute.call(stage.advance, held, part, execution, donate=True))
+        held, new = jax.block_until_ready(execute.call(stage.advance, held, part, execution, donate=True, stay=True))
         pace.took(count, watch.seconds - start)
-        records, rounds = _written(records, jax.device_get(new), rounds, count), rounds + count
+        records, rounds = new if records is None else _written(records, new, *part[:2]), rounds + count
         if rounds < stage.length:
             keep(Running(held[1], held[2], records, rounds))
     return held[0], Running((*held[1], (held[2], records)), None, None, 0)
 
 
-def _written(records: Any, new: Any, first: int, count: int) -> Any:
+@jax.jit
+def _written(records: Any, new: Any, first: Any, count: Any) -> Any:
     """Records with those of some rounds; the leaves are [members, rounds, ...]."""
-    if records is None:
-        return new
 
-    def one(old: np.ndarray, part: np.ndarray) -> np.ndarray:
-        old = np.array(old)
-        old[:, first : first + count] = part[:, first : first + count]
-        return old
+    def one(old: Any, part: Any) -> Any:
+        number = jnp.arange(old.shape[1]).reshape(1, -1, *(1,) * (old.ndim - 2))
+        return jnp.where((number >= first) & (number < first + count), part, old)
 
     return jax.tree.map(one, records, new)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from bdjax.data.atomic import token
 from bdjax.errors import UserError
-from bdjax.store import remote_checkpoints, rows
+from bdjax.store import objects, remote_checkpoints, rows
 from bdjax.store.lease_files import Lease, backend, read
 from bdjax.store.location import Location
 
@@ -178,8 +178,11 @@ def clean(out: Location, cell: str, dead: str) -> None:
     """Remove what a dead process, known by its token, left half-written of a cell."""
     if not isinstance(out, Path):
         remote_checkpoints.clean(out / "models" / cell, dead)
+        for name in {path.split("/")[0] for path in objects.listing(out / "running" / cell)}:
+            remote_checkpoints.clean(out / "running" / cell / name, dead)
         return
-    folders = [out / kind / cell for kind in ("records", "models", "arrays")]
+    running = out / "running" / cell
+    folders = [*(out / kind / cell for kind in ("records", "models", "arrays")), *running.glob("*/")]
     for path in (path for folder in (*folders, out / "failures", out / "sweeps") for path in folder.glob(f".*.{dead}.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

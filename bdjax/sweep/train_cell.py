@@ -23,7 +23,7 @@ from bdjax.sweep.new_rows import row_of, timing
 from bdjax.sweep.progress import Progress
 from bdjax.train.experiment import attack_member
 from bdjax.train.poison import poison_set
-from bdjax.types import Array, Member
+from bdjax.types import Array, Key, Member
 
 
 def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: Progress) -> None:
@@ -46,7 +46,8 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
     execution = attacked.execution
     if running:
         stacked = population.take(stacked, running)
-        stacked = population.prepare(attack, stacked, attacked.dataset, attacked.data, execution, progress.say)
+        keeping = functools.partial(_prepared, attacked, out, members, progress)
+        stacked = population.prepare(attack, stacked, attacked.dataset, attacked.data, execution, progress.say, keeping)
         execution = fitted(lambda model: attack_member(model, attack, images), attacked, stacked)
     per_epoch = _start(attacked, len(running), execution, title, progress)
     if running:
@@ -61,6 +62,14 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
                 row.update(timing(call, len(running), execution), images=attack.recipe.epochs * per_epoch * len(running))
     finished(rows, f"{title}: trained, ", out, attacked.name, members, progress)
     Keeper(out, attacked.name, members).clear()
+
+
+def _prepared(
+    attacked: Attacked, out: Location, members: str, progress: Progress, function: Any, keys: Key, names: Sequence[str]
+) -> Any:
+    """What the attack prepares for each seed, kept while it runs."""
+    keeper = Keeper(out, attacked.name, f"{members}-prepare", names, progress.say)
+    return kept.run(function, keys, attacked, attacked.execution, keeper, progress).result
 
 
 def _start(attacked: Attacked, running: int, execution: Execution, title: str, progress: Progress) -> int:

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import inspect
-import io
 import json
 import sys
 from pathlib import Path
@@ -13,10 +12,9 @@ import jax
 import numpy as np
 
 import bdjax
-from bdjax import tree
-from bdjax.data.atomic import OWNER_ONLY, replace_file
 from bdjax.data.cache import cache_root, try_writing, written_in
-from bdjax.train import user_code
+from bdjax.train import unfinished, user_code
+from bdjax.train.asset_files import load, save
 from bdjax.types import Attack, Dataset, Key
 
 LAYOUT = 1  # of the files
@@ -41,7 +39,8 @@ def prepared(attack: Attack, dataset: Dataset, key: Key) -> Any:
     if found is None:
         ready(path.parent)
         print(f"bdjax: {_name(attack)} prepares its trigger for {dataset.spec.name}, once; it is kept in {path}", file=sys.stderr)
-        found = save(path, attack.prepare(key, dataset))
+        with unfinished.beside(path):
+            found = save(path, attack.prepare(key, dataset))
     return found
 
 
@@ -76,34 +75,6 @@ def ready(folder: Path) -> None:
     """
     with written_in(folder):
         try_writing(folder)
-
-
-def save(path: Path, assets: Any) -> Any:
-    """Write nested dicts of arrays, with their hash, under a temporary name first; returns them as host arrays."""
-    flat = {name: np.asarray(leaf) for name, leaf in tree.flatten(assets).items()}
-    with written_in(path.parent):
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **flat)
-        body = buffer.getvalue()
-        replace_file(path, hashlib.sha256(body).digest() + body, mode=OWNER_ONLY)
-    return tree.unflatten(flat)
-
-
-def load(path: Path) -> Any:
-    """The nested dicts of host arrays that :func:`save` wrote; None where there is no such file.
-
-    A damaged file counts as none, with a warning on stderr.
-    """
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    digest, body = content[:32], content[32:]
-    if hashlib.sha256(body).digest() != digest:
-        print(f"bdjax: warning: the cache file {path} is damaged; what it held is prepared again", file=sys.stderr)
-        return None
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        return tree.unflatten({name: arrays[name] for name in arrays.files})
 
 
 def _name(attack: Attack) -> str:

@@ -195,7 +195,7 @@ def epochs(body: Callable[[Any, Array], tuple[Any, Any]], carry: Any, count: int
     """
     cut = cuts.current()
     if cut is not None:
-        return cut.stage(_map(jnp.asarray, carry), count, lambda part: _part(body, part, count, loop))
+        return cut.stage(_map(_strong, carry), count, lambda part: _part(body, part, count, loop))
     if loop.kind == "scan":
         return lax.scan(body, carry, jnp.arange(count, dtype=jnp.int32))
     ys, epoch = [], None
@@ -225,7 +225,13 @@ def until(going: Callable[[Any], Array], body: Callable[[Any], Any], carry: Any,
 
         return lax.while_loop(more, lambda now: (now[0] + 1, body(now[1])), (jnp.int32(0), part.carry))[1], None
 
-    return cut.stage(_map(jnp.asarray, carry), most, advance)[0]
+    return cut.stage(_map(_strong, carry), most, advance)[0]
+
+
+def _strong(leaf: Any) -> Array:
+    """An array that does not give way in its dtype, as a Python number would: else the first part would compile alone."""
+    leaf = jnp.asarray(leaf)
+    return lax.convert_element_type(leaf, leaf.dtype) if leaf.aval.weak_type else leaf
 
 
 def _part(body: Callable[[Any, Array], tuple[Any, Any]], part: Part, count: int, loop: Loop) -> tuple[Any, Any]:

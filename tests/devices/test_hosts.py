@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ grid = Grid(
 """
 WORKER = """
 import sys
+import time
 from bdjax.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -62,6 +65,35 @@ def test_two_processes_of_two_devices_make_what_one_of_four_makes(tmp_path):
         same = ("cell", "member", "acc", "asr", "ra", "masks", "poisoned")
         assert [one[name] for name in same] == [two[name] for name in same]
     assert not list((tmp_path / "two" / "claims").iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_when_one_is_told_to_and_go_on_together(tmp_path):
+    grid = GRID.replace('defense=("ft", "clp")', 'defense=("ft",)').replace("epochs=3", "epochs=400")
+    (tmp_path / "grid.py").write_text(grid)
+
+    def together(out):
+        flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--checkpoint-every", "1", "--process"]
+        return [start(tmp_path, tmp_path / out, 2, *flags, str(i)) for i in range(2)]
+
+    stopped = together("cut")
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "cut").glob("running/*/*/*/manifest.json")) and time.monotonic() < deadline:
+        assert stopped[0].poll() is None, stopped[0].communicate()[0]
+        time.sleep(0.1)
+    stopped[1].send_signal(signal.SIGTERM)
+    texts = [worker.communicate(timeout=120)[0] for worker in stopped]
+    assert [worker.returncode for worker in stopped] == [143, 143], texts
+    assert "the same command goes on where this one stopped" in texts[0] and not list((tmp_path / "cut" / "claims").iterdir())
+    for out in ("cut", "whole"):
+        workers = together(out)
+        texts = [worker.communicate(timeout=600)[0] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0], texts
+        assert ("going on from its checkpoint" in texts[0]) == (out == "cut"), texts[0]
+    cut, whole = (records.read_rows(tmp_path / out) for out in ("cut", "whole"))
+    same = ("member", "loss", "acc")
+    assert [[row[name] for name in same] for row in cut] == [[row[name] for name in same] for row in whole]
+    assert not list((tmp_path / "cut" / "running").iterdir())
 
 
 def test_what_does_not_go_together_is_refused(tmp_path, capsys):

@@ -15,6 +15,7 @@ from bdjax.attacks.ssba import networks as ssba_net
 from bdjax.data.augment import to_float
 from bdjax.errors import UserError
 from bdjax.keys import step_key
+from bdjax.train import unfinished
 from bdjax.train.loops import steps
 from bdjax.train.optimisers import adam
 from bdjax.types import Array, Bool, Float, Int, Key, Loop, UInt8
@@ -86,7 +87,7 @@ def weight_at(step: Int[Array, ""], readable: Int[Array, ""], ramp: Int[Array, "
 
 
 def train(key: Key, images: UInt8[Array | np.ndarray, "n h w c"], settings: Settings) -> tuple[dict[str, Any], Measured]:
-    """Train both networks on clean images; a host loop over epochs, each one compiled scan.
+    """Train both networks on clean images; a host loop over epochs, each one compiled scan, which is kept while it runs.
 
     The loss of a batch is w mean((E(s, x) - x)²) + BCE(D(E(s, x)), s) with fresh fair bits s for every image and w =
     :func:`weight_at`; Adam on both networks.
@@ -105,9 +106,10 @@ def train(key: Key, images: UInt8[Array | np.ndarray, "n h w c"], settings: Sett
     start_key, measure_key, batch_key = jax.random.split(key, 3)
     shared = _Shared(jnp.asarray(images), batch_key, jnp.float32(settings.lr), jnp.asarray(ramp, jnp.int32))
     state, said = programs.start(start_key), time.monotonic()
-    for number in range(settings.epochs):
-        state = programs.epoch(shared, state, jnp.int32(number))
-        jax.block_until_ready(state.step)
+
+    def epoch(state: _State, number: int) -> _State:
+        nonlocal said
+        state = jax.block_until_ready(programs.epoch(shared, state, jnp.int32(number)))
         if time.monotonic() - said > QUIET:
             said = time.monotonic()
             print(
@@ -115,6 +117,9 @@ def train(key: Key, images: UInt8[Array | np.ndarray, "n h w c"], settings: Sett
                 f"image error {float(state.error):.5f} with weight {float(state.weight):.1f}",
                 file=sys.stderr,
             )
+        return state
+
+    state = unfinished.rounds(epoch, state, settings.epochs)
     some = shared.images[:: max(len(images) // MEASURED, 1)][:MEASURED]
     accuracy, error = programs.measure(measure_key, state.params, some)
     return state.params, Measured(accuracy, error, state.weight, state.readable, shared.ramp)
