@@ -16,6 +16,7 @@ class Handler(BaseHTTPRequestHandler):
     """What both servers have: the objects, by name, each with its version and content, and the answers."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet: of two, the second would wait for the first to be acknowledged
 
     def log_message(self, *_):
         pass
@@ -68,7 +69,8 @@ class Google(Handler):
                 {"kind": "storage#objects", "items": [self._facts(each) for each in objects if each.startswith(start)]}
             )
         wanted, there = self.query.get("ifGenerationMatch"), objects.get(name, (0, b""))
-        if self.server.heeds(self.command) and wanted is not None and there[0] and int(wanted) != there[0]:
+        heeds = wanted == "0" or self.server.heeds(self.command)
+        if heeds and wanted is not None and there[0] and int(wanted) != there[0]:
             return 412, b"", {}
         if upload:
             if wanted not in (None, "0") and not there[0]:
@@ -86,7 +88,10 @@ class Azure(Handler):
     """The blobs of Azure's storage."""
 
     def answer(self, path):
-        objects, name = self.server.objects, unquote(path.removeprefix("/account/results").lstrip("/"))
+        objects, (_, container, *rest) = self.server.objects, unquote(path).lstrip("/").split("/", 2)
+        name = "".join(rest)
+        if container != "results":
+            return 404, b"", {"x-ms-error-code": "ContainerNotFound"}
         if not name:
             start = self.query.get("prefix", "")
             blobs = "".join(
@@ -118,7 +123,7 @@ class Azure(Handler):
 
 @contextlib.contextmanager
 def serving(handler):
-    """A server of this process while the block runs; its ``heeds(method)`` says whether it heeds conditions."""
+    """A server of this process while the block runs; its ``heeds(method)`` says whether it heeds conditions, but for creation."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.lock, server.objects, server.count, server.heeds = threading.Lock(), {}, 0, lambda method: True
     server.address = f"http://127.0.0.1:{server.server_port}"
