@@ -157,10 +157,11 @@ class Leases:
                         lost.append(cell)
             self._lost.update(lost)
         for cell in lost:
-            self.say(
-                f"lost cell {cell}: another process took it over, as this one gave no sign of life for too long; "
-                "this one ends what it has begun, and the records of both are the same"
-            )
+            with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end the heartbeats of the other cells
+                self.say(
+                    f"lost cell {cell}: another process took it over, as this one gave no sign of life for too long; "
+                    "this one ends what it has begun, and both make the same records"
+                )
 
 
 def own_lease(since: str, heartbeat: int = 0) -> Lease:
