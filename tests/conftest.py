@@ -77,7 +77,7 @@ def pytest_xdist_make_scheduler(config, log):
     return Sharing(config, log)
 
 
-GROUPS = ("slow", "real_data", "torch", "browser", "s3", "tpu_compiler")
+GROUPS = ("slow", "real_data", "torch", "browser", "s3", "clouds", "tpu_compiler")
 
 
 # Files whose few tests take a minute and more: begun first, so that no process works on one of them alone when all else is done.

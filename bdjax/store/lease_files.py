@@ -1,26 +1,20 @@
-"""How a lease is acquired, renewed, released and taken over: as a file on a disk, and as an object in a store.
+"""How a lease is acquired, renewed, released and taken over on a disk, and what its file says.
 
-On a disk all of it is exact. In a store creating is exact where the store can create exclusively, but nothing can be removed on a
-condition: of two processes that take over a lease at the same moment both may believe for a while that they hold it. Both then
-make the same records and write them atomically under the same names.
+On a disk all of it is exact: files are created exclusively, and renaming lets one process alone take a dead one's file away.
+Leases in an object store are in :mod:`bdjax.store.lease_objects`.
 """
 
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from bdjax.data.atomic import temporary_of
-from bdjax.errors import UserError
-from bdjax.store import location, objects
+from bdjax.store import location
 from bdjax.store.atomic import writing
 from bdjax.store.location import Location
-
-if TYPE_CHECKING:
-    from upath import UPath
 
 
 class Lease(NamedTuple):
@@ -44,23 +38,28 @@ def encode(lease: Lease) -> bytes:
     return json.dumps({_IN_FILES.get(field, field): value for field, value in lease._asdict().items()}).encode()
 
 
+def decode(content: bytes) -> Lease | None:
+    """Return what the content of a lease's file says; None for one whose holder died between creating and writing it."""
+    fields = {name: field for field, name in _IN_FILES.items()}
+    try:
+        return Lease(**{fields.get(name, name): value for name, value in json.loads(content).items()})
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
 def read(path: Location) -> tuple[bytes, Lease | None] | None:
     """Return the content of a lease's file and what it says, if that can be read; None where there is no file."""
     try:
         content = location.read_bytes(path)
     except FileNotFoundError:
         return None
-    fields = {name: field for field, name in _IN_FILES.items()}
-    try:
-        return content, Lease(**{fields.get(name, name): value for name, value in json.loads(content).items()})
-    except (ValueError, TypeError, AttributeError):  # its holder died between creating and writing it
-        return content, None
+    return content, decode(content)
 
 
 class LeasesOnDisk:
     """Leases as files: created exclusively, renewed through their open file, taken over by renaming."""
 
-    def prepare(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path):
         """Make the folder of the leases."""
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,9 +74,21 @@ class LeasesOnDisk:
             _write(handle, lease())
         return handle
 
-    def renew(self, path: Path, handle: int, lease: Lease) -> None:
-        """Write the next heartbeat."""
+    def take_over(self, path: Path, content: bytes, lease: Callable[[], Lease]) -> tuple[bool, int | None]:
+        """Remove another process's lease if it still has this content, and acquire it.
+
+        Returns:
+          Whether it was removed, and our open file, or None where somebody else acquired it in between.
+        """
+        removed = self._remove_unchanged(path, content)
+        return removed, self.acquire(path, lease) if removed else None
+
+    def renew(self, path: Path, handle: int, lease: Lease) -> bool:
+        """Write the next heartbeat; return False where the lease was taken over and another process's is in its place."""
         _write(handle, lease)
+        with contextlib.suppress(FileNotFoundError):  # a process that looks whether it may take it over has put it aside
+            return os.fstat(handle).st_ino == path.stat().st_ino
+        return True
 
     def release(self, path: Path, handle: int) -> None:
         """Remove a lease, unless it was taken over meanwhile."""
@@ -86,7 +97,7 @@ class LeasesOnDisk:
                 path.unlink()
         os.close(handle)
 
-    def remove_unchanged(self, path: Path, content: bytes) -> bool:
+    def _remove_unchanged(self, path: Path, content: bytes) -> bool:
         """Remove another process's lease if it still has this content; renaming lets one process alone succeed."""
         aside = temporary_of(path)
         try:
@@ -103,50 +114,3 @@ class LeasesOnDisk:
 
 def _write(handle: int, lease: Lease) -> None:
     os.pwrite(handle, encode(lease).ljust(400), 0)  # all of one length: a heartbeat replaces the last one
-
-
-class LeasesInStore:
-    """Leases as objects: created exclusively where the store can, renewed by writing them again, taken over by removing them."""
-
-    def __init__(self) -> None:
-        self._exclusive = True
-
-    def prepare(self, folder: "UPath", say: Callable[[str], None]) -> None:
-        """Learn whether the store creates objects exclusively, and say so if it does not."""
-        self._exclusive = objects.creates_exclusively(folder)
-        if not self._exclusive:
-            say(f"{folder.protocol}:// does not create objects exclusively: let one process alone work on {folder.parent}")
-
-    def acquire(self, path: "UPath", lease: Callable[[], Lease]) -> str | None:
-        """Create a lease and return the name of this acquisition, or None where it exists already."""
-        acquisition = uuid.uuid4().hex[:12]
-        created = objects.create(path, encode(lease()._replace(acquisition=acquisition)), self._exclusive)
-        return acquisition if created else None
-
-    def renew(self, path: "UPath", handle: str, lease: Lease) -> None:
-        """Write the next heartbeat, unless the lease was taken over meanwhile."""
-        if self._is_ours(path, handle):
-            objects.put(path, encode(lease._replace(acquisition=handle)))
-
-    def release(self, path: "UPath", handle: str) -> None:
-        """Remove a lease, unless it was taken over meanwhile."""
-        with contextlib.suppress(UserError):  # others wait until it times out
-            if self._is_ours(path, handle):
-                objects.remove(path)
-
-    def remove_unchanged(self, path: "UPath", content: bytes) -> bool:
-        """Remove another process's lease if it still has this content."""
-        found = read(path)
-        if found is None or found[0] != content:
-            return False
-        objects.remove(path)
-        return True
-
-    def _is_ours(self, path: "UPath", handle: str) -> bool:
-        found = read(path)
-        return found is not None and found[1] is not None and found[1].acquisition == handle
-
-
-def backend(folder: Location) -> Any:
-    """Return how the leases below a folder are kept: :class:`LeasesOnDisk` or :class:`LeasesInStore`."""
-    return LeasesOnDisk() if isinstance(folder, Path) else LeasesInStore()

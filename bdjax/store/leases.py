@@ -2,9 +2,11 @@
 
 ``out/claims/<cell>.json`` exists while a process works on the cell. It is created exclusively, and its holder writes heartbeats,
 a number that grows. A lease without heartbeats is taken over after a timeout, one whose holder died on the same machine at once.
-Nobody's clock is compared with another's: a process measures with its own how long a lease has not changed. Records are written
-atomically under names made of their content, so that even two processes on one cell would leave one record. How leases are kept
-on a disk and in an object store is in :mod:`bdjax.store.lease_files`.
+Nobody's clock is compared with another's: a process measures with its own how long a lease has not changed. A holder that was
+paused for longer than the timeout learns from its next heartbeat that it lost the lease: it says so, ends what it has begun, and
+leaves the new holder's lease alone. Records are written atomically under names made of their content, so that even two processes
+on one cell leave one record. How leases are kept is in :mod:`bdjax.store.lease_files` (on a disk) and
+:mod:`bdjax.store.lease_objects` (in an object store).
 """
 
 import contextlib
@@ -21,7 +23,8 @@ from typing import Any
 from bdjax.data.atomic import token
 from bdjax.errors import UserError
 from bdjax.store import objects, remote_checkpoints, rows
-from bdjax.store.lease_files import Lease, backend, read
+from bdjax.store.lease_files import Lease, LeasesOnDisk, read
+from bdjax.store.lease_objects import RELEASED, in_store
 from bdjax.store.location import Location
 
 HEARTBEAT = 5.0  # seconds between two heartbeats
@@ -43,21 +46,22 @@ class Leases:
       out: folder of results.
       heartbeat: seconds between two heartbeats.
       timeout: seconds without a heartbeat after which another process's lease is taken over.
-      say: called with a line for every lease that is taken over.
+      say: called with a line for every lease that is taken over or lost, and with what a store cannot do.
     """
 
     def __init__(
         self, out: Location, *, heartbeat: float = HEARTBEAT, timeout: float = TIMEOUT, say: Callable[[str], None] = print
     ):
         self.folder, self.out, self.interval, self.timeout, self.say = out / "claims", out, heartbeat, timeout, say
-        self._backend = backend(self.folder)
+        self._backend: Any = None  # chosen when the block begins, for that asks the store
         self._ours: dict[str, tuple[Any, str]] = {}  # cell: the backend's handle of its lease, and since when
         self._seen: dict[str, tuple[bytes, float]] = {}  # cell: content of another's lease, and when it was first seen so
+        self._lost: set[str] = set()  # cells of ours that another process took over
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._send_heartbeats, name="bdjax-leases", daemon=True)
 
     def __enter__(self) -> "Leases":
-        self._backend.prepare(self.folder, self.say)
+        self._backend = LeasesOnDisk(self.folder) if isinstance(self.folder, Path) else in_store(self.folder, self.say)
         _OPEN.add(self)
         self._thread.start()
         return self
@@ -87,12 +91,18 @@ class Leases:
             if granted:
                 self._release(cell)
 
+    def lost(self, cell: str) -> bool:
+        """Return whether another process has taken over the lease of a cell that this one acquired, as of the last heartbeat."""
+        with self._lock:
+            return cell in self._lost
+
     def _path(self, cell: str) -> Location:
         return self.folder / f"{cell}.json"
 
     def _acquire(self, cell: str) -> bool:
         path = self._path(cell)
-        if self._create(path, cell):
+        since = rows.now()
+        if self._keep(cell, since, self._backend.acquire(path, lambda: own_lease(since))):
             return True
         found = read(path)
         if found is None:  # it was released just now; the next round sees
@@ -101,28 +111,30 @@ class Leases:
         first = self._seen.get(cell)
         if first is None or first[0] != content:
             first = self._seen[cell] = (content, time.monotonic())
-        dead = lease is not None and holder_is_dead(lease)
-        if not dead and time.monotonic() - first[1] < self.timeout:
+        free = content == RELEASED or (lease is not None and holder_is_dead(lease))
+        if not free and time.monotonic() - first[1] < self.timeout:
             return False
-        return self._take_over(path, cell, content, lease) and self._create(path, cell)
+        return self._take_over(path, cell, content, lease)
 
-    def _create(self, path: Location, cell: str) -> bool:
-        since = rows.now()
-        handle = self._backend.acquire(path, lambda: own_lease(since))
+    def _keep(self, cell: str, since: str, handle: Any) -> bool:
+        """Remember that a lease is ours, if it is: the backend gave a handle of it."""
         if handle is None:
             return False
         with self._lock:
             self._ours[cell] = handle, since
+            self._lost.discard(cell)
         self._seen.pop(cell, None)
         return True
 
     def _take_over(self, path: Location, cell: str, content: bytes, lease: Lease | None) -> bool:
-        """Remove another process's lease, if it is still the one that was judged."""
-        removed: bool = self._backend.remove_unchanged(path, content)
-        if removed and lease is not None:
+        """Acquire another process's lease, if it is still the one that was judged."""
+        since = rows.now()
+        gone, handle = self._backend.take_over(path, content, lambda: own_lease(since))
+        ours = self._keep(cell, since, handle)
+        if gone and lease is not None:
             clean(self.out, cell, lease.token)
             self.say(f"taking over cell {cell} from process {lease.pid} on {lease.host}, which stopped without giving it back")
-        return removed
+        return ours
 
     def _release(self, cell: str) -> None:
         with self._lock:  # a heartbeat under way ends first
@@ -133,10 +145,23 @@ class Leases:
         number = 0
         while not self._stop.wait(self.interval):
             number += 1
-            with self._lock:
-                for cell, (handle, since) in self._ours.items():
-                    with contextlib.suppress(OSError, UserError):  # a full disk must not end the work: the next one may succeed
-                        self._backend.renew(self._path(cell), handle, own_lease(since, number))
+            self._renew(number)
+
+    def _renew(self, number: int) -> None:
+        """Send a heartbeat for every lease of ours, and learn which ones we lost."""
+        lost = []
+        with self._lock:
+            for cell, (handle, since) in self._ours.items():
+                with contextlib.suppress(OSError, UserError):  # a full disk must not end the work: the next one may succeed
+                    if cell not in self._lost and not self._backend.renew(self._path(cell), handle, own_lease(since, number)):
+                        lost.append(cell)
+            self._lost.update(lost)
+        for cell in lost:
+            with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end the heartbeats of the other cells
+                self.say(
+                    f"lost cell {cell}: another process took it over, as this one gave no sign of life for too long; "
+                    "this one ends what it has begun, and both make the same records"
+                )
 
 
 def own_lease(since: str, heartbeat: int = 0) -> Lease:

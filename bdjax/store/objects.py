@@ -63,12 +63,12 @@ def put(path: "UPath", data: bytes) -> None:
     Raises:
       UserError: the store cannot be reached or refuses, or there is no such bucket.
     """
-    with reaching(path), _bucket(path):
+    with reaching(path), missing_bucket(path):
         path.fs.pipe_file(path.path, data)
 
 
 @contextlib.contextmanager
-def _bucket(path: "UPath") -> Iterator[None]:
+def missing_bucket(path: "UPath") -> Iterator[None]:
     """Turn the FileNotFoundError of a write into a UserError: what is missing is the bucket."""
     try:
         yield
@@ -87,7 +87,7 @@ def create(path: "UPath", data: bytes, exclusive: bool = True) -> bool:
     Raises:
       UserError: as of :func:`put`.
     """
-    with reaching(path), _bucket(path):
+    with reaching(path), missing_bucket(path):
         if not exclusive:
             if exists(path):
                 return False
@@ -194,7 +194,7 @@ def upload(source: Path, target: "UPath") -> None:
     """Write every file below a folder of this machine as an object below ``target``."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     copies = [target / path.relative_to(source).as_posix() for path in files]
-    with reaching(target), _bucket(target):
+    with reaching(target), missing_bucket(target):
         target.fs.put([str(path) for path in files], [copy.path for copy in copies])
 
 

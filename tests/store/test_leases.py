@@ -25,13 +25,13 @@ def other(tmp_path):
         yield process
 
 
+def write(place, content):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(content)
+
+
 def someone(out, **fields):
     """A lease of a process on another machine, on a disk."""
-
-    def write(place, content):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-
     return leased.someone(out, write, **fields)
 
 
@@ -53,6 +53,14 @@ def test_the_file_of_a_lease_is_read_by_earlier_versions(tmp_path):
 
 def test_one_of_many_takes_it(tmp_path):
     leased.one_of_many(tmp_path)
+
+
+def test_one_of_many_takes_it_over(tmp_path):
+    leased.one_takes_over(tmp_path, write)
+
+
+def test_who_was_paused_finds_its_cell_lost(tmp_path):
+    leased.lost_while_paused(tmp_path)
 
 
 def test_a_living_process_keeps_its_cell_and_a_dead_one_loses_it_at_once(tmp_path, other, said):

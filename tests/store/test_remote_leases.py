@@ -9,13 +9,14 @@ import time
 
 import pytest
 
-from bdjax.store import checkpoint_manifest, leases, location, objects, records
+from bdjax.store import checkpoint_manifest, conditional, leases, location, objects, records
+from bdjax.store.lease_objects import RELEASED
 from bdjax.store.leases import Leases
 from bdjax.store.rows import VOLATILE
 from tests.store import leased
 from tests.store.leased import CELL, path
 from tests.sweep import bucket
-from tests.sweep.bucket import Bucket
+from tests.sweep.bucket import Bucket, Conditions
 from tests.sweep.small import EXECUTION
 
 URL = "bucket://results/run"
@@ -42,6 +43,13 @@ def out(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     monkeypatch.setenv(bucket.ROOT, str(tmp_path))
     return location.locate(URL)
+
+
+@pytest.fixture
+def plain(out, monkeypatch):
+    """The same where nobody knows how to ask the store for conditions; objects are created exclusively all the same."""
+    monkeypatch.delitem(conditional.CLIENTS, bucket.PACKAGE)
+    return out
 
 
 @pytest.fixture
@@ -101,41 +109,142 @@ def test_taking_over_does_not_rob_whoever_was_faster(out):
     assert leases.read(path(out))[1].heartbeat == 7
 
 
-def test_who_loses_a_cell_neither_renews_nor_releases_the_next_owners(out):
-    with Leases(out, heartbeat=0.05) as one, one.lease(CELL):
-        someone(out, heartbeat=7)
+@pytest.mark.parametrize("kind", ["out", "plain"])
+def test_who_loses_a_cell_neither_renews_nor_releases_the_next_owners(request, kind):
+    place, said = request.getfixturevalue(kind), []
+    with Leases(place, heartbeat=0.05, say=said.append) as one, one.lease(CELL):
+        someone(place, heartbeat=7)
         time.sleep(0.3)
-    assert leases.read(path(out))[1].heartbeat == 7
+        assert one.lost(CELL) and said[-1].startswith(f"lost cell {CELL}: ")
+    assert leases.read(path(place))[1].heartbeat == 7
 
 
-def test_an_answer_that_was_lost_does_not_lose_the_lease(out, monkeypatch):
-    plain = Bucket.pipe_file
+def test_one_of_many_takes_it_over(out):
+    leased.one_takes_over(out, objects.put)
 
-    def twice(self, name, value, mode="overwrite", **kwargs):  # as a client does that got no answer
-        plain(self, name, value, mode=mode)
-        if mode == "create":
-            plain(self, name, value, mode=mode)
 
-    with Leases(out) as mine:
-        monkeypatch.setattr(Bucket, "pipe_file", twice)
-        with mine.lease(CELL) as got:
-            assert got
+def test_who_was_paused_finds_its_cell_lost(out):
+    leased.lost_while_paused(out)
+
+
+def test_who_was_paused_finds_its_cell_lost_without_conditions(plain):
+    leased.lost_while_paused(plain)
+
+
+def test_requests_that_were_sent_twice_do_not_lose_the_lease(out, monkeypatch):
+    requests, write = [], Conditions.write
+
+    def twice(self, name, data, version):  # as a client does that got no answer
+        requests.append(version is None)
+        write(self, name, data, version)
+        return write(self, name, data, version)
+
+    someone(out)
+    with Leases(out, heartbeat=3600, timeout=0, say=lambda _: None) as mine:
+        monkeypatch.setattr(Conditions, "write", twice)
+        with mine.lease(CELL) as taken_over:
+            mine._renew(1)
+            assert taken_over and not mine.lost(CELL) and requests == [True, False, False]
+        with mine.lease(CELL) as created:
+            assert created and requests[3:] == [True]
     assert objects.listing(out) == {}
 
 
-def test_a_store_that_does_not_create_exclusively_is_named(out, monkeypatch):
-    plain, said = Bucket.pipe_file, []
+def test_an_answer_that_never_came_does_not_lose_the_lease(out, monkeypatch):
+    write = Conditions.write
+
+    def unanswered(self, name, data, version):
+        write(self, name, data, version)
+        raise TimeoutError
+
+    with Leases(out, heartbeat=3600) as mine:
+        for number in (1, 3):  # the next request is a heartbeat, or gives the cell back
+            with mine.lease(CELL) as got:
+                monkeypatch.setattr(Conditions, "write", unanswered)
+                mine._renew(number)
+                monkeypatch.setattr(Conditions, "write", write)
+                assert got and leases.read(path(out))[1].heartbeat == number
+                if number == 1:
+                    mine._renew(2)
+                    assert leases.read(path(out))[1].heartbeat == 2
+                assert not mine.lost(CELL)
+            assert objects.listing(out) == {}
+
+
+def test_where_nothing_is_removed_on_a_condition_a_cell_is_given_back_all_the_same(out, monkeypatch):
+    monkeypatch.setattr(Conditions, "remove", lambda self, name, version: self.fs.rm_file(name))
+    said = []
+    with Leases(out, timeout=3600, say=said.append) as one, Leases(out, timeout=3600, say=said.append) as two:
+        for mine in (one, two, one):
+            with mine.lease(CELL) as got:
+                assert got
+            assert leases.read(path(out)) == (RELEASED, None)
+    assert said == []
+    leased.one_takes_over(out, objects.put, rounds=5)
+    leased.lost_while_paused(out)
+
+
+def test_an_answer_that_was_lost_does_not_lose_the_lease_without_conditions(plain, monkeypatch):
+    pipe_file = Bucket.pipe_file
+
+    def twice(self, name, value, mode="overwrite", **kwargs):
+        pipe_file(self, name, value, mode=mode)
+        if mode == "create":
+            pipe_file(self, name, value, mode=mode)
+
+    with Leases(plain, say=lambda _: None) as mine:
+        monkeypatch.setattr(Bucket, "pipe_file", twice)
+        with mine.lease(CELL) as got:
+            assert got
+    assert objects.listing(plain) == {}
+
+
+@pytest.mark.parametrize("ignored", ["write", "remove"])
+def test_a_condition_that_is_ignored_is_found_out(out, monkeypatch, ignored):
+    heed = getattr(Conditions, ignored)
+
+    def careless(self, name, *arguments):
+        *rest, version = arguments
+        return heed(self, name, *rest, version and self.version(name))
+
+    monkeypatch.setattr(Conditions, ignored, careless)
+    found = conditional.tried(out)
+    assert found == "its server ignores it" if ignored == "write" else not found.removes
+    assert objects.listing(out) == {}
+
+
+def test_a_condition_that_is_refused_is_found_out(out, monkeypatch):
+    write = Conditions.write
+
+    def refuse(self, name, data, version):
+        if version is not None:
+            raise OSError("not implemented")
+        return write(self, name, data, version)
+
+    monkeypatch.setattr(Conditions, "write", refuse)
+    said = []
+    with Leases(out, say=said.append) as mine, mine.lease(CELL) as got:
+        assert got
+    assert said == [
+        "bucket:// does not replace objects on a condition (not implemented): "
+        "when a process is cut off, two others may take over its cell at once; they make the same records"
+    ]
+    assert objects.listing(out) == {}
+
+
+def test_a_store_that_does_not_create_exclusively_is_named(plain, monkeypatch):
+    pipe_file, said = Bucket.pipe_file, []
 
     def careless(self, name, value, mode="overwrite", **kwargs):
-        plain(self, name, value)
+        pipe_file(self, name, value)
 
     monkeypatch.setattr(Bucket, "pipe_file", careless)
-    with Leases(out, say=said.append) as one, Leases(out, say=said.append) as two:
+    with Leases(plain, say=said.append) as one, Leases(plain, say=said.append) as two:
         assert said == [f"bucket:// does not create objects exclusively: let one process alone work on {URL}"] * 2
         with one.lease(CELL) as first, two.lease(CELL) as second:
             assert first and not second
     monkeypatch.setattr(Bucket, "pipe_file", bucket.AbstractFileSystem.pipe_file)  # looks, then writes
-    assert not objects.creates_exclusively(out)
+    assert not objects.creates_exclusively(plain)
 
 
 def test_what_the_dead_uploaded_half_goes_and_nothing_else(out, other):

@@ -1,10 +1,12 @@
 """What a sweep does in a store, through the packages that speak S3, against a server of this machine."""
 
+import threading
+
 import pytest
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.store import atomic, location, objects
+from bdjax.store import atomic, conditional, location, objects
 from bdjax.store import records as store
 from tests.store import leased
 from tests.sweep import small
@@ -20,6 +22,13 @@ def server():
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    answer, one_at_a_time = server._server.app, threading.Lock()
+
+    def atomically(environment, start):  # a condition and what depends on it are one step, as they are in S3
+        with one_at_a_time:
+            return answer(environment, start)
+
+    server._server.app = atomically
     import fsspec
 
     address = "http://{}:{}".format(*server.get_host_and_port())
@@ -75,6 +84,34 @@ def test_a_lease_is_exclusive_and_taken_from_the_dead(server):
     assert objects.creates_exclusively(out)
     with leased.held(out) as other:
         leased.lost_by_the_dead_alone(out, other, lambda _: None)
+    assert objects.listing(out) == {}
+
+
+def test_one_of_many_takes_a_lease_over(server):
+    out = location.locate("s3://results/taken")
+    assert conditional.tried(out).removes
+    leased.one_takes_over(out, objects.put, many=3)
+    assert objects.listing(out) == {}
+
+
+def test_who_was_paused_finds_its_cell_lost(server):
+    leased.lost_while_paused(location.locate("s3://results/paused"))
+
+
+def test_a_server_that_ignores_conditions_is_found_out(server, monkeypatch):
+    from moto.s3.responses import S3Response
+
+    out = location.locate("s3://results/careless")
+    for method, found in (("delete_object", "removes"), ("put_object", "its server ignores it")):
+        heed = getattr(S3Response, method)
+
+        def careless(self, heed=heed):
+            self.headers = {name: value for name, value in self.headers.items() if name.lower() != "if-match"}
+            return heed(self)
+
+        monkeypatch.setattr(S3Response, method, careless)
+        tried = conditional.tried(out)
+        assert tried == found or not tried.removes
     assert objects.listing(out) == {}
 
 

@@ -1,9 +1,12 @@
-"""An object store for tests, ``bucket://name/key``, that processes may share: flat names, whole objects, exclusive creation.
+"""An object store for tests, ``bucket://name/key``, that processes may share: flat names, whole objects, conditions.
 
 Its objects lie in the folder that BDJAX_TEST_BUCKETS names. ``trouble`` is asked before every request and may raise or wait.
 """
 
+import contextlib
 import datetime
+import fcntl
+import hashlib
 import os
 import random
 import time
@@ -13,6 +16,8 @@ from urllib.parse import quote, unquote
 
 import fsspec
 from fsspec.spec import AbstractFileSystem
+
+from bdjax.store import conditional
 
 ROOT, LATENCY = "BDJAX_TEST_BUCKETS", "BDJAX_TEST_LATENCY"  # the latter in seconds, at most
 
@@ -93,5 +98,40 @@ class Bucket(AbstractFileSystem):
         return [unquote(name) for name in os.listdir(folder)]
 
 
+class Conditions:
+    """How objects are replaced and removed on a condition; what of an object is its version is S3's choice."""
+
+    def __init__(self, fs):
+        self.fs = fs
+
+    def version(self, path):
+        return hashlib.md5(self.fs.cat_file(path)).hexdigest()
+
+    @contextlib.contextmanager
+    def _still(self, path, version):
+        with open(Path(os.environ[ROOT]) / "one-request-at-a-time", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                found = self.version(path)
+            except FileNotFoundError:
+                found = None
+            if found != version:
+                raise conditional.Changed
+            yield
+
+    def write(self, path, data, version):
+        with self._still(path, version):
+            self.fs.pipe_file(path, data)
+        return hashlib.md5(data).hexdigest()
+
+    def remove(self, path, version):
+        with self._still(path, version):
+            self.fs.rm_file(path)
+
+
+PACKAGE = __name__.partition(".")[0]
+
+
 def register():
     fsspec.register_implementation("bucket", Bucket, clobber=True)
+    conditional.CLIENTS[PACKAGE] = Conditions
