@@ -57,6 +57,7 @@ OwnData = Annotated[str | None, flag("NAME", "the record's")]
 Profile = Annotated[str, flag(choices(PROFILES))]
 Settings = Annotated[tuple[str, ...], flag("METHOD.FIELD=VALUE ...", "the methods' own: bdjax ls defenses NAME", CONFIG)]
 Axes = Annotated[tuple[str, ...], flag("METHOD.NAME=V1,V2 ...", "one member with the methods' own values", HYPER)]
+LogTo = Annotated[tuple[str, ...], flag("{tensorboard,wandb} ...", "the log file alone")]
 GridFile = Annotated[str | None, flag("[FILE]", "the grid is what the flags say")]
 
 

@@ -4,7 +4,7 @@ import json as encoding
 import sys
 from typing import Annotated, Any
 
-from bdjax.cli.flags import Cells, DataDir, Executed, GridFile, Results, Scenario, execution_of, flag
+from bdjax.cli.flags import Cells, DataDir, Executed, GridFile, LogTo, Results, Scenario, execution_of, flag
 from bdjax.cli.report import report as write_report
 from bdjax.cli.scenario import grid_of, pairs
 from bdjax.errors import UserError, command
@@ -46,6 +46,7 @@ def run(
     out: Results = "bdjax-results",
     tune: bool = True,
     report: bool = False,
+    log_to: LogTo = (),
 ) -> int:
     """Train one backdoored population and run every defense named on it; resumes what is in the folder.
 
@@ -57,8 +58,9 @@ def run(
       out: folder of the results, or a URL such as gs://bucket/run.
       tune: where the plan is longer than ten minutes, measure first what is fastest on a device of which nothing is remembered.
       report: also write figures and the HTML page.
+      log_to: where curves of loss and speed go, beside the log file of the run.
     """
-    return _run(grid_of(scenario), out, data_dir, executed, limits, page=report, strict=True, tune=tune)
+    return _run(grid_of(scenario), out, data_dir, executed, limits, page=report, strict=True, tune=tune, log_to=log_to)
 
 
 def sweep(
@@ -72,6 +74,7 @@ def sweep(
     data_dir: DataDir = None,
     out: Results = "bdjax-results",
     tune: bool = True,
+    log_to: LogTo = (),
     ray: Annotated[str | None, flag("ADDRESS", "no cluster")] = None,
     workers: Annotated[int | None, flag("INT", "one per GPU or TPU, or per two cores")] = None,
     coordinator: Annotated[str | None, flag("HOST:PORT", "this process runs its cells alone")] = None,
@@ -92,6 +95,7 @@ def sweep(
       data_dir: folder of the data archives.
       out: folder of the results, or a URL such as gs://bucket/run.
       tune: where the plan is longer than ten minutes, measure first what is fastest on a device of which nothing is remembered.
+      log_to: where curves of loss and speed go, beside the log file of the run.
       ray: address of a Ray cluster whose machines all see the folder of results: "auto", HOST:PORT or "local".
       workers: on the Ray cluster at once.
       coordinator: makes this one of several processes that run each cell together, its members over all their devices: HOST:PORT
@@ -109,7 +113,8 @@ def sweep(
     if workers is not None and ray is None:
         raise UserError("--workers are those of a Ray cluster: name it with --ray")
     kept = pairs(cells.only, "--only")
-    return _run(grid, out, data_dir, executed, limits, only=kept, limit=cells.limit(), ray=ray, workers=workers, tune=tune)
+    options: dict[str, Any] = {"only": kept, "limit": cells.limit(), "tune": tune, "log_to": log_to}
+    return _run(grid, out, data_dir, executed, limits, ray=ray, workers=workers, **options)
 
 
 def plan(
@@ -244,8 +249,10 @@ def _run(
     if ray is None:
         records = run_grid(grid, out, **options)
     else:
+        from bdjax.sweep import trackers
         from bdjax.sweep.ray import run_on_ray
 
+        trackers.checked(options["log_to"], location.locate(out))  # before anything is asked of the cluster
         records = run_on_ray(grid, out, address=ray, workers=workers, **options)
     if not hosts.is_leader():
         return 0

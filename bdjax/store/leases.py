@@ -44,12 +44,20 @@ class Leases:
       heartbeat: seconds between two heartbeats.
       timeout: seconds without a heartbeat after which another process's lease is taken over.
       say: called with a line for every lease that is taken over.
+      note: says how far the work is; asked at every heartbeat.
     """
 
     def __init__(
-        self, out: Location, *, heartbeat: float = HEARTBEAT, timeout: float = TIMEOUT, say: Callable[[str], None] = print
+        self,
+        out: Location,
+        *,
+        heartbeat: float = HEARTBEAT,
+        timeout: float = TIMEOUT,
+        say: Callable[[str], None] = print,
+        note: Callable[[], str] = str,
     ):
         self.folder, self.out, self.interval, self.timeout, self.say = out / "claims", out, heartbeat, timeout, say
+        self.note = note
         self._backend = backend(self.folder)
         self._ours: dict[str, tuple[Any, str]] = {}  # cell: the backend's handle of its lease, and since when
         self._seen: dict[str, tuple[bytes, float]] = {}  # cell: content of another's lease, and when it was first seen so
@@ -132,16 +140,17 @@ class Leases:
     def _send_heartbeats(self) -> None:
         number = 0
         while not self._stop.wait(self.interval):
-            number += 1
+            number, note = number + 1, self.note()
             with self._lock:
                 for cell, (handle, since) in self._ours.items():
                     with contextlib.suppress(OSError, UserError):  # a full disk must not end the work: the next one may succeed
-                        self._backend.renew(self._path(cell), handle, own_lease(since, number))
+                        self._backend.renew(self._path(cell), handle, own_lease(since, number, note))
 
 
-def own_lease(since: str, heartbeat: int = 0) -> Lease:
+def own_lease(since: str, heartbeat: int = 0, note: str = "") -> Lease:
     """Return what a lease of this process says."""
-    return Lease(token(), process_space(), socket.gethostname(), os.getpid(), _started(os.getpid()), since, heartbeat)
+    pid = os.getpid()
+    return Lease(token(), process_space(), socket.gethostname(), pid, _started(pid), since, heartbeat, note=note)
 
 
 def process_space() -> str:

@@ -8,7 +8,8 @@ are kept; a damaged one is quarantined, and the one before counts. The folder go
 import contextlib
 import shutil
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,23 @@ class Keeper:
       cell: hash of the cell.
       name: hash of the member set.
       members: hashes of the members.
+      heard: called with the rounds of a snapshot when it is written, and the seconds that took; from the thread that writes.
+      resumed: called with the numbers of the snapshot that :meth:`latest` gives: members at once, finished ones, and rounds.
     """
 
-    def __init__(self, out: Location, cell: str, name: str, members: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        out: Location,
+        cell: str,
+        name: str,
+        members: Sequence[str] = (),
+        *,
+        heard: Callable[[int, float], None] | None = None,
+        resumed: Callable[[int, int, int], None] | None = None,
+    ) -> None:
         self.base: Any = out / "running" / cell / name
         self.members = tuple(members)
+        self._heard, self._resumed = heard, resumed
         self._writing: threading.Thread | None = None
         self._failed: BaseException | None = None
 
@@ -62,7 +75,10 @@ class Keeper:
 
     def latest(self) -> Snapshot | None:
         """Return the newest snapshot that is not damaged; None where there is none of these members."""
-        return hosts.broadcast(self._latest() if hosts.is_leader() else None)
+        found = hosts.broadcast(self._latest() if hosts.is_leader() else None)
+        if found is not None and self._resumed is not None:
+            self._resumed(*found[:3])
+        return found
 
     def _latest(self) -> Snapshot | None:
         for path in reversed(self._there()):
@@ -91,10 +107,13 @@ class Keeper:
             "state": dict(checkpoints.enumerated(snapshot.state)),
             "results": dict(checkpoints.enumerated(snapshot.results)),
         }
+        began = time.monotonic()
         try:
             checkpoints.save_tree(self.base / f"{snapshot.finished:06d}-{snapshot.rounds:06d}", self.members, tree)
             for old in self._there()[:-KEPT]:
                 _remove(old)
+            if self._heard is not None:
+                self._heard(snapshot.rounds, time.monotonic() - began)
         except BaseException as error:
             self._failed = error
 

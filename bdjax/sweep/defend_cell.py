@@ -56,7 +56,7 @@ def defend(
         if too_few and row["status"] == "ok":
             row.update(status="infeasible", reason=too_few)
     running = [i for i, row in enumerate(rows) if row["status"] == "ok"]
-    progress.start(cell.defense, title)
+    progress.start(cell.defense, title, cell=name, members=len(running))
     if running:
         mine, their = [rows[i] for i in running], [bases[i] for i in running]
         hashes = [base["member"] for base in their]

@@ -52,7 +52,8 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
     if running:
         work = attack_segments(attacked.model, attack, images, progress.epoch)
         mine = [rows[i] for i in running]
-        keeper = Keeper(out, attacked.name, members, [row["member"] for row in mine])
+        hashes = [row["member"] for row in mine]
+        keeper = Keeper(out, attacked.name, members, hashes, heard=progress.kept, resumed=progress.resume)
         run = functools.partial(segments.run, work, stacked, (attacked.data,), execution, keeper=keeper)
         call = attempted(lambda: provenance.timed(run), mine, out, attacked.name, members)
         if call is not None:
@@ -68,9 +69,17 @@ def _start(attacked: Attacked, running: int, execution: Execution, title: str, p
     recipe, images = attacked.attack.recipe, len(attacked.dataset.train.labels)
     batch = min(recipe.batch, images)
     per_epoch = images // batch * batch
-    chunks = -(-running // population.at_once(execution, max(running, 1)))
-    # What fills up the last chunk does not count.
-    progress.start("train", title, epochs=recipe.epochs, images=per_epoch * running // max(chunks, 1), chunks=chunks)
+    progress.start(
+        "train",
+        title,
+        cell=attacked.name,
+        epochs=recipe.epochs if running else 0,
+        images=per_epoch,
+        members=running,
+        at_once=population.at_once(execution, max(running, 1)),
+        devices=execution.devices,
+        local=population.local_devices(execution),
+    )
     return per_epoch
 
 
