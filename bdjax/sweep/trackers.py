@@ -6,6 +6,7 @@ Each works in a thread of its own, so that a slow disk or network never holds th
 import importlib.util
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from bdjax.errors import UserError, choose, first_line
 from bdjax.store.location import Location
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # which package each needs
+NUMBERS = ("loss_min", "loss_median", "loss_max", "images_per_second")  # of an epoch
 PATIENCE = 60.0  # seconds at the end for what is still to be written or sent
 
 
@@ -92,23 +94,17 @@ class Tracker:
 def scalars(event: str, facts: dict[str, Any]) -> Scalars | None:
     """Return the numbers of an event that are drawn; None where it has none."""
     if event == "checkpoint":
-        return Scalars(_name(facts), facts["epoch"], {"checkpoint seconds": facts["seconds"]})
+        return Scalars(_name(facts["title"]), facts["epoch"], {"checkpoint_seconds": facts["seconds"]})
     if event != "epoch":
         return None
-    names = {
-        "loss_min": "loss min",
-        "loss_median": "loss median",
-        "loss_max": "loss max",
-        "images_per_second": "images per second",
-    }
-    values = {name: facts[field] for field, name in names.items() if facts[field] is not None}
+    values = {name: facts[name] for name in NUMBERS if facts[name] is not None}
     part = f" part {facts['part']}" if facts["parts"] > 1 else ""
-    return Scalars(_name(facts) + part, facts["epoch"], values)
+    return Scalars(_name(facts["title"] + part), facts["epoch"], values)
 
 
-def _name(facts: dict[str, Any]) -> str:
-    """A cell's name without the separator of the trackers' own."""
-    return facts["title"].replace(" / ", " ").replace("/", "-")
+def _name(title: str) -> str:
+    """A cell's name in the letters that are allowed; "/" would part it."""
+    return re.sub(r"[^\w.-]+", "_", title)
 
 
 def tensorboard(folder: Path) -> Backend:

@@ -39,6 +39,19 @@ def test_the_newest_of_two_comes_back(tmp_path):
     assert keeper(tmp_path, ("a", "c")).latest() is None  # of other members
 
 
+def test_what_was_written_and_what_is_gone_on_from_is_said(tmp_path):
+    written, resumed = [], []
+    writing = Keeper(tmp_path, "cell", "set", ("a", "b"), heard=lambda *told: written.append(told))
+    writing.keep(snapshot(7))
+    writing.wait()
+    ((rounds, seconds),) = written
+    assert rounds == 7 and 0 < seconds < 60
+    going_on = Keeper(tmp_path, "cell", "set", ("a", "b"), resumed=lambda *told: resumed.append(told))
+    going_on.latest()
+    Keeper(tmp_path, "cell", "other", ("a", "b"), resumed=lambda *told: resumed.append(told)).latest()
+    assert resumed == [(2, 0, 7)]
+
+
 def test_a_damaged_one_falls_back_to_the_one_before(tmp_path):
     kept(tmp_path, snapshot(1), snapshot(2))
     newest = tmp_path / "running" / "cell" / "set" / "000000-000002"
