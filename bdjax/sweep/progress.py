@@ -203,7 +203,7 @@ class Progress:
 
     def _see(self, **changes: Any) -> None:
         with self._lock:
-            at = {"now": time.monotonic()} if "left" in changes else {}
+            at: dict[str, Any] = {"now": time.monotonic()} if "left" in changes else {}
             self.seen = self.seen._replace(**changes, **at)
 
     def _tell(self, event: str, **said: Any) -> None:

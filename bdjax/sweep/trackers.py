@@ -140,7 +140,7 @@ def wandb(name: str, folder: Path | None, about: dict[str, Any]) -> Backend:
     """
     import wandb as package
 
-    where = {} if folder is None or "WANDB_DIR" in os.environ else {"dir": str(folder)}
+    where: dict[str, Any] = {} if folder is None or "WANDB_DIR" in os.environ else {"dir": str(folder)}
     if where:
         os.makedirs(where["dir"], exist_ok=True)
     try:
