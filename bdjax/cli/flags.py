@@ -58,6 +58,7 @@ Profile = Annotated[str, flag(choices(PROFILES))]
 Settings = Annotated[tuple[str, ...], flag("METHOD.FIELD=VALUE ...", "the methods' own: bdjax ls defenses NAME", CONFIG)]
 Axes = Annotated[tuple[str, ...], flag("METHOD.NAME=V1,V2 ...", "one member with the methods' own values", HYPER)]
 CheckpointEvery = Annotated[float | None, flag("SECONDS", "5 to 60, as many as make them cost a hundredth")]
+LogTo = Annotated[tuple[str, ...], flag("{tensorboard,wandb} ...", "the log file alone")]
 GridFile = Annotated[str | None, flag("[FILE]", "the grid is what the flags say")]
 
 

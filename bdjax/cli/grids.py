@@ -4,7 +4,18 @@ import json as encoding
 import sys
 from typing import Annotated, Any
 
-from bdjax.cli.flags import Cells, CheckpointEvery, DataDir, Executed, GridFile, Results, Scenario, execution_of, flag
+from bdjax.cli.flags import (
+    Cells,
+    CheckpointEvery,
+    DataDir,
+    Executed,
+    GridFile,
+    LogTo,
+    Results,
+    Scenario,
+    execution_of,
+    flag,
+)
 from bdjax.cli.report import report as write_report
 from bdjax.cli.scenario import grid_of, pairs
 from bdjax.errors import UserError, command
@@ -47,6 +58,7 @@ def run(
     tune: bool = True,
     checkpoint_every: CheckpointEvery = None,
     report: bool = False,
+    log_to: LogTo = (),
 ) -> int:
     """Train one backdoored population and run every defense named on it; resumes what is in the folder.
 
@@ -59,8 +71,9 @@ def run(
       tune: where the plan is longer than ten minutes, measure first what is fastest on a device of which nothing is remembered.
       checkpoint_every: seconds between two checkpoints of a cell that runs, from which a killed run goes on.
       report: also write figures and the HTML page.
+      log_to: where curves of loss and speed go, beside the log file of the run.
     """
-    options = {"strict": True, "tune": tune, "checkpoint_every": checkpoint_every}
+    options: dict[str, Any] = {"strict": True, "tune": tune, "checkpoint_every": checkpoint_every, "log_to": log_to}
     return _run(grid_of(scenario), out, data_dir, executed, limits, page=report, **options)
 
 
@@ -76,6 +89,7 @@ def sweep(
     out: Results = "bdjax-results",
     tune: bool = True,
     checkpoint_every: CheckpointEvery = None,
+    log_to: LogTo = (),
     ray: Annotated[str | None, flag("ADDRESS", "no cluster")] = None,
     workers: Annotated[int | None, flag("INT", "one per GPU or TPU, or per two cores")] = None,
     coordinator: Annotated[str | None, flag("HOST:PORT", "this process runs its cells alone")] = None,
@@ -97,6 +111,7 @@ def sweep(
       out: folder of the results, or a URL such as gs://bucket/run.
       tune: where the plan is longer than ten minutes, measure first what is fastest on a device of which nothing is remembered.
       checkpoint_every: seconds between two checkpoints of a cell that runs, from which a killed run goes on.
+      log_to: where curves of loss and speed go, beside the log file of the run.
       ray: address of a Ray cluster whose machines all see the folder of results: "auto", HOST:PORT or "local".
       workers: on the Ray cluster at once.
       coordinator: makes this one of several processes that run each cell together, its members over all their devices: HOST:PORT
@@ -114,7 +129,8 @@ def sweep(
     if workers is not None and ray is None:
         raise UserError("--workers are those of a Ray cluster: name it with --ray")
     kept = pairs(cells.only, "--only")
-    options = {"only": kept, "limit": cells.limit(), "tune": tune, "checkpoint_every": checkpoint_every}
+    options: dict[str, Any] = {"only": kept, "limit": cells.limit(), "tune": tune}
+    options |= {"checkpoint_every": checkpoint_every, "log_to": log_to}
     return _run(grid, out, data_dir, executed, limits, ray=ray, workers=workers, **options)
 
 
@@ -250,8 +266,10 @@ def _run(
     if ray is None:
         records = run_grid(grid, out, **options)
     else:
+        from bdjax.sweep import trackers
         from bdjax.sweep.ray import run_on_ray
 
+        trackers.checked(options["log_to"], location.locate(out))  # before anything is asked of the cluster
         records = run_on_ray(grid, out, address=ray, workers=workers, **options)
     if not hosts.is_leader():
         return 0

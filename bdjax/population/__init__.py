@@ -8,7 +8,7 @@ platform by measurement and invisible to attacks and defenses.
 from bdjax.population.autotune.cache import Tuned
 from bdjax.population.autotune.candidates import named
 from bdjax.population.autotune.tune import cached, forms, tune
-from bdjax.population.execute import at_once, run
+from bdjax.population.execute import at_once, local_devices, run
 from bdjax.population.execution import (
     LOOPS,
     STRATEGIES,
@@ -39,6 +39,7 @@ __all__ = [
     "fit",
     "footprint",
     "forms",
+    "local_devices",
     "members",
     "named",
     "prepare",

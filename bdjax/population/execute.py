@@ -110,6 +110,11 @@ def call(
     return compiled(function, True, 1, len(shared), donate)(stacked, *shared)
 
 
+def local_devices(execution: Execution) -> int:
+    """Return how many of the devices that share the members are this process's; callbacks come from each of them."""
+    return 1 if execution.devices == 1 else len(_mesh(execution.devices).local_devices)
+
+
 @functools.lru_cache(maxsize=8)
 def _mesh(devices: int) -> Mesh:
     there = jax.devices() if hosts.is_multiprocess() else jax.local_devices()

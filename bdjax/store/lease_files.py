@@ -28,21 +28,29 @@ class Lease(NamedTuple):
     since: str  # when the lease was acquired, ISO 8601, by the holder's clock
     heartbeat: int  # grows while the holder lives
     acquisition: str = ""  # in a store: name of this one time that the lease was acquired
+    note: str = ""  # how far the work is, in words
 
 
 _IN_FILES = {"heartbeat": "beat", "acquisition": "hold"}  # fields that have another name in the files
 
 
+NOTE = 120  # characters of a note at most
+LENGTH = 1000  # bytes of a lease's file on a disk
+
+
 def encode(lease: Lease) -> bytes:
-    """Return the content of the file of a lease."""
-    return json.dumps({_IN_FILES.get(field, field): value for field, value in lease._asdict().items()}).encode()
+    """Return the content of the file of a lease; a note is cut, and one that is empty is not there, as in earlier versions."""
+    note = lease.note.encode("ascii", "replace").decode()[:NOTE]
+    fields = {_IN_FILES.get(field, field): value for field, value in lease._asdict().items() if field != "note"}
+    return json.dumps({**fields, "note": note} if note else fields).encode()
 
 
 def decode(content: bytes) -> Lease | None:
     """Return what the content of a lease's file says; None for one whose holder died between creating and writing it."""
     fields = {name: field for field, name in _IN_FILES.items()}
     try:
-        return Lease(**{fields.get(name, name): value for name, value in json.loads(content).items()})
+        found = {fields.get(name, name): value for name, value in json.loads(content).items()}
+        return Lease(**{name: value for name, value in found.items() if name in Lease._fields})
     except (ValueError, TypeError, AttributeError):
         return None
 
@@ -113,4 +121,4 @@ class LeasesOnDisk:
 
 
 def _write(handle: int, lease: Lease) -> None:
-    os.pwrite(handle, encode(lease).ljust(400), 0)  # all of one length: a heartbeat replaces the last one
+    os.pwrite(handle, encode(lease).ljust(LENGTH), 0)  # all of one length: a heartbeat replaces the last one

@@ -47,12 +47,20 @@ class Leases:
       heartbeat: seconds between two heartbeats.
       timeout: seconds without a heartbeat after which another process's lease is taken over.
       say: called with a line for every lease that is taken over or lost, and with what a store cannot do.
+      note: says how far the work is; asked at every heartbeat.
     """
 
     def __init__(
-        self, out: Location, *, heartbeat: float = HEARTBEAT, timeout: float = TIMEOUT, say: Callable[[str], None] = print
+        self,
+        out: Location,
+        *,
+        heartbeat: float = HEARTBEAT,
+        timeout: float = TIMEOUT,
+        say: Callable[[str], None] = print,
+        note: Callable[[], str] = str,
     ):
         self.folder, self.out, self.interval, self.timeout, self.say = out / "claims", out, heartbeat, timeout, say
+        self.note = note
         self._backend: Any = None  # chosen when the block begins, for that asks the store
         self._ours: dict[str, tuple[Any, str]] = {}  # cell: the backend's handle of its lease, and since when
         self._seen: dict[str, tuple[bytes, float]] = {}  # cell: content of another's lease, and when it was first seen so
@@ -149,11 +157,13 @@ class Leases:
 
     def _renew(self, number: int) -> None:
         """Send a heartbeat for every lease of ours, and learn which ones we lost."""
-        lost = []
+        lost, note = [], self.note()
         with self._lock:
             for cell, (handle, since) in self._ours.items():
+                if cell in self._lost:
+                    continue
                 with contextlib.suppress(OSError, UserError):  # a full disk must not end the work: the next one may succeed
-                    if cell not in self._lost and not self._backend.renew(self._path(cell), handle, own_lease(since, number)):
+                    if not self._backend.renew(self._path(cell), handle, own_lease(since, number, note)):
                         lost.append(cell)
             self._lost.update(lost)
         for cell in lost:
@@ -164,9 +174,10 @@ class Leases:
                 )
 
 
-def own_lease(since: str, heartbeat: int = 0) -> Lease:
+def own_lease(since: str, heartbeat: int = 0, note: str = "") -> Lease:
     """Return what a lease of this process says."""
-    return Lease(token(), process_space(), socket.gethostname(), os.getpid(), _started(os.getpid()), since, heartbeat)
+    pid = os.getpid()
+    return Lease(token(), process_space(), socket.gethostname(), pid, _started(pid), since, heartbeat, note=note)
 
 
 def process_space() -> str:

@@ -7,6 +7,7 @@ are kept; a damaged one is quarantined, and the one before counts. The folder go
 
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,14 +45,22 @@ class Keeper:
       name: hash of the member set.
       members: hashes of the members.
       say: gets a line about what could not be written or read.
+      heard: called with the rounds of a snapshot when it is written, and the seconds that took; from the thread that writes.
     """
 
     def __init__(
-        self, out: Location, cell: str, name: str, members: Sequence[str] = (), say: Callable[[str], None] = print
+        self,
+        out: Location,
+        cell: str,
+        name: str,
+        members: Sequence[str] = (),
+        *,
+        say: Callable[[str], None] = print,
+        heard: Callable[[int, float], None] | None = None,
     ) -> None:
         self.cell: Any = out / "running" / cell
         self.base: Any = self.cell / name
-        self.members, self.say = tuple(members), say
+        self.members, self.say, self._heard = tuple(members), say, heard
         self.earlier = 0.0  # seconds of the work that the snapshot holds from which this run went on
         self._writing: threading.Thread | None = None
 
@@ -116,11 +125,13 @@ class Keeper:
             "state": dict(checkpoints.enumerated(snapshot.state)),
             "results": dict(checkpoints.enumerated(snapshot.results)),
         }
-        name = f"{snapshot.finished:06d}-{snapshot.stage:03d}-{snapshot.rounds:06d}"
+        name, began = f"{snapshot.finished:06d}-{snapshot.stage:03d}-{snapshot.rounds:06d}", time.monotonic()
         try:
             checkpoints.save_tree(self.base / name, self.members, tree)
             for old in self._there()[:-KEPT]:
                 _remove(old)
+            if self._heard is not None:
+                self._heard(snapshot.rounds, time.monotonic() - began)
         except Exception as error:  # a full disk or an unreachable store must not end the work
             self.say(f"this cell could not be kept as it is now: {first_line(error)}; the work goes on")
 

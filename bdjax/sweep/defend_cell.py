@@ -57,12 +57,12 @@ def defend(
         if too_few and row["status"] == "ok":
             row.update(status="infeasible", reason=too_few)
     running = [i for i, row in enumerate(rows) if row["status"] == "ok"]
-    progress.start(cell.defense, title)
+    progress.start(cell.defense, title, cell=name, members=len(running))
     if running:
         mine, their = [rows[i] for i in running], [bases[i] for i in running]
         hashes = [base["member"] for base in their]
         subjects = _subjects(attacked, defense, cell.spc or 0, [points[i] for i in running], hashes, stored)
-        keeper = Keeper(out, name, members, [row["member"] for row in mine], progress.say)
+        keeper = Keeper(out, name, members, [row["member"] for row in mine], say=progress.say, heard=progress.kept)
         ran = attempted(lambda: _run(attacked, cell, defense, subjects, keeper, progress), mine, out, name, members)
         if ran is not None:
             call, execution = ran
@@ -80,7 +80,7 @@ def _run(
     spc = cell.spc or 0
     execution = fitted(lambda m: defend_member(m, attacked.attack, build.defended(cell, m), spc), attacked, subjects)
     function = defend_member(attacked.model, attacked.attack, defense, spc)
-    return kept.run(function, subjects, attacked, execution, keeper, progress), execution
+    return kept.run(function, subjects, attacked, execution, keeper, progress.resume), execution
 
 
 def _fill(

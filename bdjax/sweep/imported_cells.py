@@ -44,7 +44,7 @@ def measure(attacked: Attacked, points: Sequence[Point], out: Location, progress
     rows = [row_of(attacked, point, config, status="ok", images=0) for point in points]
     members = set_hash([row["member"] for row in rows])
     title = f"{attacked.dataset.spec.name} / {cell.model} / {cell.attack} (imported)"
-    progress.start("train", title, epochs=0, images=0, chunks=1)
+    progress.start("train", title, cell=attacked.name, members=len(points))
     stacked = members_of(attacked, points)
     stacked = population.prepare(attack, stacked, attacked.dataset, attacked.data, attacked.execution, progress.say)
     networks = [imported.network(cell.imported, point.seed, point.ratio) for point in points]

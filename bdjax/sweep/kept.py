@@ -9,11 +9,15 @@ from bdjax.population.snapshots import Misfit, Snapshot
 from bdjax.store import provenance
 from bdjax.store.running import Keeper
 from bdjax.sweep.cells import Attacked
-from bdjax.sweep.progress import Progress, clock
 
 
 def run(
-    function: Callable[..., Any], stacked: Any, attacked: Attacked, execution: Execution, keeper: Keeper, progress: Progress
+    function: Callable[..., Any],
+    stacked: Any,
+    attacked: Attacked,
+    execution: Execution,
+    keeper: Keeper,
+    resumed: Callable[[Snapshot], None],
 ) -> provenance.Timed:
     """Run the program of a cell from its beginning, or from the newest checkpoint of an earlier run.
 
@@ -23,14 +27,14 @@ def run(
       attacked: the training cell on the device, whose data all members share.
       execution: how.
       keeper: of this cell and these members.
-      progress: hears where it goes on.
+      resumed: hears where it goes on, if it does.
 
     Returns:
       The result, and its seconds with those of the parts that earlier runs computed.
     """
     found = keeper.latest()
     if found is not None:
-        progress.say(f"{progress.title}: going on from its checkpoint, after {clock(found.seconds)} of work")
+        resumed(found)
 
     def call(found: Snapshot | None) -> Any:
         pace = Pace(attacked.checkpoint_every)

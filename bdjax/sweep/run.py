@@ -15,12 +15,13 @@ from bdjax.store import atomic, location
 from bdjax.store import records as store
 from bdjax.store.leases import TIMEOUT, Leases
 from bdjax.store.location import Location
-from bdjax.sweep import expand, first_tuning, manifest, outdated
+from bdjax.sweep import expand, first_tuning, manifest, outdated, trackers
 from bdjax.sweep.cell import member_hash
 from bdjax.sweep.defend_cell import clean_reason
 from bdjax.sweep.execution import Chosen, chosen
 from bdjax.sweep.expand import Branch
 from bdjax.sweep.grid import Grid
+from bdjax.sweep.listeners import about_this_process, listeners
 from bdjax.sweep.pending import Tries, all_points, work_of
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.ready import Ready
@@ -44,6 +45,7 @@ def run(
     timeout: float = TIMEOUT,
     checkpoint_every: float | None = None,
     stream: TextIO | None = None,
+    log_to: str | Sequence[str] = (),
 ) -> Any:
     """Run what of a grid has no record yet and return its records; the same call resumes after any interruption.
 
@@ -67,17 +69,20 @@ def run(
       checkpoint_every: seconds between two checkpoints of a cell that runs, from which a killed run goes on; None = at least 5
         and at most 60, as many as make them cost a hundredth.
       stream: where progress is printed; None = stderr.
+      log_to: "tensorboard", "wandb" or both: where curves go beside the log file that every run writes below ``out/logs``
+        (see :mod:`bdjax.sweep.trackers`).
 
     Returns:
       polars.DataFrame of the rows of this grid: one per member and cell. A cell that raised has rows with status ``failed``; the
       next call tries them again.
 
     Raises:
-      UserError: a mistake in the grid, missing data, a folder that cannot be written.
+      UserError: a mistake in the grid, missing data, a folder that cannot be written, a package that is not installed.
     """
     if checkpoint_every is not None and not checkpoint_every > 0:
         raise UserError(f"checkpoint-every {checkpoint_every:g} is not allowed; it is a number of seconds above 0")
     out, branches = location.locate(out), expand.select(expand.cells(grid), only or {}, limit)
+    log_to = trackers.checked(log_to, out)
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
     if strict:
@@ -98,8 +103,10 @@ def run(
     for line in [*summary(found, choices), *(outdated.lines(works, out) if any(one.kinds() for one in found) else ())]:
         print(line, file=stream or sys.stderr, flush=True)
     unfinished = [(work, choice.execution) for work, one, choice in zip(works, found, choices, strict=True) if one.kinds()]
-    progress = Progress([kind for one in found for kind in one.kinds()], stream)
-    with progress, Leases(out, timeout=timeout, say=progress.say) as leases:
+    about = about_this_process()
+    heard = listeners(out, log_to, about) if unfinished and hosts.is_leader() else ()
+    progress = Progress([kind for one in found for kind in one.kinds()], stream, listeners=heard, about=about)
+    with progress, Leases(out, timeout=timeout, say=progress.say, note=progress.note) as leases:
         if hosts.is_leader():
             manifest.write(out, works, leases)
         work_off(unfinished, out, tries, leases, progress, checkpoint_every)

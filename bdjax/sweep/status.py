@@ -13,8 +13,8 @@ from bdjax.store.absent import no_folder
 from bdjax.store.leases import Lease
 from bdjax.store.location import Location
 from bdjax.sweep import editions, manifest
+from bdjax.sweep.bars import clock
 from bdjax.sweep.manifest import Asked
-from bdjax.sweep.progress import clock
 
 KEPT = ("member", "status", "seconds", "compile_seconds", "created", "config")  # what is read of a record
 STATES = (
@@ -171,7 +171,8 @@ def notes(status: Status) -> list[str]:
         name = " / ".join(filter(None, (cell.asked.dataset, cell.asked.model, cell.asked.attack, cell.asked.defense)))
         name += "" if cell.asked.spc is None else f" / spc {cell.asked.spc}"
         if cell.lease:
-            lines.append(f"running: {name}, process {cell.lease.pid} on {cell.lease.host} since {cell.lease.since}")
+            far = f": {cell.lease.note}" if cell.lease.note else ""
+            lines.append(f"running: {name}, process {cell.lease.pid} on {cell.lease.host} since {cell.lease.since}{far}")
         bad = {status: count for status, count in cell.statuses.items() if status != "ok"}
         if bad:
             lines.append(f"not ok: {name}: " + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in bad.items()))

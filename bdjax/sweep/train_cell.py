@@ -11,12 +11,14 @@ import numpy as np
 from bdjax import population
 from bdjax.attacks import slots
 from bdjax.population import Execution
+from bdjax.population.snapshots import Snapshot
 from bdjax.store import checkpoints
 from bdjax.store.hashing import array_digest, canonical
 from bdjax.store.location import Location
 from bdjax.store.rows import Row, measured
 from bdjax.store.running import Keeper
 from bdjax.sweep import build, feasible, kept
+from bdjax.sweep.bars import clock
 from bdjax.sweep.cell import Point, set_hash
 from bdjax.sweep.cells import Attacked, attempted, finished, fitted, members_of, not_finite
 from bdjax.sweep.new_rows import row_of, timing
@@ -53,8 +55,8 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
     if running:
         function = attack_member(attacked.model, attack, images, progress.epoch)
         mine = [rows[i] for i in running]
-        keeper = Keeper(out, attacked.name, members, [row["member"] for row in mine], progress.say)
-        run = functools.partial(kept.run, function, stacked, attacked, execution, keeper, progress)
+        keeper = Keeper(out, attacked.name, members, [row["member"] for row in mine], say=progress.say, heard=progress.kept)
+        run = functools.partial(kept.run, function, stacked, attacked, execution, keeper, progress.resume)
         call = attempted(run, mine, out, attacked.name, members)
         if call is not None:
             _store(attacked, stacked, call, mine, out, members, title, progress)
@@ -68,8 +70,12 @@ def _prepared(
     attacked: Attacked, out: Location, members: str, progress: Progress, function: Any, keys: Key, names: Sequence[str]
 ) -> Any:
     """What the attack prepares for each seed, kept while it runs."""
-    keeper = Keeper(out, attacked.name, f"{members}-prepare", names, progress.say)
-    return kept.run(function, keys, attacked, attacked.execution, keeper, progress).result
+    keeper = Keeper(out, attacked.name, f"{members}-prepare", names, say=progress.say)
+
+    def resumed(found: Snapshot) -> None:
+        progress.say(f"the preparation goes on from its checkpoint, after {clock(found.seconds)} of work")
+
+    return kept.run(function, keys, attacked, attacked.execution, keeper, resumed).result
 
 
 def _start(attacked: Attacked, running: int, execution: Execution, title: str, progress: Progress) -> int:
@@ -77,9 +83,17 @@ def _start(attacked: Attacked, running: int, execution: Execution, title: str, p
     recipe, images = attacked.attack.recipe, len(attacked.dataset.train.labels)
     batch = min(recipe.batch, images)
     per_epoch = images // batch * batch
-    chunks = -(-running // population.at_once(execution, max(running, 1)))
-    # What fills up the last chunk does not count.
-    progress.start("train", title, epochs=recipe.epochs, images=per_epoch * running // max(chunks, 1), chunks=chunks)
+    progress.start(
+        "train",
+        title,
+        cell=attacked.name,
+        epochs=recipe.epochs if running else 0,
+        images=per_epoch,
+        members=running,
+        at_once=population.at_once(execution, max(running, 1)),
+        devices=execution.devices,
+        local=population.local_devices(execution),
+    )
     return per_epoch
 
 

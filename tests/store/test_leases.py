@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bdjax.data import atomic
-from bdjax.store import leases
+from bdjax.store import lease_files, leases
 from bdjax.store.leases import Leases
 from tests.store import leased
 from tests.store.leased import CELL, path
@@ -49,6 +49,36 @@ def test_the_file_of_a_lease_is_read_by_earlier_versions(tmp_path):
         content = json.loads(path(tmp_path).read_bytes())
     assert set(content) == {"token", "place", "host", "pid", "started", "since", "beat", "hold"}
     assert (content["pid"], content["beat"], content["hold"]) == (os.getpid(), 0, "")
+
+
+def test_a_heartbeat_says_how_far_the_work_is(tmp_path):
+    far = ["epoch 120/600"]
+    with Leases(tmp_path, heartbeat=0.01, note=lambda: far[0]) as one, one.lease(CELL):
+        assert leases.read(path(tmp_path))[1].note == ""
+        for text in ("epoch 120/600", "short", ""):
+            far[0] = text
+            deadline = time.monotonic() + 10
+            while leases.read(path(tmp_path))[1].note != text:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+
+
+@pytest.mark.parametrize("note", ["", "epoch 1/2", '"' * 500, "ö…" * 300, "\\\n" * 99])
+def test_a_lease_has_one_length_and_is_read_whatever_its_note(tmp_path, note):
+    held = leases.own_lease("2026-01-01T00:00:00+00:00", 3, note)._replace(host="h" * 64, place="p" * 128, token="t" * 40)
+    handle = os.open(tmp_path / "lease", os.O_CREAT | os.O_RDWR)
+    lease_files._write(handle, held)
+    os.close(handle)
+    assert (tmp_path / "lease").stat().st_size == lease_files.LENGTH
+    found = leases.read(tmp_path / "lease")[1]
+    assert found._replace(note="") == held._replace(note="") and len(found.note) == min(len(note), lease_files.NOTE)
+
+
+def test_a_lease_with_a_field_of_a_later_version_is_read(tmp_path):
+    lease = someone(tmp_path)
+    fields = json.loads(path(tmp_path).read_bytes())
+    path(tmp_path).write_text(json.dumps({**fields, "colour": "blue"}))
+    assert leases.read(path(tmp_path))[1] == lease
 
 
 def test_one_of_many_takes_it(tmp_path):

@@ -37,6 +37,15 @@ def test_the_newest_of_two_comes_back(tmp_path):
     assert keeper(tmp_path, ("a", "c")).latest() is None  # of other members
 
 
+def test_what_was_written_is_said(tmp_path):
+    written = []
+    writing = Keeper(tmp_path, "cell", "set", ("a", "b"), heard=lambda *told: written.append(told))
+    writing.keep(snapshot(7))
+    writing.wait()
+    ((rounds, seconds),) = written
+    assert rounds == 7 and 0 < seconds < 60
+
+
 def test_a_damaged_one_falls_back_to_the_one_before(tmp_path):
     kept(tmp_path, snapshot(1), snapshot(2))
     newest = tmp_path / "running" / "cell" / "set" / "000000-000-000002"
@@ -56,7 +65,7 @@ def test_a_finished_cell_leaves_nothing(tmp_path):
 def test_what_cannot_be_written_is_said_and_ends_nothing(tmp_path):
     (tmp_path / "running").write_text("no folder")
     said = []
-    with Keeper(tmp_path, "cell", "set", ("a", "b"), said.append) as writing:
+    with Keeper(tmp_path, "cell", "set", ("a", "b"), say=said.append) as writing:
         writing.keep(snapshot(1))
     assert len(said) == 1 and "cannot write" in said[0], said
 
@@ -64,7 +73,7 @@ def test_what_cannot_be_written_is_said_and_ends_nothing(tmp_path):
 def test_one_that_does_not_fit_is_removed_and_said(tmp_path):
     kept(tmp_path, snapshot(1))
     said = []
-    again = Keeper(tmp_path, "cell", "set", ("a", "b"), said.append)
+    again = Keeper(tmp_path, "cell", "set", ("a", "b"), say=said.append)
     assert again.latest() is not None and again.earlier == 1.5
     again.refuse("3 leaves for a tree of 4")
     assert again.latest() is None and again.earlier == 0 and "3 leaves" in said[0]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -42,6 +43,18 @@ def test_every_member_has_a_row_per_cell(first):
     assert by["clp"]["spc"].null_count() == 4 and set(by["ft"]["spc"]) == {2}
     assert sorted(by["ft"]["poisoned"]) == [0] * 4 + [20] * 4
     assert set(frame["n_clean"]) == {100} and set(frame["n_triggered"]) == {90}
+
+
+def test_the_log_of_a_run_says_what_happened(first):
+    logs = sorted((first[0] / "logs").glob("*.jsonl"))
+    lines = [json.loads(line) for line in logs[0].read_text().splitlines()]
+    assert [lines[0]["event"], lines[1]["event"], lines[-1]["event"]] == ["run", "cell", "end"]
+    assert lines[0]["cells"] == 3 and lines[0]["pid"] == os.getpid() and lines[-1] == {**lines[-1], "done": 3, "error": None}
+    assert [line["kind"] for line in lines if line["event"] == "cell"] == ["train", "ft", "clp"]
+    last = [line for line in lines if line["event"] == "epoch"][-1]
+    assert (last["epoch"], last["epochs"], last["part"], last["parts"], last["title"]) == (4, 4, 4, 4, "digits / cnn / badnets")
+    assert last["loss_min"] <= last["loss_median"] <= last["loss_max"] and last["cell"] in set(first[1]["cell"])
+    assert any(line["event"] == "checkpoint" and line["seconds"] > 0 for line in lines)
 
 
 def test_numbers_before_are_those_of_the_training_cell_and_metrics_follow_from_them(first):

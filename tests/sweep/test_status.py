@@ -57,6 +57,14 @@ def test_a_cell_is_waiting_then_running_then_done(asked):
     assert states(out) == {"none": "done", "ft": "waiting", "clp": "waiting"}
 
 
+def test_a_cell_that_runs_elsewhere_says_how_far_it_is(asked):
+    out, work = asked
+    far = leases.own_lease("2026-01-01T00:00:00+00:00", 7, "epoch 120/600")
+    (out / "claims" / f"{work.cell}.json").write_bytes(lease_files.encode(far._replace(place="elsewhere", host="far", pid=5)))
+    (told,) = said.notes(said.Watch(out).look())
+    assert told == ("running: digits / cnn / badnets / none, process 5 on far since 2026-01-01T00:00:00+00:00: epoch 120/600")
+
+
 def test_a_cell_is_done_when_all_its_members_are(asked):
     out, work = asked
     record(out, work.cell, work.points[:3])
