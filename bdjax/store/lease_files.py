@@ -1,10 +1,12 @@
 """How a lease is acquired, renewed, released and taken over on a disk, and what its file says.
 
-On a disk all of it is exact: files are created exclusively, and renaming lets one process alone take a dead one's file away.
+On a disk all of it is exact: files are created exclusively, and one process alone replaces or removes a file, which it has locked
+(``flock``) while it does; a file system that knows no such locks leaves a moment in which two may believe they took it over.
 Leases in an object store are in :mod:`bdjax.store.lease_objects`.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -65,7 +67,7 @@ def read(path: Location) -> tuple[bytes, Lease | None] | None:
 
 
 class LeasesOnDisk:
-    """Leases as files: created exclusively, renewed through their open file, taken over by renaming."""
+    """Leases as files: created exclusively, renewed through their open file, taken over by replacing the file."""
 
     def __init__(self, folder: Path):
         """Make the folder of the leases."""
@@ -83,41 +85,67 @@ class LeasesOnDisk:
         return handle
 
     def take_over(self, path: Path, content: bytes, lease: Callable[[], Lease]) -> tuple[bool, int | None]:
-        """Remove another process's lease if it still has this content, and acquire it.
+        """Acquire another process's lease if it still has this content.
 
         Returns:
-          Whether it was removed, and our open file, or None where somebody else acquired it in between.
+          Whether it did, and our open file; None where somebody else was faster.
         """
-        removed = self._remove_unchanged(path, content)
-        return removed, self.acquire(path, lease) if removed else None
+        try:
+            theirs = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return False, None
+        try:
+            if not (_locked(theirs) and _is(theirs, path) and os.pread(theirs, 2 * LENGTH, 0) == content):
+                return False, None
+            with writing(path):
+                return True, _replaced(path, lease())
+        finally:
+            os.close(theirs)  # which unlocks it
 
     def renew(self, path: Path, handle: int, lease: Lease) -> bool:
         """Write the next heartbeat; return False where the lease was taken over and another process's is in its place."""
         _write(handle, lease)
-        with contextlib.suppress(FileNotFoundError):  # a process that looks whether it may take it over has put it aside
-            return os.fstat(handle).st_ino == path.stat().st_ino
-        return True
+        return _is(handle, path)
 
     def release(self, path: Path, handle: int) -> None:
         """Remove a lease, unless it was taken over meanwhile."""
         with contextlib.suppress(OSError):
-            if os.fstat(handle).st_ino == path.stat().st_ino:
+            if _locked(handle) and _is(handle, path):
                 path.unlink()
         os.close(handle)
 
-    def _remove_unchanged(self, path: Path, content: bytes) -> bool:
-        """Remove another process's lease if it still has this content; renaming lets one process alone succeed."""
-        aside = temporary_of(path)
-        try:
-            os.rename(path, aside)
-        except FileNotFoundError:
-            return False
-        unchanged = aside.read_bytes() == content
-        if not unchanged:  # somebody was faster, and this is the next holder's lease: put it back unless there is a new one
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
+
+def _locked(handle: int) -> bool:
+    """Lock an open file until it is closed; False where another process has locked it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _is(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.fstat(handle).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _replaced(path: Path, lease: Lease) -> int:
+    """Put our lease in the place of a file; return it open."""
+    aside = temporary_of(path)
+    handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    try:
+        _write(handle, lease)
+        os.replace(aside, path)
+    except BaseException:
+        os.close(handle)
         aside.unlink(missing_ok=True)
-        return unchanged
+        raise
+    return handle
 
 
 def _write(handle: int, lease: Lease) -> None:
