@@ -8,7 +8,7 @@ are kept; a damaged one is quarantined, and the one before counts. The folder go
 import contextlib
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,21 @@ class Keeper:
       cell: hash of the cell.
       name: hash of the member set.
       members: hashes of the members.
+      resumed: called with the numbers of the snapshot that :meth:`latest` gives: members at once, finished ones, and rounds.
     """
 
-    def __init__(self, out: Location, cell: str, name: str, members: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        out: Location,
+        cell: str,
+        name: str,
+        members: Sequence[str] = (),
+        *,
+        resumed: Callable[[int, int, int], None] | None = None,
+    ) -> None:
         self.base: Any = out / "running" / cell / name
         self.members = tuple(members)
+        self._resumed = resumed
         self._writing: threading.Thread | None = None
         self._failed: BaseException | None = None
 
@@ -62,7 +72,10 @@ class Keeper:
 
     def latest(self) -> Snapshot | None:
         """Return the newest snapshot that is not damaged; None where there is none of these members."""
-        return hosts.broadcast(self._latest() if hosts.is_leader() else None)
+        found = hosts.broadcast(self._latest() if hosts.is_leader() else None)
+        if found is not None and self._resumed is not None:
+            self._resumed(*found[:3])
+        return found
 
     def _latest(self) -> Snapshot | None:
         for path in reversed(self._there()):

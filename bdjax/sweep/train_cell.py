@@ -52,7 +52,12 @@ def train(attacked: Attacked, points: Sequence[Point], out: Location, progress: 
     if running:
         work = attack_segments(attacked.model, attack, images, progress.epoch)
         mine = [rows[i] for i in running]
-        keeper = Keeper(out, attacked.name, members, [row["member"] for row in mine])
+
+        def resumed(at_once: int, finished: int, rounds: int) -> None:
+            before = f"{finished} members are trained, " if finished else ""
+            progress.say(f"{title}: {before}goes on after epoch {rounds}/{attack.recipe.epochs}")
+
+        keeper = Keeper(out, attacked.name, members, [row["member"] for row in mine], resumed=resumed)
         run = functools.partial(segments.run, work, stacked, (attacked.data,), execution, keeper=keeper)
         call = attempted(lambda: provenance.timed(run), mine, out, attacked.name, members)
         if call is not None:
