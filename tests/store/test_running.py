@@ -39,6 +39,15 @@ def test_the_newest_of_two_comes_back(tmp_path):
     assert keeper(tmp_path, ("a", "c")).latest() is None  # of other members
 
 
+def test_who_goes_on_hears_where(tmp_path):
+    heard = []
+    listening = Keeper(tmp_path, "cell", "set", ("a", "b"), resumed=lambda *numbers: heard.append(numbers))
+    assert listening.latest() is None and heard == []
+    kept(tmp_path, snapshot(3, finished=2))
+    listening.latest()
+    assert heard == [(2, 2, 3)]
+
+
 def test_a_damaged_one_falls_back_to_the_one_before(tmp_path):
     kept(tmp_path, snapshot(1), snapshot(2))
     newest = tmp_path / "running" / "cell" / "set" / "000000-000002"
