@@ -19,7 +19,7 @@ from bdjax.population.execution import (
     recorded_execution,
     resolve,
 )
-from bdjax.population.memory import Footprint, device_memory, fit, footprint
+from bdjax.population.memory import Footprint, activation_bytes, device_memory, fit, footprint
 from bdjax.population.preparation import prepare
 from bdjax.population.stacks import concatenate, members, size, stack, take, unstack
 
@@ -29,6 +29,7 @@ __all__ = [
     "Execution",
     "Footprint",
     "Tuned",
+    "activation_bytes",
     "adapt",
     "at_once",
     "cached",

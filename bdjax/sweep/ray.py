@@ -1,14 +1,14 @@
 """A sweep on many machines: every Ray task is a worker that shares the folder of results with the others.
 
-Ray places the workers, gives each its accelerator and starts one again whose machine went away. Cells are handed out by the
-leases of :mod:`bdjax.store.leases`, and results go straight to the folder, which every machine must see under the same path
-or URL.
+Ray places the workers, gives each its accelerator, or cores and memory, and starts one again whose machine went away; the driver
+starts more when machines come. Cells are handed out by the leases of :mod:`bdjax.store.leases`, and results and snapshots go
+straight to the folder, which every machine must see under the same path or URL: so a lost machine's cell goes on elsewhere.
 """
 
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,13 +16,16 @@ from bdjax.errors import UserError
 from bdjax.population.compilations import keep_compilations
 from bdjax.store import atomic, location
 from bdjax.store.location import Location
+from bdjax.sweep import shares
+from bdjax.sweep.crew import Crew
 from bdjax.sweep.grid import Grid
+from bdjax.sweep.need import Need, needs_on
 from bdjax.sweep.run import run
+from bdjax.sweep.shares import Share
 from bdjax.sweep.status import Watch, headline
 
 RETRIES = 10  # of a worker whose machine or process went away
 INTERVAL = 10.0  # seconds between two lines of progress
-CPUS = 2  # of a worker on machines without accelerators
 
 
 def run_on_ray(
@@ -40,7 +43,8 @@ def run_on_ray(
       grid: what to run.
       out: folder of results, under the same path or URL on every machine.
       address: of the cluster: "auto" for the one this machine belongs to, "local" for this machine alone, or HOST:PORT.
-      workers: at once, at most; None = one per GPU or TPU of the cluster, and one per two cores where it has none.
+      workers: at once, at most; None = one per GPU or TPU of the cluster, and where it has none one per two cores, as far as a
+        machine's memory goes.
       stream: where progress is printed; None = stderr.
       options: further arguments of :func:`bdjax.sweep.run.run`.
 
@@ -61,15 +65,7 @@ def run_on_ray(
         except (ConnectionError, ValueError) as error:
             raise UserError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
     try:
-        kind, each, room = share(ray.cluster_resources())
-        count = room if workers is None else workers
-        if count < 1:
-            raise UserError(f"workers {count} is not allowed; it is at least 1")
-        needs = {"num_gpus": 1} if kind == "GPU" else {"num_cpus": each} if kind == "CPU" else {"resources": {kind: each}}
-        work = ray.remote(max_retries=RETRIES, scheduling_strategy="SPREAD", **needs)(_work)
-        waiting = [work.remote(grid, str(out), options) for _ in range(count)]
-        print(f"{count} workers on {len(ray.nodes())} machines, each with {each:g} {kind}", file=stream or sys.stderr, flush=True)
-        _follow(ray, waiting, out, stream or sys.stderr)
+        _work_through(ray, grid, out, workers, stream or sys.stderr, options)
     finally:
         if mine:
             ray.shutdown()
@@ -86,38 +82,62 @@ def _knock(address: str) -> None:
             raise UserError(f"no Ray cluster at {address}: {error.strerror or error}") from error
 
 
-def share(resources: Mapping[str, float]) -> tuple[str, float, int]:
-    """What a worker takes of a cluster and how many there is room for: (resource, amount each, workers)."""
-    for kind in ("GPU", "TPU"):
-        if resources.get(kind, 0) >= 1:
-            return kind, 1, int(resources[kind])
-    cpus = resources.get("CPU", 0)
-    if cpus < 1:
+def _work_through(ray: Any, grid: Grid, out: Location, workers: int | None, stream: TextIO, options: Mapping[str, Any]) -> None:
+    """Let workers on the machines of a cluster do all they can."""
+
+    def say(line: str) -> None:
+        print(line, file=stream, flush=True)
+
+    def start(share: Share) -> Any:
+        task = ray.remote(max_retries=RETRIES, scheduling_strategy="SPREAD", **share.options())(_work)
+        return task.remote(grid, str(out), share.cells, options)
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kind = shares.kind_of(machines)
+    if kind is None:
         raise UserError("the Ray cluster has neither GPUs, TPUs nor CPUs to work on")
-    each = min(CPUS, cpus)
-    return "CPU", each, int(cpus // each)
+    if workers is not None and workers < 1:
+        raise UserError(f"workers {workers} is not allowed; it is at least 1")
+    # In a process of its own, which ends with it: here and in a worker to come JAX must not have started on the CPU.
+    estimate = ray.remote(num_cpus=0, max_calls=1)(_needs).remote(kind != "CPU", grid, options)
+    try:
+        needs = ray.get(estimate)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from None
+    for line in shares.warnings(machines, kind, needs):
+        say(f"bdjax: {line}")
+    crew = Crew(ray, start, kind, needs, workers, say)
+    try:
+        crew.look()
+        _follow(crew, out, say)
+    finally:
+        crew.dismiss()
 
 
-def _work(grid: Grid, out: str, options: Mapping[str, Any]) -> None:
+def _needs(accelerator: bool, grid: Grid, options: Mapping[str, Any]) -> list[Need]:
+    """What the training cells need, computed on the CPU."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    return needs_on(accelerator, grid, options)
+
+
+def _work(grid: Grid, out: str, cells: tuple[int, ...] | None, options: Mapping[str, Any]) -> None:
     """What a worker does; the rows stay in the folder."""
+    import ray
+
+    print(f"a worker begins on machine {ray.get_runtime_context().get_node_id()}", file=sys.stderr, flush=True)
     keep_compilations()
-    run(grid, out, **options)
+    run(grid, out, part=cells, **options)
 
 
-def _follow(ray: Any, waiting: list[Any], out: Location, stream: TextIO) -> None:
-    """Wait for the workers and say how far the folder is; a mistake of the user that one of them found is raised."""
+def _follow(crew: Crew, out: Location, say: Callable[[str], None]) -> None:
+    """Wait for the workers, let the crew look after the cluster, and say how far the folder is."""
     spoke, watch = time.monotonic(), None
-    while waiting:
-        done, waiting = ray.wait(waiting, timeout=1.0)
-        for one in done:
-            try:
-                ray.get(one)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                print(f"bdjax: a worker failed: {str(error.cause).splitlines()[0]}", file=stream, flush=True)
-            except ray.exceptions.RayError as error:  # its machine went away more often than it is tried again
-                print(f"bdjax: a worker was lost: {type(error).__name__}", file=stream, flush=True)
+    while crew.tasks and not crew.finished:
+        crew.wait(1.0)
+        if not crew.finished:
+            crew.look()
         if time.monotonic() - spoke >= INTERVAL and location.is_folder(out / "sweeps"):
             watch, spoke = watch or Watch(out), time.monotonic()
-            print(headline(watch.look(), str(out)), file=stream, flush=True)
+            say(headline(watch.look(), str(out)))

@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TextIO
 
 from bdjax.data import sizes
@@ -41,6 +41,7 @@ def run(
     tune: bool = True,
     only: Mapping[str, str] | None = None,
     limit: int | None = None,
+    part: Collection[int] | None = None,
     strict: bool = False,
     timeout: float = TIMEOUT,
     checkpoint_every: float | None = None,
@@ -64,6 +65,7 @@ def run(
         measure first which execution is fastest, for at most a minute (see :mod:`bdjax.sweep.first_tuning`).
       only: {axis: value}, keeps the cells that match (see :func:`bdjax.sweep.expand.select`).
       limit: number of cells to run at most.
+      part: of the training cells that are left by these, the numbers of those to run with their defenses; None = all.
       strict: a clean subset larger than a class is an error and not an ``infeasible`` record.
       timeout: seconds after which a cell is taken over from a process that no longer gives signs of life.
       checkpoint_every: seconds between two checkpoints of a cell that runs, from which a killed run goes on; None = at least 5
@@ -83,6 +85,7 @@ def run(
         raise UserError(f"checkpoint-every {checkpoint_every:g} is not allowed; it is a number of seconds above 0")
     out, branches = location.locate(out), expand.select(expand.cells(grid), only or {}, limit)
     log_to = trackers.checked(log_to, out)
+    branches = branches if part is None else [branch for number, branch in enumerate(branches) if number in part]
     choices = choices_of(branches, grid, execution, tuned=tuned, data_dir=data_dir)
     datasets = {name: load(grid, name, data_dir) for name in {branch.train.dataset: None for branch in branches}}
     if strict:

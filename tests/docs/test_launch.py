@@ -3,8 +3,10 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,11 +72,67 @@ def test_a_script_is_bash_that_can_be_executed(script):
 
 @pytest.mark.parametrize("name", ["slurm_array.sh", "slurm_together.sh"])
 def test_slurm_runs_a_sweep(name, tools, parse):  # noqa: F811
-    assert run(tools, LAUNCH / name, SURVEY, "/shared/out", "/shared/data", "--only", "attack=badnets").returncode == 0
+    words = (SURVEY, "/shared/out", "/shared/data", "--only", "attack=badnets")
+    assert run(tools, LAUNCH / name, *words, SLURM_JOB_ID="7").returncode == 0
     (words,) = calls(tools, "srun")
     given = parse(words[1:])
     assert (words[0], given["out"], given["data_dir"]) == ("bdjax", "/shared/out", "/shared/data")
     assert given.get("coordinator") == ("auto" if name == "slurm_together.sh" else None)
+
+
+# A step of two seconds that ends with a code at SIGTERM, the command that sends it, and one that notes how it was called.
+STEP = """#!/usr/bin/env bash
+here=$(dirname "$0")
+trap 'exit {code}' TERM
+echo $$ > "$here/step.new" && mv "$here/step.new" "$here/step"
+for _ in {{1..40}}; do command sleep 0.05; done
+"""
+SCANCEL = """#!/usr/bin/env bash
+here=$(dirname "$0")
+echo "$@" > "$here/scancelled"
+kill -TERM "$(cat "$here/step")"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "$@" > "$(dirname "$0")/controlled"
+"""
+ARRAY = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}  # one task has the number of the whole array
+
+
+def signalled(tools, name, number, code, job):
+    """A script that gets a signal while its step runs: its exit code, and what it asked of scancel and scontrol."""
+    for tool, text in (("srun", STEP.format(code=code)), ("scancel", SCANCEL), ("scontrol", SCONTROL)):
+        (tools / tool).write_text(text)
+        (tools / tool).chmod(0o755)
+    given = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", **job}
+    script = subprocess.Popen(["bash", str(LAUNCH / name), SURVEY, "/out", "/data"], env=given)
+    deadline = time.monotonic() + 20
+    while not (tools / "step").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    script.send_signal(number)
+    left = script.wait(timeout=20)
+    return left, *(path.read_text().strip() if (path := tools / kind).exists() else "" for kind in ("scancelled", "controlled"))
+
+
+@pytest.mark.parametrize(
+    ("name", "job", "asked_of"),
+    [
+        ("slurm_array.sh", ARRAY, "7_3"),
+        ("slurm_array.sh", {"SLURM_JOB_ID": "8"}, "8"),
+        ("slurm_together.sh", {"SLURM_JOB_ID": "9"}, "9"),
+    ],
+)
+def test_a_slurm_job_near_its_time_limit_stops_its_sweep_and_is_queued_again(name, job, asked_of, tools):
+    done = signalled(tools, name, signal.SIGUSR1, 143, job)
+    assert done == (143, f"--signal=TERM {asked_of}", f"requeue Incomplete {asked_of}")
+
+
+def test_a_slurm_job_whose_sweep_ends_by_itself_then_is_not_queued_again(tools):
+    assert signalled(tools, "slurm_array.sh", signal.SIGUSR1, 0, ARRAY) == (0, "--signal=TERM 7_3", "")
+
+
+def test_a_slurm_job_that_is_cancelled_or_preempted_waits_for_its_sweep_and_asks_for_nothing(tools):
+    """SLURM signals the sweep itself then, and queues a preempted job again."""
+    assert signalled(tools, "slurm_together.sh", signal.SIGTERM, 143, {"SLURM_JOB_ID": "9"}) == (0, "", "")
 
 
 def test_all_hosts_of_a_tpu_run_a_sweep_together(tools, parse):  # noqa: F811

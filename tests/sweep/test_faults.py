@@ -75,11 +75,11 @@ def rows(out: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in VOLATILE} for row in store.read_rows(out)]
 
 
-def whole(out: Path, expected: list[dict]) -> None:
+def whole(out: Path, expected: list[dict], members: int = ROWS) -> None:
     """Every cell is there exactly once and as it should be, and nothing is left over."""
     assert rows(out) == expected, "the records differ"
     found = [(row["cell"], row["member"]) for path in out.rglob("*.parquet") for row in store.read_file(path)]
-    assert len(found) == len(set(found)) == ROWS, "a member has several records"
+    assert len(found) == len(set(found)) == members, "a member has several records"
     assert not list((out / "claims").iterdir()), "a claim was left"
     assert not list(out.rglob(".*.tmp")), "something half-written was left"
 
