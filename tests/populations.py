@@ -36,7 +36,7 @@ def population(tmp_path_factory, shared_programs):
     from tests.sweep.small import GRID, go
 
     out = tmp_path_factory.mktemp("population")
-    return out, go(GRID, out)
+    return out, go(GRID, out, checkpoint_every=1e-3)
 
 
 @pytest.fixture(scope="session")

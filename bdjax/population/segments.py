@@ -210,6 +210,7 @@ def _advanced(
     keep: Callable[[Running], None],
 ) -> tuple[Any, Running]:
     """Run a stage to its end, which is the beginning of what comes after it; the members' own buffers were reused too."""
+    assert stage.length is not None
     held = (members, now.before, now.carry)
     records, rounds = now.records, now.rounds
     while rounds < stage.length:
@@ -252,5 +253,6 @@ def _restored(
         carry = seen(stage.enter, (members, before))
         records = seen(stage.advance, (members, before, carry), jnp.int32(0), jnp.int32(1))[1]
         if len(before) == kept.stage:
-            return Running(*snapshots.tree((before, carry, records), kept.state), kept.rounds)
+            before, carry, records = snapshots.tree((before, carry, records), kept.state)
+            return Running(before, carry, records, kept.rounds)
         before = (*before, (carry, records))
