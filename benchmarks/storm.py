@@ -46,6 +46,7 @@ HOW = ("--strategy", "sequential", "--lowering", "native", "--no-tune")
 HEARTBEAT, TIMEOUT = 1.0, 8.0  # seconds of the leases
 ALONE = "BDJAX_STORM_MOUNTS"  # set where this process has a mount namespace of its own
 STORE_WORKERS, OUTAGE = 3, (2.0, 5.0)
+RETRY = 1.0  # seconds until an event is tried again that could not happen
 ROUNDS = 8  # at most
 LIMIT = 5400.0  # seconds of a round, after which something hangs
 SAID = {"takeovers": "taking over cell", "leases lost": "lost cell", "files found damaged": " is corrupt ("}
@@ -71,8 +72,8 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=3, help="events of every other kind")
     parser.add_argument("--gap", type=float, default=8.0, help="mean seconds between two events")
     parser.add_argument("--size", type=float, default=0.7, help="of the trainings and defenses, in shares of the full ones")
-    parser.add_argument("--attacks", nargs="+", default=["badnets", "blended", "wanet", "bpp"])
-    parser.add_argument("--defenses", nargs="+", default=["ft", "anp", "nad", "clp"])
+    parser.add_argument("--attacks", nargs="+", default=["badnets", "blended", "wanet"])
+    parser.add_argument("--defenses", nargs="+", default=["ft", "anp", "nad"])
     parser.add_argument("--checkpoint-every", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store-kills", type=int, default=6, help="of the part with an object store; 0 leaves that part out")
@@ -162,6 +163,8 @@ def _stormy(
                     due = time.monotonic() + events.pop(at).delay
             if time.monotonic() - began > LIMIT:
                 raise SystemExit(f"{base.name} is not done after {LIMIT:.0f} s; its outputs: {base}")
+                else:
+                    due = time.monotonic() + RETRY
             time.sleep(0.02)
         storm.undo(everything=True)
         return _judged(args, base, out, setup, cluster, storm.happened, storm.damaged, sound, needed, began)
@@ -181,7 +184,7 @@ def _in_store(args: argparse.Namespace, base: Path, draw: random.Random, sound: 
             if outage.exists() and time.monotonic() >= gone:
                 outage.unlink()
             if left and time.monotonic() >= due:
-                worker = cluster.victim(draw, set())
+                worker = cluster.victim(draw, {worker.process.pid for worker in cluster.workers})
                 number += 1
                 due = time.monotonic() + draw.uniform(0.5, 1.5) * args.gap
                 if number % 2 == 0:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 MACHINES = ("storm-a", "storm-b")
 WORKERS = 4
+OTHERS = 0.1  # share of the signals that may hit a worker that holds no cell
 PAUSE = 1.5  # seconds before a worker that ended is started again
 TERMINATION = 15.0  # seconds in which a process has to answer SIGTERM
 TERMINATED = (143, -signal.SIGTERM)  # the second while Python itself is still starting and no handler is there
@@ -138,10 +139,11 @@ class Cluster:
         return all(worker.finished for worker in self.workers)
 
     def victim(self, draw: random.Random, holders: set[int]) -> Worker | None:
-        """Return a worker to be hit, mostly one of those that hold a cell; None where all are stopped or being started."""
+        """Return a worker to be hit, mostly one of those that hold a cell; None where none does, they start and are let start."""
         there = [worker for worker in self.workers if worker.alive and not worker.stopped and worker.termination is None]
         busy = [worker for worker in there if worker.process.pid in holders]
-        return draw.choice(busy if busy and draw.random() < 0.8 else there) if there else None
+        among = there if draw.random() < OTHERS else busy
+        return draw.choice(among) if among else None
 
     @property
     def deaths(self) -> dict[str, float]:

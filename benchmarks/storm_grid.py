@@ -17,7 +17,7 @@ _LONG = {
     "nad": {"teacher_epochs": _some(150), "epochs": _some(150), "batch": 25},
 }
 grid = Grid(
-    attack=("badnets", "blended", "wanet", "bpp"),
+    attack=("badnets", "blended", "wanet"),
     defense=("ft", "anp", "nad", "clp"),
     poison_ratio=(0.1,),
     seeds=(0, 1),
