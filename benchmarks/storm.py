@@ -38,7 +38,7 @@ from benchmarks import storm_work
 from benchmarks.measure import write
 from benchmarks.storm_cluster import MACHINES, TERMINATION, WORKERS, Cluster, Setup, alone
 from benchmarks.storm_compare import COMPARED, differences
-from benchmarks.storm_events import SIGNALS, Disk, Storm, drawn
+from benchmarks.storm_events import SIGNALS, Disk, Event, Storm, drawn
 from benchmarks.storm_work import Twice
 
 GRID = Path(__file__).with_name("storm_grid.py")
@@ -157,17 +157,24 @@ def _stormy(
         while not cluster.look():
             storm.undo()
             if events and time.monotonic() >= due:
-                at = next((at for at, event in enumerate(events) if storm.happen(event)), None)
+                at = next((at for at in _first(events) if storm.happen(events[at])), None)
+                due = time.monotonic() + RETRY
                 if at is not None:
                     print(f"{time.monotonic() - began:6.0f} s  {events[at].kind} {events[at].target}", flush=True)
                     due = time.monotonic() + events.pop(at).delay
             if time.monotonic() - began > LIMIT:
                 raise SystemExit(f"{base.name} is not done after {LIMIT:.0f} s; its outputs: {base}")
-                else:
-                    due = time.monotonic() + RETRY
             time.sleep(0.02)
         storm.undo(everything=True)
         return _judged(args, base, out, setup, cluster, storm.happened, storm.damaged, sound, needed, began)
+
+
+def _first(events: list[Event]) -> list[int]:
+    """Return the places of the next event, and of the next of another kind in case that it cannot happen now."""
+    kinds: dict[str, int] = {}
+    for at, event in enumerate(events):
+        kinds.setdefault("signal" if event.kind in SIGNALS else f"{event.kind} {event.target}", at)
+    return sorted(kinds.values())
 
 
 def _in_store(args: argparse.Namespace, base: Path, draw: random.Random, sound: Path, needed: storm_work.Done) -> Round:
