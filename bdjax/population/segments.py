@@ -62,6 +62,10 @@ class Pace:
             self._seconds = min(max(SECONDS[0], seconds / COST), SECONDS[1])
 
 
+class Abandoned(Exception):
+    """The host has asked to go no further with this computation: somebody else has gone on with it."""
+
+
 class Running(NamedTuple):
     """Members between two segments."""
 
@@ -123,6 +127,7 @@ def run(
     keeper: Keeper | None = None,
     pace: Pace | None = None,
     kept: Snapshot | None = None,
+    abandoned: Callable[[], bool] = lambda: False,
 ) -> Any:
     """Run a function of one member for all members, as :func:`bdjax.population.execute.run` does, segment by segment.
 
@@ -134,12 +139,14 @@ def run(
       keeper: gets snapshots; None = nothing is kept.
       pace: decides the length of the segments; None = :class:`Pace`.
       kept: the snapshot to go on from, one of the same function and members; None = from the beginning.
+      abandoned: asked after every segment; where it is true, the computation ends there and nothing is kept.
 
     Returns:
       The results, stacked on axis 0 in the members' order.
 
     Raises:
       Misfit: the snapshot is one of something else.
+      Abandoned: that was asked for.
     """
     execution = check(execution or default_execution())
     pace = pace or Pace()
@@ -155,6 +162,8 @@ def run(
 
             def keep(now: Running) -> None:
                 ending = hosts.preempted(next(numbers))
+                if hosts.broadcast(abandoned()):
+                    raise Abandoned
                 if keeper is not None and (ending or hosts.broadcast(pace.due)):
                     began, seconds = time.perf_counter(), watch.seconds + (kept.seconds if kept else 0.0)
                     so_far, state = _joined(before, snapshots.leaves(results)), snapshots.leaves(hosts.gather(now[:3]))

@@ -1,12 +1,12 @@
 """Leases: which process works on which cell, so that several may share a folder of results without a server.
 
-``out/claims/<cell>.json`` exists while a process works on the cell. It is created exclusively, and its holder writes heartbeats,
-a number that grows. A lease without heartbeats is taken over after a timeout, one whose holder died on the same machine at once.
-Nobody's clock is compared with another's: a process measures with its own how long a lease has not changed. A holder that was
-paused for longer than the timeout learns from its next heartbeat that it lost the lease: it says so, ends what it has begun, and
-leaves the new holder's lease alone. Records are written atomically under names made of their content, so that even two processes
-on one cell leave one record. How leases are kept is in :mod:`bdjax.store.lease_files` (on a disk) and
-:mod:`bdjax.store.lease_objects` (in an object store).
+``out/claims/<cell>.json`` exists while a process works on the cell. It is created exclusively, and its holder writes
+heartbeats, a number that grows. A lease without heartbeats is taken over after a timeout, one whose holder died on the same
+machine at once. Nobody's clock is compared with another's: a process measures with its own how long a lease has not changed. A
+holder that was paused for longer than the timeout learns from its next heartbeat that it lost the lease: it says so, leaves the
+cell at the end of the segment that it computes, and leaves the new holder's lease alone. Records are written atomically under
+names made of their content, so that even two processes on one cell leave one record. How leases are kept is in
+:mod:`bdjax.store.lease_files` (on a disk) and :mod:`bdjax.store.lease_objects` (in an object store).
 """
 
 import contextlib
@@ -170,7 +170,7 @@ class Leases:
             with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end the heartbeats of the other cells
                 self.say(
                     f"lost cell {cell}: another process took it over, as this one gave no sign of life for too long; "
-                    "this one ends what it has begun, and both make the same records"
+                    "this one leaves it after the segment that it computes"
                 )
 
 

@@ -33,6 +33,14 @@ def finish_all() -> None:
         keeper.wait()
 
 
+def cells(out: Location) -> set[str]:
+    """Return the hashes of the cells of which anything is kept."""
+    base = out / "running"
+    if isinstance(base, Path):
+        return {path.name for path in base.iterdir()} if base.is_dir() else set()
+    return {name.partition("/")[0] for name in objects.listing(base)}
+
+
 class Keeper:
     """Writes and reads the snapshots of a cell and member set; writing goes on beside the computation, one at a time.
 

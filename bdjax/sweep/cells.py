@@ -11,6 +11,7 @@ from bdjax import population
 from bdjax.errors import PluginError, UserError
 from bdjax.keys import root
 from bdjax.population import Execution, hosts
+from bdjax.population.segments import Abandoned
 from bdjax.store import atomic
 from bdjax.store import records as store
 from bdjax.store.hashing import array_digest
@@ -34,6 +35,7 @@ class Attacked(NamedTuple):
     execution: Execution
     trigger_digest: str | None  # of the triggered test images, where all members share the trigger
     checkpoint_every: float | None = None  # seconds between two checkpoints while a cell runs; None = by what they cost
+    lost: Callable[[str], bool] = lambda cell: False  # whether another process has taken over a cell
 
 
 def place(
@@ -44,6 +46,7 @@ def place(
     dataset: Dataset,
     execution: Execution,
     checkpoint_every: float | None = None,
+    lost: Callable[[str], bool] = lambda cell: False,
 ) -> Attacked:
     """Put a training cell on the device.
 
@@ -54,10 +57,13 @@ def place(
       dataset: its images on the host.
       execution: how its populations run.
       checkpoint_every: seconds between two checkpoints of a cell that runs; None = by what they cost.
+      lost: says whether another process has taken over a cell, by its hash.
     """
     data = stage(attack, dataset, root(cell.root))
     digest = None if data.test.triggered is None else array_digest([data.test.triggered])
-    return Attacked(cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest, checkpoint_every)
+    return Attacked(
+        cell, name, dataset, data, population.adapt(model, execution), attack, execution, digest, checkpoint_every, lost
+    )
 
 
 def members_of(attacked: Attacked, points: Sequence[Point], spc: int = 0) -> Member:
@@ -92,9 +98,12 @@ def attempted(run: Callable[[], Any], rows: Sequence[Row], out: Location, cell: 
 
     Raises:
       UserError: the user's mistake, which is no result; but what a user's own method does wrong is a failed cell.
+      Abandoned: another process has taken the cell over.
     """
     try:
         return run()
+    except Abandoned:
+        raise
     except Exception as error:
         if isinstance(error, UserError) and not isinstance(error, PluginError):
             raise

@@ -1,5 +1,6 @@
 """The program of a cell in segments, so that a killed one goes on where it was kept."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,9 @@ def run(
 
     Returns:
       The result, and its seconds with those of the parts that earlier runs computed.
+
+    Raises:
+      Abandoned: another process has taken the cell over, and goes on with it.
     """
     found = keeper.latest()
     if found is not None:
@@ -38,7 +42,9 @@ def run(
 
     def call(found: Snapshot | None) -> Any:
         pace = Pace(attacked.checkpoint_every)
-        return segments.run(function, stacked, (attacked.data,), execution, keeper=keeper, pace=pace, kept=found)
+        lost = functools.partial(attacked.lost, keeper.cell.name)
+        how = {"keeper": keeper, "pace": pace, "kept": found, "abandoned": lost}
+        return segments.run(function, stacked, (attacked.data,), execution, **how)
 
     def going_on() -> Any:
         try:

@@ -26,7 +26,7 @@ from bdjax.sweep.pending import Tries, all_points, work_of
 from bdjax.sweep.progress import Progress
 from bdjax.sweep.ready import Ready
 from bdjax.sweep.summary import summary
-from bdjax.sweep.working import agreed, work_off
+from bdjax.sweep.working import agreed, tidy, work_off
 from bdjax.types import Dataset
 
 
@@ -113,6 +113,8 @@ def run(
         if hosts.is_leader():
             manifest.write(out, works, leases)
         work_off(unfinished, out, tries, leases, progress, checkpoint_every)
+        if hosts.is_leader():
+            tidy(works, out, leases)
     records = store.read(out)
     cells = [cell for work in works for cell in (work.cell, *(run.name for run in work.defenses))]
     members = [member_hash(point) for work in works for point in all_points(work)]

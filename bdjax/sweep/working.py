@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from bdjax.population import Execution, hosts
-from bdjax.store import atomic, checkpoints
+from bdjax.population.segments import Abandoned
+from bdjax.store import atomic, checkpoints, running
 from bdjax.store import records as store
 from bdjax.store.leases import Leases
 from bdjax.store.location import Location
@@ -62,6 +63,21 @@ def work_off(
         wait = min(2 * wait, POLL[1])
 
 
+def tidy(works: Sequence[Work], out: Location, leases: Leases) -> None:
+    """Remove what is kept of cells that are finished: a process that is killed between its records and its end leaves that.
+
+    Args:
+      works: branches of which nothing is pending.
+      out: folder of the sweep.
+      leases: of this process.
+    """
+    kept = running.cells(out)
+    for cell in (cell for work in works for cell in (work.cell, *(run.name for run in work.defenses)) if cell in kept):
+        with leases.lease(cell) as ours:
+            if ours:
+                running.Keeper(out, cell, "").clear()
+
+
 def _advance(
     work: Work,
     out: Location,
@@ -76,9 +92,10 @@ def _advance(
 
     @functools.cache
     def attacked() -> Attacked:
-        return place(branch.train, branch.model, branch.attack, work.cell, work.dataset, execution, checkpoint_every)
+        cell = branch.train, branch.model, branch.attack, work.cell, work.dataset, execution
+        return place(*cell, checkpoint_every, leases.lost)
 
-    moved = False
+    moved, trained_here = False, False
     if found.training:
         with _holding(leases, work.cell) as ours:
             if not ours:  # what is to be defended is only just being trained
@@ -87,6 +104,9 @@ def _advance(
                 begin(attacked(), points, out, progress)
                 moved = True
             tries.made(work.cell)
+            trained_here = True
+        if not trained_here:  # the cell was lost: another process trains it
+            return False
     trained = functools.cache(lambda: _trained(work, out, found.defenses, tries))
     for run in found.defenses:
         with _holding(leases, run.name) as ours:
@@ -106,7 +126,8 @@ def _advance(
 def _holding(leases: Leases, cell: str) -> Iterator[bool]:
     """Hold the lease of a cell; of several processes that work on it together the first one does, until all are done with it."""
     with leases.lease(cell) if hosts.is_leader() else contextlib.nullcontext(False) as ours:
-        yield hosts.broadcast(ours)
+        with contextlib.suppress(Abandoned):  # it was lost: its new holder goes on, and this process does something else
+            yield hosts.broadcast(ours)
         hosts.broadcast(None)
 
 

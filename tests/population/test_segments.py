@@ -7,7 +7,7 @@ import pytest
 
 from bdjax.models.cnn import cnn
 from bdjax.population import Execution, adapt, members, run
-from bdjax.population.segments import Pace
+from bdjax.population.segments import Abandoned, Pace
 from bdjax.population.segments import run as run_segments
 from bdjax.population.snapshots import Misfit
 from bdjax.train.evaluate import EvalSet
@@ -86,6 +86,15 @@ def test_the_same_bits_wherever_it_is_cut_and_killed(form, tiny_dataset):
         again = Kept()
         same(found, run_segments(train, STACK, (data,), execution, keeper=again, pace=InTurns(2), kept=killed.last))
         assert len(again.seen) < len(undisturbed.seen)
+
+
+def test_a_computation_that_is_abandoned_ends_after_its_segment_and_keeps_nothing_more(tiny_dataset):
+    execution = FORMS["dispatched"]
+    train, data = setting(tiny_dataset, execution)
+    keeper, answers = Kept(), iter((False, True))
+    with pytest.raises(Abandoned):
+        run_segments(train, STACK, (data,), execution, keeper=keeper, pace=InTurns(1), abandoned=lambda: next(answers))
+    assert [rounds for *_, rounds in keeper.seen] == [1]
 
 
 def test_a_snapshot_of_something_else_is_refused(tiny_dataset):

@@ -1,5 +1,6 @@
 """Who waits for others or asks how far they are reads no weights; who needs weights sees whether they are damaged."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -11,6 +12,8 @@ from bdjax.sweep import working
 from bdjax.sweep.status import Watch
 from tests.opened import opened
 from tests.sweep.small import GRID, go, stable
+
+ALONE = {"members": 1, "images": 0}  # what a record says of its member's company
 
 
 @pytest.fixture
@@ -89,3 +92,30 @@ def test_weights_that_are_damaged_again_and_again_end_the_run_in_one_line(unfini
     with pytest.raises(UserError, match="the trained members are damaged"):
         go(GRID, out)
     assert len(loads) == 2 and not list((out / "claims").iterdir())
+
+
+@pytest.mark.slow  # it trains
+def test_a_cell_that_was_lost_is_left_at_once_and_made_when_its_new_holder_gives_it_back(population, tmp_path, monkeypatch):
+    answers, asked = [True, False, False, True], []
+
+    def lost(self, cell):
+        asked.append(cell)
+        return answers.pop(0) if answers else False
+
+    monkeypatch.setattr(Leases, "lost", lost)
+    grid = dataclasses.replace(GRID, defense=("clp",), seeds=(0,), poison_ratio=(0.1,), defense_config={}, hyper={})
+    found = go(grid, tmp_path, checkpoint_every=1e-6)
+    sound = population[1].join(found, ["cell", "member"], "semi", maintain_order="left")
+    assert len(found) == 2 and [row | ALONE for row in stable(found)] == [row | ALONE for row in stable(sound)]
+    assert not answers and len(set(asked[:4])) == 1, "the training was not left and begun again"
+
+
+def test_what_is_kept_of_finished_cells_is_removed_unless_somebody_works_there(population, tmp_path):
+    out = shutil.copytree(population[0], tmp_path / "out")
+    ours, theirs = sorted(path.name for path in (out / "records").iterdir())[:2]
+    kept = [out / "running" / cell / "members" / "000000-000-000002" for cell in (ours, theirs, "cell-of-another-grid")]
+    for path in kept:
+        path.mkdir(parents=True)
+    with Leases(out) as others, others.lease(theirs):
+        go(GRID, out)
+    assert [path.exists() for path in kept] == [False, True, True]
