@@ -43,7 +43,7 @@ def run(
     def call(found: Snapshot | None) -> Any:
         pace = Pace(attacked.checkpoint_every)
         lost = functools.partial(attacked.lost, keeper.cell.name)
-        how = {"keeper": keeper, "pace": pace, "kept": found, "abandoned": lost}
+        how: dict[str, Any] = {"keeper": keeper, "pace": pace, "kept": found, "abandoned": lost}
         return segments.run(function, stacked, (attacked.data,), execution, **how)
 
     def going_on() -> Any:

@@ -69,7 +69,7 @@ def test_two_processes_of_two_devices_make_what_one_of_four_makes(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_end_together_when_one_is_told_to_and_go_on_together(tmp_path):
-    grid = GRID.replace('defense=("ft", "clp")', 'defense=("ft",)').replace("epochs=3", "epochs=400")
+    grid = GRID.replace('defense=("ft", "clp")', 'defense=("ft",)').replace("epochs=3", "epochs=8")
     (tmp_path / "grid.py").write_text(grid)
 
     def together(out):
