@@ -71,7 +71,7 @@ def measured(name: str, width: int, epochs: int, args: argparse.Namespace) -> di
     """Both ways of one network in turns."""
     dataset = synthetic(args.rows, 500)
     model = MODELS[name](dataset.spec, width)
-    execution = default_execution(model)._replace(devices=args.devices)
+    execution = default_execution(model=model)._replace(devices=args.devices)
     if args.strategy:
         execution = execution._replace(strategy=args.strategy)
     attack, data = badnets_on(dataset, epochs=epochs, batch=128)
