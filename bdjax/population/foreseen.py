@@ -7,14 +7,17 @@ the activations take which are written for the gradient and read again.
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from bdjax.data.atomic import OWNER_ONLY, replace_file
 from bdjax.data.cache import cache_root, written_in
+from bdjax.errors import first_line
 from bdjax.population import estimated, targets
 from bdjax.population.autotune.cache import work_key
 from bdjax.population.autotune.candidates import patch_work
@@ -60,8 +63,9 @@ def foresee(model: Model, target: targets.Target, *, batch: int, say: Callable[[
         **work_key(model, batch),
     }
     file = cache_root() / "foreseen" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
-    if file.is_file() and (kept := json.loads(file.read_bytes()))["key"] == key:
-        return Foreseen(execution, **kept["found"])
+    kept = _kept(file, key, execution)
+    if kept is not None:
+        return kept
     if say is not None:
         say(f"{model.name}, batch {batch}: compiling for {target.kind}")
     found = _compiled(adapt(model, execution), execution, target, batch)
@@ -70,6 +74,19 @@ def foresee(model: Model, target: targets.Target, *, batch: int, say: Callable[[
         text = json.dumps({"key": key, "found": {k: v for k, v in found._asdict().items() if k != "execution"}})
         replace_file(file, text.encode(), mode=OWNER_ONLY)
     return found
+
+
+def _kept(file: Path, key: dict[str, Any], execution: Execution) -> Foreseen | None:
+    """What the cache holds of a key; None where there is nothing, or its file is damaged, which is named on stderr."""
+    try:
+        kept = json.loads(file.read_bytes())
+        return Foreseen(execution, **kept["found"]) if kept["key"] == key else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = first_line(error)
+        print(f"bdjax: warning: the cache file {file} is damaged ({why}); what it held is not used", file=sys.stderr)
+        return None
 
 
 def _compiled(model: Model, execution: Execution, target: targets.Target, batch: int) -> Foreseen:

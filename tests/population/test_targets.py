@@ -6,7 +6,8 @@ import pytest
 
 from bdjax.cli import main as cli
 from bdjax.errors import UserError
-from bdjax.population import targets
+from bdjax.models.cnn import cnn
+from bdjax.population import foreseen, targets
 from bdjax.population.chips import CHIPS, TPUS
 
 
@@ -64,3 +65,25 @@ def test_what_would_measure_does_not_go_with_hardware(more, capsys):
 def test_the_clock_follows_from_the_data_sheet():
     assert math.isclose(TPUS["v5e"].clock, 1.503e9, rel_tol=1e-3)
     assert all(8e8 < chip.clock < 2e9 for chip in TPUS.values())
+
+
+def test_what_was_compiled_is_kept_and_a_damaged_file_is_named_and_made_again(monkeypatch, tmp_path, capsys, tiny_spec):
+    monkeypatch.setenv("BDJAX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(targets, "version", lambda platform: "compiler 1")
+    compiled = []
+
+    def compiles(model, execution, target, batch):
+        compiled.append(target.kind)
+        return foreseen.Foreseen(execution, 10.0, False, 4, 1.0, "a test")
+
+    monkeypatch.setattr(foreseen, "_compiled", compiles)
+    model, target = cnn(tiny_spec, 2), targets.parse("tpu:v5e")
+    first = foreseen.foresee(model, target, batch=8)
+    assert foreseen.foresee(model, target, batch=8) == first and compiled == ["v5e"] and not capsys.readouterr().err
+    (file,) = (tmp_path / "foreseen").iterdir()
+    whole = file.read_bytes()
+    for damage in (whole[:-9], b"[]", b"{}", whole.replace(b'"rate"', b'"speed"')):
+        file.write_bytes(damage)
+        assert foreseen.foresee(model, target, batch=8) == first
+        assert f"the cache file {file} is damaged" in capsys.readouterr().err
+    assert len(compiled) == 5
