@@ -159,6 +159,7 @@ def run(
         def chunk(members: Any, done: int, results: Any) -> Any:
             nonlocal going_on
             start, going_on = going_on, None
+            so_far = functools.cache(lambda: _joined(before, snapshots.leaves(results)))
 
             def keep(now: Running) -> None:
                 ending = hosts.preempted(next(numbers))
@@ -166,8 +167,8 @@ def run(
                     raise Abandoned
                 if keeper is not None and (ending or hosts.broadcast(pace.due)):
                     began, seconds = time.perf_counter(), watch.seconds + (kept.seconds if kept else 0.0)
-                    so_far, state = _joined(before, snapshots.leaves(results)), snapshots.leaves(hosts.gather(now[:3]))
-                    keeper.keep(Snapshot(size(members), done, len(now.before), now.rounds, seconds, state, so_far))
+                    state = snapshots.leaves(hosts.gather(now[:3]))
+                    keeper.keep(Snapshot(size(members), done, len(now.before), now.rounds, seconds, state, so_far()))
                     pace.kept(time.perf_counter() - began)
                 if ending:
                     raise hosts.Preempted

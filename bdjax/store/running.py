@@ -1,8 +1,9 @@
 """What a population has computed so far, kept while it runs, so that a killed run goes on there.
 
 ``out/running/<cell>/<members>/<number>/`` is a checkpoint as those of trained members are (:mod:`bdjax.store.checkpoints`): the
-leaves of the state on the devices and of the results of members that have come to their end, and a few numbers. The two newest
-are kept; a damaged one is quarantined, and the one before counts. The folder goes when the cell is finished.
+leaves of the state on the devices, and a few numbers. The two newest are kept; a damaged one is quarantined, and the one before
+counts. The results of members that have come to their end are written once, into ``<members>-results/<first>-<last>/`` beside
+them. The folder of the cell goes when it is finished.
 """
 
 import shutil
@@ -68,9 +69,11 @@ class Keeper:
     ) -> None:
         self.cell: Any = out / "running" / cell
         self.base: Any = self.cell / name
+        self.done: Any = self.cell / f"{name}-results"
         self.members, self.say, self._heard = tuple(members), say, heard
         self.earlier = 0.0  # seconds of the work that the snapshot holds from which this run went on
         self._writing: threading.Thread | None = None
+        self._finished = 0  # members whose results are written
 
     def __enter__(self) -> "Keeper":
         _OPEN.add(self)
@@ -97,12 +100,12 @@ class Keeper:
     def latest(self) -> Snapshot | None:
         """Return the newest snapshot that is not damaged; None where there is none of these members."""
         found: Snapshot | None = hosts.broadcast(self._latest() if hosts.is_leader() else None)
-        self.earlier = 0.0 if found is None else found.seconds
+        self.earlier, self._finished = (0.0, 0) if found is None else (found.seconds, found.finished)
         return found
 
     def refuse(self, reason: str) -> None:
         """Begin anew: the newest snapshot does not fit."""
-        self.earlier = 0.0
+        self.earlier, self._finished = 0.0, 0
         self.say(f"what an earlier run kept of this cell does not fit, and is made again: {reason}")
         self.clear()
 
@@ -111,7 +114,7 @@ class Keeper:
             try:
                 members, tree = checkpoints.load_tree(path)
                 at_once, finished, stage, rounds = (int(number) for number in tree["position"])
-                state, results = (checkpoints.in_order(tree[part]) for part in ("state", "results"))
+                state, results = checkpoints.in_order(tree["state"]), self._results(finished)
                 found = Snapshot(at_once, finished, stage, rounds, float(tree["seconds"]), state, results)
             except (Corrupt, KeyError, TypeError, ValueError) as reason:
                 quarantine(path, str(reason))
@@ -119,6 +122,23 @@ class Keeper:
             if members == self.members:
                 return found
         return None
+
+    def _results(self, finished: int) -> tuple[np.ndarray, ...]:
+        """The leaves of the results of the first members, of as many as have finished; raises Corrupt where any are not there."""
+        parts: list[tuple[np.ndarray, ...]] = []
+        there, first = [path.name for path in checkpoints.complete(self.done)], 0
+        while first < finished:
+            lasts = [last for name in there for start, last in [_range(name)] if start == first and last <= finished]
+            if not lasts:
+                raise Corrupt(f"the results of member {first + 1} are not there")
+            path = self.done / f"{first:06d}-{max(lasts):06d}"
+            try:
+                parts.append(checkpoints.in_order(checkpoints.load_tree(path)[1]))
+            except Corrupt as reason:
+                quarantine(path, str(reason))
+                raise
+            first = max(lasts)
+        return tuple(np.concatenate(leaves) for leaves in zip(*parts, strict=True))
 
     def clear(self) -> None:
         """Remove all that is kept of the cell: it is finished."""
@@ -131,10 +151,14 @@ class Keeper:
             "position": np.array(snapshot[:4], np.int64),
             "seconds": np.float64(snapshot.seconds),
             "state": dict(checkpoints.enumerated(snapshot.state)),
-            "results": dict(checkpoints.enumerated(snapshot.results)),
         }
         name, began = f"{snapshot.finished:06d}-{snapshot.stage:03d}-{snapshot.rounds:06d}", time.monotonic()
         try:
+            if snapshot.finished > self._finished:
+                new = dict(checkpoints.enumerated([leaf[self._finished :] for leaf in snapshot.results]))
+                part = f"{self._finished:06d}-{snapshot.finished:06d}"
+                checkpoints.save_tree(self.done / part, self.members, new)
+                self._finished = snapshot.finished
             checkpoints.save_tree(self.base / name, self.members, tree)
             for old in self._there()[:-KEPT]:
                 _remove(old)
@@ -146,6 +170,12 @@ class Keeper:
     def _there(self) -> list[Location]:
         """Folders of the complete snapshots, the newest last."""
         return list(checkpoints.complete(self.base))
+
+
+def _range(name: str) -> tuple[int, int]:
+    """The first and the last member of a part, by its name."""
+    first, last = name.split("-")
+    return int(first), int(last)
 
 
 def _remove(path: Location) -> None:

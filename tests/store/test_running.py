@@ -1,5 +1,7 @@
 """Snapshots of a running population: two are kept, a damaged one falls back to the one before, a finished cell leaves none."""
 
+import shutil
+
 import numpy as np
 
 from bdjax.store.running import KEPT, Keeper, Snapshot
@@ -11,7 +13,7 @@ def keeper(out, members=("a", "b")):
 
 def snapshot(rounds, finished=0):
     state = np.full((2, 3), rounds, np.float32), np.arange(4, dtype=np.uint32)
-    return Snapshot(2, finished, 0, rounds, 1.5, state, (np.array([finished]),) if finished else ())
+    return Snapshot(2, finished, 0, rounds, 1.5, state, (np.arange(10 * finished, 11 * finished),) if finished else ())
 
 
 def same(one, other):
@@ -33,7 +35,7 @@ def test_the_newest_of_two_comes_back(tmp_path):
     assert keeper(tmp_path).latest() is None
     kept(tmp_path, snapshot(1), snapshot(20), snapshot(3, finished=2))
     same(keeper(tmp_path).latest(), snapshot(3, finished=2))
-    assert len([path for path in (tmp_path / "running" / "cell" / "set").iterdir() if path.is_dir()]) == KEPT
+    assert len(list((tmp_path / "running" / "cell" / "set").glob("0*"))) == KEPT
     assert keeper(tmp_path, ("a", "c")).latest() is None  # of other members
 
 
@@ -55,6 +57,29 @@ def test_a_damaged_one_falls_back_to_the_one_before(tmp_path):
     largest.write_bytes(content)
     same(keeper(tmp_path).latest(), snapshot(1))
     assert not newest.exists()  # set aside, so that it is not met again
+
+
+def grown(rounds, finished):
+    """A snapshot whose results are those of the one before, and more."""
+    return snapshot(rounds)._replace(finished=finished, results=(np.arange(finished), np.ones((finished, 2))))
+
+
+def test_the_results_of_finished_members_are_written_once(tmp_path):
+    kept(tmp_path, grown(5, 2), grown(9, 2), grown(1, 3))
+    results = tmp_path / "running" / "cell" / "set-results"
+    assert sorted(path.name for path in results.iterdir()) == ["000000-000002", "000002-000003"]
+    going_on = keeper(tmp_path)
+    same(going_on.latest(), grown(1, 3))
+    with going_on:
+        going_on.keep(grown(2, 6))
+    assert sorted(path.name for path in results.iterdir())[-1] == "000003-000006"
+    same(keeper(tmp_path).latest(), grown(2, 6))
+
+
+def test_lost_results_fall_back_to_a_snapshot_that_needs_none_of_them(tmp_path):
+    kept(tmp_path, grown(5, 2), grown(1, 3))
+    shutil.rmtree(tmp_path / "running" / "cell" / "set-results" / "000002-000003")
+    same(keeper(tmp_path).latest(), grown(5, 2))
 
 
 def test_a_finished_cell_leaves_nothing(tmp_path):
