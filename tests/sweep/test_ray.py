@@ -31,8 +31,8 @@ MEMBERS = 12  # of its cells, trained and defended
 
 def trained(out):
     """The epochs of the newest snapshot of every cell in training, by its hash."""
-    found = [path for path in (out / "running").glob("*/*/*") if re.fullmatch(r"\d+-\d+", path.name)]
-    return {path.parents[1].name: int(path.name.split("-")[1]) for path in sorted(found)}
+    found = [path for path in (out / "running").glob("*/*/*") if re.fullmatch(r"\d+-\d+-\d+", path.name)]
+    return {path.parents[1].name: int(path.name.split("-")[2]) for path in sorted(found)}
 
 
 def training_on(out, logs):
@@ -79,7 +79,8 @@ def test_machines_come_and_go_and_a_lost_cell_goes_on_at_its_snapshot(tmp_path, 
     try:
         nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2) for _ in range(2))}
         logs = cluster.head_node.get_logs_dir_path()
-        command = ["sweep", str(tmp_path / "grid.py"), "--out", str(out), "--ray", cluster.address, *QUICK]
+        flags = ["--ray", cluster.address, "--checkpoint-every", "0.3", *QUICK]
+        command = ["sweep", str(tmp_path / "grid.py"), "--out", str(out), *flags]
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path.cwd()
         )

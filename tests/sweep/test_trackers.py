@@ -87,6 +87,7 @@ def logs(tmp_path_factory):
     command = [
         sys.executable, "-m", "bdjax", "run", "--dataset", "digits", "--model", "cnn", "--width", "4", "--epochs", "3",
         "--poison-ratio", "0.1", "--defense", "none", "--out", str(place / "out"), "--log-to", *trackers.PACKAGES,
+        "--checkpoint-every", "0.001",
         *DATA, *EXECUTION,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
