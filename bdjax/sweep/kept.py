@@ -43,8 +43,8 @@ def run(
     def call(found: Snapshot | None) -> Any:
         pace = Pace(attacked.checkpoint_every)
         lost = functools.partial(attacked.lost, keeper.cell.name)
-        how = {"keeper": keeper, "pace": pace, "kept": found, "abandoned": lost}
-        return segments.run(function, stacked, (attacked.data,), execution, **how)
+        shared = (attacked.data,)
+        return segments.run(function, stacked, shared, execution, keeper=keeper, pace=pace, kept=found, abandoned=lost)
 
     def going_on() -> Any:
         try:
