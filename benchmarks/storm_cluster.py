@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
@@ -171,10 +170,10 @@ def alone(setup: Setup, name: str) -> dict[str, float]:
     return worker.deaths
 
 
-def holders(claims: Path) -> set[int]:
-    """Return the numbers of the processes that hold a cell of a folder on a disk."""
+def holders(folder: Path, pattern: str = "claims/*.json") -> set[int]:
+    """Return the numbers of the processes that hold a cell; ``pattern`` says which files of a folder are leases."""
     found = set()
-    for path in claims.glob("*.json") if os.path.isdir(claims) else ():
+    for path in folder.glob(pattern):
         try:
             found.add(int(json.loads(path.read_bytes())["pid"]))
         except (OSError, ValueError, KeyError):
