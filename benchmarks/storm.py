@@ -46,7 +46,6 @@ HEARTBEAT, TIMEOUT = 1.0, 8.0  # seconds of the leases
 ALONE = "BDJAX_STORM_MOUNTS"  # set where this process has a mount namespace of its own
 STORE_WORKERS, OUTAGE = 3, (2.0, 5.0)
 RETRY = 1.0  # seconds until an event is tried again that could not happen
-ROUNDS = 8  # at most
 LIMIT = 5400.0  # seconds of a round, after which something hangs
 SAID = {"takeovers": "taking over cell", "leases lost": "lost cell", "files found damaged": " is corrupt ("}
 
@@ -60,6 +59,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=0.4, help="of the trainings and defenses, in shares of the full ones")
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blended", "wanet"])
     parser.add_argument("--defenses", nargs="+", default=["ft", "anp", "nad"])
+    parser.add_argument("--rounds", type=int, default=8, help="at most; events that are left then do not happen")
     parser.add_argument("--checkpoint-every", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store-kills", type=int, default=6, help="of the part with an object store; 0 leaves that part out")
@@ -101,7 +101,7 @@ def _rounds(args: argparse.Namespace, base: Path, mounts: bool) -> Any:
     sound, needed = _undisturbed(args, base / "sound")
     events = drawn(draw, args.events, args.others, args.gap)
     number = 0
-    while events and number < ROUNDS:
+    while events and number < args.rounds:
         number += 1
         yield _stormy(args, base / f"round{number}", draw, events, sound, needed, mounts)
     if args.store_kills:
