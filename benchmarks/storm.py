@@ -23,23 +23,22 @@ import random
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bdjax.store import location, records
 from bdjax.store.location import Location
 from benchmarks import storm_work
 from benchmarks.measure import write
-from benchmarks.storm_cluster import MACHINES, TERMINATION, WORKERS, Cluster, Setup, alone
-from benchmarks.storm_compare import COMPARED, differences
+from benchmarks.storm_cluster import TERMINATION, Cluster, Setup, alone, holders
+from benchmarks.storm_compare import differences
 from benchmarks.storm_events import SIGNALS, Disk, Event, Storm, drawn
-from benchmarks.storm_work import Twice
+from benchmarks.storm_report import STORE, Round, summary, table
 
 GRID = Path(__file__).with_name("storm_grid.py")
 HOW = ("--strategy", "sequential", "--lowering", "native", "--no-tune")
@@ -47,22 +46,8 @@ HEARTBEAT, TIMEOUT = 1.0, 8.0  # seconds of the leases
 ALONE = "BDJAX_STORM_MOUNTS"  # set where this process has a mount namespace of its own
 STORE_WORKERS, OUTAGE = 3, (2.0, 5.0)
 RETRY = 1.0  # seconds until an event is tried again that could not happen
-ROUNDS = 8  # at most
 LIMIT = 5400.0  # seconds of a round, after which something hangs
 SAID = {"takeovers": "taking over cell", "leases lost": "lost cell", "files found damaged": " is corrupt ("}
-
-
-class Round(NamedTuple):
-    """What came of a folder."""
-
-    name: str
-    seconds: float
-    happened: Counter[str]
-    facts: Counter[str]
-    answers: list[float]  # seconds between SIGTERM and the end of a process
-    wrong: list[str]
-    unread: int  # networks that were damaged when nobody needed them any more
-    work: Twice
 
 
 def main() -> None:
@@ -71,9 +56,10 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100, help="signals")
     parser.add_argument("--others", type=int, default=3, help="events of every other kind")
     parser.add_argument("--gap", type=float, default=8.0, help="mean seconds between two events")
-    parser.add_argument("--size", type=float, default=0.7, help="of the trainings and defenses, in shares of the full ones")
+    parser.add_argument("--size", type=float, default=0.4, help="of the trainings and defenses, in shares of the full ones")
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blended", "wanet"])
     parser.add_argument("--defenses", nargs="+", default=["ft", "anp", "nad"])
+    parser.add_argument("--rounds", type=int, default=8, help="at most; events that are left then do not happen")
     parser.add_argument("--checkpoint-every", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store-kills", type=int, default=6, help="of the part with an object store; 0 leaves that part out")
@@ -89,7 +75,7 @@ def main() -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(base / "compiled"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         rounds = list(_rounds(args, base, mounts))
-    rows, notes = table(rounds), summary(rounds, args, mounts)
+    rows, notes = table(rounds), summary(rounds, args, TIMEOUT, mounts)
     write(args.out, command, rows, notes)
     for row in rows:
         print(f"{row['event']:>50}  {row['times']}")
@@ -115,12 +101,12 @@ def _rounds(args: argparse.Namespace, base: Path, mounts: bool) -> Any:
     sound, needed = _undisturbed(args, base / "sound")
     events = drawn(draw, args.events, args.others, args.gap)
     number = 0
-    while events and number < ROUNDS:
+    while events and number < args.rounds:
         number += 1
         yield _stormy(args, base / f"round{number}", draw, events, sound, needed, mounts)
     if args.store_kills:
-        args.attacks = args.attacks[:1]
-        yield _in_store(args, base / "store", draw, sound, needed)
+        short = argparse.Namespace(**{**vars(args), "attacks": args.attacks[:1]})
+        yield _in_store(short, base / STORE, draw, sound, needed)
 
 
 def _arguments(args: argparse.Namespace, out: str) -> tuple[str, ...]:
@@ -191,14 +177,16 @@ def _in_store(args: argparse.Namespace, base: Path, draw: random.Random, sound: 
             if outage.exists() and time.monotonic() >= gone:
                 outage.unlink()
             if left and time.monotonic() >= due:
-                worker = cluster.victim(draw, {worker.process.pid for worker in cluster.workers})
-                number += 1
+                worker = cluster.victim(draw, holders(base / "objects" / "results", "run%2Fclaims%2F*.json"))
+                number += 1 if worker else 0
                 due = time.monotonic() + draw.uniform(0.5, 1.5) * args.gap
-                if number % 2 == 0:
+                if worker is None:
+                    due = time.monotonic() + RETRY
+                elif number % 2 == 0:
                     outage.touch()
                     gone = time.monotonic() + draw.uniform(*OUTAGE)
                     happened["object store: outage of seconds"] += 1
-                elif worker is not None:
+                else:
                     kind = draw.choice(("SIGKILL", "SIGTERM"))
                     worker.send(getattr(signal, kind))
                     happened[f"object store: {kind}"] += 1
@@ -253,55 +241,12 @@ def _codes(cluster: Cluster) -> Counter[int]:
 
 
 def _reported(out: Location) -> list[str]:
-    """What is wrong with the commands that read a folder."""
-    if not isinstance(out, Path):
+    """What is wrong with the command that reads a folder, in the first round."""
+    if not isinstance(out, Path) or out.parent.name != "round1":
         return []
     command = [sys.executable, "-m", "bdjax", "report", str(out), "--no-pages"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return [] if found.returncode == 0 else [f"bdjax report ended with {found.returncode}: {found.stderr.strip()[-300:]}"]
-
-
-def table(rounds: list[Round]) -> list[dict[str, Any]]:
-    """Return how often what happened, and what the processes did about it."""
-    every = sum((one.happened for one in rounds), Counter[str]())
-    facts = sum((one.facts for one in rounds), Counter[str]())
-    return [{"event": name, "times": count} for found in (every, facts) for name, count in sorted(found.items())]
-
-
-def summary(rounds: list[Round], args: argparse.Namespace, mounts: bool) -> str:
-    """Return the results in sentences."""
-    stormy, stored = ([one for one in rounds if (one.name == "store") is kind] for kind in (False, True))
-    signals = sum(count for one in stormy for name, count in one.happened.items() if name in SIGNALS)
-    answers = [seconds for one in rounds for seconds in one.answers]
-    lines = [
-        f"equal: {'no' if any(one.wrong for one in rounds) else 'yes'}",
-        f"work done twice: {100 * share(stormy):.1f} % of what was needed",
-        "",
-        f"- {signals} signals over {WORKERS} processes on {len(MACHINES)} host names; the disk is "
-        f"{'a tmpfs of its own' if mounts else 'not mounted: file sizes were limited'}.",
-        *(_of_round(one) for one in rounds),
-        *([f"- Work done twice in the object store: {100 * share(stored):.1f} %."] if stored else []),
-        f"- SIGTERM was answered within {max(answers):.1f} s (median {statistics.median(answers):.1f} s)." if answers else "",
-        f"- Checkpoints every {args.checkpoint_every:g} s, leases of {TIMEOUT:g} s.",
-        f"- Compared columns: {', '.join(COMPARED)}; of every network its variables and trigger, and all stored arrays.",
-        *(f"- DIFFERENT: {one.name}: {line}" for one in rounds for line in one.wrong[:10]),
-    ]
-    return "\n".join(line for line in lines if line is not None)
-
-
-def share(rounds: list[Round]) -> float:
-    """Return the work that was done twice, as a share of what was needed."""
-    return sum(one.work.twice for one in rounds) / max(sum(one.work.needed for one in rounds), 1e-9)
-
-
-def _of_round(one: Round) -> str:
-    work = one.work
-    unread = f"; {one.unread} networks were damaged when every defense had read them" if one.unread else ""
-    return (
-        f"- {one.name}: {one.seconds:.0f} s for {work.needed:.0f} s of work; done twice {work.twice:.1f} s (cut off within a "
-        f"segment {work.cut:.1f} s, cells that two processes ended {work.completed_again:.1f} s), made again after damage "
-        f"{work.remade:.1f} s{unread}"
-    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
@@ -17,6 +16,7 @@ WORKERS = 4
 OTHERS = 0.1  # share of the signals that may hit a worker that holds no cell
 PAUSE = 1.5  # seconds before a worker that ended is started again
 TERMINATION = 15.0  # seconds in which a process has to answer SIGTERM
+ASLEEP = 3.0  # seconds between two looks at the workers after which this process, and so the machine, was paused
 TERMINATED = (143, -signal.SIGTERM)  # the second while Python itself is still starting and no handler is there
 
 
@@ -118,6 +118,7 @@ class Cluster:
         renames = may_rename()
         self.workers = [Worker(setup, MACHINES[n % len(MACHINES)], f"{name}-{n}", renames) for n in range(many)]
         self.wrong: list[str] = []
+        self._looked = time.time()
         self.answers: list[float] = []  # seconds between SIGTERM and the end
 
     def __enter__(self) -> "Cluster":
@@ -129,7 +130,11 @@ class Cluster:
 
     def look(self) -> bool:
         """Look after the workers; return whether all of them have ended well."""
+        now = time.time()
+        asleep, self._looked = now - self._looked, now
         for worker in self.workers:
+            if asleep > ASLEEP and worker.termination is not None:
+                worker.termination += asleep
             since, before = worker.termination, len(worker.codes)
             wrong = worker.look()
             if wrong:
@@ -171,10 +176,10 @@ def alone(setup: Setup, name: str) -> dict[str, float]:
     return worker.deaths
 
 
-def holders(claims: Path) -> set[int]:
-    """Return the numbers of the processes that hold a cell of a folder on a disk."""
+def holders(folder: Path, pattern: str = "claims/*.json") -> set[int]:
+    """Return the numbers of the processes that hold a cell; ``pattern`` says which files of a folder are leases."""
     found = set()
-    for path in claims.glob("*.json") if os.path.isdir(claims) else ():
+    for path in folder.glob(pattern):
         try:
             found.add(int(json.loads(path.read_bytes())["pid"]))
         except (OSError, ValueError, KeyError):

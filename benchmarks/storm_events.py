@@ -162,7 +162,7 @@ class Storm:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), action))
 
     def _signal(self, kind: str) -> bool:
-        worker = self.cluster.victim(self._draw, holders(self.disk.out / "claims"))
+        worker = self.cluster.victim(self._draw, holders(self.disk.out))
         if worker is None:
             return False
         if kind.startswith("SIGSTOP"):
