@@ -24,7 +24,7 @@ from bdjax.models import MODELS
 from bdjax.population import Execution, adapt, default_execution, members, segments
 from bdjax.population.segments import Pace
 from bdjax.population.snapshots import Snapshot
-from bdjax.population.stopwatch import Stopwatch
+from bdjax.store.provenance import Timed, timed
 from bdjax.store.running import Keeper
 from bdjax.train.experiment import attack_member
 from benchmarks.measure import badnets_on, synthetic, write
@@ -77,13 +77,13 @@ def measured(name: str, width: int, epochs: int, args: argparse.Namespace) -> di
     attack, data = badnets_on(dataset, epochs=epochs, batch=128)
     stacked = members(range(args.members), [0.1], args.rows)[0]
     function = attack_member(adapt(model, execution), attack, args.rows)
-    found: list[tuple[Stopwatch, Stopwatch]] = []
+    found: list[tuple[Timed, Timed]] = []
     for _ in range(1 + args.turns):  # the first one compiles
         whole = timed(lambda: population.run(function, stacked, (data,), execution))
         with tempfile.TemporaryDirectory() as folder, Counted(Path(folder), "cell", "set") as keeper:
             parted = timed(lambda to=keeper: in_segments(function, stacked, data, execution, to, args.every))
         found.append((whole, parted))
-    seconds = np.array([[watch.seconds for watch in pair] for pair in found[1:]])
+    seconds = np.array([[each.seconds for each in pair] for pair in found[1:]])
     return {
         "network": f"{name}:{width}",
         "form": population.named(execution),
@@ -108,13 +108,6 @@ def in_segments(
     found = segments.run(function, stacked, (data,), execution, keeper=keeper, pace=Pace(every))
     keeper.wait()
     return found
-
-
-def timed(call: Callable[[], Any]) -> Stopwatch:
-    """The watch of a call."""
-    with Stopwatch() as watch:
-        jax.block_until_ready(call())
-    return watch
 
 
 if __name__ == "__main__":

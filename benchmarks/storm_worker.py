@@ -61,9 +61,9 @@ def watch(diary: Diary) -> None:
         diary.write("done")
         return result
 
-    def advanced(stage: Any, *others: Any) -> Any:
+    def advanced(work: Any, stage: Any, *others: Any) -> Any:
         diary.where |= {"stage": stage.number}
-        return plain_advanced(stage, *others)
+        return plain_advanced(work, stage, *others)
 
     kept.Pace, kept.run, segments._advanced = Watched, ran, advanced  # type: ignore[misc, assignment]
 

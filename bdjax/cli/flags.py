@@ -18,6 +18,7 @@ from bdjax.population import LOOPS, STRATEGIES, Execution
 from bdjax.results.learned import Learning
 from bdjax.store.hashing import canonical
 from bdjax.sweep.grid import Grid
+from bdjax.sweep.trackers import PACKAGES
 from bdjax.types import PROFILES
 
 SETTINGS = ("attack_config", "defense_config", "recipe", "attack_recipe", "hyper", "about")  # no flags of their own
@@ -58,7 +59,7 @@ Profile = Annotated[str, flag(choices(PROFILES))]
 Settings = Annotated[tuple[str, ...], flag("METHOD.FIELD=VALUE ...", "the methods' own: bdjax ls defenses NAME", CONFIG)]
 Axes = Annotated[tuple[str, ...], flag("METHOD.NAME=V1,V2 ...", "one member with the methods' own values", HYPER)]
 CheckpointEvery = Annotated[float | None, flag("SECONDS", "5 to 60, as many as make them cost a hundredth")]
-LogTo = Annotated[tuple[str, ...], flag("{tensorboard,wandb} ...", "the log file alone")]
+LogTo = Annotated[tuple[str, ...], flag(f"{choices(tuple(PACKAGES))} ...", "the log file alone")]
 GridFile = Annotated[str | None, flag("[FILE]", "the grid is what the flags say")]
 
 

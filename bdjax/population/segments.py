@@ -173,7 +173,7 @@ def run(
                 if ending:
                     raise hosts.Preempted
 
-            return _through(function, members, shared, execution, pace, watch, keep, start)
+            return _through(_Work(function, shared, execution, pace, watch, keep), members, start)
 
         rest = execute.in_chunks(chunk, stacked, execution, at_once, finished)
     return concatenate([snapshots.tree(rest, before), rest]) if before else rest
@@ -186,51 +186,44 @@ def _joined(before: tuple[Any, ...], after: tuple[Any, ...]) -> tuple[Any, ...]:
     return before or after
 
 
-def _through(
-    function: Callable[..., Any],
-    members: Any,
-    shared: tuple[Any, ...],
-    execution: Execution,
-    pace: Pace,
-    watch: Stopwatch,
-    keep: Callable[[Running], None],
-    start: Running | None,
-) -> Any:
+class _Work(NamedTuple):
+    """What all members are run through."""
+
+    function: Callable[..., Any]
+    shared: tuple[Any, ...]
+    execution: Execution
+    pace: Pace
+    watch: Stopwatch
+    keep: Callable[[Running], None]  # called after every segment but the last one of a stage
+
+
+def _through(work: _Work, members: Any, start: Running | None) -> Any:
     """Run members that fit at once from where they are to their end."""
     now = start
     while True:
         before = () if now is None else now.before
-        stage = _stage(function, len(before))
+        stage = _stage(work.function, len(before))
         if now is None or now.carry is None:
-            begun = execute.call(stage.enter, (members, before), shared, execution, stay=True)
+            begun = execute.call(stage.enter, (members, before), work.shared, work.execution, stay=True)
             if stage.length is None:
                 return hosts.gather(begun)
             now = Running(before, begun, None, 0)
-        members, now = _advanced(stage, members, now, shared, execution, pace, watch, keep)
+        members, now = _advanced(work, stage, members, now)
 
 
-def _advanced(
-    stage: _Stage,
-    members: Any,
-    now: Running,
-    shared: tuple[Any, ...],
-    execution: Execution,
-    pace: Pace,
-    watch: Stopwatch,
-    keep: Callable[[Running], None],
-) -> tuple[Any, Running]:
+def _advanced(work: _Work, stage: _Stage, members: Any, now: Running) -> tuple[Any, Running]:
     """Run a stage to its end, which is the beginning of what comes after it; the members' own buffers were reused too."""
     assert stage.length is not None
     held = (members, now.before, now.carry)
     records, rounds = now.records, now.rounds
     while rounds < stage.length:
-        count, start = hosts.broadcast(pace.rounds(stage.length - rounds)), watch.seconds
-        part = jnp.int32(rounds), jnp.int32(count), *shared
-        held, new = jax.block_until_ready(execute.call(stage.advance, held, part, execution, donate=True, stay=True))
-        pace.took(count, watch.seconds - start)
+        count, start = hosts.broadcast(work.pace.rounds(stage.length - rounds)), work.watch.seconds
+        part = jnp.int32(rounds), jnp.int32(count), *work.shared
+        held, new = jax.block_until_ready(execute.call(stage.advance, held, part, work.execution, donate=True, stay=True))
+        work.pace.took(count, work.watch.seconds - start)
         records, rounds = new if records is None else _written(records, new, *part[:2]), rounds + count
         if rounds < stage.length:
-            keep(Running(held[1], held[2], records, rounds))
+            work.keep(Running(held[1], held[2], records, rounds))
     return held[0], Running((*held[1], (held[2], records)), None, None, 0)
 
 

@@ -88,9 +88,8 @@ def _cell(seen: Seen, passed: float) -> str:
     epoch = seen.epoch
     if epoch is None:
         return f"{f'epoch 0/{seen.epochs}, ' if seen.epochs else ''}{clock(time.monotonic() - seen.begun)} so far"
-    part = f" of part {epoch.part}/{epoch.parts}" if epoch.parts > 1 else ""
     left = "?" if epoch.left is None else clock(max(epoch.left - passed, 0.0))
-    return ", ".join(filter(None, (f"epoch {epoch.number}/{epoch.of}{part}, ETA {left}", seen.checkpoint())))
+    return ", ".join(filter(None, (f"{epoch.place()}, ETA {left}", seen.checkpoint())))
 
 
 def clock(seconds: float) -> str:

@@ -23,6 +23,11 @@ class Epoch(NamedTuple):
     images: float | None  # per second; None = nothing is known yet
     left: float | None  # seconds to the end of the cell; None likewise
 
+    def place(self) -> str:
+        """Which epoch it is, in words, and of which part of the members where there are several."""
+        part = f" of part {self.part}/{self.parts}" if self.parts > 1 else ""
+        return f"epoch {self.number}/{self.of}{part}"
+
     def loss(self) -> str:
         """The losses in words."""
         if self.losses is None:

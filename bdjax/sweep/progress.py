@@ -173,7 +173,7 @@ class Progress:
         seen = self.seen
         if seen.epoch is None:
             return ""
-        return ", ".join(filter(None, (_epoch(seen.epoch), seen.epoch.loss(), seen.checkpoint())))
+        return ", ".join(filter(None, (seen.epoch.place(), seen.epoch.loss(), seen.checkpoint())))
 
     def left(self, running: float | None) -> str:
         """The time left in words; ``running`` is that of the cell in progress, in seconds, None if unknown."""
@@ -196,7 +196,7 @@ class Progress:
     def _line(self, epoch: Epoch) -> str:
         """An epoch in words, where there is no terminal."""
         kept = self.seen.checkpoint()
-        said = f"{self.seen.title}: {_epoch(epoch)}, {epoch.loss()}{epoch.rate()}{f', {kept}' if kept else ''}"
+        said = f"{self.seen.title}: {epoch.place()}, {epoch.loss()}{epoch.rate()}{f', {kept}' if kept else ''}"
         return f"{said}, {self.left(epoch.left)}"
 
     def _log_epoch(self) -> None:
@@ -223,8 +223,3 @@ class Progress:
             self._bars.say(line)
         else:
             print(line, file=self.stream, flush=True)
-
-
-def _epoch(epoch: Epoch) -> str:
-    part = f" of part {epoch.part}/{epoch.parts}" if epoch.parts > 1 else ""
-    return f"epoch {epoch.number}/{epoch.of}{part}"

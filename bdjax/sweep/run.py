@@ -109,14 +109,14 @@ def run(
     about = about_this_process()
     heard = listeners(out, log_to, about) if unfinished and hosts.is_leader() else ()
     progress = Progress([kind for one in found for kind in one.kinds()], stream, listeners=heard, about=about)
+    cells = [cell for work in works for cell in (work.cell, *(run.name for run in work.defenses))]
     with progress, Leases(out, timeout=timeout, say=progress.say, note=progress.note) as leases:
         if hosts.is_leader():
             manifest.write(out, works, leases)
         work_off(unfinished, out, tries, leases, progress, checkpoint_every)
         if hosts.is_leader():
-            tidy(works, out, leases)
+            tidy(cells, out, leases)
     records = store.read(out)
-    cells = [cell for work in works for cell in (work.cell, *(run.name for run in work.defenses))]
     members = [member_hash(point) for work in works for point in all_points(work)]
     return records.filter(records["cell"].is_in(cells) & records["member"].is_in(members))
 

@@ -63,16 +63,16 @@ def work_off(
         wait = min(2 * wait, POLL[1])
 
 
-def tidy(works: Sequence[Work], out: Location, leases: Leases) -> None:
+def tidy(cells: Sequence[str], out: Location, leases: Leases) -> None:
     """Remove what is kept of cells that are finished: a process that is killed between its records and its end leaves that.
 
     Args:
-      works: branches of which nothing is pending.
+      cells: hashes of cells of which nothing is pending.
       out: folder of the sweep.
       leases: of this process.
     """
     kept = running.cells(out)
-    for cell in (cell for work in works for cell in (work.cell, *(run.name for run in work.defenses)) if cell in kept):
+    for cell in (cell for cell in cells if cell in kept):
         with leases.lease(cell) as ours:
             if ours:
                 running.Keeper(out, cell, "").clear()
